@@ -1,0 +1,134 @@
+"""The Gradio app: layout and event wiring. The pictures are made by the pipeline.
+
+`python app.py` starts it; `SHOWO_MODEL` names another model than the embedded one, as a folder or a name on the Hub.
+"""
+
+import inspect
+import logging
+import os
+import random
+from collections.abc import Callable
+
+import gradio as gr
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from showo_hf import EMBEDDED_MODEL, ShowoT2IPipeline
+
+
+logger = logging.getLogger(__name__)
+
+# Anybody can send anything to a public app, also past the page: what is accepted is bounded here.
+MAX_PROMPT_LENGTH = 300
+MAX_STEPS = 50
+MAX_GUIDANCE = 20.0
+MAX_TEMPERATURE = 4.0
+MAX_PICTURES = 4
+MAX_SEED = 2**31 - 1
+MAX_WAITING = 20  # people in the queue
+
+EXAMPLES = [
+    "a red apple, flat style",
+    "a red apple, noto style",
+    "a red apple, 3d style",
+    "3d emoji of a smiling cat with heart eyes",
+    "an owl in noto style",
+    "flat picture of a rocket",
+]
+FAILED = "The picture could not be made. Please try again with other settings."
+
+
+def check_prompt(prompt: str | None) -> str:
+    """The prompt without white space around it; a `gr.Error` for the user if it is empty or too long."""
+    prompt = (prompt or "").strip()
+    if not prompt:
+        raise gr.Error("Please write what the picture should show.", print_exception=False)
+    if len(prompt) > MAX_PROMPT_LENGTH:
+        raise gr.Error(f"Please use at most {MAX_PROMPT_LENGTH} characters.", print_exception=False)
+    return prompt
+
+
+def picture_maker(pipe: DiffusionPipeline) -> Callable:
+    """The function behind the button: the values of the page to (pictures with captions, seed of the first one)."""
+
+    def make_pictures(
+        prompt: str,
+        steps: int,
+        guidance: float,
+        temperature: float,
+        seed: float | None,
+        count: int,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - gradio finds it as a default
+    ) -> tuple[list[tuple[Image.Image, str]], int]:
+        prompt = check_prompt(prompt)
+        steps, count = int(steps), int(count)
+        first = random.randint(0, MAX_SEED) if seed is None else int(seed)
+        seeds = [first + index for index in range(count)]
+
+        def on_step_end(pipe: DiffusionPipeline, step: int, timestep: object, callback_kwargs: dict) -> dict:
+            progress((step + 1, steps), unit="steps")
+            return callback_kwargs
+
+        try:
+            pictures = pipe(
+                prompt,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                temperature=temperature,
+                num_images_per_prompt=count,
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                callback_on_step_end=on_step_end,
+            ).images
+        except Exception as error:
+            # The log tells us everything, the stranger nothing about this machine.
+            logger.exception("a picture could not be made")
+            raise gr.Error(FAILED, print_exception=False) from error
+        return [(picture, f"seed {seed}") for picture, seed in zip(pictures, seeds, strict=True)], first
+
+    return make_pictures
+
+
+def build_demo(pipe: DiffusionPipeline) -> gr.Blocks:
+    """The app around a loaded pipeline. `demo.launch()` starts it. The settings start at the pipeline's defaults."""
+    usual = {name: parameter.default for name, parameter in inspect.signature(pipe.__call__).parameters.items()}
+    with gr.Blocks(title="Show-o", analytics_enabled=False) as demo:
+        gr.Markdown("# Show-o\nPictures from words, by masked token prediction.")
+        with gr.Tab("Text to picture"), gr.Row():
+            with gr.Column():
+                prompt = gr.Textbox(
+                    label="What to show", placeholder=EXAMPLES[0], max_length=MAX_PROMPT_LENGTH, autofocus=True
+                )
+                button = gr.Button("Make", variant="primary")
+                gr.Examples(EXAMPLES, inputs=prompt, label="Things and styles to try", cache_examples=False)
+                with gr.Accordion("Settings", open=False):
+                    steps = gr.Slider(1, MAX_STEPS, usual["num_inference_steps"], step=1, precision=0, label="Steps")
+                    guidance = gr.Slider(1.0, MAX_GUIDANCE, usual["guidance_scale"], step=0.25, label="Guidance")
+                    temperature = gr.Slider(
+                        0.0, MAX_TEMPERATURE, pipe.scheduler.config.temperature, step=0.1, label="Temperature"
+                    )
+                    count = gr.Slider(1, MAX_PICTURES, value=1, step=1, precision=0, label="Pictures")
+                    seed = gr.Number(None, minimum=0, maximum=MAX_SEED, precision=0, label="Seed (empty: a new one)")
+            with gr.Column():
+                gallery = gr.Gallery(label="Pictures", columns=2, format="png", object_fit="contain")
+                used_seed = gr.Number(label="Seed of the first picture", interactive=False, precision=0)
+        gr.on(
+            [button.click, prompt.submit],
+            picture_maker(pipe),
+            inputs=[prompt, steps, guidance, temperature, seed, count],
+            outputs=[gallery, used_seed],
+            api_name="generate",
+        )
+    return demo.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
+
+
+def load_pipeline() -> ShowoT2IPipeline:
+    """The pipeline of `SHOWO_MODEL`, the embedded one without it, on the accelerator where there is one."""
+    pipe = ShowoT2IPipeline.from_pretrained(os.environ.get("SHOWO_MODEL") or EMBEDDED_MODEL)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+
+
+if __name__ == "__main__":
+    logging.basicConfig()
+    build_demo(load_pipeline()).launch()

@@ -1,0 +1,1 @@
+"""Original Show-o weights in and out."""

@@ -1,0 +1,159 @@
+"""What the pipelines share: encoding a prompt once, predicting picture codes from its cache, decoding."""
+
+import inspect
+from dataclasses import dataclass
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
+from torch.nn import functional as F
+from transformers import DynamicCache
+
+from showo_hf.modeling_showo import ShowoForCausalLM
+from showo_hf.modeling_showo_lfq import ShowoLFQTokenizer
+from showo_hf.processing_showo import ShowoProcessor
+
+
+@dataclass
+class EncodedPrompts:
+    """
+    Keys and values of the prompts, computed once and used by every step.
+
+    Rows are the conditional ones, one a picture, and behind them as many unconditional ones where there is guidance.
+
+    Args:
+        cache: `DynamicCache` of (rows, heads, length, head_dim).
+        attention_mask (`torch.LongTensor` of shape `(rows, length)`): 0 at pads.
+    """
+
+    cache: DynamicCache
+    attention_mask: torch.LongTensor
+
+    @property
+    def num_rows(self) -> int:
+        """Conditional and unconditional rows together."""
+        return self.attention_mask.shape[0]
+
+
+class ShowoPipelineBase(DiffusionPipeline):
+    """Base of the pipelines that make pictures with a Show-o model; components `model`, `processor`, `scheduler`."""
+
+    model_cpu_offload_seq = "model"
+    _callback_tensor_inputs = ("latents",)
+
+    def __init__(self, model: ShowoForCausalLM, processor: ShowoProcessor, scheduler):
+        super().__init__()
+        self.register_modules(model=model, processor=processor, scheduler=scheduler)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
+
+    @property
+    def image_tokenizer(self) -> ShowoLFQTokenizer | None:
+        """The model's picture tokenizer."""
+        return self.model.image_tokenizer
+
+    @property
+    def default_grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens at the trained size."""
+        side = round(self.model.config.num_image_tokens**0.5)
+        return side, self.model.config.num_image_tokens // side
+
+    def check_scheduler(self):
+        """Raise `ValueError` unless the scheduler's mask id is the model's codebook size."""
+        mask, size = self.scheduler.config.mask_token_id, self.model.config.codebook_size
+        if mask != size:
+            raise ValueError(
+                f"`scheduler.config.mask_token_id` must be the model's codebook size, {size}, got {mask}; "
+                f"use `type(scheduler).from_config(scheduler.config, mask_token_id={size})`."
+            )
+
+    def set_timesteps(self, num_inference_steps: int, grid_size: tuple[int, int], temperature: float | None):
+        """Call the scheduler's `set_timesteps` with those of our arguments that it takes."""
+        accepted = inspect.signature(self.scheduler.set_timesteps).parameters
+        wanted = {"grid_size": grid_size, "temperature": temperature, "device": self._execution_device}
+        if temperature is not None and "temperature" not in accepted:
+            raise ValueError(f"`temperature` is not an option of {type(self.scheduler).__name__}, got {temperature}.")
+        options = {name: value for name, value in wanted.items() if name in accepted and value is not None}
+        self.scheduler.set_timesteps(num_inference_steps, **options)
+
+    @torch.no_grad()
+    def encode_rows(self, prompts: list[str], rows: list[int]) -> EncodedPrompts:
+        """
+        Keys and values of `t2i sot text eot` for each of `prompts`, repeated to `rows` (indices into `prompts`).
+        """
+        inputs = self.processor.text_to_image_prefix(prompts).to(self._execution_device)
+        cache = DynamicCache(config=self.model.config.text_config)
+        self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1, codebook_only=True)
+        index = torch.tensor(rows, device=self._execution_device)
+        if rows != list(range(len(prompts))):
+            cache.batch_select_indices(index)
+        return EncodedPrompts(cache, inputs["attention_mask"][index])
+
+    def picture_attention_mask(self, prompts: EncodedPrompts, input_ids: torch.LongTensor):
+        """
+        The mask of a picture behind its prompt, for every step alike; `input_ids` is (rows, `soi` picture `eoi`).
+        """
+        seen = F.pad(prompts.attention_mask, (0, input_ids.shape[1]), value=1)
+        like = torch.empty((*input_ids.shape, 0), dtype=self.model.dtype, device=input_ids.device)
+        return self.model.omni_attention_mask(like, input_ids, seen, prompts.cache)
+
+    def picture_input_ids(self, tokens: torch.LongTensor) -> torch.LongTensor:
+        """Codes (batch, tokens), the codebook size where unknown, to ids `soi picture eoi` (batch, tokens + 2)."""
+        config = self.model.config
+        unknown = tokens == config.codebook_size
+        ids = torch.where(unknown, config.mask_token_id, tokens + config.image_token_offset)
+        return F.pad(F.pad(ids, (1, 0), value=config.soi_token_id), (0, 1), value=config.eoi_token_id)
+
+    @torch.no_grad()
+    def predict_codes(
+        self, tokens: torch.LongTensor, prompts: EncodedPrompts, attention_mask, guidance_scale: float
+    ) -> torch.Tensor:
+        """
+        Guided logits of the unknown tokens; zeros at the known ones, where no scheduler looks.
+
+        Only the picture's positions go through the model, and only unknown ones through the head.
+
+        Args:
+            tokens (`torch.LongTensor` of shape `(batch, tokens)`): codes, the codebook size where unknown.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, tokens, codebook_size)`: `g c - (g - 1) u`, c alone without guidance.
+        """
+        batch_size, num_tokens = tokens.shape
+        guided = prompts.num_rows > batch_size
+        unknown = tokens == self.model.config.codebook_size  # (batch, tokens)
+        rows = self.picture_input_ids(tokens)
+        places = F.pad(unknown, (1, 1), value=False)  # soi and eoi are known
+        if guided:
+            rows, places = torch.cat([rows, rows]), torch.cat([places, places])
+        first = self.processor.max_text_length + 1
+        logits = self.model(
+            input_ids=rows,
+            attention_mask=attention_mask,
+            position_ids=torch.arange(first, first + num_tokens + 2, device=rows.device).expand_as(rows),
+            past_key_values=prompts.cache,
+            use_cache=True,
+            logits_to_keep=places,
+            codebook_only=True,
+        ).logits  # (unknown of all rows, codebook)
+        prompts.cache.crop(-(num_tokens + 2))
+        if guided:
+            conditional, unconditional = logits.chunk(2)
+            logits = guidance_scale * conditional - (guidance_scale - 1) * unconditional
+        full = logits.new_zeros(batch_size, num_tokens, logits.shape[-1])
+        full[unknown] = logits
+        return full
+
+    @torch.no_grad()
+    def decode_latents(self, latents: torch.LongTensor, output_type: str):
+        """A token grid (batch, h, w) to pictures as `output_type` says; "latent" gives the grid."""
+        if output_type == "latent":
+            return latents
+        pixels = self.image_tokenizer.decode(latents.to(self.image_tokenizer.device)).sample
+        return self.image_processor.postprocess(pixels.float(), output_type=output_type)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """
+        Save the pipeline; `model/` gets the processor's files too, so that transformers can load it by itself.
+        """
+        super().save_pretrained(save_directory, *args, **kwargs)
+        self.processor.save_pretrained(f"{save_directory}/model")

@@ -1,0 +1,41 @@
+"""showo-hf: the Show-o family of models, which read and make pictures, as ordinary Hugging Face objects."""
+
+from pathlib import Path
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+
+from .configuration_showo import ShowoConfig
+from .configuration_showo_lfq import ShowoLFQTokenizerConfig
+from .modeling_showo import ShowoForCausalLM
+from .modeling_showo_lfq import ShowoLFQTokenizer
+from .processing_showo import ShowoProcessor
+from .schedulers import MaskGITScheduler
+
+
+AutoConfig.register("showo", ShowoConfig, exist_ok=True)
+AutoConfig.register("showo_lfq", ShowoLFQTokenizerConfig, exist_ok=True)
+AutoModel.register(ShowoLFQTokenizerConfig, ShowoLFQTokenizer, exist_ok=True)
+AutoModelForCausalLM.register(ShowoConfig, ShowoForCausalLM, exist_ok=True)
+AutoModelForImageTextToText.register(ShowoConfig, ShowoForCausalLM, exist_ok=True)
+AutoProcessor.register(ShowoConfig, ShowoProcessor, exist_ok=True)
+
+# After the registrations: a saved pipeline's components are loaded through them.
+from .pipelines import ShowoT2IPipeline, ShowoT2IPipelineOutput  # noqa: E402
+
+
+__version__ = "0.1.0"
+
+#: Folder of the model that is shipped with the package; any `from_pretrained` takes it.
+EMBEDDED_MODEL = str(Path(__file__).parent / "checkpoints" / "showo-emoji")
+
+__all__ = [
+    "EMBEDDED_MODEL",
+    "MaskGITScheduler",
+    "ShowoConfig",
+    "ShowoForCausalLM",
+    "ShowoLFQTokenizer",
+    "ShowoLFQTokenizerConfig",
+    "ShowoProcessor",
+    "ShowoT2IPipeline",
+    "ShowoT2IPipelineOutput",
+]

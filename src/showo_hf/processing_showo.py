@@ -1,0 +1,263 @@
+"""Text and pictures to one token sequence, and back."""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from transformers import BatchFeature, PreTrainedTokenizerBase
+from transformers.processing_utils import ProcessorMixin
+
+
+PAD_TOKEN = "[PAD]"
+SPECIAL_TOKENS = tuple(f"<|{name}|>" for name in ("soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg"))
+
+
+def add_showo_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """
+    Add `[PAD]` and Show-o's nine special tokens behind a text tokenizer's vocabulary, in the published order.
+
+    A tokenizer that has them already is left as it is. Its `bos` and `eos` tokens serve as `sot` and `eot`.
+    """
+    if tokenizer.pad_token != PAD_TOKEN:
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    known = tokenizer.get_vocab()
+    tokenizer.add_tokens([token for token in SPECIAL_TOKENS if token not in known], special_tokens=True)
+    return tokenizer
+
+
+class ShowoProcessor(ProcessorMixin):
+    r"""
+    Text tokenizer and image processor of a Show-o model, and the builder of its sequences.
+
+    Text-to-image: `[PAD]* t2i sot text eot soi picture eoi`. Understanding: `mmu soi picture eoi sot text eot [PAD]*`.
+    Text: `sot text eot [PAD]*`. Mixed: `sot (text | soi picture eoi)* eot [PAD]*`.
+
+    Args:
+        image_processor: a CLIP-style image processor with mean and standard deviation 0.5.
+        tokenizer: a text tokenizer with Show-o's special tokens; see [`add_showo_tokens`].
+        codebook_size (`int`, defaults to 8192): number of picture codes; their ids follow the tokenizer's.
+        num_image_tokens (`int`, defaults to 256): tokens of a picture at the trained size.
+        max_text_length (`int`, defaults to 128): ids of a text with its `sot` and `eot`; longer ones are cut.
+    """
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        chat_template=None,
+        codebook_size: int = 8192,
+        num_image_tokens: int = 256,
+        max_text_length: int = 128,
+        **kwargs,
+    ):
+        self.codebook_size = codebook_size
+        self.num_image_tokens = num_image_tokens
+        self.max_text_length = max_text_length
+        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+        vocabulary = tokenizer.get_vocab()
+        missing = [token for token in (PAD_TOKEN, *SPECIAL_TOKENS) if token not in vocabulary]
+        if missing:
+            raise ValueError(f"`tokenizer` lacks {missing}; see `showo_hf.processing_showo.add_showo_tokens`.")
+        self.image_token_offset = len(tokenizer)
+        self.mask_token_id = self.image_token_offset + codebook_size
+        self.pad_token_id = vocabulary[PAD_TOKEN]
+        self.sot_token_id, self.eot_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+        for token in SPECIAL_TOKENS:
+            setattr(self, f"{token[2:5]}_token_id", vocabulary[token])
+        self.image_token = "<|sov|>"  # placeholder of a picture in a text
+        self.image_token_id = self.sov_token_id
+
+    # Parts of a sequence
+
+    def text_ids(self, text: str) -> list[int]:
+        """Ids of a text without `sot` and `eot`."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def closed_text_ids(self, text: str) -> list[int]:
+        """`sot text eot`, at most `max_text_length` ids; a longer text keeps its beginning, with a warning."""
+        ids = self.text_ids(text)
+        kept = self.max_text_length - 2
+        if len(ids) > kept:
+            warnings.warn(
+                f"A text of {len(ids)} ids was cut to the {kept} that `max_text_length` leaves it: {text[:60]!r}...",
+                stacklevel=3,
+            )
+        return [self.sot_token_id, *ids[:kept], self.eot_token_id]
+
+    def picture_ids(self, image_tokens: torch.LongTensor | None, num_image_tokens: int | None = None) -> list[int]:
+        """`soi picture eoi` of a grid of codes; unknown where a code is `codebook_size`, or everywhere for None."""
+        if image_tokens is None:
+            codes = [self.mask_token_id] * (num_image_tokens or self.num_image_tokens)
+        else:
+            codes = (image_tokens.reshape(-1) + self.image_token_offset).tolist()
+        return [self.soi_token_id, *codes, self.eoi_token_id]
+
+    def placeholder_ids(self) -> list[int]:
+        """`soi placeholder* eoi`, where the model puts the tokens or features of `pixel_values`."""
+        return [self.soi_token_id, *[self.image_token_id] * self.num_image_tokens, self.eoi_token_id]
+
+    # Sequences
+
+    def text_to_image_prefix(self, prompts: Sequence[str]) -> BatchFeature:
+        """
+        `[PAD]* t2i sot text eot`, padded on the left to the longest.
+
+        The positions are those of a text part of full length, `max_text_length + 1`, so a picture that follows starts
+        at that position however short the text is.
+
+        Returns:
+            `input_ids`, `attention_mask` and `position_ids`, (batch, longest).
+        """
+        rows = [[self.t2i_token_id, *self.closed_text_ids(prompt)] for prompt in prompts]
+        batch = self.pad_rows(rows, side="left")
+        length = batch["input_ids"].shape[1]
+        end = self.max_text_length + 1
+        batch["position_ids"] = torch.arange(end - length, end).expand(len(rows), -1)
+        return batch
+
+    def text_to_image(
+        self,
+        prompts: Sequence[str],
+        image_tokens: Sequence[torch.LongTensor] | torch.LongTensor | None = None,
+        num_image_tokens: int | None = None,
+        padding: str = "max_length",
+    ) -> BatchFeature:
+        """
+        Whole text-to-image sequences.
+
+        Args:
+            prompts: one text a row.
+            image_tokens: codes of each row's picture, of any grid shape; unknown everywhere where it is None.
+            num_image_tokens: tokens of an unknown picture; the trained number by default.
+            padding: "max_length" pads the text to full length, "longest" to the longest of the batch.
+
+        Returns:
+            `input_ids` and `attention_mask` (batch, length); with `image_tokens` also `labels`, the ids with -100 at pads.
+        """
+        grids = image_tokens if image_tokens is not None else [None] * len(prompts)
+        check_equal_length(prompts=prompts, image_tokens=grids)
+        rows = [
+            [self.t2i_token_id, *self.closed_text_ids(prompt), *self.picture_ids(grid, num_image_tokens)]
+            for prompt, grid in zip(prompts, grids, strict=True)
+        ]
+        pictures = [len(self.picture_ids(grid, num_image_tokens)) for grid in grids]
+        if len(set(pictures)) > 1:
+            raise ValueError(f"`image_tokens` must be equally many in each row, got {[n - 2 for n in pictures]}.")
+        length = self.max_text_length + 1 + pictures[0] if padding == "max_length" else None
+        return self.pad_rows(rows, side="left", length=length, labels=rows if image_tokens is not None else None)
+
+    def understanding(
+        self,
+        texts: Sequence[str],
+        image_tokens: Sequence[torch.LongTensor] | torch.LongTensor,
+        length: int | None = None,
+    ) -> BatchFeature:
+        """
+        `mmu soi picture eoi sot text eot [PAD]*` with labels on the text, for training.
+
+        Returns:
+            `input_ids`, `attention_mask` and `labels`, (batch, `length` or the longest).
+        """
+        check_equal_length(texts=texts, image_tokens=image_tokens)
+        rows, labels = [], []
+        for text, grid in zip(texts, image_tokens, strict=True):
+            picture = [self.mmu_token_id, *self.picture_ids(grid)]
+            closed = self.closed_text_ids(text)
+            rows.append(picture + closed)
+            labels.append([-100] * len(picture) + closed)
+        return self.pad_rows(rows, side="right", length=length, labels=labels)
+
+    def text_only(self, texts: Sequence[str], length: int | None = None) -> BatchFeature:
+        """`sot text eot [PAD]*` with labels on all of it: `input_ids`, `attention_mask`, `labels`."""
+        rows = [self.closed_text_ids(text) for text in texts]
+        return self.pad_rows(rows, side="right", length=length, labels=rows)
+
+    def mixed(self, sequences: Sequence[Sequence[str | torch.LongTensor]], length: int | None = None) -> BatchFeature:
+        """
+        `sot (text | soi picture eoi)* eot [PAD]*` with labels on all of it.
+
+        Args:
+            sequences: rows of texts and grids of codes in any order.
+        """
+        rows = []
+        for parts in sequences:
+            row = [self.sot_token_id]
+            for part in parts:
+                row += self.text_ids(part) if isinstance(part, str) else self.picture_ids(part)
+            rows.append([*row, self.eot_token_id])
+        return self.pad_rows(rows, side="right", length=length, labels=rows)
+
+    def pad_rows(
+        self,
+        rows: Sequence[Sequence[int]],
+        side: str,
+        length: int | None = None,
+        labels: Sequence[Sequence[int]] | None = None,
+    ) -> BatchFeature:
+        """Rows of ids (and of labels) to tensors of one length, padded on the `side` "left" or "right"."""
+        longest = max(len(row) for row in rows)
+        length = longest if length is None else length
+        if longest > length:
+            raise ValueError(f"`length` must hold the longest row of {longest} ids, got {length}.")
+
+        def padded(row: Sequence[int], fill: int) -> list[int]:
+            pads = [fill] * (length - len(row))
+            return [*pads, *row] if side == "left" else [*row, *pads]
+
+        data = {
+            "input_ids": torch.tensor([padded(row, self.pad_token_id) for row in rows]),
+            "attention_mask": torch.tensor([padded([1] * len(row), 0) for row in rows]),
+        }
+        if labels is not None:
+            data["labels"] = torch.tensor([padded(row, -100) for row in labels])
+        return BatchFeature(data)
+
+    # transformers' call
+
+    def __call__(self, images=None, text=None, padding_side: str = "left", **kwargs) -> BatchFeature:
+        """
+        Texts with placeholders, and their pictures, to model inputs.
+
+        Args:
+            images: a picture or a list of pictures, in the order of the placeholders; anything the image processor takes.
+            text (`str` or `list[str]`): each `<|sov|>` in it stands for a picture.
+
+        Returns:
+            `input_ids`, `attention_mask` (batch, length) and `pixel_values` (pictures, 3, H, W).
+
+        Raises:
+            ValueError: without any input, or when pictures and placeholders are not equally many.
+        """
+        if images is None and text is None:
+            raise ValueError("Give `text`, `images` or both.")
+        data = {}
+        if images is not None:
+            data.update(self.image_processor(images, return_tensors="pt"))
+        if text is not None:
+            rows = [self.expand_placeholders(one) for one in ([text] if isinstance(text, str) else text)]
+            found = sum(row.count(self.soi_token_id) for row in rows)
+            given = data["pixel_values"].shape[0] if images is not None else 0
+            if found != given:
+                raise ValueError(
+                    f"`text` has {found} placeholders {self.image_token!r}, and {given} `images` were given."
+                )
+            data.update(self.pad_rows(rows, side=padding_side))
+        return BatchFeature(data)
+
+    def expand_placeholders(self, text: str) -> list[int]:
+        """Ids of a text in which each placeholder has become a picture block of placeholders."""
+        ids = []
+        for token in self.text_ids(text):
+            ids += self.placeholder_ids() if token == self.image_token_id else [token]
+        return ids
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "pixel_values"]
+
+
+def check_equal_length(**named: Sequence):
+    """Raise `ValueError` unless the two named sequences are equally long."""
+    (first, one), (second, other) = named.items()
+    if len(one) != len(other):
+        raise ValueError(f"`{first}` and `{second}` must be equally many, got {len(one)} and {len(other)}.")

@@ -1,0 +1,55 @@
+"""Masking schedules: how large a share of the tokens is unknown at a point of the sampling. Pure functions.
+
+Each takes the share of the steps that are done, r in [0, 1], and gives the share of tokens that are masked then,
+falling from 1 to 0 ("MaskGIT", arXiv:2202.04200, section 3.2).
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+
+
+MaskingSchedule = Callable[[torch.Tensor], torch.Tensor]
+
+
+def cosine(ratio: torch.Tensor) -> torch.Tensor:
+    """`cos(pi r / 2)`."""
+    return torch.cos(ratio * math.pi / 2)
+
+
+def linear(ratio: torch.Tensor) -> torch.Tensor:
+    """`1 - r`."""
+    return power(ratio, 1.0)
+
+
+def power(ratio: torch.Tensor, exponent: float) -> torch.Tensor:
+    """`1 - r^n`."""
+    return (1.0 - ratio**exponent).clamp(1e-6, 1.0)
+
+
+def sigmoid(ratio: torch.Tensor, start: float = -3.0, end: float = 3.0, temperature: float = 1.0) -> torch.Tensor:
+    """A logistic curve from `start` to `end`, scaled to fall from 1 to 0 (arXiv:2301.10972, section 2)."""
+    first, last = (torch.sigmoid(torch.tensor(x / temperature)) for x in (start, end))
+    value = torch.sigmoid((ratio * (end - start) + start) / temperature)
+    return ((last - value) / (last - first)).clamp(1e-6, 1.0)
+
+
+def get_masking_schedule(name: str) -> MaskingSchedule:
+    """
+    The schedule called "cosine", "linear", "sigmoid" or "pow<n>" with a positive number n, as in "pow2" or "pow0.5".
+
+    Raises:
+        ValueError: for any other name.
+    """
+    named = {"cosine": cosine, "linear": linear, "sigmoid": sigmoid}
+    if name in named:
+        return named[name]
+    if isinstance(name, str) and name.startswith("pow"):
+        try:
+            exponent = float(name[3:])
+        except ValueError:
+            exponent = 0.0
+        if 0 < exponent < math.inf:
+            return lambda ratio: power(ratio, exponent)
+    raise ValueError(f"`masking_schedule` must be one of {sorted(named)} or 'pow<n>' with n > 0, got {name!r}.")

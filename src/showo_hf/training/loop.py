@@ -1,0 +1,201 @@
+"""One training loop for both models, on accelerate: the same command on a CPU or on GPUs, and it resumes."""
+
+import argparse
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import nn
+from transformers import get_scheduler
+
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass
+class LoopOptions:
+    """
+    What both trainers let a user choose; see [`add_loop_arguments`] for the meanings.
+
+    The learning rate rises over `warmup_steps`, stays, and falls to zero over the last `decay_share` of the steps.
+    """
+
+    output: str
+    steps: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float = 0.05
+    warmup_steps: int = 200
+    decay_share: float = 0.3
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999
+    mixed_precision: str = "bf16"
+    compile: bool = False
+    seed: int = 0
+    save_every: int = 500
+    log_every: int = 50
+    max_minutes: float = float("inf")
+
+
+def add_loop_arguments(parser: argparse.ArgumentParser, **defaults):
+    """Add the options of [`LoopOptions`] to `parser`; `defaults` replace the ones written here."""
+    add = parser.add_argument
+    add("--output", required=True, help="folder for the trained model; checkpoints go to its `checkpoint` folder")
+    add("--steps", type=int, required=True, help="optimizer steps in all, those before a resume counted in")
+    add("--batch-size", type=int, default=16, help="pictures a step and process")
+    add("--learning-rate", type=float, default=1e-3)
+    add("--weight-decay", type=float, default=0.05)
+    add("--warmup-steps", type=int, default=200)
+    add("--decay-share", type=float, default=0.3, help="share of the steps over which the rate falls to zero")
+    add("--max-grad-norm", type=float, default=1.0)
+    add("--ema-decay", type=float, default=0.999, help="decay of the averaged weights, which are what is saved")
+    add("--mixed-precision", choices=("no", "bf16", "fp16"), default="bf16")
+    add("--compile", action="store_true", help="compile the model with torch.compile (needs a C++ compiler on a CPU)")
+    add("--seed", type=int, default=0)
+    add("--save-every", type=int, default=500, help="steps between checkpoints")
+    add("--log-every", type=int, default=50)
+    add("--max-minutes", type=float, default=float("inf"), help="stop with a checkpoint after so long; resume later")
+    parser.set_defaults(**defaults)
+
+
+def loop_options(arguments: argparse.Namespace) -> LoopOptions:
+    """The [`LoopOptions`] among parsed arguments."""
+    return LoopOptions(**{name: getattr(arguments, name) for name in LoopOptions.__dataclass_fields__})
+
+
+def step_generator(seed: int, step: int, process: int = 0) -> torch.Generator:
+    """
+    The random numbers of one step of one process.
+
+    They depend on nothing else, so a resumed run sees the same batches as one that never stopped.
+    """
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 4099 + process)
+
+
+def train(
+    model: nn.Module,
+    options: LoopOptions,
+    make_batch: Callable[[torch.Generator], Batch],
+    compute_loss: Callable[[nn.Module, Batch], tuple[torch.Tensor, dict[str, torch.Tensor]]],
+    save: Callable[[nn.Module, Path], None] | None = None,
+) -> nn.Module:
+    """
+    Train `model` and save its averaged weights to `options.output`.
+
+    Args:
+        model: the module; it is returned with the averaged weights in place.
+        options: see [`LoopOptions`]. A checkpoint in the output folder is taken up by itself.
+        make_batch: random numbers of the step to a batch of CPU tensors.
+        compute_loss: the module and a batch to the loss and named parts of it for the log.
+        save: writes the finished module to a folder; `save_pretrained` by default.
+    """
+    accelerator = Accelerator(
+        mixed_precision=options.mixed_precision,
+        cpu=not torch.cuda.is_available(),
+        dynamo_backend="inductor" if options.compile else "no",
+    )
+    output = Path(options.output)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, options.weight_decay), lr=options.learning_rate, betas=(0.9, 0.98)
+    )
+    schedule = get_scheduler(
+        "warmup_stable_decay",
+        optimizer,
+        num_warmup_steps=options.warmup_steps,
+        num_training_steps=options.steps,
+        scheduler_specific_kwargs={"num_decay_steps": max(1, int(options.steps * options.decay_share))},
+    )
+    wrapped, optimizer = accelerator.prepare(model.train(), optimizer)
+    average = EMAModel(model.parameters(), decay=options.ema_decay, foreach=True)
+    average.to(accelerator.device)
+    progress = Progress()
+    accelerator.register_for_checkpointing(schedule, average, progress)
+    checkpoint = output / "checkpoint"
+    if checkpoint.is_dir():
+        accelerator.load_state(str(checkpoint))
+        accelerator.print(f"resumed at step {progress.step}", flush=True)
+
+    started = logged = time.monotonic()
+    while progress.step < options.steps and time.monotonic() - started < options.max_minutes * 60:
+        generator = step_generator(options.seed, progress.step, accelerator.process_index)
+        batch = {name: value.to(accelerator.device) for name, value in make_batch(generator).items()}
+        with accelerator.autocast():
+            loss, parts = compute_loss(wrapped, batch)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), options.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        average.step(model.parameters())
+        progress.step += 1
+        if progress.step % options.log_every == 0 and accelerator.is_main_process:
+            now = time.monotonic()
+            row = {"step": progress.step, "loss": loss.item(), **{name: part.item() for name, part in parts.items()}}
+            row["lr"] = schedule.get_last_lr()[0]
+            row["seconds_per_step"] = (now - logged) / options.log_every
+            logged = now
+            log_row(output, row)
+        if progress.step % options.save_every == 0:
+            save_checkpoint(accelerator, checkpoint)
+    save_checkpoint(accelerator, checkpoint)
+
+    average.copy_to(model.parameters())
+    model.eval()
+    if accelerator.is_main_process:
+        (save or (lambda module, folder: module.save_pretrained(folder)))(model, output)
+    accelerator.wait_for_everyone()
+    return model
+
+
+class Progress:
+    """The count of steps done, kept in the checkpoint."""
+
+    def __init__(self):
+        self.step = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]):
+        self.step = state["step"]
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Weight decay on matrices and kernels alone, not on biases and norms."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def log_row(output: Path, row: dict[str, float]):
+    """Print a row of the log and append it to `log.jsonl`."""
+    output.mkdir(parents=True, exist_ok=True)
+    with open(output / "log.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    print(
+        "  ".join(f"{name} {value:.4g}" if name != "step" else f"step {value}" for name, value in row.items()),
+        flush=True,
+    )
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path):
+    """Write the whole state beside `folder`, then put it in its place, so that no half-written one is ever found."""
+    fresh = folder.with_name(folder.name + ".new")
+    accelerator.save_state(str(fresh))
+    if accelerator.is_main_process:
+        old = folder.with_name(folder.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(fresh, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    accelerator.wait_for_everyone()

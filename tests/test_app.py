@@ -1,0 +1,120 @@
+"""The Gradio app, served on this machine and used through its own client, with the embedded model."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+
+gr = pytest.importorskip("gradio")
+
+from gradio_client import Client  # noqa: E402 - comes with gradio
+from gradio_client.exceptions import AppError  # noqa: E402
+from PIL import Image  # noqa: E402
+
+
+ROOT = Path(__file__).resolve().parents[1]
+REQUEST = {
+    "prompt": "a red apple, flat style",
+    "steps": 4,
+    "guidance": 3.0,
+    "temperature": 1.0,
+    "seed": 7,
+    "count": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def app():
+    specification = importlib.util.spec_from_file_location("app", ROOT / "app.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def pipe(app, monkeypatch):
+    monkeypatch.delenv("SHOWO_MODEL", raising=False)
+    return app.load_pipeline()
+
+
+@pytest.fixture
+def client(app, pipe):
+    demo = app.build_demo(pipe)
+    _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    yield Client(url, verbose=False)
+    demo.close()
+
+
+def make(client, **changed):
+    """Ask for pictures: ([(picture, caption)], seed)."""
+    gallery, seed = client.predict(*{**REQUEST, **changed}.values(), api_name="/generate")
+    pictures = []
+    for entry in gallery:
+        with Image.open(entry["image"]) as file:
+            pictures.append((file.convert("RGB"), entry["caption"]))
+    return pictures, seed
+
+
+def test_pictures_and_seeds(client, pipe):
+    pictures, seed = make(client)
+    assert seed == 7
+    assert [caption for _, caption in pictures] == ["seed 7", "seed 8"]
+    assert pictures[0][0].tobytes() != pictures[1][0].tobytes()
+    again, _ = make(client)
+    assert [picture.tobytes() for picture, _ in again] == [picture.tobytes() for picture, _ in pictures]
+
+
+def test_without_a_seed_each_picture_is_a_new_one(client):
+    (one, first), (two, second) = make(client, seed=None, count=1), make(client, seed=None, count=1)
+    assert first != second
+    repeated, _ = make(client, seed=first, count=1)
+    assert repeated[0][0].tobytes() == one[0][0].tobytes() != two[0][0].tobytes()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"prompt": "  "},
+        {"prompt": None},
+        {"prompt": "apple " * 100},
+        {"steps": 0},
+        {"steps": 10_000},
+        {"guidance": 1e9},
+        {"temperature": -1.0},
+        {"count": 1000},
+        {"seed": -1},
+        {"seed": 2**70},
+    ],
+)
+def test_what_is_out_of_bounds_is_refused_in_a_sentence(client, changed):
+    with pytest.raises(AppError) as refusal:
+        make(client, **changed)
+    assert_fit_for_strangers(str(refusal.value))
+
+
+def test_a_failure_says_nothing_about_this_machine(client, pipe, app, caplog):
+    pipe.scheduler = None  # a real failure, deep inside the pipeline
+    with pytest.raises(AppError) as failure:
+        make(client)
+    assert str(failure.value) == app.FAILED
+    assert_fit_for_strangers(str(failure.value))
+    assert any(record.exc_info for record in caplog.records)  # the log has the trace
+
+
+def assert_fit_for_strangers(message: str):
+    assert message.strip()
+    assert "\n" not in message
+    for word in ("Traceback", "File ", str(ROOT), str(Path.home()), ".py"):
+        assert word not in message
+
+
+def test_the_examples_fit_the_limits(app):
+    for prompt in app.EXAMPLES:
+        assert app.check_prompt(prompt) == prompt
+
+
+def test_another_model_can_be_named(app, monkeypatch, tmp_path):
+    monkeypatch.setenv("SHOWO_MODEL", str(tmp_path / "missing"))
+    with pytest.raises(Exception, match="missing"):
+        app.load_pipeline()

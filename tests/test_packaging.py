@@ -1,0 +1,186 @@
+"""The package as others get it: its metadata, its wheel, and a picture made far from the repository."""
+
+import configparser
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+
+ROOT = Path(__file__).resolve().parents[1]
+EMBEDDED = "showo_hf/checkpoints/showo-emoji"
+GENERATE = ("generate", "a red apple, flat style", "--seed", "3", "--num", "2", "--device", "cpu", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def settings() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    return parser
+
+
+def lines(text: str) -> list[str]:
+    return [line for line in text.split("\n") if line]
+
+
+def source_folder(package: str, settings: configparser.ConfigParser) -> Path:
+    """Where setup.cfg says that a package lies."""
+    mapping = dict(re.split(r"\s*=\s*", line.strip()) for line in lines(settings["options"]["package_dir"]))
+    if package in mapping:
+        return ROOT / mapping[package]
+    return ROOT / mapping[""] / package.replace(".", "/")
+
+
+def test_every_listed_package_is_there(settings):
+    packages = lines(settings["options"]["packages"])
+    assert packages
+    for package in packages:
+        assert (source_folder(package, settings) / "__init__.py").is_file(), package
+
+
+def test_every_package_is_listed(settings):
+    packages = lines(settings["options"]["packages"])
+    listed = {source_folder(package, settings) for package in packages}
+    for top in (ROOT / "src", ROOT / "pipelines", ROOT / "conversion"):
+        for file in top.rglob("*.py"):
+            assert file.parent in listed, f"{file.relative_to(ROOT)} is in no package of setup.cfg"
+
+
+def all_requirements(settings: configparser.ConfigParser) -> list[Requirement]:
+    texts = lines(settings["options"]["install_requires"])
+    for extra in settings["options.extras_require"].values():
+        texts += lines(extra)
+    return [requirement for requirement in map(Requirement, texts) if requirement.name != "showo-hf"]
+
+
+def test_every_requirement_has_a_lower_bound_and_a_tested_version(settings):
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            name, tested = line.split("==")
+            pins[canonicalize_name(name)] = tested
+    for requirement in all_requirements(settings):
+        assert any(bound.operator == ">=" for bound in requirement.specifier), requirement
+        assert pins[canonicalize_name(requirement.name)] in requirement.specifier, requirement
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text(encoding="utf-8"))
+    for link in links:
+        assert link.startswith("https://") or (ROOT / link).is_file(), f"{page} links to {link}"
+
+
+def test_make_and_ci_run_what_the_readme_says():
+    assert "\nmake test\n" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def run(command: list, folder: Path) -> str:
+    """Run a command in `folder` with nothing of this process's Python set-up, and return what it prints."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment["PYTHONNOUSERSITE"] = "1"
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built from a copy: a build leaves files in its source folder, and may pick up old ones there."""
+    source = tmp_path_factory.mktemp("source")
+    skipped = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("src", "pipelines", "conversion"):
+        shutil.copytree(ROOT / name, source / name, ignore=skipped)
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, source)
+    run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", source / "dist", source], source)
+    (built,) = (source / "dist").glob("*.whl")
+    return built
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_all_code_and_the_embedded_model(wheel, settings):
+    held = set(zipfile.ZipFile(wheel).namelist())
+    for package in lines(settings["options"]["packages"]):
+        folder = source_folder(package, settings)
+        for file in folder.glob("*.py"):
+            assert f"{package.replace('.', '/')}/{file.name}" in held
+    for file in (ROOT / "src" / EMBEDDED).rglob("*"):
+        if file.is_file():
+            assert file.relative_to(ROOT / "src").as_posix() in held
+    assert f"{EMBEDDED}/model_index.json" in held
+    assert {Path(name).name for name in held if "/licenses/" in name} == {"LICENSE", "NOTICE"}
+    unwanted = [
+        name for name in held if name.startswith(("tests/", "benchmarks/", "docs/", "pipelines/", "conversion/"))
+    ]
+    assert not unwanted
+
+
+@pytest.mark.slow
+def test_the_embedded_model_is_small(wheel):
+    weights = [entry for entry in zipfile.ZipFile(wheel).infolist() if entry.filename.endswith(".safetensors")]
+    assert weights
+    assert sum(entry.file_size for entry in weights) <= 40e6
+
+
+@pytest.fixture(scope="module")
+def empty_environment(wheel, tmp_path_factory) -> Path:
+    """
+    A new virtual environment that holds the wheel and nothing else, away from the repository.
+
+    Installing torch once more would take minutes, so a .pth file names the folders where this interpreter's own
+    packages lie. Python adds such folders as they are and does not read the .pth files in them: an editable install
+    of the checkout, which is such a file, has no effect there.
+    """
+    folder = tmp_path_factory.mktemp("elsewhere") / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    python = folder / "bin" / "python"
+    site_packages = Path(run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], folder).strip())
+    dependencies = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (site_packages / "dependencies.pth").write_text("\n".join(dependencies) + "\n", encoding="utf-8")
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index"]
+    run([*install, "--ignore-installed", wheel], folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_nothing_of_the_checkout_can_be_imported_there(empty_environment, tmp_path):
+    program = """
+import sys, showo_hf, showo_hf.cli, showo_hf.pipelines, showo_hf.conversion
+print(*[module.__file__ for name, module in sys.modules.items() if name.startswith("showo_hf")], sep="\\n")
+print("PATH", *sys.path, sep="\\n")
+"""
+    printed = run([empty_environment / "bin" / "python", "-c", program], tmp_path)
+    modules, path = (lines(part) for part in printed.split("PATH\n"))
+    assert len(modules) > 4
+    assert all(Path(file).resolve().is_relative_to(empty_environment.resolve()) for file in modules)
+    # The environment that runs the tests may well lie in the checkout's folder. Its packages are not the checkout.
+    outside = [Path(entry).resolve() for entry in path if not Path(entry).is_relative_to(sys.prefix)]
+    assert not any(entry.is_relative_to(ROOT) for entry in outside)
+
+
+@pytest.mark.slow
+def test_the_installed_command_makes_the_same_pictures_as_the_checkout(empty_environment, tmp_path):
+    away, here = tmp_path / "away", tmp_path / "here"
+    away.mkdir()
+    here.mkdir()
+    printed = run([empty_environment / "bin" / "showo-hf", *GENERATE, "-o", "apple.png"], away)
+    assert printed == "apple-0.png\napple-1.png\n"
+
+    program = "import sys, showo_hf; from showo_hf.cli import main; print(showo_hf.__file__); sys.exit(main())"
+    command = [sys.executable, "-c", program, *GENERATE, "-o", "apple.png"]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.split("\n")[0]).resolve().is_relative_to(ROOT)
+
+    for name in ("apple-0.png", "apple-1.png"):
+        assert (away / name).read_bytes() == (here / name).read_bytes()

@@ -1,0 +1,126 @@
+"""Small real models for the tests, made in milliseconds."""
+
+import torch
+from transformers import CLIPImageProcessorPil, LlamaConfig, PhiConfig
+
+from showo_hf import (
+    MaskGITScheduler,
+    ShowoConfig,
+    ShowoForCausalLM,
+    ShowoLFQTokenizer,
+    ShowoLFQTokenizerConfig,
+    ShowoProcessor,
+    ShowoT2IPipeline,
+)
+from showo_hf.processing_showo import SPECIAL_TOKENS, add_showo_tokens
+from showo_hf.training.text_tokenizer import train_text_tokenizer
+
+
+BITS = 6
+CODES = 2**BITS
+TEXT_IDS = 60
+SIDE = 4  # tokens along each side of a picture at the trained size
+FACTOR = 4  # pixels per token
+
+
+def lfq_config(stages=3, **kwargs) -> ShowoLFQTokenizerConfig:
+    """6 bits, and 2 ** (stages - 1) pixels a token."""
+    options = {
+        "codebook_bits": BITS,
+        "encoder_block_out_channels": [8] * (stages - 1) + [16],
+        "decoder_block_out_channels": [8] * (stages - 1) + [16],
+        "encoder_layers_per_block": [1] * stages,
+        "decoder_layers_per_block": [1] * (stages - 1) + [2],
+        "norm_num_groups": 4,
+        "sample_size": SIDE * 2 ** (stages - 1),
+    }
+    return ShowoLFQTokenizerConfig(**(options | kwargs))
+
+
+def lfq(seed=0, **kwargs) -> ShowoLFQTokenizer:
+    torch.manual_seed(seed)
+    return ShowoLFQTokenizer(lfq_config(**kwargs)).eval()
+
+
+def text_config(backbone: str, vocab_size: int, **kwargs):
+    sizes = {
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+    }
+    if backbone == "phi":
+        return PhiConfig(**(sizes | {"qk_layernorm": True} | kwargs))
+    return LlamaConfig(**(sizes | {"num_key_value_heads": 2} | kwargs))
+
+
+def showo_config(backbone="phi", text_ids=TEXT_IDS, pictures=True, text_options=None, **kwargs) -> ShowoConfig:
+    """The published layout with few ids: texts, [PAD], the nine special tokens, 64 codes, the mask."""
+    special = {f"{token[2:5]}_token_id": text_ids + 1 + i for i, token in enumerate(SPECIAL_TOKENS)}
+    offset = text_ids + 1 + len(SPECIAL_TOKENS)
+    options = {
+        "text_config": text_config(backbone, offset + CODES + 1, **(text_options or {})),
+        "image_tokenizer_config": lfq_config() if pictures else None,
+        "codebook_size": CODES,
+        "num_image_tokens": SIDE * SIDE,
+        "max_text_length": 10,
+        "image_token_offset": offset,
+        "mask_token_id": offset + CODES,
+        "pad_token_id": text_ids,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        **special,
+    }
+    return ShowoConfig(**(options | kwargs))
+
+
+def showo(backbone="phi", seed=0, **kwargs) -> ShowoForCausalLM:
+    """A model whose weights are large enough for one token to matter to another."""
+    torch.manual_seed(seed)
+    model = ShowoForCausalLM(showo_config(backbone, **kwargs)).eval()
+    with torch.no_grad():
+        for name, weight in model.model.named_parameters():
+            if weight.ndim == 2:
+                weight.normal_(std=1.0 if "embed" in name else 1.2 / weight.shape[1] ** 0.5)
+        model.lm_head.weight.normal_(std=0.3)
+    return model
+
+
+WORDS = ("a red apple", "a green pear on a table", "two hearts", "owl", "a smiling cat, flat style")
+
+
+def text_tokenizer():
+    return train_text_tokenizer([word for word in WORDS for _ in range(20)], vocab_size=370)
+
+
+def processor() -> ShowoProcessor:
+    pixels = SIDE * FACTOR
+    image_processor = CLIPImageProcessorPil(
+        size={"height": pixels, "width": pixels},
+        crop_size={"height": pixels, "width": pixels},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    return ShowoProcessor(
+        image_processor,
+        add_showo_tokens(text_tokenizer()),
+        codebook_size=CODES,
+        num_image_tokens=SIDE * SIDE,
+        max_text_length=10,
+    )
+
+
+def pipeline(processor: ShowoProcessor, backbone="llama", **scheduler_options) -> ShowoT2IPipeline:
+    text_ids = processor.pad_token_id  # [PAD] is the first id behind the text's
+    model = showo(backbone, text_ids=text_ids)
+    pipe = ShowoT2IPipeline(model, processor, MaskGITScheduler(mask_token_id=CODES, **scheduler_options))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def picture(config: ShowoConfig, seed=0, tokens=SIDE * SIDE) -> list[int]:
+    """Ids of `soi picture eoi` with random codes."""
+    codes = torch.randint(CODES, (tokens,), generator=torch.Generator().manual_seed(seed))
+    return [config.soi_token_id, *(codes + config.image_token_offset).tolist(), config.eoi_token_id]
