@@ -30,7 +30,7 @@ def main():
     # Each emoji once and without skin tone, so that the sheet shows the breadth; nothing else is chosen.
     toneless = [row for row in data.train_indices.tolist() if data.records[row].tone is None]
     captions = [caption(data.records[row], rng) for row in rng.sample(toneless, count)]
-    pipeline = ShowoT2IPipeline.from_pretrained(options.model, torch_dtype=torch.float32)
+    pipeline = ShowoT2IPipeline.from_pretrained(options.model, dtype=torch.float32)
     generators = [torch.Generator().manual_seed(options.seed + i) for i in range(count)]
     pictures = pipeline(captions, generator=generators).images
     make_image_grid(pictures, options.rows, options.columns).save(options.output)

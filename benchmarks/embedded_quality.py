@@ -113,7 +113,7 @@ def main():
     options = parser.parse_args()
 
     data = load_emoji(options.data)
-    pipeline = ShowoT2IPipeline.from_pretrained(options.model, torch_dtype=torch.float32)
+    pipeline = ShowoT2IPipeline.from_pretrained(options.model, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     real = gallery(data)
     result: dict[str, dict[str, float]] = {}

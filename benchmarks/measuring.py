@@ -1,12 +1,13 @@
 """Small tools of the benchmarks: paired timings, peak memory of a child process, tables."""
 
+import gc
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -43,9 +44,21 @@ def matrix_rate(rows: int, inner: int, columns: int, dtype: torch.dtype = torch.
     return 2 * rows * inner * columns / min(seconds(lambda: a @ b) for _ in range(repeats))
 
 
-def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def status_bytes(field: str) -> int:
+    """A memory field of this process in bytes, as Linux tells it: VmRSS now, VmHWM at most so far."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"`{field}` is not among what this system tells of a process.")
+
+
+def peak_memory_of(function: Callable[[], object]) -> dict[str, int]:
+    """Resident bytes before the call and the most during it; what was needed to get there does not count."""
+    gc.collect()
+    before = status_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to what is resident now
+    function()
+    return {"before": before, "peak": status_bytes("VmHWM")}
 
 
 def in_child(script: str, *arguments: str) -> dict:

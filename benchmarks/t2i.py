@@ -12,7 +12,7 @@ import statistics
 import string
 
 import torch
-from measuring import in_child, matrix_rate, median_ratio, paired_seconds, peak_memory, print_table, seconds
+from measuring import in_child, matrix_rate, median_ratio, paired_seconds, peak_memory_of, print_table, seconds
 from plain_t2i import plain_text_to_image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.flop_counter import FlopCounterMode
@@ -179,9 +179,7 @@ def tokenizer_table(repeats: int):
 def report_memory(way: str):
     """Print the peak memory of one picture made in this process, as JSON."""
     pipeline = build_pipeline()
-    before = peak_memory()
-    {"plain": plain, "ours": ours}[way](pipeline)
-    print(json.dumps({"before": before, "peak": peak_memory()}))
+    print(json.dumps(peak_memory_of(lambda: {"plain": plain, "ours": ours}[way](pipeline))))
 
 
 def main():

@@ -353,6 +353,9 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
             return self.lm_head(hidden_states)
         first = self.config.image_token_offset
         rows = slice(first, first + self.config.codebook_size)
+        if type(self.lm_head) is not nn.Linear or self.lm_head.weight.is_meta:
+            # Adapted, quantized or offloaded: only the head's own forward knows its weights.
+            return self.lm_head(hidden_states)[..., rows]
         bias = self.lm_head.bias[rows] if self.lm_head.bias is not None else None
         return F.linear(hidden_states, self.lm_head.weight[rows], bias)
 

@@ -40,7 +40,11 @@ def check_step_inputs(model_output: torch.Tensor, sample: torch.LongTensor, num_
 
 
 def check_generators(generator: Generators, batch_size: int):
-    """Raise `ValueError` unless `generator` is one, None, or a list with one for each sample."""
+    """Raise `ValueError` or `TypeError` unless `generator` is one, None, or a list with one for each sample."""
+    listed = generator if isinstance(generator, list) else [] if generator is None else [generator]
+    for one in listed:
+        if not isinstance(one, torch.Generator):
+            raise TypeError(f"`generator` must be a `torch.Generator` or a list of them, got {type(one).__name__}.")
     if isinstance(generator, list) and len(generator) != batch_size:
         raise ValueError(f"`generator` must be one or a list of {batch_size}, got a list of {len(generator)}.")
 

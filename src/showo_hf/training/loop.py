@@ -37,7 +37,6 @@ class LoopOptions:
     max_grad_norm: float = 1.0
     ema_decay: float = 0.999
     mixed_precision: str = "bf16"
-    compile: bool = False
     seed: int = 0
     save_every: int = 500
     log_every: int = 50
@@ -47,7 +46,7 @@ class LoopOptions:
 def add_loop_arguments(parser: argparse.ArgumentParser, **defaults):
     """Add the options of [`LoopOptions`] to `parser`; `defaults` replace the ones written here."""
     add = parser.add_argument
-    add("--output", required=True, help="folder for the trained model; checkpoints go to its `checkpoint` folder")
+    add("--output", required=True, help="folder for the trained model; checkpoints and the log lie beside it")
     add("--steps", type=int, required=True, help="optimizer steps in all, those before a resume counted in")
     add("--batch-size", type=int, default=16, help="pictures a step and process")
     add("--learning-rate", type=float, default=1e-3)
@@ -57,7 +56,6 @@ def add_loop_arguments(parser: argparse.ArgumentParser, **defaults):
     add("--max-grad-norm", type=float, default=1.0)
     add("--ema-decay", type=float, default=0.999, help="decay of the averaged weights, which are what is saved")
     add("--mixed-precision", choices=("no", "bf16", "fp16"), default="bf16")
-    add("--compile", action="store_true", help="compile the model with torch.compile (needs a C++ compiler on a CPU)")
     add("--seed", type=int, default=0)
     add("--save-every", type=int, default=500, help="steps between checkpoints")
     add("--log-every", type=int, default=50)
@@ -91,19 +89,15 @@ def train(
 
     Args:
         model: the module; it is returned with the averaged weights in place.
-        options: see [`LoopOptions`]. A checkpoint in the output folder is taken up by itself.
+        options: see [`LoopOptions`]. A checkpoint that lies beside the output is taken up by itself.
         make_batch: random numbers of the step to a batch of CPU tensors.
         compute_loss: the module and a batch to the loss and named parts of it for the log.
         save: writes the finished module to a folder; `save_pretrained` by default.
     """
-    accelerator = Accelerator(
-        mixed_precision=options.mixed_precision,
-        cpu=not torch.cuda.is_available(),
-        dynamo_backend="inductor" if options.compile else "no",
-    )
+    accelerator = Accelerator(mixed_precision=options.mixed_precision, cpu=not torch.cuda.is_available())
     output = Path(options.output)
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, options.weight_decay), lr=options.learning_rate, betas=(0.9, 0.98)
+        parameter_groups(model, options.weight_decay), lr=options.learning_rate, betas=(0.9, 0.98), fused=True
     )
     schedule = get_scheduler(
         "warmup_stable_decay",
@@ -117,7 +111,7 @@ def train(
     average.to(accelerator.device)
     progress = Progress()
     accelerator.register_for_checkpointing(schedule, average, progress)
-    checkpoint = output / "checkpoint"
+    checkpoint = checkpoint_folder(output)
     if checkpoint.is_dir():
         accelerator.load_state(str(checkpoint))
         accelerator.print(f"resumed at step {progress.step}", flush=True)
@@ -141,7 +135,7 @@ def train(
             row["lr"] = schedule.get_last_lr()[0]
             row["seconds_per_step"] = (now - logged) / options.log_every
             logged = now
-            log_row(output, row)
+            log_row(output.with_name(output.name + "-log.jsonl"), row)
         if progress.step % options.save_every == 0:
             save_checkpoint(accelerator, checkpoint)
     save_checkpoint(accelerator, checkpoint)
@@ -176,15 +170,18 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def log_row(output: Path, row: dict[str, float]):
-    """Print a row of the log and append it to `log.jsonl`."""
-    output.mkdir(parents=True, exist_ok=True)
-    with open(output / "log.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-    print(
-        "  ".join(f"{name} {value:.4g}" if name != "step" else f"step {value}" for name, value in row.items()),
-        flush=True,
-    )
+def checkpoint_folder(output: Path) -> Path:
+    """Where the checkpoints of a run go: beside its output, which holds the finished model alone."""
+    return output.with_name(output.name + "-checkpoint")
+
+
+def log_row(file: Path, row: dict[str, float]):
+    """Print a row of the log and append it to `file` as a line of JSON."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a", encoding="utf-8") as lines:
+        lines.write(json.dumps(row) + "\n")
+    rest = (f"{name} {value:.4g}" for name, value in row.items() if name != "step")
+    print(f"step {row['step']}", *rest, sep="  ", flush=True)
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path):

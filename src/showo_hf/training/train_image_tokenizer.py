@@ -32,7 +32,7 @@ def small_config(sample_size: int, codebook_bits: int = 10) -> ShowoLFQTokenizer
 
 def to_pixel_values(pictures: np.ndarray) -> torch.Tensor:
     """Pictures (batch, H, W, 3) in 0..255 to pixel values (batch, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).movedim(-1, 1).float() / 127.5 - 1
+    return torch.from_numpy(np.array(pictures)).movedim(-1, 1).float() / 127.5 - 1
 
 
 def augment(pictures: np.ndarray, generator: torch.Generator, max_shift: int) -> np.ndarray:
