@@ -155,5 +155,6 @@ class ShowoPipelineBase(DiffusionPipeline):
         """
         Save the pipeline; `model/` gets the processor's files too, so that transformers can load it by itself.
         """
-        super().save_pretrained(save_directory, *args, **kwargs)
+        # First, as diffusers may upload the folder at the end of its own saving.
         self.processor.save_pretrained(f"{save_directory}/model")
+        super().save_pretrained(save_directory, *args, **kwargs)

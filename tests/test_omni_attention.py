@@ -11,6 +11,9 @@ from transformers import DynamicCache
 from showo_hf.omni_attention import picture_block_ids, starts_with
 
 
+# The libraries' own notes on flex attention that is not compiled.
+pytestmark = pytest.mark.filterwarnings("ignore:_compile flag", "ignore:flex_attention called without")
+
 CONFIG = tiny.showo_config(pictures=False)
 PAD, SOI, EOI = CONFIG.pad_token_id, CONFIG.soi_token_id, CONFIG.eoi_token_id
 MMU, T2I = CONFIG.mmu_token_id, CONFIG.t2i_token_id

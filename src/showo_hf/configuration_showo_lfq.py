@@ -24,6 +24,8 @@ class ShowoLFQTokenizerConfig(PreTrainedConfig):
         sample_size (`int`, defaults to 256): height and width, in pixels, of the training pictures.
         commitment_weight (`float`, defaults to 0.125): factor on the mean squared distance from latent to code.
         entropy_weight (`float`, defaults to 0.1): factor on the entropy loss, which is a mean over the bits.
+        entropy_over (`str`, defaults to `"bits"`): "bits" for the original's entropy loss, which takes the bits as
+            independent; "codes" for the one over all `2 ** codebook_bits` codes.
         entropy_temperature (`float`, defaults to 1.0): temperature of the soft code assignment in the entropy loss.
 
     Raises:
@@ -45,6 +47,7 @@ class ShowoLFQTokenizerConfig(PreTrainedConfig):
         sample_size: int = 256,
         commitment_weight: float = 0.125,
         entropy_weight: float = 0.1,
+        entropy_over: str = "bits",
         entropy_temperature: float = 1.0,
         initializer_range: float = 0.02,
         **kwargs,
@@ -74,6 +77,9 @@ class ShowoLFQTokenizerConfig(PreTrainedConfig):
         self.sample_size = sample_size
         self.commitment_weight = commitment_weight
         self.entropy_weight = entropy_weight
+        if entropy_over not in ("bits", "codes"):
+            raise ValueError(f"`entropy_over` must be 'bits' or 'codes', got {entropy_over!r}.")
+        self.entropy_over = entropy_over
         self.entropy_temperature = entropy_temperature
         self.initializer_range = initializer_range
         super().__init__(**kwargs)

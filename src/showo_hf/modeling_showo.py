@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, Cache, CLIPVisionModel, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
+from transformers.activations import ACT2FN, NewGELUActivation
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
@@ -63,6 +63,16 @@ def add_qk_norm(backbone: PreTrainedModel, eps: float = 1e-5):
         for name in ("q_proj", "k_proj"):
             norm = PerHeadLayerNorm(module.head_dim, eps=eps)
             setattr(module, name, nn.Sequential(OrderedDict(proj=getattr(module, name), norm=norm)))
+
+
+def fuse_activations(backbone: PreTrainedModel):
+    """
+    Compute Phi's `gelu_new` by torch's one kernel for the same formula, instead of seven elementwise operations.
+    """
+    for module in list(backbone.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 class ShowoPreTrainedModel(PreTrainedModel):
@@ -116,6 +126,7 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
         self.model = AutoModel.from_config(config.text_config)
         if config.qk_layernorm:
             add_qk_norm(self.model)
+        fuse_activations(self.model)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
         self.vision_tower = self.mm_projector = self.image_tokenizer = None
         if config.vision_config is not None:

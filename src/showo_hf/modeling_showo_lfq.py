@@ -77,18 +77,33 @@ def indices_to_codes(indices: torch.LongTensor, num_bits: int, dtype: torch.dtyp
     return (2 * bits - 1).to(dtype)
 
 
-def code_entropy_loss(latents: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+def bit_entropy_loss(latents: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     r"""
-    Entropy loss of lookup-free quantization, `E[H(q(c|z))] - H(E[q(c|z)])` (arXiv:2310.05737, section 3).
+    Entropy loss of lookup-free quantization, bit by bit: the mean over the bits of `E[H(q(b|z))] - H(E[q(b|z)])`.
 
     `latents` is (positions, bits). The assignment `q(c|z) \propto exp(-|z - c|^2 / temperature)` over the codes
-    c in {-1, 1}^bits is a product over the bits, so the first entropy is a sum of binary entropies; so is the second
-    one when the bits are taken as independent, as the paper does for large codebooks. Both are given per bit.
+    c in {-1, 1}^bits (arXiv:2310.05737, section 3) is a product over the bits, so its entropy is a sum of binary ones;
+    that of the mean is as well if the bits are taken as independent. Cheap for any codebook; it is the original's loss.
     """
     log_odds = 4 * latents.float() / temperature  # |z + 1|^2 - |z - 1|^2 = 4 z
     sample_entropy = binary_entropy_from_logits(log_odds).mean()
     mean = torch.sigmoid(log_odds).mean(0).clamp(1e-6, 1 - 1e-6)  # (bits,)
     return sample_entropy - binary_entropy_from_logits(torch.logit(mean)).mean()
+
+
+def code_entropy_loss(latents: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    r"""
+    Entropy loss of lookup-free quantization over whole codes, `(E[H(q(c|z))] - H(E[q(c|z)])) / bits`.
+
+    `latents` is (positions, bits), q as in [`bit_entropy_loss`]. Bits that are balanced one by one, but go together, do
+    not please this loss; so more of the codes come into use. It holds positions times codes numbers.
+    """
+    num_bits = latents.shape[-1]
+    codes = indices_to_codes(torch.arange(2**num_bits, device=latents.device), num_bits)  # (codes, bits)
+    log_q = (2 * latents.float() / temperature @ codes.T).log_softmax(-1)  # (positions, codes)
+    sample_entropy = binary_entropy_from_logits(4 * latents.float() / temperature).sum(-1).mean()
+    mean = log_q.exp().mean(0)  # (codes,)
+    return (sample_entropy + torch.xlogy(mean, mean).sum()) / num_bits
 
 
 def binary_entropy_from_logits(logits: torch.Tensor) -> torch.Tensor:
@@ -123,6 +138,9 @@ class ShowoLFQTokenizer(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
+    # Its attention is diffusers' own, whichever one a model around it is set to.
+    _supports_sdpa = True
+    _supports_flex_attn = True
     _no_split_modules = ["ResnetBlock2D", "UNetMidBlock2D"]
 
     def __init__(self, config: ShowoLFQTokenizerConfig):
@@ -202,7 +220,8 @@ class ShowoLFQTokenizer(PreTrainedModel):
         if return_losses or self.training:
             flat = latents.movedim(1, -1).flatten(0, 2)  # (batch * h * w, bits)
             output.commitment_loss = self.config.commitment_weight * F.mse_loss(latents.float(), codes.float())
-            output.entropy_loss = self.config.entropy_weight * code_entropy_loss(flat, self.config.entropy_temperature)
+            entropy_loss = {"bits": bit_entropy_loss, "codes": code_entropy_loss}[self.config.entropy_over]
+            output.entropy_loss = self.config.entropy_weight * entropy_loss(flat, self.config.entropy_temperature)
         return output
 
     def decode_quantized(self, quantized: torch.Tensor) -> torch.Tensor:

@@ -1,12 +1,13 @@
 """What the schedulers of discrete diffusion share: their output, their random draws, and their input checks."""
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from diffusers.utils import BaseOutput
 
 
-Generators = torch.Generator | list[torch.Generator] | None
+Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
 
 
 @dataclass

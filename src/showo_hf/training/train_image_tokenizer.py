@@ -15,7 +15,7 @@ from .emoji import load_emoji
 from .loop import Batch, add_loop_arguments, loop_options, train
 
 
-def small_config(sample_size: int, codebook_bits: int = 10) -> ShowoLFQTokenizerConfig:
+def small_config(sample_size: int, codebook_bits: int = 10, entropy_weight: float = 0.3) -> ShowoLFQTokenizerConfig:
     """MAGVIT-v2's shape at the size of the embedded model, with 8x downsampling."""
     return ShowoLFQTokenizerConfig(
         codebook_bits=codebook_bits,
@@ -26,7 +26,8 @@ def small_config(sample_size: int, codebook_bits: int = 10) -> ShowoLFQTokenizer
         norm_num_groups=16,
         sample_size=sample_size,
         commitment_weight=0.05,
-        entropy_weight=0.1,
+        entropy_weight=entropy_weight,
+        entropy_over="codes",
     )
 
 
@@ -91,6 +92,7 @@ def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description="Train the embedded model's picture tokenizer.")
     parser.add_argument("--data", required=True, help="the folder that showo_hf.training.emoji wrote")
     parser.add_argument("--codebook-bits", type=int, default=10, help="bits a token; there are 2 ** bits codes")
+    parser.add_argument("--entropy-weight", type=float, default=0.3, help="more of it brings more codes into use")
     parser.add_argument("--init-from", help="a trained tokenizer to start from; layers of another shape start anew")
     add_loop_arguments(parser)
     options = parser.parse_args(arguments)
@@ -98,7 +100,8 @@ def main(arguments: list[str] | None = None):
     data = load_emoji(options.data)
     indices = data.train_indices
     torch.manual_seed(options.seed)
-    model = ShowoLFQTokenizer(small_config(data.pictures.shape[1], options.codebook_bits))
+    config = small_config(data.pictures.shape[1], options.codebook_bits, options.entropy_weight)
+    model = ShowoLFQTokenizer(config)
     if options.init_from:
         print("new layers:", load_matching_weights(model, options.init_from), flush=True)
 

@@ -1,0 +1,120 @@
+"""Fixtures that several files use: the recorded numbers and the models that they belong to."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+from golden.seeded_weights import seeded_tensor
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, CLIPImageProcessorPil, PhiConfig
+
+from showo_hf import (
+    ShowoConfig,
+    ShowoForCausalLM,
+    ShowoLFQTokenizer,
+    ShowoLFQTokenizerConfig,
+    ShowoProcessor,
+    ShowoT2IPipeline,
+)
+from showo_hf.conversion.weight_names import (
+    MAGVITV2_CONSTANTS,
+    is_attention_kernel,
+    magvitv2_name,
+    showo_name,
+)
+from showo_hf.processing_showo import add_showo_tokens
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="needs a CUDA device")
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(skip)
+
+
+def read_json(name: str):
+    return json.loads((GOLDEN / name).read_text())
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """Recorded numbers of the transformer: `.tensors` by name, `.cases` by name, `.prompts`."""
+    recorded = read_json("showo.json")
+    return SimpleNamespace(
+        tensors=load_file(GOLDEN / "showo.safetensors"),
+        cases=recorded["cases"],
+        prompts=recorded["prompts"],
+        special_ids=recorded["special_ids"],
+        phi=recorded["phi_config"],
+    )
+
+
+@pytest.fixture(scope="session")
+def reference_model(reference) -> ShowoForCausalLM:
+    """The model whose numbers are recorded; a test that changes it changes it back."""
+    options = dict(reference.phi)
+    rope = {name: options.pop(name) for name in ("rope_theta", "partial_rotary_factor")}
+    text_config = PhiConfig(**options, rope_parameters={"rope_type": "default", **rope})
+    model = ShowoForCausalLM(ShowoConfig(text_config=text_config)).eval()
+    shapes = read_json("showo_manifest.json")
+    model.load_state_dict({showo_name(name): seeded_tensor(name, tuple(shape)) for name, shape in shapes.items()})
+    return model
+
+
+@pytest.fixture(scope="session")
+def reference_processor() -> ShowoProcessor:
+    image_processor = CLIPImageProcessorPil(
+        size={"shortest_edge": 256},
+        crop_size={"height": 256, "width": 256},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    return ShowoProcessor(
+        image_processor, add_showo_tokens(AutoTokenizer.from_pretrained(GOLDEN / "phi-1_5-tokenizer"))
+    )
+
+
+@pytest.fixture(scope="session")
+def magvitv2() -> ShowoLFQTokenizer:
+    """The full-size picture tokenizer with the recorded weights."""
+    model = ShowoLFQTokenizer(ShowoLFQTokenizerConfig()).eval()
+    weights = {}
+    for name, (shape, _) in read_json("magvitv2_manifest.json").items():
+        if name not in MAGVITV2_CONSTANTS:
+            weight = seeded_tensor(name, tuple(shape))
+            weights[magvitv2_name(name)] = weight[:, :, 0, 0] if is_attention_kernel(name) else weight
+    model.load_state_dict(weights)
+    return model
+
+
+@pytest.fixture(scope="session")
+def magvitv2_records():
+    return load_file(GOLDEN / "magvitv2.safetensors")
+
+
+@pytest.fixture(scope="session")
+def processor() -> ShowoProcessor:
+    return tiny.processor()
+
+
+@pytest.fixture(scope="session", params=["phi", "llama"])
+def backbone(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def model(backbone) -> ShowoForCausalLM:
+    return tiny.showo(backbone)
+
+
+@pytest.fixture
+def pipe(processor) -> ShowoT2IPipeline:
+    """A tiny pipeline of its own for each test."""
+    return tiny.pipeline(processor)

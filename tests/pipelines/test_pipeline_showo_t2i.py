@@ -1,0 +1,356 @@
+"""What a caller of the text-to-image pipeline can count on; diffusers' common pipeline tests, in our words."""
+
+import logging
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from showo_hf import MaskGITScheduler, ShowoT2IPipeline, ShowoT2IPipelineOutput
+
+
+PROMPTS = ["owl", "a green pear", "two hearts"]  # of different length
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def tokens(pipe, prompt="a red apple", seed=0, **kwargs):
+    options = {"num_inference_steps": 4, "generator": generator(seed), "output_type": "latent"}
+    return pipe(prompt, **(options | kwargs)).images
+
+
+class Calls(list):
+    """The shape of the ids at each call of the model."""
+
+    def __init__(self, pipe):
+        super().__init__()
+        pipe.model.register_forward_pre_hook(self.note, with_kwargs=True)
+
+    def note(self, model, args, kwargs):
+        self.append(tuple(kwargs["input_ids"].shape))
+
+
+# The work that is done
+
+
+def test_a_text_is_encoded_once_and_a_step_sees_the_picture_alone(pipe):
+    calls = Calls(pipe)
+    tokens(pipe, PROMPTS)
+    longest = pipe.processor.text_to_image_prefix(PROMPTS)["input_ids"].shape[1]
+    # Four different texts, the empty one with them; then both halves of the guidance: soi, 16 tokens, eoi.
+    assert calls == [(4, longest), *[(6, 18)] * 4]
+
+
+def test_guidance_of_one_needs_no_unconditional_rows(pipe):
+    calls = Calls(pipe)
+    one = tokens(pipe, PROMPTS, guidance_scale=1.0)
+    assert {shape[0] for shape in calls} == {3}
+    assert torch.equal(one, tokens(pipe, PROMPTS, guidance_scale=0.0))
+    assert torch.equal(one, tokens(pipe, PROMPTS, guidance_scale=1.0, negative_prompt="owl"))
+
+
+def test_more_pictures_of_a_prompt_reuse_its_text(pipe):
+    calls = Calls(pipe)
+    grids = tokens(pipe, PROMPTS[:2], num_images_per_prompt=3)
+    assert calls[0][0] == 3 and {shape[0] for shape in calls[1:]} == {12}
+    assert torch.equal(grids, tokens(pipe, [PROMPTS[0]] * 3 + [PROMPTS[1]] * 3))
+
+
+def test_nothing_unknown_comes_back_unchanged_without_any_work(pipe):
+    calls = Calls(pipe)
+    latents = torch.randint(tiny.CODES, (1, 4, 4), generator=generator())
+    assert torch.equal(tokens(pipe, latents=latents), latents)
+    assert calls == []
+
+
+def test_given_tokens_stay(pipe):
+    latents = torch.randint(tiny.CODES, (3, 4, 4), generator=generator())
+    latents[:, 1:3, 1:3] = tiny.CODES
+    before = latents.clone()
+    grids = tokens(pipe, PROMPTS, latents=latents)
+    assert torch.equal(latents, before)
+    assert torch.equal(grids[latents < tiny.CODES], latents[latents < tiny.CODES])
+    assert grids.max() < tiny.CODES
+
+
+# Batches and draws
+
+
+def test_one_generator_makes_it_repeatable(pipe):
+    assert torch.equal(tokens(pipe, PROMPTS), tokens(pipe, PROMPTS))
+    assert not torch.equal(tokens(pipe, PROMPTS), tokens(pipe, PROMPTS, seed=1))
+
+
+def test_the_global_seed_is_used_without_a_generator(pipe):
+    torch.manual_seed(3)
+    first = tokens(pipe, generator=None)
+    torch.manual_seed(3)
+    assert torch.equal(first, tokens(pipe, generator=None))
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_a_batch_with_a_generator_each_gives_what_each_gives_alone(pipe, guidance_scale):
+    together = tokens(pipe, PROMPTS, generator=[generator(i) for i in range(3)], guidance_scale=guidance_scale)
+    for i, prompt in enumerate(PROMPTS):
+        alone = tokens(pipe, prompt, seed=i, guidance_scale=guidance_scale)
+        assert torch.equal(together[i : i + 1], alone)
+
+
+def test_a_prompt_matters(pipe):
+    assert not torch.equal(tokens(pipe, "owl"), tokens(pipe, "two hearts"))
+
+
+def test_a_negative_prompt_replaces_the_empty_text(pipe):
+    plain = tokens(pipe)
+    assert torch.equal(tokens(pipe, negative_prompt=""), plain)
+    led_away = tokens(pipe, negative_prompt="two hearts")
+    assert not torch.equal(led_away, plain)
+    own = tokens(pipe, PROMPTS, negative_prompt=["owl", "", "a red apple"], generator=[generator(i) for i in range(3)])
+    assert torch.equal(own[1:2], tokens(pipe, PROMPTS[1], seed=1))
+    assert torch.equal(own[2:3], tokens(pipe, PROMPTS[2], seed=2, negative_prompt="a red apple"))
+    for_all = tokens(pipe, PROMPTS, negative_prompt="owl")
+    assert torch.equal(for_all, tokens(pipe, PROMPTS, negative_prompt=["owl"] * 3))
+
+
+def test_a_prompt_that_is_its_own_negative_is_as_without_guidance(pipe):
+    ours = tokens(pipe, "owl", negative_prompt="owl", guidance_scale=5.0)
+    assert torch.equal(ours, tokens(pipe, "owl", guidance_scale=1.0))
+
+
+def test_a_prompt_that_is_too_long_is_cut_with_a_warning(pipe):
+    prompt = " ".join(["a red apple"] * 5)
+    cut = pipe.processor.tokenizer.decode(pipe.processor.text_ids(prompt)[:8])
+    assert len(pipe.processor.text_ids(cut)) == 8
+    with pytest.warns(UserWarning, match="was cut to the 8"):
+        ours = tokens(pipe, prompt)
+    assert torch.equal(ours, tokens(pipe, cut))
+
+
+# Outputs
+
+
+def test_output_types(pipe):
+    grid = tokens(pipe)
+    assert grid.shape == (1, 4, 4) and grid.dtype == torch.int64
+    as_pt = tokens(pipe, output_type="pt")
+    assert as_pt.shape == (1, 3, 16, 16) and 0 <= as_pt.min() and as_pt.max() <= 1
+    torch.testing.assert_close(as_pt, pipe.image_tokenizer.decode(grid).sample.detach() / 2 + 0.5)
+    as_np = tokens(pipe, output_type="np")
+    assert isinstance(as_np, np.ndarray)
+    np.testing.assert_allclose(as_np, as_pt.movedim(1, -1).numpy(), atol=1e-6)
+    as_pil = tokens(pipe, output_type="pil")
+    assert [type(image) for image in as_pil] == [Image.Image] and as_pil[0].size == (16, 16)
+    assert np.array_equal(np.asarray(as_pil[0]), (as_np[0] * 255).round().astype("uint8"))
+
+
+def test_a_tuple_instead_of_an_output(pipe):
+    options = {"num_inference_steps": 2, "output_type": "latent"}
+    (grid,) = pipe("owl", **options, generator=generator(), return_dict=False)
+    output = pipe("owl", **options, generator=generator())
+    assert isinstance(output, ShowoT2IPipelineOutput)
+    assert torch.equal(grid, output.images)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    "height, width, grid", [(24, 24, (6, 6)), (8, 32, (2, 8)), (None, 20, (4, 5)), (4, 4, (1, 1))]
+)
+def test_another_size_works_and_warns(pipe, caplog, height, width, grid):
+    with caplog.at_level(logging.WARNING):
+        found = tokens(pipe, height=height, width=width)
+    assert found.shape == (1, *grid) and found.max() < tiny.CODES
+    assert f"trained on grids of 4x4 tokens; {grid[0]}x{grid[1]} may look worse" in caplog.text
+    pixels = tokens(pipe, height=height, width=width, output_type="pt")
+    assert pixels.shape == (1, 3, 4 * grid[0], 4 * grid[1])
+
+
+def test_the_trained_size_does_not_warn(pipe, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(tokens(pipe), tokens(pipe, height=16, width=16))
+    assert "trained on" not in caplog.text
+
+
+def test_latents_have_a_size_of_their_own(pipe):
+    latents = torch.full((1, 2, 3), tiny.CODES)
+    assert torch.equal(tokens(pipe, latents=latents), tokens(pipe, height=8, width=12))
+    assert torch.equal(tokens(pipe, latents=latents), tokens(pipe, latents=latents, height=8, width=12))
+
+
+def test_a_model_without_picture_tokenizer_gives_token_grids(processor):
+    model = tiny.showo("llama", text_ids=processor.pad_token_id, pictures=False)
+    pipe = ShowoT2IPipeline(model, processor, MaskGITScheduler(mask_token_id=tiny.CODES))
+    pipe.set_progress_bar_config(disable=True)
+    assert tokens(pipe).shape == (1, 4, 4)
+    with pytest.raises(ValueError, match="`output_type` must be 'latent'"):
+        pipe("owl")
+    with pytest.raises(ValueError, match="`height` and `width` need a picture tokenizer"):
+        tokens(pipe, height=16)
+
+
+# Callbacks and progress
+
+
+def test_the_callback_is_called_after_each_step(pipe):
+    seen = []
+
+    def note(its_pipe, step, timestep, tensors):
+        assert its_pipe is pipe and pipe.guidance_scale == 3.0 and pipe.num_timesteps == 4
+        seen.append((step, int(timestep), tensors["latents"].clone()))
+
+    grid = tokens(pipe, callback_on_step_end=note, guidance_scale=3.0)
+    assert [(step, timestep) for step, timestep, _ in seen] == [(0, 3), (1, 2), (2, 1), (3, 0)]
+    left = [int((latents == tiny.CODES).sum()) for _, _, latents in seen]
+    assert left == sorted(left, reverse=True) and left[0] > left[-1] == 0
+    assert torch.equal(seen[-1][2], grid) and seen[0][2].shape == (1, 4, 4)
+
+
+def test_the_callback_can_replace_the_tokens(pipe):
+    def all_seven(its_pipe, step, timestep, tensors):
+        return {"latents": torch.full_like(tensors["latents"], 7)}
+
+    assert (tokens(pipe, callback_on_step_end=all_seven) == 7).all()
+
+    def one_more(its_pipe, step, timestep, tensors):
+        latents = tensors.pop("latents").clone()
+        latents[0, 0, 0] = 5
+        return {"latents": latents}
+
+    assert tokens(pipe, callback_on_step_end=one_more)[0, 0, 0] == 5
+
+
+def test_the_callback_gets_only_the_tensors_asked_for(pipe):
+    seen = []
+    tokens(
+        pipe,
+        callback_on_step_end=lambda p, i, t, tensors: seen.append(dict(tensors)),
+        callback_on_step_end_tensor_inputs=[],
+    )
+    assert seen == [{}] * 4
+
+
+def test_progress_is_shown_on_stderr_unless_disabled(processor, capsys):
+    pipe = tiny.pipeline(processor)
+    tokens(pipe)
+    assert capsys.readouterr().err == ""
+    pipe.set_progress_bar_config(disable=False)
+    tokens(pipe)
+    assert "4/4" in capsys.readouterr().err
+
+
+# Components, devices, dtypes
+
+
+def test_components_rebuild_the_pipeline(pipe):
+    assert set(pipe.components) == {"model", "processor", "scheduler"}
+    assert pipe.image_tokenizer is pipe.model.image_tokenizer
+    again = ShowoT2IPipeline(**pipe.components)
+    again.set_progress_bar_config(disable=True)
+    assert torch.equal(tokens(again), tokens(pipe))
+
+
+def test_the_scheduler_can_be_swapped(pipe):
+    before = tokens(pipe, num_inference_steps=6)
+    pipe.scheduler = MaskGITScheduler.from_config(pipe.scheduler.config, masking_schedule="pow4")
+    assert not torch.equal(before, tokens(pipe, num_inference_steps=6))
+
+
+def test_the_temperature_is_the_call_s_or_the_scheduler_s(pipe):
+    hot = tokens(pipe, temperature=30.0)
+    assert not torch.equal(hot, tokens(pipe))
+    pipe.scheduler = MaskGITScheduler.from_config(pipe.scheduler.config, temperature=30.0)
+    assert torch.equal(hot, tokens(pipe))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(pipe, dtype):
+    pipe.to(dtype)
+    assert pipe.dtype == dtype
+    image = pipe("owl", num_inference_steps=2, generator=generator(), output_type="pt").images
+    assert image.dtype == torch.float32 and image.isfinite().all() and image.std() > 0
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_attention_implementations_give_the_same_tokens(pipe, implementation):
+    expected = tokens(pipe, PROMPTS)
+    pipe.model.set_attn_implementation(implementation)
+    assert torch.equal(tokens(pipe, PROMPTS), expected)
+
+
+def test_offloading_changes_no_token(processor, pipe):
+    expected = tokens(pipe, PROMPTS, output_type="pt")
+    offloaded = tiny.pipeline(processor)
+    offloaded.enable_model_cpu_offload(device="cpu")
+    for _ in range(2):
+        assert torch.equal(tokens(offloaded, PROMPTS, output_type="pt"), expected)
+
+
+@pytest.mark.gpu
+def test_offloading_from_a_gpu(processor):
+    pipe = tiny.pipeline(processor)
+    pipe.enable_model_cpu_offload()
+    image = pipe("owl", num_inference_steps=2, generator=generator(), output_type="pt").images
+    assert image.isfinite().all()
+    assert pipe.model.device.type == "cpu"
+
+
+# Wrong input, refused before any work
+
+
+def codes(*shape, value=0):
+    return torch.full(shape, value)
+
+
+@pytest.mark.parametrize(
+    "inputs, error, message",
+    [
+        ({"prompt": None}, TypeError, "`prompt` must be a text or a list of texts, got NoneType"),
+        ({"prompt": 3}, TypeError, "`prompt` must be a text"),
+        ({"prompt": ["owl", 3]}, TypeError, "`prompt` must be a text"),
+        ({"prompt": []}, ValueError, "`prompt` must hold at least one text"),
+        ({"negative_prompt": 3}, TypeError, "`negative_prompt` must be a text"),
+        ({"negative_prompt": ["a", "b"]}, ValueError, "`negative_prompt` must be one text or one for each of the 1"),
+        ({"height": 15}, ValueError, "`height` must be a positive multiple of 4 pixels, got 15"),
+        ({"width": 0}, ValueError, "`width` must be a positive multiple of 4 pixels, got 0"),
+        ({"width": -4}, ValueError, "`width` must be a positive multiple"),
+        ({"height": 16.0}, ValueError, "`height` must be a positive multiple"),
+        ({"num_inference_steps": 0}, ValueError, "`num_inference_steps` must be an integer of at least 1, got 0"),
+        ({"num_inference_steps": 2.5}, ValueError, "`num_inference_steps` must be an integer"),
+        ({"num_images_per_prompt": 0}, ValueError, "`num_images_per_prompt` must be an integer of at least 1, got 0"),
+        ({"guidance_scale": -1.0}, ValueError, "`guidance_scale` must be a number that is not negative"),
+        ({"guidance_scale": float("nan")}, ValueError, "`guidance_scale`"),
+        ({"temperature": -1.0}, ValueError, "`temperature` must not be negative"),
+        ({"output_type": "jpeg"}, ValueError, "`output_type` must be 'pil', 'np', 'pt' or 'latent', got 'jpeg'"),
+        ({"generator": []}, ValueError, "`generator` must be one or a list of 1, got a list of 0"),
+        ({"generator": [generator(), generator()]}, ValueError, "a list of 1, got a list of 2"),
+        ({"generator": 3}, TypeError, "`generator` must be a `torch.Generator` or a list of them, got int"),
+        ({"generator": [3]}, TypeError, "`generator` must be a `torch.Generator`"),
+        ({"latents": codes(1, 16)}, ValueError, "`latents` must be an int64 tensor of shape"),
+        ({"latents": torch.zeros(1, 4, 4)}, ValueError, "got torch.float32"),
+        ({"latents": [[1]]}, ValueError, "`latents` must be an int64 tensor .* got list"),
+        ({"latents": codes(2, 4, 4)}, ValueError, "`latents` must hold 1 grids"),
+        ({"latents": codes(1, 0, 4)}, ValueError, "`latents` must hold 1 grids"),
+        ({"latents": codes(1, 4, 4, value=65)}, ValueError, "codes from 0 to 63, or 64 where unknown, got 65 to 65"),
+        ({"latents": codes(1, 4, 4, value=-1)}, ValueError, "codes from 0 to 63"),
+        ({"latents": codes(1, 4, 4), "height": 20}, ValueError, "do not fit `height` and `width`"),
+        ({"callback_on_step_end_tensor_inputs": ["logits"]}, ValueError, r"among \['latents'\], got \['logits'\]"),
+    ],
+)
+def test_wrong_input_is_refused_before_any_work(pipe, inputs, error, message):
+    calls = Calls(pipe)
+    with pytest.raises(error, match=message):
+        pipe(**({"prompt": "owl"} | inputs))
+    assert calls == []
+
+
+def test_a_scheduler_of_another_codebook_is_refused(pipe):
+    pipe.scheduler = MaskGITScheduler()
+    with pytest.raises(ValueError, match="must be the model's codebook size, 64, got 8192"):
+        pipe("owl")
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, mask_token_id=64)  # as the message says
+    assert tokens(pipe).shape == (1, 4, 4)

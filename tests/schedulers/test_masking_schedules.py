@@ -1,0 +1,48 @@
+"""The masking schedules as functions of the share of steps that are done."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from showo_hf.schedulers.masking_schedules import get_masking_schedule
+
+
+names = st.one_of(
+    st.sampled_from(["cosine", "linear", "sigmoid"]),
+    st.floats(0.1, 8).map(lambda exponent: f"pow{exponent:.3f}"),
+    st.integers(1, 8).map(lambda exponent: f"pow{exponent}"),
+)
+ratios = st.floats(0, 1, width=32)
+
+
+@given(names)
+def test_all_is_masked_at_first_and_nothing_at_last(name):
+    first, last = get_masking_schedule(name)(torch.tensor([0.0, 1.0])).tolist()
+    assert first == pytest.approx(1, abs=1e-5)
+    assert last == pytest.approx(0, abs=1e-5)
+
+
+@given(names, ratios, ratios)
+def test_the_masked_share_falls(name, one, other):
+    earlier, later = get_masking_schedule(name)(torch.tensor(sorted([one, other]))).tolist()
+    assert -1e-6 <= later <= earlier + 1e-6 <= 1 + 2e-6
+
+
+@given(ratios)
+def test_values(ratio):
+    at = torch.tensor(ratio)
+    assert get_masking_schedule("cosine")(at).item() == pytest.approx(math.cos(ratio * math.pi / 2), abs=1e-6)
+    assert get_masking_schedule("linear")(at).item() == pytest.approx(1 - ratio, abs=2e-6)
+    assert get_masking_schedule("pow3")(at).item() == pytest.approx(1 - ratio**3, abs=2e-6)
+    assert get_masking_schedule("pow0.5")(at).item() == pytest.approx(1 - ratio**0.5, abs=2e-6)
+    first, last, here = (1 / (1 + math.exp(-x)) for x in (-3, 3, 6 * ratio - 3))
+    assert get_masking_schedule("sigmoid")(at).item() == pytest.approx((last - here) / (last - first), abs=2e-6)
+
+
+@pytest.mark.parametrize("name", ["", "cos", "Cosine", "pow", "pow0", "pow-1", "powx", "pownan", "powinf", None, 3])
+def test_other_names_are_refused(name):
+    with pytest.raises(ValueError, match="`masking_schedule` must be one of"):
+        get_masking_schedule(name)
