@@ -1,4 +1,4 @@
-"""How good is the embedded model? Prints the tables of docs/training.md. Run as
+"""How good is the embedded model? Prints the numbers of docs/training.md. Run as
 
     python -m showo_hf.training.emoji --output data/emoji --size 96
     python benchmarks/embedded_quality.py --data data/emoji

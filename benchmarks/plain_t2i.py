@@ -32,7 +32,7 @@ def plain_text_to_image(
         unknown = tokens == config.codebook_size
         ids = torch.where(unknown, config.mask_token_id, tokens + config.image_token_offset)
         rows[:, picture] = torch.cat([ids, ids])
-        conditional, unconditional = model(rows).logits.chunk(2)
+        conditional, unconditional = model(rows, use_cache=False).logits.chunk(2)
         logits = guidance_scale * conditional - (guidance_scale - 1) * unconditional
         tokens = scheduler.step(logits[:, picture, codes], timestep, tokens, generator=generator).prev_sample
     return tokens

@@ -1,1 +1,1 @@
-"""Original Show-o weights in and out."""
+"""Original Show-o weights: their names here and there."""

@@ -1,5 +1,6 @@
 """Text to picture."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import torch
 from diffusers.utils import BaseOutput, logging
 from PIL.Image import Image
 
+from showo_hf.processing_showo import check_texts
 from showo_hf.schedulers.scheduling_utils import Generators, check_generators
 
 from .pipeline_utils import EncodedPrompts, ShowoPipelineBase
@@ -67,6 +69,7 @@ class ShowoT2IPipeline(ShowoPipelineBase):
         width,
         num_inference_steps,
         guidance_scale,
+        temperature,
         num_images_per_prompt,
         generator,
         latents,
@@ -74,7 +77,7 @@ class ShowoT2IPipeline(ShowoPipelineBase):
         callback_on_step_end_tensor_inputs,
     ):
         """Raise `ValueError` or `TypeError` for wrong arguments, before any work."""
-        self.check_scheduler()
+        self.check_components()
         prompts = check_texts("prompt", prompt)
         if negative_prompt is not None:
             negative = check_texts("negative_prompt", negative_prompt)
@@ -85,8 +88,9 @@ class ShowoT2IPipeline(ShowoPipelineBase):
                 )
         check_count("num_inference_steps", num_inference_steps)
         check_count("num_images_per_prompt", num_images_per_prompt)
-        if not guidance_scale >= 0:
-            raise ValueError(f"`guidance_scale` must be a number that is not negative, got {guidance_scale}.")
+        check_number("guidance_scale", guidance_scale)
+        if temperature is not None:
+            check_number("temperature", temperature)
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
         if self.image_tokenizer is None and output_type != "latent":
@@ -95,7 +99,7 @@ class ShowoT2IPipeline(ShowoPipelineBase):
             )
         batch_size = len(prompts) * num_images_per_prompt
         check_generators(generator, batch_size)
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        unknown = set(callback_on_step_end_tensor_inputs or ()) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` must be among {list(self._callback_tensor_inputs)}, "
@@ -157,10 +161,10 @@ class ShowoT2IPipeline(ShowoPipelineBase):
 
         Without a negative prompt the unconditional one is the empty text.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = check_texts("prompt", prompt)
         wanted = [text for text in prompts for _ in range(num_images_per_prompt)]
         if do_classifier_free_guidance:
-            negative = [negative_prompt or ""] if not isinstance(negative_prompt, list) else negative_prompt
+            negative = check_texts("negative_prompt", negative_prompt or "")
             negative = negative * len(prompts) if len(negative) == 1 else negative
             wanted += [text for text in negative for _ in range(num_images_per_prompt)]
         texts = list(dict.fromkeys(wanted))
@@ -239,6 +243,7 @@ class ShowoT2IPipeline(ShowoPipelineBase):
             width,
             num_inference_steps,
             guidance_scale,
+            temperature,
             num_images_per_prompt,
             generator,
             latents,
@@ -264,7 +269,7 @@ class ShowoT2IPipeline(ShowoPipelineBase):
                     output = self.scheduler.step(logits, timestep, tokens, generator=generator)
                     tokens = torch.where(given == mask, output.prev_sample, given)
                     if callback_on_step_end is not None:
-                        tensors = {name: tokens.view_as(latents) for name in callback_on_step_end_tensor_inputs}
+                        tensors = {name: tokens.view_as(latents) for name in callback_on_step_end_tensor_inputs or ()}
                         replaced = callback_on_step_end(self, i, timestep, tensors) or {}
                         tokens = replaced.get("latents", tokens).reshape(tokens.shape)
                     progress_bar.update()
@@ -277,15 +282,10 @@ class ShowoT2IPipeline(ShowoPipelineBase):
         return ShowoT2IPipelineOutput(images=images)
 
 
-def check_texts(name: str, texts) -> list[str]:
-    """A text or a list of texts as a list; `TypeError` or `ValueError` for anything else."""
-    if isinstance(texts, str):
-        return [texts]
-    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"`{name}` must be a text or a list of texts, got {type(texts).__name__}: {texts!r:.80}.")
-    if not texts:
-        raise ValueError(f"`{name}` must hold at least one text, got an empty list.")
-    return list(texts)
+def check_number(name: str, value):
+    """Raise `ValueError` unless `value` is a finite number that is not negative."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ValueError(f"`{name}` must be a finite number that is not negative, got {value!r}.")
 
 
 def check_count(name: str, value):

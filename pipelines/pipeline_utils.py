@@ -57,8 +57,12 @@ class ShowoPipelineBase(DiffusionPipeline):
         side = round(self.model.config.num_image_tokens**0.5)
         return side, self.model.config.num_image_tokens // side
 
-    def check_scheduler(self):
-        """Raise `ValueError` unless the scheduler's mask id is the model's codebook size."""
+    def check_components(self):
+        """Raise `ValueError` unless scheduler and processor fit the model: mask id, and places in the vocabulary."""
+        for name in ("image_token_offset", "mask_token_id", "codebook_size", "max_text_length"):
+            ours, theirs = getattr(self.processor, name), getattr(self.model.config, name)
+            if ours != theirs:
+                raise ValueError(f"`processor` and `model` do not fit: `{name}` is {ours} and {theirs}.")
         mask, size = self.scheduler.config.mask_token_id, self.model.config.codebook_size
         if mask != size:
             raise ValueError(
@@ -148,7 +152,7 @@ class ShowoPipelineBase(DiffusionPipeline):
         """A token grid (batch, h, w) to pictures as `output_type` says; "latent" gives the grid."""
         if output_type == "latent":
             return latents
-        pixels = self.image_tokenizer.decode(latents.to(self.image_tokenizer.device)).sample
+        pixels = self.image_tokenizer.decode(latents.to(self._execution_device)).sample
         return self.image_processor.postprocess(pixels.float(), output_type=output_type)
 
     def save_pretrained(self, save_directory, *args, **kwargs):

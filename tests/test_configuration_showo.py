@@ -101,3 +101,13 @@ def test_save_and_load_of_a_picture_tokenizer_s(tmp_path):
 def test_a_picture_tokenizer_that_cannot_be_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         tiny.lfq_config(**wrong)
+
+
+def test_special_tokens_with_one_id_are_refused():
+    with pytest.raises(ValueError, match="must have different ids"):
+        ShowoConfig(soi_token_id=50296, eoi_token_id=50296)
+
+
+def test_a_placeholder_outside_the_vocabulary_is_refused():
+    with pytest.raises(ValueError, match="`image_token_id` must be an id below 58498"):
+        ShowoConfig(image_token_id=99999)

@@ -13,12 +13,13 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
+    GPT2Config,
     LlamaConfig,
     Qwen3Config,
 )
 
 from showo_hf import ShowoConfig, ShowoForCausalLM, ShowoLFQTokenizer, ShowoProcessor
-from showo_hf.modeling_showo import PerHeadLayerNorm
+from showo_hf.modeling_showo import PerHeadLayerNorm, add_qk_norm
 
 
 # transformers' own note, which its and peft's code sets off too.
@@ -321,3 +322,29 @@ def test_a_gpu_computes_the_same(model):
     with torch.no_grad():
         logits = model(padded().to("cuda")).logits
     torch.testing.assert_close(logits.cpu(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_picture_tokenizer_is_frozen_after_loading(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    loaded = ShowoForCausalLM.from_pretrained(tmp_path).train()
+    assert not any(weight.requires_grad for weight in loaded.image_tokenizer.parameters())
+    assert loaded.lm_head.weight.requires_grad
+
+
+def test_beams_keep_the_pictures_of_a_prompt_together(model):
+    """With two different pictures in a row, beams see what they see when the codes are written into the ids."""
+    config = model.config
+    block = [config.soi_token_id, *[config.image_token_id] * 16, config.eoi_token_id]
+    ids = torch.tensor([[0, *block, 5, *block, 6], [0, *block, 7, *block, 8]])
+    pictures = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    written = ids.masked_scatter(ids == config.image_token_id, model.encode_images(pictures))
+    options = {"max_new_tokens": 6, "num_beams": 3, "do_sample": False}
+    out = model.generate(ids, pixel_values=pictures, **options)
+    expected = model.generate(written, **options)
+    assert torch.equal(out[:, ids.shape[1] :], expected[:, ids.shape[1] :])
+
+
+def test_a_backbone_with_fused_projections_is_refused():
+    config = GPT2Config(vocab_size=200, n_embd=32, n_layer=1, n_head=4)
+    with pytest.raises(ValueError, match="`qk_layernorm` needs a backbone with `q_proj` and `k_proj`"):
+        add_qk_norm(AutoModel.from_config(config))

@@ -164,7 +164,8 @@ def test_each_placeholder_becomes_a_picture_block():
     picture = Image.fromarray(np.full((32, 20, 3), 255, dtype=np.uint8))
     batch = PROCESSOR(images=[picture, picture], text=["<|mmu|><|sov|> owl", "<|sov|>"])
     block = [SOI, *[PROCESSOR.image_token_id] * 16, EOI]
-    first = [MMU, *block, *PROCESSOR.text_ids("<|sov|> owl")[1:]]
+    owl = PROCESSOR.tokenizer("<|sov|> owl", add_special_tokens=False)["input_ids"][1:]
+    first = [MMU, *block, *owl]
     assert batch["input_ids"].tolist() == [first, [PAD] * (len(first) - 18) + block]
     assert batch["attention_mask"].sum(1).tolist() == [len(first), 18]
     assert batch["pixel_values"].shape == (2, 3, 16, 16)
@@ -209,3 +210,29 @@ def test_save_and_load(tmp_path):
         assert torch.equal(ours, theirs)
         picture = Image.new("RGB", (9, 7), "blue")
         assert torch.equal(loaded(images=picture)["pixel_values"], PROCESSOR(images=picture)["pixel_values"])
+
+
+def test_special_tokens_in_a_prompt_are_plain_text():
+    prompt = "owl [PAD] <|soi|> <|t2i|> red"
+    ids = PROCESSOR.text_ids(prompt)
+    assert max(ids) < PAD
+    assert PROCESSOR.tokenizer.decode(ids) == prompt
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: PROCESSOR.text_to_image([]), "`prompts` must hold at least one text"),
+        (lambda: PROCESSOR.text_to_image(["owl"], padding="max"), "`padding` must be 'max_length' or 'longest'"),
+        (lambda: PROCESSOR.picture_ids(torch.tensor([9999])), "`image_tokens` must be from 0 to 63, or 64"),
+        (lambda: PROCESSOR.picture_ids(torch.tensor([-1])), "`image_tokens` must be from 0 to 63"),
+        (lambda: PROCESSOR(text="owl", padding_side="Left"), "padding side must be 'left' or 'right', got 'Left'"),
+    ],
+)
+def test_misuse_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_single_text_is_one_row():
+    assert torch.equal(PROCESSOR.text_only("owl")["input_ids"], PROCESSOR.text_only(["owl"])["input_ids"])

@@ -237,7 +237,7 @@ def save_steps(frames: list[Image.Image], path: Path) -> None:
 
 
 def generate(options: argparse.Namespace) -> None:
-    """Make the pictures and print their names. Whatever can be wrong is found before the model is loaded."""
+    """Make the pictures and print their names. What can be checked without the model is checked before it is loaded."""
     check_output("--output", options.output, PICTURE_SUFFIXES)
     if options.save_steps is not None:
         check_output("--save-steps", options.save_steps, STEP_SUFFIXES)
@@ -335,7 +335,7 @@ def make_pictures(
         "callback_on_step_end": recorder,
     }
     given = {name: value for name, value in wanted.items() if value is not None}
-    # One generator a picture, always on the CPU: each picture can be made again alone, on any device.
+    # One generator a picture, always on the CPU: each picture can be made again alone, with the same draws on any device.
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     try:
         return pipe(options.prompt, num_images_per_prompt=len(seeds), generator=generators, **given).images

@@ -52,9 +52,9 @@ class ShowoConfig(PreTrainedConfig):
     }
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
-    text_config: dict | PreTrainedConfig | None = None
-    vision_config: dict | PreTrainedConfig | None = None
-    image_tokenizer_config: dict | PreTrainedConfig | None = None
+    text_config: Any = None
+    vision_config: Any = None
+    image_tokenizer_config: Any = None
     codebook_size: int = 8192
     num_image_tokens: int = 256
     max_text_length: int = 128
@@ -102,6 +102,9 @@ class ShowoConfig(PreTrainedConfig):
                 f"do not fit into `text_config.vocab_size` ({vocab_size})."
             )
         special = {name: value for name, value in self.special_token_ids().items() if value is not None}
+        if len(set(special.values())) < len(special):
+            raise ValueError(f"The special tokens must have different ids, got {special}.")
+        special["image_token_id"] = self.image_token_id
         for name, value in special.items():
             if not 0 <= value < vocab_size or self.image_token_offset <= value <= last_code:
                 raise ValueError(

@@ -62,6 +62,10 @@ class ShowoLFQTokenizerConfig(PreTrainedConfig):
         }
         if len({len(values) for values in stages.values()}) > 1:
             raise ValueError(f"All of these must be equally long, one value a stage: {stages}.")
+        if not encoder_block_out_channels:
+            raise ValueError("`encoder_block_out_channels` must name at least one stage, got none.")
+        if not entropy_temperature > 0:
+            raise ValueError(f"`entropy_temperature` must be above 0, got {entropy_temperature}.")
         channels = {*encoder_block_out_channels, *decoder_block_out_channels}
         undivided = sorted(c for c in channels if c % norm_num_groups)
         if undivided:

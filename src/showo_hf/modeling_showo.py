@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, Cache, CLIPVisionModel, GenerationMixin, PreTrainedModel
-from transformers import initialization as init
 from transformers.activations import ACT2FN, NewGELUActivation
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -55,14 +54,24 @@ def add_qk_norm(backbone: PreTrainedModel, eps: float = 1e-5):
 
     The projections become `nn.Sequential(proj, norm)`, so that quantization and adapters still find plain linear layers.
     Norms that a backbone brings along (`q_layernorm` of Phi, `q_norm` of Qwen3) are left as they are.
+
+    Raises:
+        ValueError: if no layer has separate query and key projections, as in backbones that fuse them.
     """
+    found = False
     for module in list(backbone.modules()):
         has_projections = isinstance(getattr(module, "q_proj", None), nn.Linear) and hasattr(module, "k_proj")
+        found |= has_projections
         if not has_projections or hasattr(module, "q_layernorm") or hasattr(module, "q_norm"):
             continue
         for name in ("q_proj", "k_proj"):
             norm = PerHeadLayerNorm(module.head_dim, eps=eps)
             setattr(module, name, nn.Sequential(OrderedDict(proj=getattr(module, name), norm=norm)))
+    if not found:
+        raise ValueError(
+            f"`qk_layernorm` needs a backbone with `q_proj` and `k_proj` layers, got {type(backbone).__name__}; "
+            "set it to False for this one."
+        )
 
 
 def fuse_activations(backbone: PreTrainedModel):
@@ -90,18 +99,6 @@ class ShowoPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        if isinstance(module, nn.Conv2d):
-            init.kaiming_uniform_(module.weight, a=5**0.5)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.GroupNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        else:
-            super()._init_weights(module)
-
 
 class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
     r"""
@@ -120,6 +117,9 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    accepts_loss_kwargs = (
+        False  # the losses are means of their own, so a Trainer has to average over accumulated steps
+    )
 
     def __init__(self, config: ShowoConfig):
         super().__init__(config)
@@ -141,11 +141,11 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def train(self, mode: bool = True):
-        """As in torch, but the frozen picture tokenizer and vision tower stay in evaluation mode."""
+        """As in torch, but the picture tokenizer and the vision tower stay frozen and in evaluation mode."""
         super().train(mode)
         for frozen in (self.image_tokenizer, self.vision_tower):
             if frozen is not None:
-                frozen.eval()
+                frozen.eval().requires_grad_(False)  # here too, since loading makes new parameters
         return self
 
     # Pictures in
@@ -293,7 +293,8 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, length)`): ids of text, special tokens and picture codes.
             attention_mask (`torch.Tensor`, *optional*): 1 for positions to see, 0 for pads, `(batch, cached + length)`;
-                made from `pad_token_id` where it is not given. A 4-dimensional mask or a flex `BlockMask` is used as it is.
+                made from `pad_token_id` where it is not given, which needs all ids: with pads in the cache give
+                the mask. A 4-dimensional mask or a flex `BlockMask` is used as it is.
             position_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*): pads count by default.
             past_key_values (`Cache`, *optional*): keys and values of earlier positions.
             inputs_embeds (`torch.Tensor` of shape `(batch, length, hidden)`, *optional*): in place of `input_ids`; the
@@ -346,6 +347,8 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state  # (batch, length, hidden)
+        if isinstance(logits_to_keep, torch.Tensor):
+            logits_to_keep = logits_to_keep.to(hidden_states.device)  # the last layer may lie on another device
         losses = {} if labels is None else self.compute_losses(hidden_states, input_ids, labels)
         logits = None
         if labels is None or not self.training:
@@ -364,7 +367,7 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
             return self.lm_head(hidden_states)
         first = self.config.image_token_offset
         rows = slice(first, first + self.config.codebook_size)
-        if type(self.lm_head) is not nn.Linear or self.lm_head.weight.is_meta:
+        if type(self.lm_head) is not nn.Linear or hasattr(self.lm_head, "_hf_hook"):
             # Adapted, quantized or offloaded: only the head's own forward knows its weights.
             return self.lm_head(hidden_states)[..., rows]
         bias = self.lm_head.bias[rows] if self.lm_head.bias is not None else None
@@ -380,6 +383,7 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
         row that starts with `mmu`, not at all in one that starts with `t2i`, as `loss_lm` otherwise.
         """
         config = self.config
+        input_ids, labels = input_ids.to(hidden_states.device), labels.to(hidden_states.device)
         scored = labels != -100
         in_picture = picture_block_ids(input_ids, config) >= 0
         # The task token is in the block for attention, yet it is no part of the picture.
@@ -422,6 +426,18 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
             return attention_mask
         text_config = config.get_text_config()
         return create_causal_mask(text_config, inputs_embeds, attention_mask, past_key_values, position_ids)
+
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs):
+        """As in transformers, for beams and several answers a prompt; the pictures of a prompt stay together."""
+        pictures = {name: kwargs.pop(name, None) for name in ("pixel_values", "image_features")}
+        if input_ids is not None:
+            opened = (input_ids[:, :-1] == self.config.soi_token_id) & (input_ids[:, 1:] == self.config.image_token_id)
+            for name, values in pictures.items():
+                if values is not None:
+                    rows = values.split(opened.sum(-1).tolist())  # the pictures of each prompt
+                    pictures[name] = torch.cat([row for row in rows for _ in range(expand_size)])
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        return input_ids, {**kwargs, **{name: values for name, values in pictures.items() if values is not None}}
 
     def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, **kwargs):
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)

@@ -175,7 +175,7 @@ class ShowoLFQTokenizer(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Keep torch's own initialization of convolutions and norms, which suits a convolutional autoencoder."""
+        """torch's own initialization of kernels, which suits a convolutional autoencoder; biases start at zero."""
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             init.kaiming_uniform_(module.weight, a=5**0.5)
             if module.bias is not None:
@@ -221,7 +221,9 @@ class ShowoLFQTokenizer(PreTrainedModel):
             flat = latents.movedim(1, -1).flatten(0, 2)  # (batch * h * w, bits)
             output.commitment_loss = self.config.commitment_weight * F.mse_loss(latents.float(), codes.float())
             entropy_loss = {"bits": bit_entropy_loss, "codes": code_entropy_loss}[self.config.entropy_over]
-            output.entropy_loss = self.config.entropy_weight * entropy_loss(flat, self.config.entropy_temperature)
+            with torch.autocast(flat.device.type, enabled=False):  # small differences of logarithms
+                loss = entropy_loss(flat, self.config.entropy_temperature)
+            output.entropy_loss = self.config.entropy_weight * loss
         return output
 
     def decode_quantized(self, quantized: torch.Tensor) -> torch.Tensor:

@@ -70,8 +70,8 @@ class ShowoProcessor(ProcessorMixin):
     # Parts of a sequence
 
     def text_ids(self, text: str) -> list[int]:
-        """Ids of a text without `sot` and `eot`."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """Ids of a text without `sot` and `eot`; names of special tokens in it are read as plain text."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def closed_text_ids(self, text: str) -> list[int]:
         """`sot text eot`, at most `max_text_length` ids; a longer text keeps its beginning, with a warning."""
@@ -88,6 +88,11 @@ class ShowoProcessor(ProcessorMixin):
         """`soi picture eoi` of a grid of codes; unknown where a code is `codebook_size`, or everywhere for None."""
         if image_tokens is None:
             codes = [self.mask_token_id] * (num_image_tokens or self.num_image_tokens)
+        elif image_tokens.min() < 0 or image_tokens.max() > self.codebook_size:
+            raise ValueError(
+                f"`image_tokens` must be from 0 to {self.codebook_size - 1}, or {self.codebook_size} where unknown, "
+                f"got {image_tokens.min().item()} to {image_tokens.max().item()}."
+            )
         else:
             codes = (image_tokens.reshape(-1) + self.image_token_offset).tolist()
         return [self.soi_token_id, *codes, self.eoi_token_id]
@@ -108,7 +113,7 @@ class ShowoProcessor(ProcessorMixin):
         Returns:
             `input_ids`, `attention_mask` and `position_ids`, (batch, longest).
         """
-        rows = [[self.t2i_token_id, *self.closed_text_ids(prompt)] for prompt in prompts]
+        rows = [[self.t2i_token_id, *self.closed_text_ids(prompt)] for prompt in check_texts("prompts", prompts)]
         batch = self.pad_rows(rows, side="left")
         length = batch["input_ids"].shape[1]
         end = self.max_text_length + 1
@@ -134,6 +139,9 @@ class ShowoProcessor(ProcessorMixin):
         Returns:
             `input_ids` and `attention_mask` (batch, length); with `image_tokens` also `labels`, the ids with -100 at pads.
         """
+        prompts = check_texts("prompts", prompts)
+        if padding not in ("max_length", "longest"):
+            raise ValueError(f"`padding` must be 'max_length' or 'longest', got {padding!r}.")
         grids = image_tokens if image_tokens is not None else [None] * len(prompts)
         check_equal_length(prompts=prompts, image_tokens=grids)
         rows = [
@@ -158,6 +166,7 @@ class ShowoProcessor(ProcessorMixin):
         Returns:
             `input_ids`, `attention_mask` and `labels`, (batch, `length` or the longest).
         """
+        texts = check_texts("texts", texts)
         check_equal_length(texts=texts, image_tokens=image_tokens)
         rows, labels = [], []
         for text, grid in zip(texts, image_tokens, strict=True):
@@ -169,7 +178,7 @@ class ShowoProcessor(ProcessorMixin):
 
     def text_only(self, texts: Sequence[str], length: int | None = None) -> BatchFeature:
         """`sot text eot [PAD]*` with labels on all of it: `input_ids`, `attention_mask`, `labels`."""
-        rows = [self.closed_text_ids(text) for text in texts]
+        rows = [self.closed_text_ids(text) for text in check_texts("texts", texts)]
         return self.pad_rows(rows, side="right", length=length, labels=rows)
 
     def mixed(self, sequences: Sequence[Sequence[str | torch.LongTensor]], length: int | None = None) -> BatchFeature:
@@ -195,6 +204,8 @@ class ShowoProcessor(ProcessorMixin):
         labels: Sequence[Sequence[int]] | None = None,
     ) -> BatchFeature:
         """Rows of ids (and of labels) to tensors of one length, padded on the `side` "left" or "right"."""
+        if side not in ("left", "right"):
+            raise ValueError(f"The padding side must be 'left' or 'right', got {side!r}.")
         longest = max(len(row) for row in rows)
         length = longest if length is None else length
         if longest > length:
@@ -247,13 +258,24 @@ class ShowoProcessor(ProcessorMixin):
     def expand_placeholders(self, text: str) -> list[int]:
         """Ids of a text in which each placeholder has become a picture block of placeholders."""
         ids = []
-        for token in self.text_ids(text):
+        for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]:
             ids += self.placeholder_ids() if token == self.image_token_id else [token]
         return ids
 
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "pixel_values"]
+
+
+def check_texts(name: str, texts) -> list[str]:
+    """A text or several as a list; `TypeError` or `ValueError` for anything else."""
+    if isinstance(texts, str):
+        return [texts]
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"`{name}` must be a text or a list of texts, got {type(texts).__name__}: {texts!r:.80}.")
+    if not texts:
+        raise ValueError(f"`{name}` must hold at least one text, got an empty list.")
+    return list(texts)
 
 
 def check_equal_length(**named: Sequence):

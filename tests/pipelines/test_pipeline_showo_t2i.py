@@ -1,5 +1,6 @@
 """What a caller of the text-to-image pipeline can count on; diffusers' common pipeline tests, in our words."""
 
+import copy
 import logging
 
 import numpy as np
@@ -322,9 +323,12 @@ def codes(*shape, value=0):
         ({"num_inference_steps": 0}, ValueError, "`num_inference_steps` must be an integer of at least 1, got 0"),
         ({"num_inference_steps": 2.5}, ValueError, "`num_inference_steps` must be an integer"),
         ({"num_images_per_prompt": 0}, ValueError, "`num_images_per_prompt` must be an integer of at least 1, got 0"),
-        ({"guidance_scale": -1.0}, ValueError, "`guidance_scale` must be a number that is not negative"),
+        ({"guidance_scale": -1.0}, ValueError, "`guidance_scale` must be a finite number that is not negative"),
         ({"guidance_scale": float("nan")}, ValueError, "`guidance_scale`"),
-        ({"temperature": -1.0}, ValueError, "`temperature` must not be negative"),
+        ({"guidance_scale": float("inf")}, ValueError, "`guidance_scale` must be a finite number"),
+        ({"guidance_scale": "5"}, ValueError, "`guidance_scale` must be a finite number"),
+        ({"temperature": float("nan")}, ValueError, "`temperature` must be a finite number"),
+        ({"temperature": -1.0}, ValueError, "`temperature` must be a finite number that is not negative"),
         ({"output_type": "jpeg"}, ValueError, "`output_type` must be 'pil', 'np', 'pt' or 'latent', got 'jpeg'"),
         ({"generator": []}, ValueError, "`generator` must be one or a list of 1, got a list of 0"),
         ({"generator": [generator(), generator()]}, ValueError, "a list of 1, got a list of 2"),
@@ -354,3 +358,29 @@ def test_a_scheduler_of_another_codebook_is_refused(pipe):
         pipe("owl")
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, mask_token_id=64)  # as the message says
     assert tokens(pipe).shape == (1, 4, 4)
+
+
+def test_a_processor_of_another_vocabulary_is_refused(pipe):
+    pipe.processor = copy.copy(pipe.processor)
+    pipe.processor.image_token_offset += 1
+    with pytest.raises(ValueError, match="`processor` and `model` do not fit: `image_token_offset`"):
+        pipe("owl")
+
+
+def test_a_negative_prompt_may_be_a_tuple(pipe):
+    assert torch.equal(tokens(pipe, negative_prompt=("hearts",)), tokens(pipe, negative_prompt="hearts"))
+
+
+def test_only_unknown_tokens_and_codes_run_through_the_head(pipe):
+    """(unknown tokens of both halves of the guidance, codebook) logits at each step, nothing of the text's ids."""
+    shapes = []
+    hook = pipe.model.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.logits.shape)))
+    unknown = []
+
+    def note(pipe, step, timestep, tensors):
+        unknown.append(int((tensors["latents"] == 64).sum()))
+
+    pipe("owl", num_inference_steps=4, generator=generator(), output_type="latent", callback_on_step_end=note)
+    hook.remove()
+    before = [16, *unknown[:-1]]
+    assert shapes[1:] == [(2 * count, 64) for count in before]

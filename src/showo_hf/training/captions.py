@@ -5,7 +5,7 @@ Everything here is deterministic: what is random comes from the `random.Random` 
 
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from .emoji import EmojiRecord
 
@@ -256,8 +256,3 @@ def _filled(template: str, record: EmojiRecord, bases: Sequence[EmojiRecord], rn
         other_colour=other_colour,
         number=rng.choice(("two", "three", "4", "5", "10", "12")),
     )
-
-
-def distinct_names(records: Iterable[EmojiRecord]) -> list[str]:
-    """The names in `records`, each once, in order of appearance."""
-    return list(dict.fromkeys(record.name for record in records))

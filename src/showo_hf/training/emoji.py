@@ -102,7 +102,7 @@ def fetch_package(name: str, version: str, cache: str | os.PathLike) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     # npm writes into a folder of its own first: a download that breaks off must not look like a cached archive.
     with tempfile.TemporaryDirectory(dir=cache) as folder:
-        command = ["npm", "pack", f"{name}@{version}", "--silent", "--pack-destination", folder]
+        command = [shutil.which("npm") or "npm", "pack", f"{name}@{version}", "--silent", "--pack-destination", folder]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except FileNotFoundError as error:

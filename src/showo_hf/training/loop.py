@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from diffusers.training_utils import EMAModel
 from torch import nn
 from transformers import get_scheduler
@@ -24,7 +25,8 @@ class LoopOptions:
     """
     What both trainers let a user choose; see [`add_loop_arguments`] for the meanings.
 
-    The learning rate rises over `warmup_steps`, stays, and falls to zero over the last `decay_share` of the steps.
+    The learning rate rises over `warmup_steps`, stays, and falls to zero over the last `decay_share` of the steps; a
+    warm-up that leaves no room for that cuts the fall short.
     """
 
     output: str
@@ -108,16 +110,16 @@ def train(
     )
     wrapped, optimizer = accelerator.prepare(model.train(), optimizer)
     average = EMAModel(model.parameters(), decay=options.ema_decay, foreach=True)
-    average.to(accelerator.device)
     progress = Progress()
     accelerator.register_for_checkpointing(schedule, average, progress)
     checkpoint = checkpoint_folder(output)
-    if checkpoint.is_dir():
-        accelerator.load_state(str(checkpoint))
+    if (found := find_checkpoint(checkpoint)) is not None:
+        accelerator.load_state(str(found))
         accelerator.print(f"resumed at step {progress.step}", flush=True)
+    average.to(accelerator.device)  # after the loading, which leaves it on the CPU
 
     started = logged = time.monotonic()
-    while progress.step < options.steps and time.monotonic() - started < options.max_minutes * 60:
+    while progress.step < options.steps and has_time(accelerator, started, options.max_minutes):
         generator = step_generator(options.seed, progress.step, accelerator.process_index)
         batch = {name: value.to(accelerator.device) for name, value in make_batch(generator).items()}
         with accelerator.autocast():
@@ -184,10 +186,24 @@ def log_row(file: Path, row: dict[str, float]):
     print(f"step {row['step']}", *rest, sep="  ", flush=True)
 
 
+def has_time(accelerator: Accelerator, started: float, max_minutes: float) -> bool:
+    """Whether there is time for another step; the first process decides for all, since clocks differ."""
+    if max_minutes == float("inf"):
+        return True
+    return broadcast_object_list([time.monotonic() - started < max_minutes * 60])[0]
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of a run; the one before it where a run was killed while they changed places."""
+    old = folder.with_name(folder.name + ".old")
+    return next((path for path in (folder, old) if path.is_dir()), None)
+
+
 def save_checkpoint(accelerator: Accelerator, folder: Path):
     """Write the whole state beside `folder`, then put it in its place, so that no half-written one is ever found."""
     fresh = folder.with_name(folder.name + ".new")
     accelerator.save_state(str(fresh))
+    accelerator.wait_for_everyone()  # every process writes into it
     if accelerator.is_main_process:
         old = folder.with_name(folder.name + ".old")
         shutil.rmtree(old, ignore_errors=True)

@@ -15,8 +15,8 @@ from .emoji import load_emoji
 from .loop import Batch, add_loop_arguments, loop_options, train
 
 
-def small_config(sample_size: int, codebook_bits: int = 10, entropy_weight: float = 0.3) -> ShowoLFQTokenizerConfig:
-    """MAGVIT-v2's shape at the size of the embedded model, with 8x downsampling."""
+def small_config(sample_size: int, codebook_bits: int = 10, **options) -> ShowoLFQTokenizerConfig:
+    """MAGVIT-v2's shape at the size of the embedded model, with 8x downsampling; `options` are the config's."""
     return ShowoLFQTokenizerConfig(
         codebook_bits=codebook_bits,
         encoder_block_out_channels=(32, 48, 96, 128),
@@ -26,8 +26,7 @@ def small_config(sample_size: int, codebook_bits: int = 10, entropy_weight: floa
         norm_num_groups=16,
         sample_size=sample_size,
         commitment_weight=0.05,
-        entropy_weight=entropy_weight,
-        entropy_over="codes",
+        **{"entropy_weight": 0.3, "entropy_over": "codes", **options},
     )
 
 
@@ -93,6 +92,7 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--data", required=True, help="the folder that showo_hf.training.emoji wrote")
     parser.add_argument("--codebook-bits", type=int, default=10, help="bits a token; there are 2 ** bits codes")
     parser.add_argument("--entropy-weight", type=float, default=0.3, help="more of it brings more codes into use")
+    parser.add_argument("--entropy-over", choices=("bits", "codes"), default="codes", help="see the config")
     parser.add_argument("--init-from", help="a trained tokenizer to start from; layers of another shape start anew")
     add_loop_arguments(parser)
     options = parser.parse_args(arguments)
@@ -100,7 +100,8 @@ def main(arguments: list[str] | None = None):
     data = load_emoji(options.data)
     indices = data.train_indices
     torch.manual_seed(options.seed)
-    config = small_config(data.pictures.shape[1], options.codebook_bits, options.entropy_weight)
+    entropy = {"entropy_weight": options.entropy_weight, "entropy_over": options.entropy_over}
+    config = small_config(data.pictures.shape[1], options.codebook_bits, **entropy)
     model = ShowoLFQTokenizer(config)
     if options.init_from:
         print("new layers:", load_matching_weights(model, options.init_from), flush=True)
