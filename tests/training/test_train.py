@@ -75,9 +75,9 @@ def test_both_trainers_end_to_end(folders):
     assert image.size == (SIZE, SIZE)
 
     further = str(folders / "further")
-    train_showo.main([*data, *inputs, "--init-from", output, "--output", further, "--steps", "1", *loop])
+    train_showo.main([*data, *inputs, "--init-from", output, "--output", further, "--steps", "4", *loop])
     one, other = (ShowoT2IPipeline.from_pretrained(folder).model.lm_head.weight for folder in (output, further))
-    assert 0 < (one - other).abs().max() < 0.02  # one small step away from where it started
+    assert 0 < (one - other).abs().max() < 0.02  # a few small steps away from where it started
 
 
 def test_loaded_pictures_are_those_that_were_written(folders):
