@@ -257,7 +257,7 @@ class ShowoProcessor(ProcessorMixin):
 
     def expand_placeholders(self, text: str) -> list[int]:
         """Ids of a text in which each placeholder has become a picture block of placeholders."""
-        ids = []
+        ids: list[int] = []
         for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]:
             ids += self.placeholder_ids() if token == self.image_token_id else [token]
         return ids
