@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -46,28 +46,29 @@ class LoopOptions:
 
 
 def add_loop_arguments(parser: argparse.ArgumentParser, **defaults):
-    """Add the options of [`LoopOptions`] to `parser`; `defaults` replace the ones written here."""
+    """Add the options of [`LoopOptions`] to `parser`; `defaults` replace the ones written there."""
     add = parser.add_argument
     add("--output", required=True, help="folder for the trained model; checkpoints and the log lie beside it")
     add("--steps", type=int, required=True, help="optimizer steps in all, those before a resume counted in")
     add("--batch-size", type=int, default=16, help="pictures a step and process")
     add("--learning-rate", type=float, default=1e-3)
-    add("--weight-decay", type=float, default=0.05)
-    add("--warmup-steps", type=int, default=200)
-    add("--decay-share", type=float, default=0.3, help="share of the steps over which the rate falls to zero")
-    add("--max-grad-norm", type=float, default=1.0)
-    add("--ema-decay", type=float, default=0.999, help="decay of the averaged weights, which are what is saved")
-    add("--mixed-precision", choices=("no", "bf16", "fp16"), default="bf16")
-    add("--seed", type=int, default=0)
-    add("--save-every", type=int, default=500, help="steps between checkpoints")
-    add("--log-every", type=int, default=50)
-    add("--max-minutes", type=float, default=float("inf"), help="stop with a checkpoint after so long; resume later")
-    parser.set_defaults(**defaults)
+    add("--weight-decay", type=float)
+    add("--warmup-steps", type=int)
+    add("--decay-share", type=float, help="share of the steps over which the rate falls to zero")
+    add("--max-grad-norm", type=float)
+    add("--ema-decay", type=float, help="decay of the averaged weights, which are what is saved")
+    add("--mixed-precision", choices=("no", "bf16", "fp16"))
+    add("--seed", type=int)
+    add("--save-every", type=int, help="steps between checkpoints")
+    add("--log-every", type=int)
+    add("--max-minutes", type=float, help="stop with a checkpoint after so long; resume later")
+    written = {field.name: field.default for field in fields(LoopOptions) if field.default is not MISSING}
+    parser.set_defaults(**(written | defaults))
 
 
 def loop_options(arguments: argparse.Namespace) -> LoopOptions:
     """The [`LoopOptions`] among parsed arguments."""
-    return LoopOptions(**{name: getattr(arguments, name) for name in LoopOptions.__dataclass_fields__})
+    return LoopOptions(**{name: getattr(arguments, name) for name in (field.name for field in fields(LoopOptions))})
 
 
 def step_generator(seed: int, step: int, process: int = 0) -> torch.Generator:
