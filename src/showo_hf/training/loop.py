@@ -68,7 +68,7 @@ def add_loop_arguments(parser: argparse.ArgumentParser, **defaults):
 
 def loop_options(arguments: argparse.Namespace) -> LoopOptions:
     """The [`LoopOptions`] among parsed arguments."""
-    return LoopOptions(**{name: getattr(arguments, name) for name in (field.name for field in fields(LoopOptions))})
+    return LoopOptions(**{field.name: getattr(arguments, field.name) for field in fields(LoopOptions)})
 
 
 def step_generator(seed: int, step: int, process: int = 0) -> torch.Generator:
