@@ -2,15 +2,18 @@ import argparse
 import json
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from showo_hf.training.loop import (
+    OPTIMIZERS,
     LoopOptions,
     add_loop_arguments,
+    build_optimizers,
+    inner_matrices,
     loop_options,
-    parameter_groups,
     step_generator,
     train,
 )
@@ -47,13 +50,14 @@ def run(folder, stop_at=None, **changes):
     return load_file(folder / "out" / "model.safetensors"), len(done)
 
 
-def test_a_stopped_run_resumes_to_the_same_weights(tmp_path):
-    whole, steps = run(tmp_path / "whole")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_stopped_run_resumes_to_the_same_weights(tmp_path, optimizer):
+    whole, steps = run(tmp_path / "whole", optimizer=optimizer)
     assert steps == 8
     with pytest.raises(Stop):
-        run(tmp_path / "stopped", stop_at=5)
+        run(tmp_path / "stopped", stop_at=5, optimizer=optimizer)
     assert not (tmp_path / "stopped" / "out").exists()  # no model before the end
-    resumed, steps = run(tmp_path / "stopped")
+    resumed, steps = run(tmp_path / "stopped", optimizer=optimizer)
     assert steps == 5  # from the checkpoint at step 3
     for name, value in whole.items():
         assert torch.equal(value, resumed[name])
@@ -66,8 +70,9 @@ def test_a_run_out_of_time_goes_on_later(tmp_path):
     assert steps == 8
 
 
-def test_training_lowers_the_loss_and_logs_it(tmp_path):
-    run(tmp_path, steps=200, warmup_steps=10, log_every=20)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_training_lowers_the_loss_and_logs_it(tmp_path, optimizer):
+    run(tmp_path, steps=200, warmup_steps=10, log_every=20, optimizer=optimizer)
     rows = [json.loads(line) for line in (tmp_path / "out-log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(20, 201, 20))
     assert rows[-1]["squared"] < 0.1 * rows[0]["squared"]
@@ -90,9 +95,25 @@ def test_random_numbers_of_a_step_depend_on_seed_step_and_process_alone():
 
 def test_biases_and_norms_do_not_decay():
     model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
-    decayed, free = parameter_groups(model, 0.3)
+    (optimizer,) = build_optimizers(model, LoopOptions("out", 1, 1, 0.1, weight_decay=0.3))
+    decayed, free = optimizer.param_groups
     assert [p.ndim for p in decayed["params"]] == [2] and decayed["weight_decay"] == 0.3
     assert [p.ndim for p in free["params"]] == [1, 1, 1] and free["weight_decay"] == 0.0
+
+
+def test_muon_takes_the_inner_matrices_alone():
+    model = tiny.showo()
+    model.lm_head.requires_grad_(True)
+    adamw, muon = build_optimizers(model, LoopOptions("out", 1, 1, 0.1, optimizer="muon"))
+    taken = {id(p) for group in muon.param_groups for p in group["params"]}
+    assert taken == {id(p) for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2}
+    rest = {id(p) for group in adamw.param_groups for p in group["params"]}
+    assert not taken & rest and taken | rest == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_frozen_matrices_are_left_alone():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
+    assert inner_matrices(model) == [model[0].weight]
 
 
 def test_arguments_become_options():

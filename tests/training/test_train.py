@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image, ImageDraw
 
@@ -75,7 +77,8 @@ def test_both_trainers_end_to_end(folders):
     assert image.size == (SIZE, SIZE)
 
     further = str(folders / "further")
-    train_showo.main([*data, *inputs, "--init-from", output, "--output", further, "--steps", "4", *loop])
+    compiled = ["--compile"] if shutil.which("g++") else []  # what torch compiles with on a CPU
+    train_showo.main([*data, *inputs, "--init-from", output, "--output", further, "--steps", "4", *loop, *compiled])
     one, other = (ShowoT2IPipeline.from_pretrained(folder).model.lm_head.weight for folder in (output, further))
     assert 0 < (one - other).abs().max() < 0.02  # a few small steps away from where it started
 
@@ -105,3 +108,19 @@ def test_each_emoji_counts_alike_however_many_tones_it_has():
     records = [record("A"), record("B"), *(record("B", tone=t) for t in ("light", "dark")), record("B", "twemoji")]
     weights = draw_weights(records).tolist()
     assert weights == [1.0, 0.5, 0.25, 0.25, 1.0]
+
+
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_rows_are_widened_without_a_change_of_what_they_say(multiple):
+    processor = tiny.processor()
+    codes = torch.arange(16).repeat(4, 1)
+    records = [record(f"{i:04X}", name=f"thing {i}") for i in range(4)]
+    make_batch = train_showo.BatchMaker(records, codes, processor, 6, pad_to_multiple_of=multiple)
+    batch = make_batch(torch.Generator().manual_seed(0))
+    ids, labels = batch["picture_ids"], batch["picture_labels"]
+    assert ids.shape == labels.shape and ids.shape[0] == 6 and ids.shape[1] % multiple == 0
+    assert batch["text_ids"].shape == batch["text_labels"].shape and batch["text_ids"].shape[0] == 2
+    picture, scored = ids[:, -17:-1], labels[:, -17:-1] != -100
+    assert torch.equal(scored, picture == processor.mask_token_id) and scored.any(1).all()
+    assert not (labels[:, :-17] != -100).any() and not (labels[:, -1] != -100).any()
+    assert torch.equal(labels[:, -17:-1][scored], (codes[:1] + processor.image_token_offset).expand(6, -1)[scored])

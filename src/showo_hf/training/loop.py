@@ -19,6 +19,8 @@ from transformers import get_scheduler
 
 Batch = dict[str, torch.Tensor]
 
+OPTIMIZERS = ("adamw", "muon")
+
 
 @dataclass
 class LoopOptions:
@@ -34,6 +36,7 @@ class LoopOptions:
     batch_size: int
     learning_rate: float
     weight_decay: float = 0.05
+    optimizer: str = "adamw"
     warmup_steps: int = 200
     decay_share: float = 0.3
     max_grad_norm: float = 1.0
@@ -53,6 +56,7 @@ def add_loop_arguments(parser: argparse.ArgumentParser, **defaults):
     add("--batch-size", type=int, default=16, help="pictures a step and process")
     add("--learning-rate", type=float, default=1e-3)
     add("--weight-decay", type=float)
+    add("--optimizer", choices=OPTIMIZERS, help="muon: for the matrices inside the network; AdamW for the rest")
     add("--warmup-steps", type=int)
     add("--decay-share", type=float, help="share of the steps over which the rate falls to zero")
     add("--max-grad-norm", type=float)
@@ -99,20 +103,12 @@ def train(
     """
     accelerator = Accelerator(mixed_precision=options.mixed_precision, cpu=not torch.cuda.is_available())
     output = Path(options.output)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, options.weight_decay), lr=options.learning_rate, betas=(0.9, 0.98), fused=True
-    )
-    schedule = get_scheduler(
-        "warmup_stable_decay",
-        optimizer,
-        num_warmup_steps=options.warmup_steps,
-        num_training_steps=options.steps,
-        scheduler_specific_kwargs={"num_decay_steps": max(1, int(options.steps * options.decay_share))},
-    )
-    wrapped, optimizer = accelerator.prepare(model.train(), optimizer)
+    optimizers = build_optimizers(model, options)
+    schedules = [build_schedule(optimizer, options) for optimizer in optimizers]
+    wrapped, *optimizers = accelerator.prepare(model.train(), *optimizers)
     average = EMAModel(model.parameters(), decay=options.ema_decay, foreach=True)
     progress = Progress()
-    accelerator.register_for_checkpointing(schedule, average, progress)
+    accelerator.register_for_checkpointing(*schedules, average, progress)
     checkpoint = checkpoint_folder(output)
     if (found := find_checkpoint(checkpoint)) is not None:
         accelerator.load_state(str(found))
@@ -127,15 +123,16 @@ def train(
             loss, parts = compute_loss(wrapped, batch)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), options.max_grad_norm)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
         average.step(model.parameters())
         progress.step += 1
         if progress.step % options.log_every == 0 and accelerator.is_main_process:
             now = time.monotonic()
             row = {"step": progress.step, "loss": loss.item(), **{name: part.item() for name, part in parts.items()}}
-            row["lr"] = schedule.get_last_lr()[0]
+            row["lr"] = schedules[0].get_last_lr()[0]
             row["seconds_per_step"] = (now - logged) / options.log_every
             logged = now
             log_row(output.with_name(output.name + "-log.jsonl"), row)
@@ -164,13 +161,56 @@ class Progress:
         self.step = state["step"]
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay on matrices and kernels alone, not on biases and norms."""
+def build_optimizers(model: nn.Module, options: LoopOptions) -> list[torch.optim.Optimizer]:
+    """
+    AdamW for everything; or Muon for the matrices inside the network, and AdamW for what is left.
+
+    Muon (https://kellerjordan.github.io/posts/muon) makes each matrix's momentum orthogonal before it is applied. Its
+    steps are scaled to AdamW's size (arXiv:2502.16982), so that one learning rate serves both.
+    Weight decay is on matrices and kernels alone, not on biases and norms.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    matrices = inner_matrices(model) if options.optimizer == "muon" else []
+    taken = {id(parameter) for parameter in matrices}
+    rest = [parameter for parameter in trained if id(parameter) not in taken]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": options.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98), fused=True)
+    ]
+    if matrices:
+        optimizers.append(
+            torch.optim.Muon(
+                matrices,
+                lr=options.learning_rate,
+                weight_decay=options.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    return optimizers
+
+
+def inner_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The trained weights of linear layers, without those that stand for a vocabulary: embeddings and tied heads."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if head is not None:
+        embeddings.add(id(head.weight))
+    linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    return [weight for weight in linear if weight.requires_grad and id(weight) not in embeddings]
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, options: LoopOptions) -> torch.optim.lr_scheduler.LRScheduler:
+    """Rise, plateau and fall of the learning rate, as [`LoopOptions`] tells."""
+    return get_scheduler(
+        "warmup_stable_decay",
+        optimizer,
+        num_warmup_steps=options.warmup_steps,
+        num_training_steps=options.steps,
+        scheduler_specific_kwargs={"num_decay_steps": max(1, int(options.steps * options.decay_share))},
+    )
 
 
 def checkpoint_folder(output: Path) -> Path:

@@ -8,12 +8,14 @@ The output is a pipeline folder that `ShowoT2IPipeline.from_pretrained` loads.
 
 import argparse
 import json
+import math
 import random
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil, LlamaConfig, PreTrainedTokenizerFast
 
 from ..configuration_showo import ShowoConfig
@@ -29,6 +31,8 @@ from .masking import drop_conditions, mask_tokens
 from .train_image_tokenizer import to_pixel_values
 
 
+COMPILED_MULTIPLE = 8  # what the lengths of rows are multiples of when the model is compiled
+TEXT_ROWS = 0.25  # text rows for each text-to-image row: their loss weighs little and falls fast
 TONELESS_SHARE = 0.5  # of the draws of an emoji that comes in several skin tones
 
 
@@ -109,8 +113,9 @@ class BatchMaker:
     Args:
         records, image_tokens: the training pictures and their codes (N, tokens).
         processor: builds the sequences.
-        batch_size: text-to-image rows; there are as many text rows.
+        batch_size: text-to-image rows; there are a quarter as many text rows.
         condition_dropout: share of the pictures whose prompt is emptied.
+        pad_to_multiple_of: the rows' lengths are multiples of it; a compiled model wants few different lengths.
     """
 
     def __init__(
@@ -120,19 +125,21 @@ class BatchMaker:
         processor: ShowoProcessor,
         batch_size: int,
         condition_dropout: float = 0.1,
+        pad_to_multiple_of: int = 1,
     ):
         self.records, self.image_tokens, self.processor = records, image_tokens, processor
         self.batch_size, self.condition_dropout = batch_size, condition_dropout
+        self.pad_to_multiple_of = pad_to_multiple_of
         self.weights = draw_weights(records)
 
-    def draw(self, generator: torch.Generator) -> tuple[list[int], list[str]]:
-        """Rows of the data, and a caption of each."""
-        rows = torch.multinomial(self.weights, self.batch_size, replacement=True, generator=generator).tolist()
+    def draw(self, count: int, generator: torch.Generator) -> tuple[list[int], list[str]]:
+        """`count` rows of the data, and a caption of each."""
+        rows = torch.multinomial(self.weights, count, replacement=True, generator=generator).tolist()
         rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
         return rows, [caption(self.records[row], rng) for row in rows]
 
     def __call__(self, generator: torch.Generator) -> Batch:
-        rows, texts = self.draw(generator)
+        rows, texts = self.draw(self.batch_size, generator)
         codes = self.image_tokens[rows].long()
         noised, masked = mask_tokens(codes, self.processor.codebook_size, generator)
         prompts = drop_conditions(texts, self.condition_dropout, generator)
@@ -141,20 +148,26 @@ class BatchMaker:
         labels = torch.full_like(pictures["input_ids"], -100)
         codes = codes + self.processor.image_token_offset
         labels[:, -codes.shape[1] - 1 : -1] = torch.where(masked, codes, -100)
-        _, lines = self.draw(generator)
+        _, lines = self.draw(math.ceil(self.batch_size * TEXT_ROWS), generator)
         text = self.processor.text_only(lines)
+        pad = self.processor.pad_token_id
         return {
-            "picture_ids": pictures["input_ids"],
-            "picture_labels": labels,
-            "text_ids": text["input_ids"],
-            "text_labels": text["labels"],
+            "picture_ids": self.widen(pictures["input_ids"], pad, side="left"),
+            "picture_labels": self.widen(labels, -100, side="left"),
+            "text_ids": self.widen(text["input_ids"], pad, side="right"),
+            "text_labels": self.widen(text["labels"], -100, side="right"),
         }
+
+    def widen(self, rows: torch.LongTensor, fill: int, side: str) -> torch.LongTensor:
+        """Rows (batch, length) filled up to the next length that is a multiple of `pad_to_multiple_of`."""
+        missing = -rows.shape[1] % self.pad_to_multiple_of
+        return F.pad(rows, (missing, 0) if side == "left" else (0, missing), value=fill)
 
 
 def compute_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The model's own losses of the picture rows and of the text rows; two passes, since text rows are short."""
-    pictures = model(input_ids=batch["picture_ids"], labels=batch["picture_labels"])
-    text = model(input_ids=batch["text_ids"], labels=batch["text_labels"])
+    pictures = model(input_ids=batch["picture_ids"], labels=batch["picture_labels"], use_cache=False)
+    text = model(input_ids=batch["text_ids"], labels=batch["text_labels"], use_cache=False)
     return pictures.loss + text.loss, {"t2i": pictures.loss_t2i, "lm": text.loss_lm}
 
 
@@ -189,6 +202,13 @@ def load_transformer(model: ShowoForCausalLM, folder: str):
     model.load_state_dict(saved.state_dict())
 
 
+def compile_layers(model: ShowoForCausalLM):
+    """Compile each decoder layer in place, once for every length of the rows."""
+    torch._dynamo.config.recompile_limit = 64  # lengths of picture rows and of text rows
+    for layer in model.model.layers:
+        layer.compile(dynamic=False)
+
+
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description="Train the embedded model's transformer.")
     parser.add_argument("--data", required=True, help="the folder that showo_hf.training.emoji wrote")
@@ -197,21 +217,27 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--condition-dropout", type=float, default=0.1, help="share of prompts that are emptied")
     # On short sequences and a CPU the plain products are faster than the fused kernel, most of all backwards.
     parser.add_argument("--attention", default="eager", help="attention implementation while training")
+    parser.add_argument("--compile", action="store_true", help="compile the layers; rows are padded to few lengths")
     parser.add_argument("--save-dtype", default="bfloat16", choices=("float32", "bfloat16"), help="dtype on disk")
     parser.add_argument("--init-from", help="a pipeline folder whose transformer to train further")
-    add_loop_arguments(parser, batch_size=32, learning_rate=1.5e-3, warmup_steps=300, weight_decay=0.02)
+    add_loop_arguments(
+        parser, batch_size=32, learning_rate=2e-3, warmup_steps=300, weight_decay=0.02, optimizer="muon"
+    )
     options = parser.parse_args(arguments)
 
     image_tokenizer = ShowoLFQTokenizer.from_pretrained(options.image_tokenizer, dtype=torch.float32).eval()
     text_tokenizer = PreTrainedTokenizerFast.from_pretrained(options.text_tokenizer)
     processor = build_processor(text_tokenizer, image_tokenizer)
     records, image_tokens = training_set(load_emoji(options.data), image_tokenizer)
-    make_batch = BatchMaker(records, image_tokens, processor, options.batch_size, options.condition_dropout)
+    multiple = COMPILED_MULTIPLE if options.compile else 1
+    make_batch = BatchMaker(records, image_tokens, processor, options.batch_size, options.condition_dropout, multiple)
     torch.manual_seed(options.seed)
     model = ShowoForCausalLM(small_config(processor))
     if options.init_from:
         load_transformer(model, options.init_from)
     model.set_attn_implementation(options.attention)
+    if options.compile:
+        compile_layers(model)
 
     def save(trained: nn.Module, folder: Path):
         pipeline = assemble_pipeline(trained, image_tokenizer, processor)
