@@ -1,0 +1,38 @@
+"""Types of arguments: a word of the command line to a value, or argparse's error that says what is allowed."""
+
+import argparse
+import math
+import re
+
+
+def positive_integer(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
+def seed_number(text: str) -> int:
+    # torch takes seeds up to 2**64 - 1; `--num` counts up from here.
+    if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2**63 - 1, got {text!r}")
+    return int(text)
+
+
+def finite_number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}")
+    return number
+
+
+def picture_size(text: str) -> tuple[int, int]:
+    """ "256" or "256x384" to (height, width)."""
+    match = re.fullmatch(r"([1-9][0-9]{0,5})(?:x([1-9][0-9]{0,5}))?", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            f"must be HEIGHTxWIDTH in pixels, such as 256x384, or one number, got {text!r}"
+        )
+    return int(match[1]), int(match[2] or match[1])

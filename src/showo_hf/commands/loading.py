@@ -1,0 +1,76 @@
+"""The model that a command works with: its options, the device, and the loaded pipeline."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import CommandError, UsageError
+
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_loading_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a command that loads a model: `--model`, `--dtype`, `--device` and `--quiet`."""
+    add = parser.add_argument
+    add("--model", help="folder, or name on the Hugging Face Hub (default: the embedded model)")
+    add("--dtype", choices=DTYPES, default="float32", help="number format of the weights (default: float32)")
+    add("--device", help="cpu, cuda, cuda:1, mps ... (default: the accelerator where there is one, else cpu)")
+    add("-q", "--quiet", action="store_true", help="no progress bars")
+
+
+def check_model(model: str) -> None:
+    """Raise `UsageError` for a folder that holds no pipeline, and for what can only be a folder but is none."""
+    folder = Path(model)
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise UsageError(f"`--model` must be a folder with a model_index.json, but '{model}' has none")
+    elif not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", model):
+        raise UsageError(f"`--model` must be a folder, or a name on the Hub such as owner/name; '{model}' is neither")
+
+
+def accelerators() -> list[str]:
+    """The devices beside the CPU that torch can use: cuda:0, cuda:1 ..., mps:0 ..."""
+    import torch
+
+    if not torch.accelerator.is_available():
+        return []
+    kind = torch.accelerator.current_accelerator().type
+    return [f"{kind}:{index}" for index in range(torch.accelerator.device_count())]
+
+
+def choose_device(name: str | None) -> str:
+    """The device of that name; without one the first accelerator, else the CPU. `UsageError` if it is not there."""
+    found = accelerators()
+    if name is None:
+        return found[0] if found else "cpu"
+    allowed = ["cpu", *(device.split(":")[0] for device in found[:1]), *found]
+    if name not in allowed:
+        raise UsageError(f"`--device` must be one that is here ({', '.join(allowed)}), got '{name}'")
+    return name
+
+
+def load_pipeline(model: str | None, dtype: str, device: str, quiet: bool) -> DiffusionPipeline:
+    """The pipeline in the folder or of the Hub's name `model`, the embedded one for None, ready on `device`."""
+    import diffusers
+    import torch
+    import transformers
+
+    from showo_hf import EMBEDDED_MODEL, ShowoT2IPipeline
+
+    if quiet:
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+    try:
+        pipe = ShowoT2IPipeline.from_pretrained(model or EMBEDDED_MODEL, dtype=getattr(torch, dtype))
+    except Exception as error:
+        raise CommandError(f"cannot load the model '{model or 'embedded'}': {error}") from error
+    pipe.set_progress_bar_config(disable=quiet)
+    return pipe.to(device)

@@ -1,0 +1,252 @@
+"""`showo-hf generate`, run for real: with the embedded model wherever a picture is made."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image, ImageSequence
+
+from showo_hf import EMBEDDED_MODEL, cli
+from showo_hf.commands import generate
+from showo_hf.commands.files import replace_file
+from showo_hf.commands.info import model_facts
+
+
+PROMPT = "a red apple, flat style"
+FAST = ("--steps", "4", "--device", "cpu", "--quiet")
+
+
+def pixels(path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def files() -> list[str]:
+    return sorted(path.name for path in Path().iterdir())
+
+
+def trained_size() -> int:
+    return model_facts(Path(EMBEDDED_MODEL))["picture_size"]
+
+
+# Usage
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["generate"], "prompt"),
+        (["generate", PROMPT], "--output"),
+        (["generate", PROMPT, "-o", "apple"], ".png"),
+        (["generate", PROMPT, "-o", "apple.bmp"], "apple.bmp"),
+        (["generate", PROMPT, "-o", "missing/apple.png"], "missing"),
+        (["generate", PROMPT, "-o", "folder.png"], "folder"),
+        (["generate", PROMPT, "-o", "a.png", "--save-steps", "a.jpg"], "--save-steps"),
+        (["generate", PROMPT, "-o", "a.png", "--save-steps", "./a.png"], "--save-steps"),
+        (["generate", PROMPT, "-o", "a.png", "--steps", "0"], "--steps"),
+        (["generate", PROMPT, "-o", "a.png", "--steps", "two"], "--steps"),
+        (["generate", PROMPT, "-o", "a.png", "--num", "-1"], "--num"),
+        (["generate", PROMPT, "-o", "a.png", "--size", "0"], "--size"),
+        (["generate", PROMPT, "-o", "a.png", "--size", "64x"], "--size"),
+        (["generate", PROMPT, "-o", "a.png", "--guidance", "nan"], "--guidance"),
+        (["generate", PROMPT, "-o", "a.png", "--temperature", "hot"], "--temperature"),
+        (["generate", PROMPT, "-o", "a.png", "--seed", str(2**63)], "--seed"),
+        (["generate", PROMPT, "-o", "a.png", "--dtype", "int8"], "--dtype"),
+        (["generate", PROMPT, "-o", "a.png", "--device", "abacus"], "--device"),
+        (["generate", PROMPT, "-o", "a.png", "--model", "folder.png"], "model_index.json"),
+        (["generate", PROMPT, "-o", "a.png", "--model", "./missing"], "./missing"),
+    ],
+)
+def test_a_wrong_command_line_is_told_in_words(arguments, named, capsys):
+    Path("folder.png").mkdir()
+    try:
+        code = cli.main(arguments)
+    except SystemExit as end:  # argparse's way
+        code = end.code
+    printed = capsys.readouterr()
+    assert code == cli.USAGE
+    assert printed.out == ""
+    assert "Traceback" not in printed.err
+    assert named in printed.err.splitlines()[-1]
+    assert files() == ["folder.png"]
+
+
+# Steps
+
+
+def three_frames() -> list[Image.Image]:
+    return [Image.new("RGB", (24, 16), colour) for colour in ("red", "lime", "blue")]
+
+
+def test_a_film_stays_on_its_last_frame():
+    replace_file(Path("steps.gif"), partial(generate.save_steps, three_frames()))
+    with Image.open("steps.gif") as film:
+        frames = [
+            (frame.convert("RGB").getpixel((0, 0)), frame.info["duration"]) for frame in ImageSequence.Iterator(film)
+        ]
+    usual, last = generate.FRAME_MILLISECONDS, generate.LAST_FRAME_MILLISECONDS
+    assert frames == [((255, 0, 0), usual), ((0, 255, 0), usual), ((0, 0, 255), last)]
+
+
+def test_a_strip_has_the_frames_side_by_side():
+    replace_file(Path("steps.png"), partial(generate.save_steps, three_frames()))
+    strip = pixels("steps.png")
+    assert strip.shape == (16, 3 * 24 + 2 * generate.STRIP_GAP, 3)
+    assert [strip[0, column].tolist() for column in (0, 24, 26, 52)] == [
+        [255, 0, 0], [255, 255, 255], [0, 255, 0], [0, 0, 255],
+    ]  # fmt: skip
+
+
+def test_step_pictures_are_grey_where_nothing_is_known_and_final_where_all_is():
+    tokenizer = tiny.lfq()
+    config = tokenizer.config
+    height, width, unknown = 3, 5, config.codebook_size
+    last = torch.randint(0, config.codebook_size, (2, height, width))
+    first, second = torch.full_like(last, unknown), last.clone()
+    second[:, 1, 2] = unknown
+    finished = [Image.new("RGB", (width * 4, height * 4), colour) for colour in ("red", "blue")]
+
+    films = generate.step_pictures(tokenizer, [first, second, last], finished)
+
+    assert [len(film) for film in films] == [3, 3]
+    assert [film[-1] for film in films] == finished
+    with torch.no_grad():
+        decoded = tokenizer.decode(last).sample
+    whole = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().movedim(1, -1).numpy()
+    for film, picture in zip(films, whole, strict=True):
+        assert (np.asarray(film[0]) == 128).all()
+        shown = np.asarray(film[1]).astype(int)
+        hidden = np.zeros((height * 4, width * 4), dtype=bool)
+        hidden[4:8, 8:12] = True
+        assert (shown[hidden] == 128).all()
+        assert np.abs(shown - picture)[~hidden].max() <= 1
+
+
+# Pictures
+
+
+def test_generate(capfd):
+    assert (
+        cli.main(["generate", PROMPT, "-o", "apple.png", "--seed", "7", "--steps", "4", "--device", "cpu"]) == cli.GOOD
+    )
+    printed = capfd.readouterr()
+    assert printed.out == "apple.png\n"
+    assert "4/4" in printed.err
+    assert files() == ["apple.png"]
+    size = trained_size()
+    assert pixels("apple.png").shape == (size, size, 3)
+    assert pixels("apple.png").std() > 10  # not one plain colour
+
+
+def test_quiet_leaves_stderr_empty(capfd):
+    assert cli.main(["generate", PROMPT, "-o", "apple.png", "--seed", "7", *FAST]) == cli.GOOD
+    assert "%|" not in capfd.readouterr().err
+
+
+def test_a_seed_repeats_a_picture_alone_and_in_a_batch(capfd):
+    for output, more in [
+        ("one.png", ["--seed", "8"]),
+        ("again.png", ["--seed", "8"]),
+        ("many.png", ["--seed", "6", "--num", "9"]),  # more than go into one batch
+    ]:
+        assert cli.main(["generate", PROMPT, "-o", output, *more, *FAST]) == cli.GOOD
+    names = ["one.png", "again.png", *(f"many-{index}.png" for index in range(9))]
+    assert capfd.readouterr().out.splitlines() == names
+    assert Path("one.png").read_bytes() == Path("again.png").read_bytes()
+    assert np.abs(pixels("one.png") - pixels("many-2.png")).max() <= 1  # decoded in a batch, so rounding may differ
+    assert np.abs(pixels("one.png") - pixels("many-8.png")).max() > 1
+
+
+def test_a_seed_that_was_not_given_is_told(capfd):
+    assert cli.main(["generate", PROMPT, "-o", "first.png", *FAST]) == cli.GOOD
+    seed = re.search(r"^seed (\d+)$", capfd.readouterr().err, flags=re.MULTILINE)[1]
+    assert cli.main(["generate", PROMPT, "-o", "second.png", "--seed", seed, *FAST]) == cli.GOOD
+    assert Path("first.png").read_bytes() == Path("second.png").read_bytes()
+
+
+def test_every_setting_reaches_the_pipeline():
+    pictures = {}
+    for name, more in {
+        "plain": [],
+        "guidance": ["--guidance", "1"],
+        "temperature": ["--temperature", "4"],
+        "negative": ["--negative-prompt", "a red apple"],
+        "steps": ["--steps", "7"],
+        "dtype": ["--dtype", "bfloat16"],
+        "model": ["--model", "copy"],
+    }.items():
+        if name == "model":
+            shutil.copytree(EMBEDDED_MODEL, "copy")
+        assert cli.main(["generate", PROMPT, "-o", "apple.png", "--seed", "7", *FAST, *more]) == cli.GOOD
+        pictures[name] = Path("apple.png").read_bytes()
+    assert pictures.pop("model") == pictures["plain"]
+    assert len(set(pictures.values())) == len(pictures)
+
+
+def test_size_and_suffix():
+    size = trained_size()
+    arguments = ["generate", PROMPT, "-o", "wide.JPG", "--size", f"{size}x{2 * size}", "--seed", "7", *FAST]
+    assert cli.main(arguments) == cli.GOOD
+    assert pixels("wide.JPG").shape == (size, 2 * size, 3)
+    with Image.open("wide.JPG") as picture:
+        assert picture.format == "JPEG"
+
+
+def test_save_steps_ends_in_the_picture(capfd):
+    for steps in ("steps.png", "steps.gif"):
+        arguments = ["generate", PROMPT, "-o", "apple.png", "--seed", "7", "--num", "2", "--save-steps", steps, *FAST]
+        assert cli.main(arguments) == cli.GOOD
+    stem = [f"apple-{i}.png" for i in range(2)]
+    assert capfd.readouterr().out.splitlines() == [
+        *stem, "steps-0.png", "steps-1.png", *stem, "steps-0.gif", "steps-1.gif",
+    ]  # fmt: skip
+    picture, strip = pixels("apple-1.png"), pixels("steps-1.png")
+    width = picture.shape[1]
+    assert (strip[:, -width:] == picture).all()
+    first = strip[:, :width]
+    assert (first == 128).all(-1).mean() > 0.5  # after one step of four most is unknown
+    with Image.open("steps-1.gif") as film:
+        assert film.n_frames == 1 + (strip.shape[1] - width) // (width + generate.STRIP_GAP)
+
+
+@pytest.mark.parametrize("more", [["--size", "61x67"]])
+def test_what_the_pipeline_refuses_is_a_usage_error(more, capfd):
+    assert cli.main(["generate", PROMPT, "-o", "apple.png", "--seed", "7", *FAST, *more]) == cli.USAGE
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines()[-1].startswith("showo-hf: error: ")
+    assert "Traceback" not in printed.err
+    assert files() == []
+
+
+def test_a_model_that_does_not_load_is_a_failure(capfd):
+    Path("model").mkdir()
+    Path("model/model_index.json").write_text("{}", encoding="utf-8")
+    assert cli.main(["generate", PROMPT, "-o", "apple.png", "--seed", "7", "--model", "model", *FAST]) == cli.FAILED
+    printed = capfd.readouterr()
+    assert printed.err.splitlines()[-1].startswith("showo-hf: error: cannot load the model 'model'")
+    assert "Traceback" not in printed.err
+
+
+@pytest.mark.slow
+def test_an_interrupt_leaves_whole_pictures_only():
+    arguments = ["generate", PROMPT, "-o", "apple.png", "--num", "10000", "--seed", "0", *FAST]
+    command = [sys.executable, "-m", "showo_hf.cli", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        written = [process.stdout.readline().strip()]
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == cli.INTERRUPTED
+    assert err.splitlines()[-1] == "showo-hf: interrupted"
+    written += out.splitlines()
+    assert set(written) <= set(files())
+    for name in files():
+        pixels(name)  # Pillow raises if it is cut off

@@ -1,0 +1,38 @@
+"""`showo-hf info`: what it tells, and where it has it from."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from showo_hf import EMBEDDED_MODEL, cli
+from showo_hf.commands.info import count_parameters, model_facts
+
+
+def test_info_as_json_and_as_text(capsys):
+    assert cli.main(["info", "--json"]) == cli.GOOD
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["versions"]["torch"] == version("torch")
+    assert facts["versions"]["showo-hf"] == version("showo-hf")
+    assert facts["devices"][0]["name"] == "cpu"
+    assert "float32" in facts["devices"][0]["dtypes"]
+    model = facts["embedded_model"]
+    assert Path(model["folder"]) == Path(EMBEDDED_MODEL)
+    assert all(value is not None for value in model.values()), model
+    assert model["megabytes"] < 45
+
+    assert cli.main(["info"]) == cli.GOOD
+    text = capsys.readouterr().out
+    assert version("torch") in text
+    assert f"{model['parameters']:,}" in text
+
+
+def test_model_facts_of_an_empty_folder():
+    assert model_facts(Path()) is None
+
+
+def test_count_parameters():
+    save_file({"a": torch.zeros(3, 5), "b": torch.zeros(7), "c": torch.tensor(1.0)}, "weights.safetensors")
+    assert count_parameters(Path("weights.safetensors")) == 23
