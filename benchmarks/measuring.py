@@ -12,14 +12,27 @@ from pathlib import Path
 import torch
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """Wall-clock seconds of one call."""
+PROCESS = Path("/proc/self")  # what Linux tells of this process
+
+
+def seconds(function: Callable[[], object], device: str = "cpu") -> float:
+    """Wall-clock seconds of one call, with all that it started on `device`."""
+    wait_for(device)
     start = time.perf_counter()
     function()
+    wait_for(device)
     return time.perf_counter() - start
 
 
-def paired_seconds(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def wait_for(device: str):
+    """Let an accelerator finish what it was given; a CPU has."""
+    if torch.device(device).type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def paired_seconds(
+    functions: dict[str, Callable[[], object]], repeats: int, device: str = "cpu"
+) -> dict[str, list[float]]:
     """
     Seconds of each function in turn, `repeats` times after one warm-up: machines drift, pairs drift together.
     """
@@ -28,7 +41,7 @@ def paired_seconds(functions: dict[str, Callable[[], object]], repeats: int) -> 
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
-            times[name].append(seconds(function))
+            times[name].append(seconds(function, device))
     return times
 
 
@@ -37,28 +50,39 @@ def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
-def matrix_rate(rows: int, inner: int, columns: int, dtype: torch.dtype = torch.float32, repeats: int = 10) -> float:
-    """The machine's rate of matrix products of this shape, in floating-point operations a second: the best of many."""
-    a, b = torch.randn(rows, inner, dtype=dtype), torch.randn(inner, columns, dtype=dtype)
+def matrix_rate(rows: int, inner: int, columns: int, device: str = "cpu", repeats: int = 10) -> float:
+    """The rate of fp32 matrix products of this shape, in floating-point operations a second: the best of many."""
+    a, b = torch.randn(rows, inner, device=device), torch.randn(inner, columns, device=device)
     a @ b
-    return 2 * rows * inner * columns / min(seconds(lambda: a @ b) for _ in range(repeats))
+    return 2 * rows * inner * columns / min(seconds(lambda: a @ b, device) for _ in range(repeats))
+
+
+def can_measure_memory(device: str) -> bool:
+    """Whether [`peak_memory_of`] works here: on CUDA by torch, on a CPU where Linux tells."""
+    kind = torch.device(device).type
+    return kind == "cuda" or (kind == "cpu" and (PROCESS / "clear_refs").exists())
+
+
+def peak_memory_of(function: Callable[[], object], device: str = "cpu") -> dict[str, int]:
+    """Bytes held before the call and the most during it; what was needed to get there does not count."""
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        function()
+        return {"before": before, "peak": torch.cuda.max_memory_allocated(device)}
+    before = status_bytes("VmRSS")
+    (PROCESS / "clear_refs").write_text("5")  # sets VmHWM to what is resident now
+    function()
+    return {"before": before, "peak": status_bytes("VmHWM")}
 
 
 def status_bytes(field: str) -> int:
     """A memory field of this process in bytes, as Linux tells it: VmRSS now, VmHWM at most so far."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in (PROCESS / "status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
     raise RuntimeError(f"`{field}` is not among what this system tells of a process.")
-
-
-def peak_memory_of(function: Callable[[], object]) -> dict[str, int]:
-    """Resident bytes before the call and the most during it; what was needed to get there does not count."""
-    gc.collect()
-    before = status_bytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to what is resident now
-    function()
-    return {"before": before, "peak": status_bytes("VmHWM")}
 
 
 def in_child(script: str, *arguments: str) -> dict:

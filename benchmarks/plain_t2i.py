@@ -23,11 +23,11 @@ def plain_text_to_image(
     scheduler = MaskGITScheduler(mask_token_id=config.codebook_size)
     scheduler.set_timesteps(num_inference_steps)
     batch = processor.text_to_image(prompts + [""] * len(prompts), num_image_tokens=num_image_tokens)
-    rows = batch["input_ids"]  # (2 * batch, 129 + tokens + 2)
+    rows = batch["input_ids"].to(model.device)  # (2 * batch, 129 + tokens + 2)
     num_tokens = num_image_tokens or config.num_image_tokens
     picture = slice(-num_tokens - 1, -1)
     codes = slice(config.image_token_offset, config.image_token_offset + config.codebook_size)
-    tokens = torch.full((len(prompts), num_tokens), config.codebook_size)
+    tokens = torch.full((len(prompts), num_tokens), config.codebook_size, device=model.device)
     for timestep in scheduler.timesteps:
         unknown = tokens == config.codebook_size
         ids = torch.where(unknown, config.mask_token_id, tokens + config.image_token_offset)

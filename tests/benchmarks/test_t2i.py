@@ -1,0 +1,62 @@
+"""The speed benchmark runs, and prints one table. What its numbers are is no test's business."""
+
+import contextlib
+import io
+
+import measuring
+import pytest
+import t2i
+
+
+def run_benchmark(*arguments: str) -> list[list[str]]:
+    """The cells of the table that the small benchmark prints: a row each, the head first."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        t2i.main(["--small", "--repeats", "1", *arguments])
+    heading, empty, head, rule, *rows = printed.getvalue().strip().splitlines()
+    assert heading.startswith("torch ") and empty == ""
+    assert set(rule) == set("|- ")
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in (head, *rows)]
+
+
+@pytest.mark.slow  # two processes of their own, for the memory
+def test_it_prints_one_table():
+    head, *rows = run_benchmark()
+    assert head == ["what", "device", "measured", "wanted"]
+    assert len({what for what, *_ in rows}) == len(rows) == 10
+    assert {device for _, device, _, _ in rows} == {"cpu"}
+    assert all(any(letter.isdigit() for letter in measured) for _, _, measured, _ in rows), rows
+
+
+def test_the_pipeline_and_the_plain_loop_give_equal_tokens():
+    (first, *others) = t2i.speed_rows(t2i.SMALL, "cpu", repeats=1)
+    assert first == ("tokens that are the plain loop's", "100%", "100%")
+    assert [wanted for _, _, wanted in others] == ["at least 2.1", "at least 65%", "at least 5"]
+
+
+def test_the_other_rows():
+    names = [what for what, *_ in t2i.tokenizer_rows(t2i.SMALL, "cpu", repeats=1)]
+    assert names == [f"picture tokenizer, {way} at 16 px: fp32 time / bf16" for way in ("encode", "decode")]
+    names = [what for what, *_ in t2i.growth_rows(t2i.SMALL, "cpu")]
+    assert names == ["a step at 16 tokens", "a step at 64 tokens / at 16"]
+
+
+def test_memory_that_nobody_tells_is_not_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(measuring, "PROCESS", tmp_path)
+    assert [measured for _, measured, _ in t2i.memory_rows("cpu", [])] == ["not measured here"] * 2
+
+
+@pytest.mark.skipif(not measuring.can_measure_memory("cpu"), reason="needs Linux's /proc")
+def test_peak_memory_is_that_of_the_call():
+    megabytes = 50
+    held = bytearray(megabytes * 2**20)  # before the call, so it does not count as the call's
+    found = measuring.peak_memory_of(lambda: bytearray(b"1") * (megabytes * 2**20))
+    assert megabytes * 2**20 * 0.9 < found["peak"] - found["before"] < 2 * megabytes * 2**20
+    assert found["before"] >= len(held)
+
+
+@pytest.mark.gpu
+def test_it_runs_on_a_gpu():
+    _, *rows = run_benchmark("--device", "cuda")
+    assert {device for _, device, _, _ in rows} == {"cuda"}
+    assert not any(measured == "not measured here" for _, _, measured, _ in rows)
