@@ -29,7 +29,7 @@ from measuring import (
 from plain_t2i import plain_text_to_image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPImageProcessorPil, PhiConfig, PreTrainedTokenizerFast
+from transformers import PhiConfig, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from showo_hf import (
@@ -41,7 +41,7 @@ from showo_hf import (
     ShowoProcessor,
     ShowoT2IPipeline,
 )
-from showo_hf.processing_showo import add_showo_tokens
+from showo_hf.processing_showo import add_showo_tokens, showo_image_processor
 
 
 PROMPT = "red apple"  # 9 ids in the one-letter tokenizer below, about as many as a short caption has
@@ -118,7 +118,7 @@ def build_pipeline(sizes: Sizes, device: str, dtype: torch.dtype = torch.float32
     )
     model = ShowoForCausalLM(ShowoConfig(text_config=text_config, num_image_tokens=sizes.image_tokens)).eval()
     tokenizer = add_showo_tokens(letter_tokenizer(50295))
-    processor = ShowoProcessor(CLIPImageProcessorPil(), tokenizer, num_image_tokens=sizes.image_tokens)
+    processor = ShowoProcessor(showo_image_processor(256), tokenizer, num_image_tokens=sizes.image_tokens)
     pipeline = ShowoT2IPipeline(model.to(dtype), processor, MaskGITScheduler())
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)

@@ -9,7 +9,7 @@ import tiny
 import torch
 from golden.seeded_weights import seeded_tensor
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, CLIPImageProcessorPil, PhiConfig
+from transformers import AutoTokenizer, PhiConfig
 
 from showo_hf import (
     ShowoConfig,
@@ -25,7 +25,7 @@ from showo_hf.conversion.weight_names import (
     magvitv2_name,
     showo_name,
 )
-from showo_hf.processing_showo import add_showo_tokens
+from showo_hf.processing_showo import add_showo_tokens, showo_image_processor
 
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -70,15 +70,8 @@ def reference_model(reference) -> ShowoForCausalLM:
 
 @pytest.fixture(scope="session")
 def reference_processor() -> ShowoProcessor:
-    image_processor = CLIPImageProcessorPil(
-        size={"shortest_edge": 256},
-        crop_size={"height": 256, "width": 256},
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    )
-    return ShowoProcessor(
-        image_processor, add_showo_tokens(AutoTokenizer.from_pretrained(GOLDEN / "phi-1_5-tokenizer"))
-    )
+    tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "phi-1_5-tokenizer")
+    return ShowoProcessor(showo_image_processor(256), add_showo_tokens(tokenizer))
 
 
 @pytest.fixture(scope="session")

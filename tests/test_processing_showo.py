@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoProcessor
 
-from showo_hf import ShowoProcessor
+from showo_hf import ShowoConfig, ShowoProcessor
 from showo_hf.processing_showo import PAD_TOKEN, SPECIAL_TOKENS, add_showo_tokens
 
 
@@ -55,6 +55,7 @@ def test_the_published_vocabulary(reference, reference_processor):
         assert getattr(reference_processor, f"{token[2:5]}_token_id") == value
     assert reference_processor.image_token_offset == 50305
     assert reference_processor.mask_token_id == 58497
+    assert reference_processor.special_token_ids() == ShowoConfig().special_token_ids()
 
 
 # Sequences

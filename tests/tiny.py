@@ -1,7 +1,7 @@
 """Small real models for the tests, made in milliseconds."""
 
 import torch
-from transformers import CLIPImageProcessorPil, LlamaConfig, PhiConfig
+from transformers import LlamaConfig, PhiConfig
 
 from showo_hf import (
     MaskGITScheduler,
@@ -12,7 +12,8 @@ from showo_hf import (
     ShowoProcessor,
     ShowoT2IPipeline,
 )
-from showo_hf.processing_showo import SPECIAL_TOKENS, add_showo_tokens
+from showo_hf.configuration_showo import SPECIAL_TOKEN_NAMES
+from showo_hf.processing_showo import add_showo_tokens, showo_image_processor
 from showo_hf.training.text_tokenizer import train_text_tokenizer
 
 
@@ -58,8 +59,8 @@ def text_config(backbone: str, vocab_size: int, **kwargs):
 
 def showo_config(backbone="phi", text_ids=TEXT_IDS, pictures=True, text_options=None, **kwargs) -> ShowoConfig:
     """The published layout with few ids: texts, [PAD], the nine special tokens, 64 codes, the mask."""
-    special = {f"{token[2:5]}_token_id": text_ids + 1 + i for i, token in enumerate(SPECIAL_TOKENS)}
-    offset = text_ids + 1 + len(SPECIAL_TOKENS)
+    special = {f"{name}_token_id": text_ids + 1 + i for i, name in enumerate(SPECIAL_TOKEN_NAMES)}
+    offset = text_ids + 1 + len(special)
     options = {
         "text_config": text_config(backbone, offset + CODES + 1, **(text_options or {})),
         "image_tokenizer_config": lfq_config() if pictures else None,
@@ -96,15 +97,8 @@ def text_tokenizer():
 
 
 def processor() -> ShowoProcessor:
-    pixels = SIDE * FACTOR
-    image_processor = CLIPImageProcessorPil(
-        size={"height": pixels, "width": pixels},
-        crop_size={"height": pixels, "width": pixels},
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    )
     return ShowoProcessor(
-        image_processor,
+        showo_image_processor(SIDE * FACTOR),
         add_showo_tokens(text_tokenizer()),
         codebook_size=CODES,
         num_image_tokens=SIDE * SIDE,

@@ -8,6 +8,12 @@ from transformers.configuration_utils import SubConfigSpec
 from .configuration_showo_lfq import ShowoLFQTokenizerConfig
 
 
+#: Show-o's special tokens in the published order; they follow the pad token in the vocabulary.
+SPECIAL_TOKEN_NAMES = ("soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg")
+#: The arguments of [`ShowoConfig`] that hold their ids, with those of pad and mask around them.
+SPECIAL_TOKEN_ARGUMENTS = tuple(f"{name}_token_id" for name in ("pad", *SPECIAL_TOKEN_NAMES, "mask"))
+
+
 class ShowoConfig(PreTrainedConfig):
     r"""
     Configuration of a [`ShowoForCausalLM`]. The defaults are the layout of the published Show-o models
@@ -120,8 +126,7 @@ class ShowoConfig(PreTrainedConfig):
 
     def special_token_ids(self) -> dict[str, int | None]:
         """The special tokens' ids by the name of their argument."""
-        names = ("pad", "soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg", "mask")
-        return {f"{name}_token_id": getattr(self, f"{name}_token_id") for name in names}
+        return {name: getattr(self, name) for name in SPECIAL_TOKEN_ARGUMENTS}
 
     @property
     def vocab_size(self) -> int:

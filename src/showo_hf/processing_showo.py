@@ -4,12 +4,14 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-from transformers import BatchFeature, PreTrainedTokenizerBase
+from transformers import BatchFeature, CLIPImageProcessorPil, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
+
+from .configuration_showo import SPECIAL_TOKEN_ARGUMENTS, SPECIAL_TOKEN_NAMES
 
 
 PAD_TOKEN = "[PAD]"
-SPECIAL_TOKENS = tuple(f"<|{name}|>" for name in ("soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg"))
+SPECIAL_TOKENS = tuple(f"<|{name}|>" for name in SPECIAL_TOKEN_NAMES)
 
 
 def add_showo_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -25,6 +27,16 @@ def add_showo_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerB
     return tokenizer
 
 
+def showo_image_processor(size: int) -> CLIPImageProcessorPil:
+    """Pictures to the picture tokenizer's pixels in [-1, 1]: the shorter edge resized to `size`, the middle cut out."""
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+
+
 class ShowoProcessor(ProcessorMixin):
     r"""
     Text tokenizer and image processor of a Show-o model, and the builder of its sequences.
@@ -33,7 +45,8 @@ class ShowoProcessor(ProcessorMixin):
     Text: `sot text eot [PAD]*`. Mixed: `sot (text | soi picture eoi)* eot [PAD]*`.
 
     Args:
-        image_processor: a CLIP-style image processor with mean and standard deviation 0.5.
+        image_processor: a CLIP-style image processor with mean and standard deviation 0.5; see
+            [`showo_image_processor`].
         tokenizer: a text tokenizer with Show-o's special tokens; see [`add_showo_tokens`].
         codebook_size (`int`, defaults to 8192): number of picture codes; their ids follow the tokenizer's.
         num_image_tokens (`int`, defaults to 256): tokens of a picture at the trained size.
@@ -62,10 +75,14 @@ class ShowoProcessor(ProcessorMixin):
         self.mask_token_id = self.image_token_offset + codebook_size
         self.pad_token_id = vocabulary[PAD_TOKEN]
         self.sot_token_id, self.eot_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-        for token in SPECIAL_TOKENS:
-            setattr(self, f"{token[2:5]}_token_id", vocabulary[token])
+        for name, token in zip(SPECIAL_TOKEN_NAMES, SPECIAL_TOKENS, strict=True):
+            setattr(self, f"{name}_token_id", vocabulary[token])
         self.image_token = "<|sov|>"  # placeholder of a picture in a text
         self.image_token_id = self.sov_token_id
+
+    def special_token_ids(self) -> dict[str, int]:
+        """The special tokens' ids by the name of their argument in a [`ShowoConfig`]."""
+        return {name: getattr(self, name) for name in SPECIAL_TOKEN_ARGUMENTS}
 
     # Parts of a sequence
 

@@ -10,19 +10,20 @@ import argparse
 import json
 import math
 import random
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import CLIPImageProcessorPil, LlamaConfig, PreTrainedTokenizerFast
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from ..configuration_showo import ShowoConfig
 from ..modeling_showo import ShowoForCausalLM
 from ..modeling_showo_lfq import ShowoLFQTokenizer
 from ..pipelines import ShowoT2IPipeline
-from ..processing_showo import ShowoProcessor, add_showo_tokens
+from ..processing_showo import ShowoProcessor, add_showo_tokens, showo_image_processor
 from ..schedulers import MaskGITScheduler
 from .captions import caption
 from .emoji import EmojiDataset, EmojiRecord, load_emoji
@@ -39,14 +40,8 @@ TONELESS_SHARE = 0.5  # of the draws of an emoji that comes in several skin tone
 def build_processor(text_tokenizer: PreTrainedTokenizerFast, image_tokenizer: ShowoLFQTokenizer) -> ShowoProcessor:
     """The processor of a model whose pictures have the picture tokenizer's trained size."""
     size = image_tokenizer.config.sample_size
-    image_processor = CLIPImageProcessorPil(
-        size={"shortest_edge": size},
-        crop_size={"height": size, "width": size},
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    )
     return ShowoProcessor(
-        image_processor,
+        showo_image_processor(size),
         add_showo_tokens(text_tokenizer),
         codebook_size=image_tokenizer.config.codebook_size,
         num_image_tokens=(size // image_tokenizer.config.downsampling) ** 2,
@@ -64,7 +59,6 @@ def small_config(processor: ShowoProcessor, **text_options) -> ShowoConfig:
         "max_position_embeddings": 2048,
         **text_options,
     }
-    names = ("pad", "soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg", "mask")
     return ShowoConfig(
         text_config=LlamaConfig(vocab_size=processor.mask_token_id + 1, **options),
         codebook_size=processor.codebook_size,
@@ -74,7 +68,7 @@ def small_config(processor: ShowoProcessor, **text_options) -> ShowoConfig:
         bos_token_id=processor.sot_token_id,
         eos_token_id=processor.eot_token_id,
         tie_word_embeddings=True,
-        **{f"{name}_token_id": getattr(processor, f"{name}_token_id") for name in names},
+        **processor.special_token_ids(),
     )
 
 
@@ -141,18 +135,17 @@ class BatchMaker:
     def __call__(self, generator: torch.Generator) -> Batch:
         rows, texts = self.draw(self.batch_size, generator)
         codes = self.image_tokens[rows].long()
-        noised, masked = mask_tokens(codes, self.processor.codebook_size, generator)
+        noised, _ = mask_tokens(codes, self.processor.codebook_size, generator)
         prompts = drop_conditions(texts, self.condition_dropout, generator)
-        pictures = self.processor.text_to_image(prompts, noised, padding="longest")
+        sequences = partial(self.processor.text_to_image, prompts, padding="longest")
+        pictures = sequences(noised)["input_ids"]
         # Only what was masked is scored; the text of these rows never is.
-        labels = torch.full_like(pictures["input_ids"], -100)
-        codes = codes + self.processor.image_token_offset
-        labels[:, -codes.shape[1] - 1 : -1] = torch.where(masked, codes, -100)
+        labels = sequences(codes)["input_ids"].masked_fill(pictures != self.processor.mask_token_id, -100)
         _, lines = self.draw(math.ceil(self.batch_size * TEXT_ROWS), generator)
         text = self.processor.text_only(lines)
         pad = self.processor.pad_token_id
         return {
-            "picture_ids": self.widen(pictures["input_ids"], pad, side="left"),
+            "picture_ids": self.widen(pictures, pad, side="left"),
             "picture_labels": self.widen(labels, -100, side="left"),
             "text_ids": self.widen(text["input_ids"], pad, side="right"),
             "text_labels": self.widen(text["labels"], -100, side="right"),
