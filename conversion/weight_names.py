@@ -1,6 +1,7 @@
 """Names of weights: the original Show-o code's on one side, this package's on the other. Pure functions."""
 
 import re
+from collections.abc import Iterable
 
 
 # (pattern of the original name, our name); the first that matches the whole name holds.
@@ -23,8 +24,34 @@ _MAGVITV2_RULES = (
     (r"\bnorm_out", "conv_norm_out"),
 )
 
+# The same backwards; the decoder's stages are counted apart.
+_REVERSE_RULES = (
+    (r"^quant_conv", "encoder.quant_conv"),
+    (r"^post_quant_conv", "decoder.post_quant_conv"),
+    (r"conv_norm_out", "norm_out"),
+    (r"conv_shortcut", "nin_shortcut"),
+    (r"mid_block\.attentions\.0\.group_norm", "mid.attn_1.norm"),
+    (r"mid_block\.attentions\.0\.to_out\.0", "mid.attn_1.proj_out"),
+    (r"mid_block\.attentions\.0\.to_([qkv])\b", r"mid.attn_1.\1"),
+    (r"mid_block\.resnets\.0", "mid.block_1"),
+    (r"mid_block\.resnets\.1", "mid.block_2"),
+    (r"down_blocks\.(\d+)\.resnets\.(\d+)", r"down.\1.block.\2"),
+    (r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample"),
+    (r"up_blocks\.(\d+)\.resnets\.(\d+)", r"up_blocks.\1.block.\2"),
+    (r"up_blocks\.(\d+)\.upsamplers\.0", r"up_blocks.\1.upsample"),
+)
+
 #: Constants of the original quantizer: the codes in binary, and powers of two.
 MAGVITV2_CONSTANTS = ("quantize.embedding", "quantize.power_vals")
+
+#: Tensors without a place in our models, and why they may be dropped.
+KNOWN_AND_DROPPED = (
+    (r"showo\.model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", "computed from the config"),
+    (r"quantize\.(embedding|power_vals)", "constants of the quantizer"),
+    (r"loss\..+", "losses of the tokenizer's training"),
+    (r"(text_model\.|text_projection|visual_projection|logit_scale).*", "the text half of CLIP"),
+    (r"(vision_model\.)?embeddings\.position_ids", "computed from the config"),
+)
 
 
 def showo_name(original: str) -> str | None:
@@ -58,3 +85,32 @@ def magvitv2_name(original: str, stages: int = 5) -> str:
 def is_attention_kernel(original: str) -> bool:
     """Whether the original stores the weight as a 1x1 convolution (out, in, 1, 1) where ours is a matrix (out, in)."""
     return bool(re.search(r"attn_1\.(q|k|v|proj_out)\.weight$", original))
+
+
+def clip_vision_name(original: str) -> str:
+    """Our name of a weight of CLIP's vision tower, from a whole CLIP or the tower alone."""
+    return "vision_tower." + original.removeprefix("vision_model.")
+
+
+def why_dropped(original: str) -> str | None:
+    """The reason why a tensor may be left out; None if it may not."""
+    return next((why for pattern, why in KNOWN_AND_DROPPED if re.fullmatch(pattern, original)), None)
+
+
+def original_showo_name(ours: str) -> str:
+    """The original's name of one of our transformer's weights."""
+    return ours if ours.startswith("mm_projector.") else f"showo.{ours}"
+
+
+def original_magvitv2_names(names: Iterable[str], stages: int = 5) -> dict[str, str]:
+    """Our names of a picture tokenizer's weights to the original's; the opposite of [`magvitv2_name`]."""
+    turned = {}
+    for ours in names:
+        name = ours
+        for pattern, original in _REVERSE_RULES:
+            name = re.sub(pattern, original, name)
+        name = re.sub(r"up_blocks\.(\d+)\.", lambda match: f"up.{stages - 1 - int(match[1])}.", name)
+        if magvitv2_name(name, stages) != ours:
+            raise KeyError(f"no original name for {ours!r}")
+        turned[ours] = name
+    return turned

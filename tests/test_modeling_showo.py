@@ -305,7 +305,7 @@ def test_generation_is_a_loop_of_forward(model):
             {"inputs_embeds": torch.zeros(1, 2, 32), "pixel_values": pixel_values()},
             "need `input_ids` with placeholders",
         ),
-        ({"input_ids": [[1]], "image_features": torch.zeros(1, 1, 4)}, "no `vision_config`"),
+        ({"input_ids": [[1]], "image_features": torch.zeros(1, 1, 4)}, "no `image_feature_size`"),
         ({"input_ids": [[1]], "image_features": torch.zeros(1, 1, 4), "pixel_values": pixel_values()}, "not both"),
         ({"input_ids": [[1]], "pixel_values": pixel_values()[..., :5]}, "multiples of 4, got 16x5"),
     ],

@@ -42,12 +42,14 @@ class ShowoConfig(PreTrainedConfig):
         qk_layernorm (`bool`, defaults to `True`): add a per-head LayerNorm behind the query and key projections of a
             backbone that has none of its own.
         lm_head_bias (`bool`, *optional*): whether the head has a bias; by default it has one for Phi alone.
+        image_feature_size (`int`, *optional*): width of the continuous picture features that the projector takes; that of
+            the vision tower by default. A model may have the projector alone, and get features from elsewhere.
         projector_hidden_act (`str`, defaults to `"gelu"`): activation between the projector's two layers, for features.
         loss_weight_t2i, loss_weight_lm, loss_weight_mmu (`float`): factors of the three losses in their sum.
 
     Raises:
         ValueError: if the picture codes or the special ids do not fit the vocabulary, or the picture tokenizer has
-            another codebook size.
+            another codebook size, or the vision tower another width.
     """
 
     model_type = "showo"
@@ -81,6 +83,7 @@ class ShowoConfig(PreTrainedConfig):
     image_token_id: int | None = None
     qk_layernorm: bool = True
     lm_head_bias: bool | None = None
+    image_feature_size: int | None = None
     projector_hidden_act: str = "gelu"
     loss_weight_t2i: float = 1.0
     loss_weight_lm: float = 0.1
@@ -92,11 +95,18 @@ class ShowoConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.image_token_id is None:
             self.image_token_id = self.sov_token_id
+        if self.vision_config is not None and self.image_feature_size is None:
+            self.image_feature_size = self.vision_config.hidden_size
         if self.lm_head_bias is None:
             self.lm_head_bias = self.text_config.model_type == "phi"
         # One switch for the whole model: transformers ties heads by the top-level flag.
         self.text_config.tie_word_embeddings = self.tie_word_embeddings
         self.check_vocabulary()
+        if self.vision_config is not None and self.image_feature_size != self.vision_config.hidden_size:
+            raise ValueError(
+                f"`image_feature_size` ({self.image_feature_size}) must be the vision tower's width "
+                f"({self.vision_config.hidden_size})."
+            )
 
     def check_vocabulary(self):
         """Raise `ValueError` unless codes, mask and special tokens have places of their own in the vocabulary."""

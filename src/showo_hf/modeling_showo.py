@@ -131,8 +131,9 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
         self.vision_tower = self.mm_projector = self.image_tokenizer = None
         if config.vision_config is not None:
             self.vision_tower = CLIPVisionModel(config.vision_config).requires_grad_(False)
+        if config.image_feature_size is not None:
             self.mm_projector = nn.Sequential(
-                nn.Linear(config.vision_config.hidden_size, config.hidden_size),
+                nn.Linear(config.image_feature_size, config.hidden_size),
                 ACT2FN[config.projector_hidden_act],
                 nn.Linear(config.hidden_size, config.hidden_size),
             )
@@ -210,7 +211,7 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
         if image_features is None:
             return input_ids, embeddings, None
         if self.mm_projector is None:
-            raise ValueError("`image_features` need a projector, and this model's config has no `vision_config`.")
+            raise ValueError("`image_features` need a projector, and this model's config has no `image_feature_size`.")
         features = self.mm_projector(image_features.to(embeddings.dtype)).flatten(0, -2)  # (all features, hidden)
         check_places(places, features.shape[0], "image_features")
         embeddings = embeddings.masked_scatter(places.unsqueeze(-1), features.to(embeddings.device))

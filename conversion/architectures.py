@@ -1,0 +1,154 @@
+"""Our configurations from the shapes of the original's weights, and from what its own config says."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from transformers import CLIPVisionConfig, PhiConfig
+
+from showo_hf.configuration_showo import ShowoConfig
+from showo_hf.configuration_showo_lfq import ShowoLFQTokenizerConfig
+
+from .checkpoint import Checkpoint
+from .errors import ConversionError
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+DEFAULT_CODEBOOK_SIZE = 8192
+DEFAULT_NUM_IMAGE_TOKENS = 256
+NUM_SPECIAL_TOKENS = 10  # [PAD] and the nine others, which lie between the text ids and the codes
+
+# What phi-1.5 has and its weights do not show.
+PHI_SETTINGS = {
+    "max_position_embeddings": 2048,
+    "layer_norm_eps": 1e-5,
+    "hidden_act": "gelu_new",
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    "qk_layernorm": True,
+}
+
+
+def infer_showo_config(
+    checkpoint: Checkpoint,
+    image_tokenizer_config: ShowoLFQTokenizerConfig | None = None,
+    vision_config: CLIPVisionConfig | None = None,
+    num_image_tokens: int | None = None,
+) -> ShowoConfig:
+    """
+    The configuration of an original Show-o checkpoint.
+
+    The sizes of the language model are read off the weights. The original's own config is kept as
+    `config.original_config`, so that an export gives it back.
+
+    Args:
+        num_image_tokens: tokens of a picture; by default what the checkpoint's config says, else 256.
+
+    Raises:
+        ConversionError: if the weights lack what the sizes are read from, or the config contradicts them.
+    """
+    shapes = {name: checkpoint.shape(name) for name in checkpoint}
+    vocab_size, hidden_size = shape_of(shapes, "showo.model.embed_tokens.weight", 2)
+    (head_dim,) = shape_of(shapes, "showo.model.layers.0.self_attn.q_layernorm.weight", 1)
+    intermediate_size, _ = shape_of(shapes, "showo.model.layers.0.mlp.fc1.weight", 2)
+    kv_size, _ = shape_of(shapes, "showo.model.layers.0.self_attn.k_proj.weight", 2)
+    original = checkpoint.config
+    codebook_size = original.get("codebook_size", DEFAULT_CODEBOOK_SIZE)
+    if num_image_tokens is None:
+        num_image_tokens = original.get("num_vq_tokens", DEFAULT_NUM_IMAGE_TOKENS)
+    offset = vocab_size - 1 - codebook_size
+    text_ids = offset - NUM_SPECIAL_TOKENS
+    sizes = {"vocab_size": vocab_size, "llm_vocab_size": text_ids}
+    wrong = [
+        f"`{name}` is {original[name]} (weights: {size})"
+        for name, size in sizes.items()
+        if original.get(name, size) != size
+    ]
+    if hidden_size % head_dim or kv_size % head_dim:
+        wrong.append(f"head size {head_dim} does not divide the widths {hidden_size} and {kv_size}")
+    if wrong:
+        raise ConversionError(f"config.json does not fit the weights: {'; '.join(wrong)}")
+    projector = shapes.get("mm_projector.0.weight")
+    if bool(original.get("w_clip_vit", projector is not None)) != (projector is not None):
+        raise ConversionError(
+            f"config.json says `w_clip_vit` {original['w_clip_vit']}, but `mm_projector` is "
+            f"{'there' if projector else 'missing'} in the weights"
+        )
+    special = ("pad", "soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg")
+    return ShowoConfig(
+        text_config=PhiConfig(
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            num_hidden_layers=count_stages(shapes, r"showo\.model\.layers\.(\d+)\."),
+            num_attention_heads=hidden_size // head_dim,
+            num_key_value_heads=kv_size // head_dim,
+            **PHI_SETTINGS,
+        ),
+        vision_config=vision_config if projector is not None else None,
+        image_feature_size=projector[1] if projector is not None else None,
+        image_tokenizer_config=image_tokenizer_config,
+        codebook_size=codebook_size,
+        num_image_tokens=num_image_tokens,
+        max_text_length=original.get("max_text_len", 128),
+        image_token_offset=offset,
+        mask_token_id=vocab_size - 1,
+        **{f"{name}_token_id": text_ids + i for i, name in enumerate(special)},
+        original_config=original,
+    )
+
+
+def infer_lfq_config(checkpoint: Checkpoint, sample_size: int = 256) -> ShowoLFQTokenizerConfig:
+    """
+    The configuration of an original MAGVIT-v2 checkpoint, from the shapes of its weights.
+
+    Args:
+        sample_size: height and width of the pictures it was trained on, in pixels.
+
+    Raises:
+        ConversionError: if the weights lack what the sizes are read from.
+    """
+    shapes = {name: checkpoint.shape(name) for name in checkpoint}
+    bits, _ = shape_of(shapes, "encoder.conv_out.weight", 4, size=2)
+    _, in_channels = shape_of(shapes, "encoder.conv_in.weight", 4, size=2)
+    sizes = {}
+    for part, stage in (("encoder", "down"), ("decoder", "up")):
+        stages = count_stages(shapes, rf"{part}\.{stage}\.(\d+)\.")
+        if not stages:
+            raise ConversionError(f"the weights hold no `{part}.{stage}.0`, so this is no MAGVIT-v2")
+        blocks = [f"{part}.{stage}.{i}.block" for i in range(stages)]
+        sizes[f"{part}_block_out_channels"] = [shape_of(shapes, f"{b}.0.conv1.weight", 4)[0] for b in blocks]
+        sizes[f"{part}_layers_per_block"] = [count_stages(shapes, re.escape(b) + r"\.(\d+)\.") for b in blocks]
+    return ShowoLFQTokenizerConfig(
+        in_channels=in_channels,
+        codebook_bits=bits,
+        mid_block_attention="encoder.mid.attn_1.q.weight" in shapes,
+        sample_size=sample_size,
+        original_config=checkpoint.config,
+        **sizes,
+    )
+
+
+def read_clip_vision_config(folder: Path, config: dict) -> CLIPVisionConfig:
+    """The tower's part of a CLIP checkpoint's config, or the config of a tower alone."""
+    kind = config.get("model_type")
+    if kind not in ("clip", "clip_vision_model"):
+        raise ConversionError(f"'{folder}' must be a CLIP model or its vision tower, got `model_type` {kind!r}")
+    return CLIPVisionConfig.from_pretrained(folder)
+
+
+def shape_of(shapes: Shapes, name: str, dimensions: int, size: int | None = None) -> tuple[int, ...]:
+    """The shape of a weight that must be there, or its first `size` numbers."""
+    shape = shapes.get(name)
+    if shape is None:
+        raise ConversionError(
+            f"the weights lack `{name}`; they hold {len(shapes)} tensors, such as {', '.join(sorted(shapes)[:5])}"
+        )
+    if len(shape) != dimensions:
+        raise ConversionError(f"`{name}` must have {dimensions} dimensions, got shape {list(shape)}")
+    return shape[:size]
+
+
+def count_stages(shapes: Shapes, pattern: str) -> int:
+    """One more than the largest number that `pattern` finds at the start of a name; 0 if it finds none."""
+    return max((int(match[1]) + 1 for name in shapes if (match := re.match(pattern, name))), default=0)

@@ -1,0 +1,259 @@
+"""Reading a checkpoint of any format, one tensor at a time and without running anything that lies in it."""
+
+import json
+import pickle
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .errors import ConversionError
+from .safetensors_writer import DTYPE_NAMES
+
+
+STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
+SAFETENSORS = (".safetensors",)
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+SUBFOLDERS = ("", "unwrapped_model")  # the second is where the original's training puts its weights
+PART = re.compile(r"(.+)-(\d+)-of-(\d+)(\.\w+)")
+DDP_PREFIX = "module."
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+
+
+class SafetensorsFile:
+    """One .safetensors file; its tensors stay on the disk until they are read."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self.file = safe_open(path, framework="pt")
+            self.names = list(self.file.keys())
+        except SafetensorError as error:
+            raise ConversionError(f"'{path.name}' is not a whole .safetensors file: {error}") from error
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.file.get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> torch.dtype:
+        found = self.file.get_slice(name).get_dtype()
+        if found not in DTYPES:
+            raise ConversionError(f"`{name}` in '{self.path.name}' has dtype {found}, which is not supported")
+        return DTYPES[found]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return self.file.get_tensor(name)
+
+
+class PickleFile:
+    """
+    One file of `torch.save`, mapped into memory, so that its tensors stay on the disk until they are read.
+
+    Only tensors and plain containers are taken; a pickle that names anything else is refused before it runs.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ConversionError(
+                f"'{path.name}' was refused: it is a pickle that holds more than tensors, or no pickle at all. Nothing in "
+                f"it was run. What was found: {first_sentence(error)}"
+            ) from error
+        except (RuntimeError, EOFError, ValueError) as error:
+            raise ConversionError(
+                f"'{path.name}' cannot be read: it is cut off, or written by a torch older than 1.6, whose files cannot "
+                f"be mapped into memory. What was found: {first_sentence(error)}"
+            ) from error
+        self.tensors = flat_tensors(content, path.name)
+        self.names = list(self.tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.tensors[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self.tensors[name].dtype
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return self.tensors[name]
+
+
+def first_sentence(error: Exception) -> str:
+    """The part of torch's message that says what is wrong, without its advice to trust the file."""
+    text = str(error)
+    found = re.search(r"(Unsupported global: GLOBAL \S+|Unsupported operand \d+)", text)
+    return found[0] if found else text.split("\n")[0].split(". ")[0][:200]
+
+
+def flat_tensors(content, file_name: str) -> dict[str, torch.Tensor]:
+    """The tensors of a loaded file; a lone `state_dict` or `model` around them is taken off."""
+    if isinstance(content, dict) and not any(isinstance(value, torch.Tensor) for value in content.values()):
+        wrapped = [content[key] for key in ("state_dict", "model", "module") if isinstance(content.get(key), dict)]
+        content = wrapped[0] if wrapped else content
+    if not isinstance(content, dict):
+        raise ConversionError(f"'{file_name}' must hold tensors by name, got a {type(content).__name__}")
+    others = {key: type(value).__name__ for key, value in content.items() if not isinstance(value, torch.Tensor)}
+    if others or not content:
+        raise ConversionError(f"'{file_name}' must hold tensors by name alone, but also holds {others or 'nothing'}")
+    return content
+
+
+class Checkpoint:
+    """
+    The tensors of a checkpoint by name, read from its files as they are asked for.
+
+    Args:
+        path: a folder, as the original's `save_pretrained` and its training write it, or one file of weights.
+
+    Attributes:
+        folder (`Path`): where the files lie.
+        config (`dict`): the content of `config.json`; empty where there is none.
+
+    Raises:
+        ConversionError: if there are no weights, a file is damaged or not safe, or an index does not fit its files.
+    """
+
+    def __init__(self, path: str | Path):
+        path = Path(path)
+        if path.is_file():
+            self.folder, paths = path.parent, [path]
+        elif path.is_dir():
+            self.folder, paths = find_weights(path)
+        else:
+            raise ConversionError(f"there is no file or folder '{path}'")
+        self.config = read_config(path if path.is_dir() else path.parent, self.folder)
+        self.files = [open_weights(one) for one in paths]
+        self.places: dict[str, tuple[SafetensorsFile | PickleFile, str]] = {}
+        twice = []
+        for file in self.files:
+            for name in file.names:
+                ours = name.removeprefix(DDP_PREFIX)
+                if ours in self.places:
+                    twice.append(ours)
+                self.places[ours] = (file, name)
+        if twice:
+            raise ConversionError(f"several files hold the same tensors: {', '.join(sorted(twice))}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.places
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        file, key = self.places[name]
+        return file.shape(key)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype of a tensor, without reading it."""
+        file, key = self.places[name]
+        return file.dtype(key)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor that lies in the mapped file: no memory of its own, pages are read as they are used."""
+        file, key = self.places[name]
+        return file.tensor(key)
+
+
+def open_weights(path: Path) -> SafetensorsFile | PickleFile:
+    """A file of weights by its ending."""
+    if path.suffix in SAFETENSORS:
+        return SafetensorsFile(path)
+    if path.suffix in PICKLES:
+        return PickleFile(path)
+    raise ConversionError(
+        f"'{path.name}' must end in one of {', '.join(SAFETENSORS + PICKLES)}, so that its format is known"
+    )
+
+
+def read_config(*folders: Path) -> dict:
+    """`config.json` of the first folder that has one."""
+    for folder in folders:
+        file = folder / "config.json"
+        if file.is_file():
+            return read_json_object(file)
+    return {}
+
+
+def read_json_object(file: Path) -> dict:
+    """A file's JSON object; `ConversionError` for anything else."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ConversionError(f"'{file.name}' is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConversionError(f"'{file.name}' must hold a JSON object, got a {type(content).__name__}")
+    return content
+
+
+def find_weights(folder: Path) -> tuple[Path, list[Path]]:
+    """The folder that holds the weights, `folder` or one below it, and their files. Safetensors come first."""
+    for place in [folder / name for name in SUBFOLDERS]:
+        for ending in (*SAFETENSORS, *PICKLES):
+            for stem in STEMS:
+                if (index := place / f"{stem}{ending}.index.json").is_file():
+                    return place, indexed_files(index)
+                if (single := place / f"{stem}{ending}").is_file():
+                    return place, [single]
+                if parts := parts_without_index(place, stem, ending):
+                    return place, parts
+    names = sorted(path.name for path in folder.iterdir())[:10]
+    raise ConversionError(
+        f"'{folder}' holds no weights: none of {', '.join(STEMS)} with {', '.join(SAFETENSORS + PICKLES)}, whole or in "
+        f"parts; it holds {', '.join(names) or 'nothing'}"
+    )
+
+
+def indexed_files(index: Path) -> list[Path]:
+    """The files that an index names, all of them inside its folder, each holding just what the index says."""
+    mapping = read_json_object(index).get("weight_map")
+    if not isinstance(mapping, dict) or not all(isinstance(name, str) for name in mapping.values()) or not mapping:
+        raise ConversionError(f"'{index.name}' must have a `weight_map` from tensors to file names")
+    names = sorted(set(mapping.values()))
+    outside = [name for name in names if not is_plain_file_name(name)]
+    if outside:
+        raise ConversionError(f"'{index.name}' names files outside the checkpoint's folder: {', '.join(outside)}")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise ConversionError(f"'{index.name}' names files that are not there: {', '.join(missing)}")
+    for name in names:
+        told = {tensor for tensor, file in mapping.items() if file == name}
+        held = set(open_weights(index.parent / name).names)
+        if told != held:
+            raise ConversionError(
+                f"'{index.name}' does not fit '{name}': missing there {sorted(told - held)}, "
+                f"not in the index {sorted(held - told)}"
+            )
+    return [index.parent / name for name in names]
+
+
+def is_plain_file_name(name: str) -> bool:
+    """Whether a name stays in its folder: no path, no drive, no way up."""
+    return bool(name) and name not in (".", "..") and not re.search(r"[/\\:\0]", name)
+
+
+def parts_without_index(folder: Path, stem: str, ending: str) -> list[Path]:
+    """`stem-00001-of-00003` and so on, if they are there; `ConversionError` if some of them are not."""
+    found: dict[int, set[int]] = {}
+    names: dict[tuple[int, int], Path] = {}
+    for path in sorted(folder.glob(f"{stem}-*-of-*{ending}")):
+        if (match := PART.fullmatch(path.name)) and match[1] == stem:
+            number, count = int(match[2]), int(match[3])
+            found.setdefault(count, set()).add(number)
+            names[count, number] = path
+    if not found:
+        return []
+    if len(found) > 1:
+        raise ConversionError(f"'{folder.name}' holds parts of several checkpoints: of {sorted(found)} parts")
+    ((count, numbers),) = found.items()
+    first = min(numbers)  # some number from 0, some from 1
+    missing = sorted(set(range(first, first + count)) - numbers) if first in (0, 1) else [1]
+    if missing:
+        raise ConversionError(f"parts {missing} of {count} of '{stem}{ending}' are not there")
+    return [names[count, number] for number in sorted(numbers)]

@@ -1,0 +1,93 @@
+"""Convert an original MAGVIT-v2 picture tokenizer to a folder of its own. Run as
+
+python -m showo_hf.conversion.convert_magvitv2 --image-tokenizer showlab/magvitv2 --output magvitv2-hf
+
+Models converted with `convert_showo` have it inside; alone it serves whoever needs the tokenizer only.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from showo_hf.atomic_folder import atomic_folder, check_target
+from showo_hf.modeling_showo_lfq import ShowoLFQTokenizer
+
+from .architectures import infer_lfq_config
+from .checkpoint import Checkpoint
+from .command import add_output_arguments, conversion_command, dtype_of
+from .model_card import Origin, origin_of, write_tokenizer_card
+from .plan import ConversionPlan
+from .safetensors_writer import write_shards
+from .sources import local_source
+from .verify import Verification, verify_magvitv2
+from .weight_names import is_attention_kernel, magvitv2_name
+
+
+def convert_magvitv2(
+    source: str | Path,
+    output: str | Path,
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | str = "5GB",
+    overwrite: bool = False,
+    verify: bool = False,
+    origin: Origin | None = None,
+) -> str:
+    """
+    Convert a picture tokenizer; returns the report. Arguments and errors are those of [`convert_showo`].
+    """
+    check_target(output, overwrite)
+    checkpoint = Checkpoint(source)
+    config = infer_lfq_config(checkpoint)
+    with torch.device("meta"):
+        model = ShowoLFQTokenizer(config)
+    plan = ConversionPlan()
+    stages = len(config.decoder_block_out_channels)
+    plan.add(checkpoint, lambda name: magvitv2_name(name, stages), is_kernel=is_attention_kernel)
+    plan.check(model)
+    with atomic_folder(output, overwrite) as folder:
+        specs = plan.specs(dtype)
+        write_shards(folder, specs, lambda name: plan.read(name, dtype), max_shard_size)
+        plan.check_finite()
+        config.architectures = [type(model).__name__]
+        config.dtype = specs["encoder.conv_in.weight"].dtype
+        config.save_pretrained(folder)
+        report = plan.report()
+        verified: Verification | None = None
+        if verify:
+            verified = verify_magvitv2(folder, checkpoint)
+            report += f"\n{verified}"
+        write_tokenizer_card(folder, config, origin or Origin(), verified)
+    return report
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    """The options of this command."""
+    source = "a folder, a file or a Hub name"
+    parser.add_argument(
+        "--image-tokenizer", required=True, metavar="PATH_OR_HUB_ID", help=f"{source}, as showlab/magvitv2"
+    )
+    parser.add_argument("--verify", action="store_true", help="compare with a plain reading of the source")
+    add_output_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> str:
+    """Fetch, convert; returns the report."""
+    source = local_source("--image-tokenizer", options.image_tokenizer)
+    return convert_magvitv2(
+        source,
+        options.output,
+        dtype=dtype_of(options.dtype),
+        max_shard_size=options.max_shard_size,
+        overwrite=options.overwrite,
+        verify=options.verify,
+        origin=origin_of({"image_tokenizer": options.image_tokenizer}, source, options.push_to_hub),
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return conversion_command(__doc__, add_arguments, run, arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,216 @@
+"""Convert an original Show-o checkpoint to a pipeline folder. Run as
+
+python -m showo_hf.conversion.convert_showo --showo showlab/show-o --image-tokenizer showlab/magvitv2 \
+    --text-tokenizer microsoft/phi-1_5 --output show-o-hf
+
+The same is `showo-hf convert`. Tensors go from disk to disk one at a time; nothing in a checkpoint is run.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, CLIPImageProcessorPil, PreTrainedTokenizerBase
+
+from showo_hf.atomic_folder import atomic_folder, check_target
+from showo_hf.configuration_showo import ShowoConfig
+from showo_hf.modeling_showo import ShowoForCausalLM
+from showo_hf.pipelines import ShowoT2IPipeline
+from showo_hf.processing_showo import ShowoProcessor, add_showo_tokens
+from showo_hf.schedulers import MaskGITScheduler
+
+from .architectures import infer_lfq_config, infer_showo_config, read_clip_vision_config
+from .checkpoint import Checkpoint
+from .command import add_output_arguments, conversion_command, dtype_of
+from .errors import ConversionError
+from .model_card import Origin, origin_of, write_model_card
+from .plan import ConversionPlan, raise_all
+from .safetensors_writer import write_shards
+from .sources import local_source
+from .verify import Verification, verify_showo
+from .weight_names import clip_vision_name, is_attention_kernel, magvitv2_name, showo_name
+
+
+@dataclass
+class ShowoSources:
+    """What is converted: local folders or files. `clip_vision` is None for models without, or with no tower wanted."""
+
+    showo: Path
+    image_tokenizer: Path
+    text_tokenizer: Path
+    clip_vision: Path | None = None
+
+
+def convert_showo(
+    sources: ShowoSources,
+    output: str | Path,
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | str = "5GB",
+    overwrite: bool = False,
+    verify: bool = False,
+    num_image_tokens: int | None = None,
+    origin: Origin | None = None,
+) -> str:
+    """
+    Convert a checkpoint; returns the report.
+
+    Args:
+        output: the pipeline folder that is written. It is whole or not there.
+        dtype: of the weights on the disk; each tensor's own by default.
+        verify: run the converted model and a plain re-reading of the source, see [`verify_showo`].
+        num_image_tokens: tokens of a picture, where the checkpoint's config does not say it.
+        origin: where all this comes from, for the model card.
+
+    Raises:
+        ConversionError: if the checkpoint is not what it should be. Nothing is written then.
+        FileExistsError: if `output` exists and `overwrite` is False.
+    """
+    check_target(output, overwrite)
+    showo, tokenizer_weights = Checkpoint(sources.showo), Checkpoint(sources.image_tokenizer)
+    clip = Checkpoint(sources.clip_vision) if sources.clip_vision is not None else None
+    config = infer_showo_config(
+        showo,
+        infer_lfq_config(tokenizer_weights),
+        read_clip_vision_config(clip.folder, clip.config) if clip is not None else None,
+        num_image_tokens,
+    )
+    if clip is not None and config.vision_config is None:
+        raise ConversionError(
+            "`--clip-vision` was given, but this Show-o has no `mm_projector` that would use a tower"
+        )
+    config.image_tokenizer_config.sample_size = picture_size(config)
+    processor = build_processor(sources.text_tokenizer, config)
+    with torch.device("meta"):
+        model = ShowoForCausalLM(config)
+    plan = ConversionPlan()
+    plan.add(showo, showo_name)
+    stages = len(config.image_tokenizer_config.decoder_block_out_channels)
+    plan.add(
+        tokenizer_weights, lambda name: magvitv2_name(name, stages), "image_tokenizer.", is_kernel=is_attention_kernel
+    )
+    if clip is not None:
+        plan.add(clip, clip_vision_name)
+    plan.check(model)
+
+    with atomic_folder(output, overwrite) as folder:
+        write_pipeline(folder, model, plan, processor, dtype, max_shard_size)
+        report = plan.report()
+        verified: Verification | None = None
+        if verify:
+            verified = verify_showo(folder, showo, tokenizer_weights)
+            report += f"\n{verified}"
+        write_model_card(folder, config, origin or Origin(), verified)
+    return report
+
+
+def write_pipeline(
+    folder: Path,
+    model: ShowoForCausalLM,
+    plan: ConversionPlan,
+    processor: ShowoProcessor,
+    dtype: torch.dtype | None,
+    max_shard_size: int | str,
+):
+    """Write a pipeline folder as `save_pretrained` would, the weights by streaming; `model` is on the meta device."""
+    model_folder = folder / "model"
+    model_folder.mkdir()
+    write_shards(model_folder, plan.specs(dtype), lambda name: plan.read(name, dtype), max_shard_size)
+    plan.check_finite()
+    model.config.architectures = [type(model).__name__]
+    # What is loaded where the user names no dtype. The head stands for the rest.
+    model.config.dtype = plan.specs(dtype)["lm_head.weight"].dtype
+    model.config.save_pretrained(model_folder)
+    model.generation_config.save_pretrained(model_folder)
+    pipeline = ShowoT2IPipeline(model, processor, MaskGITScheduler(mask_token_id=model.config.codebook_size))
+    pipeline.check_components()
+    pipeline.save_config(folder)
+    pipeline.scheduler.save_pretrained(folder / "scheduler")
+    for place in (model_folder, folder / "processor"):
+        processor.save_pretrained(place)
+
+
+def picture_size(config: ShowoConfig) -> int:
+    """Height and width, in pixels, of the pictures that a model was trained on."""
+    return round(config.num_image_tokens**0.5) * config.image_tokenizer_config.downsampling
+
+
+def build_processor(text_tokenizer: Path, config: ShowoConfig) -> ShowoProcessor:
+    """The processor of a converted model; `ConversionError` unless its ids are the model's."""
+    size = picture_size(config)
+    image_processor = CLIPImageProcessorPil(
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    processor = ShowoProcessor(
+        image_processor,
+        add_showo_tokens(load_text_tokenizer(text_tokenizer)),
+        codebook_size=config.codebook_size,
+        num_image_tokens=config.num_image_tokens,
+        max_text_length=config.max_text_length,
+    )
+    names = [*config.special_token_ids(), "image_token_offset"]
+    ids = {name: (getattr(processor, name), getattr(config, name)) for name in names}
+    ids["sot_token_id"] = (processor.sot_token_id, config.bos_token_id)
+    ids["eot_token_id"] = (processor.eot_token_id, config.eos_token_id)
+    wrong = [f"`{name}` is {found}, the model's {wanted}" for name, (found, wanted) in ids.items() if found != wanted]
+    raise_all("the text tokenizer does not fit the model", wrong)
+    return processor
+
+
+def load_text_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The text tokenizer in a folder; no code of the folder is run."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # every kind of tokenizer fails in its own way
+        raise ConversionError(f"'{folder}' holds no text tokenizer that can be loaded: {error}") from error
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    """The options of this command."""
+    add = parser.add_argument
+    source = "a folder, a file or a Hub name"
+    add("--showo", required=True, metavar="PATH_OR_HUB_ID", help=f"the transformer: {source}, as showlab/show-o")
+    add("--image-tokenizer", required=True, metavar="PATH_OR_HUB_ID", help="as showlab/magvitv2")
+    add("--text-tokenizer", required=True, metavar="PATH_OR_HUB_ID", help="as microsoft/phi-1_5")
+    add(
+        "--clip-vision",
+        metavar="PATH_OR_HUB_ID",
+        help="as openai/clip-vit-large-patch14-336, for the CLIP-ViT variant",
+    )
+    add("--num-image-tokens", type=int, help="tokens of a picture, where the checkpoint's config does not say it")
+    add("--verify", action="store_true", help="compare the converted model with a plain reading of the source")
+    add_output_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> str:
+    """Fetch, convert; returns the report."""
+    names = {
+        name: getattr(options, name)
+        for name in ("showo", "image_tokenizer", "text_tokenizer", "clip_vision")
+        if getattr(options, name) is not None
+    }
+    paths = {
+        name: local_source("--" + name.replace("_", "-"), value, weights=name != "text_tokenizer")
+        for name, value in names.items()
+    }
+    return convert_showo(
+        ShowoSources(**paths),
+        options.output,
+        dtype=dtype_of(options.dtype),
+        max_shard_size=options.max_shard_size,
+        overwrite=options.overwrite,
+        verify=options.verify,
+        num_image_tokens=options.num_image_tokens,
+        origin=origin_of(names, paths["showo"], options.push_to_hub),
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return conversion_command(__doc__, add_arguments, run, arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

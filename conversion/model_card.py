@@ -1,0 +1,140 @@
+"""The README.md of a converted model."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from showo_hf.configuration_showo import ShowoConfig
+from showo_hf.configuration_showo_lfq import ShowoLFQTokenizerConfig
+
+from .verify import Verification
+
+
+SHOWO_TEXT = """
+# {title}
+
+Show-o: one transformer that answers questions about pictures and makes them
+([arXiv:2408.12528](https://arxiv.org/abs/2408.12528)).
+{variant} Pictures of {size} x {size} pixels, {tokens} tokens each, {codes} codes.
+
+Converted from {source} to the format of transformers and diffusers by showo-hf.
+
+```python
+from showo_hf import ShowoT2IPipeline
+pipe = ShowoT2IPipeline.from_pretrained("{here}")
+pipe("a red apple on a wooden table").images[0].save("apple.png")
+```
+
+{parts}
+
+{ending}
+"""
+
+TOKENIZER_TEXT = """
+# MAGVIT-v2 picture tokenizer
+
+Pictures to discrete tokens and back, with a lookup-free quantizer
+([arXiv:2310.05737](https://arxiv.org/abs/2310.05737)):
+{factor} x {factor} pixels a token, {codes} codes. Converted from {source} by showo-hf.
+
+```python
+from showo_hf import ShowoLFQTokenizer
+tokenizer = ShowoLFQTokenizer.from_pretrained("{here}")
+image_tokens = tokenizer.encode(pixel_values).image_tokens
+```
+
+{ending}
+"""
+
+
+@dataclass
+class Origin:
+    """
+    Where a converted model comes from.
+
+    Args:
+        names: option to the Hub name that was converted, "" for what lay on this machine: its path is nobody's business.
+        license: as the source's own card gives it.
+        repo_id: where the model will lie; a placeholder by default.
+    """
+
+    names: dict[str, str] = field(default_factory=dict)
+    license: str | None = None
+    repo_id: str = "folder-or-repository"
+
+
+def origin_of(named: dict[str, str], folder: Path, repo_id: str | None) -> Origin:
+    """The [`Origin`] of what a user named by options, of which the first lies in `folder` now."""
+    names = {name: "" if Path(value).expanduser().exists() else value for name, value in named.items()}
+    return Origin(names, read_license(folder), repo_id or Origin.repo_id)
+
+
+def read_license(folder: Path) -> str | None:
+    """The licence in the header of a checkpoint's README.md; None where there is none."""
+    card = folder / "README.md"
+    try:
+        return ModelCard.load(card).data.get("license") if card.is_file() else None
+    except ValueError:  # a header that cannot be read
+        return None
+
+
+def write_model_card(folder: Path, config: ShowoConfig, origin: Origin, verified: Verification | None):
+    """Write the card of a converted Show-o."""
+    source = origin.names.get("showo", "")
+    parts = [f"- {name.replace('_', ' ')}: {shown(value)}" for name, value in origin.names.items()]
+    text = SHOWO_TEXT.format(
+        title=source.split("/")[-1] or "Show-o",
+        variant=variant(config),
+        size=config.image_tokenizer_config.sample_size,
+        tokens=config.num_image_tokens,
+        codes=config.codebook_size,
+        source=shown(source),
+        here=origin.repo_id,
+        parts="Made of\n\n" + "\n".join(parts) if parts else "",
+        ending=ending(origin, verified),
+    )
+    write(folder, text, source, origin, "text-to-image", "diffusers", ["show-o", "showo-hf", "any-to-any"])
+
+
+def write_tokenizer_card(folder: Path, config: ShowoLFQTokenizerConfig, origin: Origin, verified: Verification | None):
+    """Write the card of a converted picture tokenizer."""
+    source = origin.names.get("image_tokenizer", "")
+    text = TOKENIZER_TEXT.format(
+        factor=config.downsampling,
+        codes=config.codebook_size,
+        source=shown(source),
+        here=origin.repo_id,
+        ending=ending(origin, verified),
+    )
+    write(folder, text, source, origin, "image-feature-extraction", "transformers", ["magvit-v2", "showo-hf"])
+
+
+def variant(config: ShowoConfig) -> str:
+    """What the model understands pictures by, in a sentence."""
+    if config.image_feature_size is None:
+        return "It reads pictures by the same discrete tokens that it makes them of."
+    if config.vision_config is None:
+        return "It reads pictures by CLIP features, which are not in this folder, and makes them of discrete tokens."
+    return "It reads pictures by CLIP features and makes them of discrete tokens."
+
+
+def shown(source: str) -> str:
+    """A source as a stranger may read it."""
+    return f"[{source}](https://huggingface.co/{source})" if source else "a local checkpoint"
+
+
+def ending(origin: Origin, verified: Verification | None) -> str:
+    """Licence, and what was checked."""
+    licence = f"Licence: {origin.license}, as the source's." if origin.license else "Licence: that of the source."
+    if verified is None:
+        return f"{licence} The conversion was not verified by running it (`--verify` does)."
+    return f"{licence} Verified on a short sequence and a small picture, in float32: {verified}."
+
+
+def write(folder: Path, text: str, source: str, origin: Origin, pipeline_tag: str, library: str, tags: list[str]):
+    """Write the README.md with the header that the Hub reads."""
+    data = ModelCardData(
+        license=origin.license, base_model=source or None, pipeline_tag=pipeline_tag, library_name=library, tags=tags
+    )
+    ModelCard(f"---\n{data.to_yaml()}\n---\n{text.strip()}\n").save(folder / "README.md")

@@ -1,0 +1,136 @@
+"""Which tensor goes where: decided, and checked in full, before a byte is written."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from .checkpoint import Checkpoint
+from .errors import ConversionError
+from .safetensors_writer import TensorSpec
+from .weight_names import why_dropped
+
+
+CHUNK = 2**24  # numbers looked at in one go
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one of our tensors comes from: its checkpoint, its name there, and whether a 1x1 kernel becomes a matrix."""
+
+    checkpoint: Checkpoint
+    name: str
+    squeeze: bool = False
+
+    def shape(self) -> tuple[int, ...]:
+        shape = self.checkpoint.shape(self.name)
+        return shape[:2] if self.squeeze and shape[2:] == (1, 1) else shape
+
+    def tensor(self) -> torch.Tensor:
+        tensor = self.checkpoint.tensor(self.name)
+        return tensor[:, :, 0, 0] if self.squeeze else tensor
+
+
+@dataclass
+class ConversionPlan:
+    """
+    The tensors of a converted model.
+
+    Attributes:
+        sources: our name to where the tensor comes from.
+        dropped: original name to the reason for leaving it out.
+        extra: original names without a place and without a reason.
+        not_finite: our names of tensors with NaN or Inf, found while they are read.
+    """
+
+    sources: dict[str, Source] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    extra: list[str] = field(default_factory=list)
+    not_finite: list[str] = field(default_factory=list)
+
+    def add(
+        self,
+        checkpoint: Checkpoint,
+        rename: Callable[[str], str | None],
+        prefix: str = "",
+        is_kernel: Callable[[str], bool] = lambda name: False,
+    ):
+        """Give each tensor of `checkpoint` its place, `prefix` in front of the name that `rename` finds."""
+        for name in checkpoint:
+            if (reason := why_dropped(name)) is not None:
+                self.dropped[name] = reason
+            elif (ours := rename(name)) is None:
+                self.extra.append(name)
+            else:
+                self.sources[prefix + ours] = Source(checkpoint, name, is_kernel(name))
+
+    def check(self, model: nn.Module):
+        """
+        Raise `ConversionError` unless the tensors are just those of `model`, which may be on the meta device.
+
+        The message lists every tensor that is missing, has no place, or has another shape.
+        """
+        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        found = {name: source.shape() for name, source in self.sources.items()}
+        problems = [f"missing: {name} {list(wanted[name])}" for name in sorted(wanted.keys() - found.keys())]
+        extra = [*self.extra, *(self.sources[name].name for name in found.keys() - wanted.keys())]
+        problems += [f"without a place: {name}" for name in sorted(extra)]
+        problems += [
+            f"wrong shape: {self.sources[name].name} {list(found[name])}, must be {list(wanted[name])}"
+            for name in sorted(wanted.keys() & found.keys())
+            if wanted[name] != found[name]
+        ]
+        raise_all("the weights do not fit the model", problems)
+
+    def specs(self, dtype: torch.dtype | None) -> dict[str, TensorSpec]:
+        """Shape and dtype of each tensor as it will be written; `dtype` None keeps each tensor's own."""
+        return {
+            name: TensorSpec(source.shape(), kept_dtype(source.checkpoint.dtype(source.name), dtype))
+            for name, source in self.sources.items()
+        }
+
+    def read(self, name: str, dtype: torch.dtype | None) -> torch.Tensor:
+        """One tensor in the dtype that it is written in. Whether all its numbers are finite is noted."""
+        tensor = self.sources[name].tensor()
+        if not all_finite(tensor):
+            self.not_finite.append(name)
+        return tensor.to(kept_dtype(tensor.dtype, dtype))
+
+    def check_finite(self):
+        """Raise `ConversionError` with all tensors read so far that hold NaN or Inf."""
+        names = sorted(self.sources[name].name for name in self.not_finite)
+        raise_all("the weights are damaged", [f"NaN or Inf in {name}" for name in names])
+
+    def report(self) -> str:
+        """What became of the source's tensors, in a few lines."""
+        lines = [f"{len(self.sources)} tensors converted"]
+        for reason in dict.fromkeys(self.dropped.values()):
+            names = [name for name, why in self.dropped.items() if why == reason]
+            shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            lines.append(f"{len(names)} dropped ({reason}): {shown}")
+        return "\n".join(lines)
+
+
+def kept_dtype(own: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
+    """The dtype to write: `wanted`, but only for numbers with a fraction."""
+    return wanted if wanted is not None and own.is_floating_point else own
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether no number is NaN or Inf, a chunk at a time, without a copy."""
+    if not tensor.is_floating_point():
+        return True
+    for chunk in tensor.reshape(-1).split(CHUNK):
+        low, high = chunk.aminmax() if chunk.numel() else (torch.zeros(()), torch.zeros(()))
+        if not (math.isfinite(low) and math.isfinite(high)):  # both are NaN where any number is
+            return False
+    return True
+
+
+def raise_all(title: str, problems: Iterable[str]):
+    """Raise one `ConversionError` that lists all problems; nothing if there are none."""
+    problems = list(problems)
+    if problems:
+        raise ConversionError(f"{title} ({len(problems)}):\n  " + "\n  ".join(problems))

@@ -1,0 +1,111 @@
+"""Back to the original's format, bit for bit."""
+
+import json
+
+import pytest
+import tiny
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from originals import TEXT_TOKENIZER, small_magvitv2, small_showo, write_original
+from safetensors.torch import load_file
+
+from showo_hf import ShowoForCausalLM, ShowoT2IPipeline
+from showo_hf.conversion import export_showo
+from showo_hf.conversion.convert_showo import ShowoSources, convert_showo
+from showo_hf.conversion.errors import ConversionError
+from showo_hf.conversion.export_showo import export_showo as export
+
+
+def load(folder, file_format):
+    if file_format == "bin":
+        return torch.load(folder / "pytorch_model.bin", weights_only=True)
+    return load_file(folder / "pytorch_model.safetensors")
+
+
+def assert_same(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    layers=st.integers(1, 2),
+    heads=st.integers(1, 3),
+    head_dim=st.sampled_from([4, 8]),
+    intermediate=st.integers(1, 9),
+    bits=st.integers(1, 5),
+    stages=st.integers(1, 3),
+    feature_size=st.none() | st.integers(1, 5),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    forms=st.tuples(st.sampled_from(["safetensors", "bin", "sharded bin"]), st.sampled_from(["safetensors", "bin"])),
+    keys=st.dictionaries(
+        st.text("abc_", min_size=1, max_size=6), st.integers() | st.booleans() | st.none() | st.text()
+    ),
+)
+def test_there_and_back_is_the_same(
+    tmp_path_factory, layers, heads, head_dim, intermediate, bits, stages, feature_size, dtype, forms, keys
+):
+    root = tmp_path_factory.mktemp("round-trip")
+    weights, config = small_showo(layers, heads, head_dim, intermediate, 2**bits, feature_size)
+    weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    config = keys | config
+    tokenizer = small_magvitv2((32,) * stages, bits)
+    tokenizer_config = {"_class_name": "MAGVITv2", "extra": 3}
+    sources = ShowoSources(
+        write_original(root / "showo", weights, config, forms[0]),
+        write_original(root / "magvitv2", tokenizer, tokenizer_config, forms[0]),
+        TEXT_TOKENIZER,
+    )
+    convert_showo(sources, root / "ours")
+    export(root / "ours", root / "back", file_format=forms[1])
+    assert_same(load(root / "back" / "showo", forms[1]), weights)
+    assert_same(load(root / "back" / "magvitv2", forms[1]), tokenizer)
+    assert json.loads((root / "back" / "showo" / "config.json").read_text()) == config
+    assert json.loads((root / "back" / "magvitv2" / "config.json").read_text()) == tokenizer_config
+
+
+def test_a_model_saved_after_training_is_exported(tmp_path, capsys):
+    """What was loaded, changed and saved here goes back as well, its config included."""
+    weights, config = small_showo()
+    sources = ShowoSources(
+        write_original(tmp_path / "showo", weights, config),
+        write_original(tmp_path / "magvitv2", small_magvitv2(), None),
+        TEXT_TOKENIZER,
+    )
+    convert_showo(sources, tmp_path / "ours")
+    pipe = ShowoT2IPipeline.from_pretrained(tmp_path / "ours")
+    with torch.no_grad():
+        pipe.model.lm_head.bias.add_(1)
+    pipe.save_pretrained(tmp_path / "tuned")
+    arguments = [str(tmp_path / "tuned"), "--output", str(tmp_path / "back"), "--dtype", "bfloat16"]
+    assert export_showo.main(arguments) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "back")
+    weights["showo.lm_head.bias"] += 1
+    found = load(tmp_path / "back" / "showo", "safetensors")
+    assert_same(found, {name: tensor.bfloat16() for name, tensor in weights.items()})
+    assert json.loads((tmp_path / "back" / "showo" / "config.json").read_text()) == config
+    constants = load(tmp_path / "back" / "magvitv2", "safetensors")
+    assert constants["quantize.power_vals"].dtype == torch.int64
+
+
+def test_a_model_that_was_never_an_original_gets_its_keys(tmp_path):
+    tiny.showo("phi").save_pretrained(tmp_path / "ours")
+    export(tmp_path / "ours", tmp_path / "back")
+    config = json.loads((tmp_path / "back" / "showo" / "config.json").read_text())
+    assert config["_class_name"] == "Showo" and config["codebook_size"] == tiny.CODES
+    assert config["llm_vocab_size"] == tiny.TEXT_IDS
+
+
+def test_what_the_original_cannot_hold_is_refused(tmp_path):
+    tiny.showo("llama").save_pretrained(tmp_path / "llama")
+    with pytest.raises(ConversionError, match="Phi backbone.*got llama"):
+        export(tmp_path / "llama", tmp_path / "back")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConversionError, match="saved by this package"):
+        export(tmp_path / "empty", tmp_path / "back")
+    with pytest.raises(ValueError, match="`file_format` must be one of safetensors, bin, got 'gguf'"):
+        export(tmp_path / "llama", tmp_path / "back", file_format="gguf")
+    assert not (tmp_path / "back").exists()
+    assert isinstance(ShowoForCausalLM.from_pretrained(tmp_path / "llama"), ShowoForCausalLM)

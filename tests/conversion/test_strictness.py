@@ -1,0 +1,177 @@
+"""Checkpoints that do not fit: told in full, and nothing written."""
+
+import math
+import os
+import random
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+from originals import TEXT_TOKENIZER, small_magvitv2, small_showo, write_original
+from test_convert_showo import convert
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from showo_hf.conversion import convert_magvitv2, convert_showo
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Sources in the making; `write` finishes them."""
+    return tmp_path
+
+
+def write(root, change=lambda weights, config: None, form="safetensors"):
+    weights, config = small_showo()
+    change(weights, config)
+    write_original(root / "showo", weights, config, form)
+    write_original(root / "magvitv2", small_magvitv2(), None)
+
+
+def refused(root, capsys, *more) -> str:
+    """The message of a conversion that must fail and leave nothing."""
+    before = sorted(path.name for path in root.iterdir())
+    assert convert(root, root / "out", *more) == 1
+    assert sorted(path.name for path in root.iterdir()) == before
+    printed = capsys.readouterr()
+    assert not printed.out
+    return printed.err
+
+
+def test_all_misfits_are_told_at_once(root, capsys):
+    def change(weights, config):
+        del weights["showo.model.layers.0.mlp.fc2.bias"], weights["showo.lm_head.bias"]
+        weights["showo.model.layers.0.mlp.fc1.bias"] = torch.zeros(3)
+        weights["showo.model.layers.0.adapter.weight"], weights["head.weight"] = torch.zeros(3), torch.zeros(3)
+
+    write(root, change)
+    message = refused(root, capsys)
+    assert "the weights do not fit the model (5)" in message
+    for line in (
+        "missing: model.layers.0.mlp.fc2.bias [8]",
+        "missing: lm_head.bias [50322]",
+        "without a place: head.weight",
+        "without a place: showo.model.layers.0.adapter.weight",
+        "wrong shape: showo.model.layers.0.mlp.fc1.bias [3], must be [12]",
+    ):
+        assert line in message
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_are_told_by_name(root, capsys, number):
+    def change(weights, config):
+        weights["showo.model.layers.0.mlp.fc1.weight"][3, 2] = number
+        weights["showo.model.final_layernorm.bias"][-1] = number
+
+    write(root, change)
+    message = refused(root, capsys)
+    assert "the weights are damaged (2)" in message
+    assert "NaN or Inf in showo.model.layers.0.mlp.fc1.weight" in message
+    assert "NaN or Inf in showo.model.final_layernorm.bias" in message
+
+
+def test_known_surplus_is_reported(root, capsys):
+    def change(weights, config):
+        weights["showo.model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(1)
+
+    write(root, change)
+    assert convert(root, root / "out") == 0
+    assert "1 dropped (computed from the config): showo.model.layers.0.self_attn" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"vocab_size": 58498}, "`vocab_size` is 58498 (weights: 50322)"),
+        ({"llm_vocab_size": 40000}, "`llm_vocab_size` is 40000 (weights: 50295)"),
+        ({"w_clip_vit": True}, "`w_clip_vit` True, but `mm_projector` is missing"),
+    ],
+)
+def test_a_config_that_contradicts_the_weights_is_told(root, capsys, change, message):
+    write(root, lambda weights, config: config.update(change))
+    assert message in refused(root, capsys)
+
+
+def test_other_models_are_told(root, capsys):
+    write(root)
+    assert convert_magvitv2.main(["--image-tokenizer", str(root / "showo"), "--output", str(root / "out")]) == 1
+    assert "lack `encoder.conv_out.weight`" in capsys.readouterr().err
+    arguments = ["--showo", str(root / "magvitv2"), "--image-tokenizer", str(root / "magvitv2")]
+    assert (
+        convert_showo.main([*arguments, "--text-tokenizer", str(TEXT_TOKENIZER), "--output", str(root / "out")]) == 1
+    )
+    assert "lack `showo.model.embed_tokens.weight`" in capsys.readouterr().err
+
+
+def test_a_text_tokenizer_that_does_not_fit_is_told(root, capsys):
+    weights, config = small_showo(text_ids=300)
+    write_original(root / "showo", weights, config)
+    write_original(root / "magvitv2", small_magvitv2(), None)
+    message = refused(root, capsys)
+    assert "the text tokenizer does not fit the model" in message
+    assert "`pad_token_id` is 50295, the model's 300" in message
+
+
+@pytest.mark.parametrize("option", ["--showo", "--image-tokenizer", "--text-tokenizer", "--clip-vision"])
+def test_a_source_that_is_not_there_is_named(root, capsys, option):
+    write(root)
+    assert f"`{option}` must be a folder or file" in refused(root, capsys, option, str(root / "absent"))
+
+
+def test_a_tower_without_a_projector_is_told(root, capsys):
+    write(root)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=8, patch_size=4)).save_pretrained(root / "clip")
+    assert "has no `mm_projector`" in refused(root, capsys, "--clip-vision", str(root / "clip"))
+    assert "`model_type`" in refused(root, capsys, "--clip-vision", str(root / "magvitv2"))
+
+
+def test_an_output_that_exists_stays(root, capsys):
+    write(root)
+    (root / "out").mkdir()
+    (root / "out" / "mine.txt").write_text("mine")
+    assert "exists already" in refused(root, capsys)
+    assert (root / "out" / "mine.txt").read_text() == "mine"
+    assert convert(root, root / "out", "--overwrite") == 0
+    assert not (root / "out" / "mine.txt").exists() and (root / "out" / "model_index.json").exists()
+
+
+def test_a_wrong_conversion_is_found_by_verify(root, capsys, monkeypatch):
+    original = convert_showo.showo_name
+    exchange = {"q_proj": "k_proj", "k_proj": "q_proj"}
+
+    def exchanged(name):
+        part = next((part for part in exchange if part in name), None)
+        return original(name.replace(part, exchange[part])) if part else original(name)
+
+    write(root)
+    monkeypatch.setattr(convert_showo, "showo_name", exchanged)
+    assert "computes something else" in refused(root, capsys, "--verify")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_conversion_killed_at_any_moment_leaves_the_old_folder_or_a_whole_one(root):
+    write(root)
+    out = root / "out"
+    assert convert(root, out) == 0
+    whole = {path.relative_to(out): path.stat().st_size for path in out.rglob("*")}
+    start = time.perf_counter()
+    assert convert(root, root / "timed") == 0
+    duration = time.perf_counter() - start
+    rng = random.Random(0)
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            torch.set_num_threads(1)  # the parent's threads are not in the child
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            os._exit(convert(root, out, "--overwrite"))
+        time.sleep(rng.uniform(0, 1.2 * duration))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        if out.exists():
+            found = {path.relative_to(out): path.stat().st_size for path in out.rglob("*")}
+            assert found == whole
+    shutil.rmtree(out, ignore_errors=True)
+    assert convert(root, out, "--overwrite") == 0
+    assert sorted(path.name for path in root.iterdir()) == ["magvitv2", "out", "showo", "timed"]
