@@ -1,7 +1,7 @@
 """Small real models for the tests, made in milliseconds."""
 
 import torch
-from transformers import LlamaConfig, PhiConfig
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, PhiConfig
 
 from showo_hf import (
     MaskGITScheduler,
@@ -96,14 +96,27 @@ def text_tokenizer():
     return train_text_tokenizer([word for word in WORDS for _ in range(20)], vocab_size=370)
 
 
-def processor() -> ShowoProcessor:
+def processor(**kwargs) -> ShowoProcessor:
     return ShowoProcessor(
         showo_image_processor(SIDE * FACTOR),
         add_showo_tokens(text_tokenizer()),
         codebook_size=CODES,
         num_image_tokens=SIDE * SIDE,
         max_text_length=10,
+        **kwargs,
     )
+
+
+def clip_processor() -> ShowoProcessor:
+    """The processor of [`clip_showo`]: the tower takes 8 x 8 pixels and gives 4 features."""
+    vision_processor = CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
+    return processor(vision_processor=vision_processor, num_image_features=4)
+
+
+def clip_showo(text_ids: int) -> ShowoForCausalLM:
+    """A model with vision tower and picture tokenizer."""
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return showo(text_ids=text_ids, vision_config=CLIPVisionConfig(**sizes, image_size=8, patch_size=4))
 
 
 def pipeline(processor: ShowoProcessor, backbone="llama", **scheduler_options) -> ShowoT2IPipeline:

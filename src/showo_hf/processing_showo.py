@@ -51,6 +51,13 @@ class ShowoProcessor(ProcessorMixin):
         codebook_size (`int`, defaults to 8192): number of picture codes; their ids follow the tokenizer's.
         num_image_tokens (`int`, defaults to 256): tokens of a picture at the trained size.
         max_text_length (`int`, defaults to 128): ids of a text with its `sot` and `eot`; longer ones are cut.
+        vision_processor (`CLIPImageProcessorPil` or `dict`, *optional*): for the variant with a vision tower, the tower's
+            own image processor; pictures that are read go through it then, and those that are made do not.
+        num_image_features (`int`, *optional*): features that the tower gives for a picture; goes with `vision_processor`.
+
+    Raises:
+        ValueError: if the tokenizer lacks special tokens, or `vision_processor` and `num_image_features` are not given
+            together.
     """
 
     def __init__(
@@ -61,11 +68,22 @@ class ShowoProcessor(ProcessorMixin):
         codebook_size: int = 8192,
         num_image_tokens: int = 256,
         max_text_length: int = 128,
+        vision_processor: CLIPImageProcessorPil | dict | None = None,
+        num_image_features: int | None = None,
         **kwargs,
     ):
+        if (vision_processor is None) != (num_image_features is None):
+            raise ValueError(
+                "`vision_processor` and `num_image_features` must be given together, "
+                f"got {type(vision_processor).__name__} and {num_image_features}."
+            )
         self.codebook_size = codebook_size
         self.num_image_tokens = num_image_tokens
         self.max_text_length = max_text_length
+        if isinstance(vision_processor, dict):
+            vision_processor = CLIPImageProcessorPil.from_dict(vision_processor)  # as a saved file has it
+        self.vision_processor: CLIPImageProcessorPil | None = vision_processor
+        self.num_image_features = num_image_features
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
         vocabulary = tokenizer.get_vocab()
         missing = [token for token in (PAD_TOKEN, *SPECIAL_TOKENS) if token not in vocabulary]
@@ -116,7 +134,8 @@ class ShowoProcessor(ProcessorMixin):
 
     def placeholder_ids(self) -> list[int]:
         """`soi placeholder* eoi`, where the model puts the tokens or features of `pixel_values`."""
-        return [self.soi_token_id, *[self.image_token_id] * self.num_image_tokens, self.eoi_token_id]
+        count = self.num_image_features or self.num_image_tokens
+        return [self.soi_token_id, *[self.image_token_id] * count, self.eoi_token_id]
 
     # Sequences
 
@@ -247,7 +266,8 @@ class ShowoProcessor(ProcessorMixin):
         Texts with placeholders, and their pictures, to model inputs.
 
         Args:
-            images: a picture or a list of pictures, in the order of the placeholders; anything the image processor takes.
+            images: a picture or a list of pictures, in the order of the placeholders; anything an image processor takes.
+                With a vision tower they become its pixels, otherwise the picture tokenizer's.
             text (`str` or `list[str]`): each `<|sov|>` in it stands for a picture.
 
         Returns:
@@ -260,7 +280,7 @@ class ShowoProcessor(ProcessorMixin):
             raise ValueError("Give `text`, `images` or both.")
         data = {}
         if images is not None:
-            data.update(self.image_processor(images, return_tensors="pt"))
+            data.update((self.vision_processor or self.image_processor)(images, return_tensors="pt"))
         if text is not None:
             rows = [self.expand_placeholders(one) for one in ([text] if isinstance(text, str) else text)]
             found = sum(row.count(self.soi_token_id) for row in rows)
