@@ -3,6 +3,7 @@
 import copy
 import logging
 
+import accelerate
 import numpy as np
 import pytest
 import tiny
@@ -298,6 +299,35 @@ def test_offloading_from_a_gpu(processor):
     image = pipe("owl", num_inference_steps=2, generator=generator(), output_type="pt").images
     assert image.isfinite().all()
     assert pipe.model.device.type == "cpu"
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_offloading_layer_by_layer_changes_no_token(processor, tied):
+    """
+    By the hooks that `enable_sequential_cpu_offload` sets. It does not itself run on a CPU, with any model: diffusers asks
+    accelerate for the device "cpu:0", a tensor moved there is always a copy, and so a parameter is no parameter any more.
+    """
+
+    def make() -> ShowoT2IPipeline:
+        model = tiny.showo("llama", text_ids=processor.pad_token_id, tie_word_embeddings=tied)
+        pipe = ShowoT2IPipeline(model, processor, MaskGITScheduler(mask_token_id=tiny.CODES))
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    expected, offloaded = tokens(make(), PROMPTS, output_type="pt"), make()
+    accelerate.cpu_offload(offloaded.model, torch.device("cpu"))
+    assert {weight.device.type for weight in offloaded.model.parameters()} == {"meta"}
+    for _ in range(2):
+        assert torch.equal(tokens(offloaded, PROMPTS, output_type="pt"), expected)
+
+
+@pytest.mark.gpu
+def test_offloading_layer_by_layer_from_a_gpu(processor):
+    pipe = tiny.pipeline(processor)
+    pipe.enable_sequential_cpu_offload()
+    image = pipe("owl", num_inference_steps=2, generator=generator(), output_type="pt").images
+    assert image.isfinite().all()
+    assert {weight.device.type for weight in pipe.model.parameters()} == {"meta"}
 
 
 # Wrong input, refused before any work
