@@ -14,8 +14,9 @@ from showo_hf.atomic_folder import atomic_folder, check_target
 from showo_hf.modeling_showo_lfq import ShowoLFQTokenizer
 
 from .architectures import infer_lfq_config
+from .arguments import add_convert_magvitv2_arguments
 from .checkpoint import Checkpoint
-from .command import add_output_arguments, conversion_command, dtype_of
+from .command import conversion_main, dtype_of
 from .model_card import Origin, origin_of, write_tokenizer_card
 from .plan import ConversionPlan
 from .safetensors_writer import write_shards
@@ -61,16 +62,6 @@ def convert_magvitv2(
     return report
 
 
-def add_arguments(parser: argparse.ArgumentParser):
-    """The options of this command."""
-    source = "a folder, a file or a Hub name"
-    parser.add_argument(
-        "--image-tokenizer", required=True, metavar="PATH_OR_HUB_ID", help=f"{source}, as showlab/magvitv2"
-    )
-    parser.add_argument("--verify", action="store_true", help="compare with a plain reading of the source")
-    add_output_arguments(parser)
-
-
 def run(options: argparse.Namespace) -> str:
     """Fetch, convert; returns the report."""
     source = local_source("--image-tokenizer", options.image_tokenizer)
@@ -86,7 +77,7 @@ def run(options: argparse.Namespace) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return conversion_command(__doc__, add_arguments, run, arguments)
+    return conversion_main(__doc__, add_convert_magvitv2_arguments, run, arguments)
 
 
 if __name__ == "__main__":

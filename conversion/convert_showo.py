@@ -21,8 +21,9 @@ from showo_hf.processing_showo import ShowoProcessor, add_showo_tokens
 from showo_hf.schedulers import MaskGITScheduler
 
 from .architectures import infer_lfq_config, infer_showo_config, read_clip_vision_config
+from .arguments import add_convert_arguments
 from .checkpoint import Checkpoint
-from .command import add_output_arguments, conversion_command, dtype_of
+from .command import conversion_main, dtype_of
 from .errors import ConversionError
 from .model_card import Origin, origin_of, write_model_card
 from .plan import ConversionPlan, raise_all
@@ -168,23 +169,6 @@ def load_text_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise ConversionError(f"'{folder}' holds no text tokenizer that can be loaded: {error}") from error
 
 
-def add_arguments(parser: argparse.ArgumentParser):
-    """The options of this command."""
-    add = parser.add_argument
-    source = "a folder, a file or a Hub name"
-    add("--showo", required=True, metavar="PATH_OR_HUB_ID", help=f"the transformer: {source}, as showlab/show-o")
-    add("--image-tokenizer", required=True, metavar="PATH_OR_HUB_ID", help="as showlab/magvitv2")
-    add("--text-tokenizer", required=True, metavar="PATH_OR_HUB_ID", help="as microsoft/phi-1_5")
-    add(
-        "--clip-vision",
-        metavar="PATH_OR_HUB_ID",
-        help="as openai/clip-vit-large-patch14-336, for the CLIP-ViT variant",
-    )
-    add("--num-image-tokens", type=int, help="tokens of a picture, where the checkpoint's config does not say it")
-    add("--verify", action="store_true", help="compare the converted model with a plain reading of the source")
-    add_output_arguments(parser)
-
-
 def run(options: argparse.Namespace) -> str:
     """Fetch, convert; returns the report."""
     names = {
@@ -209,7 +193,7 @@ def run(options: argparse.Namespace) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return conversion_command(__doc__, add_arguments, run, arguments)
+    return conversion_main(__doc__, add_convert_arguments, run, arguments)
 
 
 if __name__ == "__main__":

@@ -17,15 +17,15 @@ from showo_hf.atomic_folder import atomic_folder, check_target
 from showo_hf.configuration_showo import ShowoConfig
 from showo_hf.modeling_showo_lfq import indices_to_codes
 
+from .arguments import FORMATS, add_export_arguments
 from .checkpoint import Checkpoint
-from .command import add_output_arguments, conversion_command, dtype_of
+from .command import conversion_main, dtype_of
 from .errors import ConversionError
 from .plan import kept_dtype
 from .safetensors_writer import TensorSpec, write_shards
 from .weight_names import is_attention_kernel, original_magvitv2_names, original_showo_name
 
 
-FORMATS = ("safetensors", "bin")
 STEM = "pytorch_model"  # the original's name for its weights, in either format
 
 # What the original's config has and ours does not need.
@@ -164,14 +164,6 @@ def write_part(
     write_shards(place, specs, read, max_shard_size, stem=STEM)
 
 
-def add_arguments(parser: argparse.ArgumentParser):
-    """The options of this command."""
-    parser.add_argument("folder", help="a pipeline folder, or its model/")
-    parser.add_argument("--format", choices=FORMATS, default="safetensors", help="bin is torch.save's")
-    add_output_arguments(parser)
-    parser.set_defaults(max_shard_size="100GB")  # the original reads one file
-
-
 def run(options: argparse.Namespace) -> str:
     """Export; returns the report."""
     return export_showo(
@@ -185,7 +177,7 @@ def run(options: argparse.Namespace) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return conversion_command(__doc__, add_arguments, run, arguments)
+    return conversion_main(__doc__, add_export_arguments, run, arguments)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """What the pipelines share: encoding a prompt once, predicting picture codes from its cache, decoding."""
 
+import contextlib
 import inspect
+import os
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +11,7 @@ from diffusers.image_processor import VaeImageProcessor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+from showo_hf.configuration_showo import ShowoConfig
 from showo_hf.modeling_showo import ShowoForCausalLM
 from showo_hf.modeling_showo_lfq import ShowoLFQTokenizer
 from showo_hf.processing_showo import ShowoProcessor
@@ -155,6 +158,17 @@ class ShowoPipelineBase(DiffusionPipeline):
         pixels = self.image_tokenizer.decode(latents.to(self._execution_device)).sample
         return self.image_processor.postprocess(pixels.float(), output_type=output_type)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As in diffusers; `ValueError` with the command to convert for a checkpoint of the original code."""
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (OSError, ValueError):
+            if not is_pipeline(pretrained_model_name_or_path):
+                with contextlib.suppress(OSError):
+                    ShowoConfig.get_config_dict(pretrained_model_name_or_path)
+            raise
+
     def save_pretrained(self, save_directory, *args, **kwargs):
         """
         Save the pipeline; `model/` gets the processor's files too, so that transformers can load it by itself.
@@ -162,3 +176,8 @@ class ShowoPipelineBase(DiffusionPipeline):
         # First, as diffusers may upload the folder at the end of its own saving.
         self.processor.save_pretrained(f"{save_directory}/model")
         super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def is_pipeline(folder) -> bool:
+    """Whether a local folder is a saved pipeline."""
+    return os.path.isfile(os.path.join(folder, DiffusionPipeline.config_name))

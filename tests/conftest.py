@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 from golden.seeded_weights import seeded_tensor
+from hub_server import hub  # noqa: F401
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, PhiConfig
 

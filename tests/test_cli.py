@@ -29,7 +29,9 @@ def test_a_parser_needs_no_heavy_import():
     assert subprocess.run([sys.executable, "-c", READ_THE_COMMAND_LINE, package]).returncode == 0
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["info", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([name, "--help"] for name in ("generate", "convert", "export", "info"))]
+)
 def test_help(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(arguments)
@@ -40,7 +42,7 @@ def test_help(arguments, capsys):
 def test_every_example_of_the_help_is_understood():
     parser = cli.build_parser()
     texts = [cli.EXAMPLES, *(getattr(command, "EXAMPLES", "") for command in cli.COMMANDS)]
-    examples = re.findall(r"^ +showo-hf (.+)$", "\n".join(texts), flags=re.MULTILINE)
+    examples = re.findall(r"^ +showo-hf (.+)$", "\n".join(texts).replace("\\\n", " "), flags=re.MULTILINE)
     assert len(examples) >= 7
     for example in examples:
         words = re.findall(r'"([^"]*)"|(\S+)', example)

@@ -6,13 +6,13 @@ import argparse
 import sys
 import traceback
 
-from .commands import generate, info
+from .commands import convert, export, generate, info
 from .commands.errors import UsageError
 from .commands.info import package_version
 
 
 GOOD, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # exit codes
-COMMANDS = (generate, info)  # in the order of the help
+COMMANDS = (generate, convert, export, info)  # in the order of the help
 
 EXAMPLES = """\
 examples:

@@ -6,6 +6,7 @@ from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_showo_lfq import ShowoLFQTokenizerConfig
+from .original_format import check_not_original
 
 
 #: Show-o's special tokens in the published order; they follow the pad token in the vocabulary.
@@ -107,6 +108,13 @@ class ShowoConfig(PreTrainedConfig):
                 f"`image_feature_size` ({self.image_feature_size}) must be the vision tower's width "
                 f"({self.vision_config.hidden_size})."
             )
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers; `ValueError` with the command to convert for a checkpoint of the original code."""
+        config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        check_not_original(config_dict, pretrained_model_name_or_path)
+        return config_dict, unused
 
     def check_vocabulary(self):
         """Raise `ValueError` unless codes, mask and special tokens have places of their own in the vocabulary."""

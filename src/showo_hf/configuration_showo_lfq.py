@@ -1,6 +1,10 @@
 """Configuration of the picture tokenizer."""
 
+from typing import Any
+
 from transformers import PreTrainedConfig
+
+from .original_format import check_not_original
 
 
 class ShowoLFQTokenizerConfig(PreTrainedConfig):
@@ -87,6 +91,13 @@ class ShowoLFQTokenizerConfig(PreTrainedConfig):
         self.entropy_temperature = entropy_temperature
         self.initializer_range = initializer_range
         super().__init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers; `ValueError` with the command to convert for a checkpoint of the original code."""
+        config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        check_not_original(config_dict, pretrained_model_name_or_path)
+        return config_dict, unused
 
     @property
     def codebook_size(self) -> int:

@@ -9,7 +9,7 @@ from originals import FORMATS, TEXT_TOKENIZER, small_magvitv2, small_showo, writ
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor, CLIPVisionConfig, CLIPVisionModel
 
-from showo_hf import ShowoForCausalLM, ShowoLFQTokenizer, ShowoProcessor, ShowoT2IPipeline
+from showo_hf import ShowoConfig, ShowoForCausalLM, ShowoLFQTokenizer, ShowoProcessor, ShowoT2IPipeline
 from showo_hf.conversion import convert_magvitv2, convert_showo, export_showo
 from showo_hf.conversion.checkpoint import Checkpoint
 
@@ -118,6 +118,26 @@ def test_the_clip_variant_with_and_without_its_tower(sources, tmp_path):
         assert torch.equal(tensor, whole.vision_tower.state_dict()[name])
     assert export_showo.main([str(tmp_path / "whole"), "--output", str(tmp_path / "back")]) == 0
     assert load_file(tmp_path / "back" / "showo" / "pytorch_model.safetensors").keys() == weights.keys()
+
+
+@pytest.mark.parametrize(
+    "load, part",
+    [
+        (ShowoT2IPipeline.from_pretrained, "showo"),
+        (ShowoForCausalLM.from_pretrained, "showo"),
+        (ShowoConfig.from_pretrained, "showo"),
+        (ShowoLFQTokenizer.from_pretrained, "magvitv2"),
+    ],
+)
+def test_an_unconverted_checkpoint_is_told_how_to_be_converted(sources, load, part):
+    option = {"showo": "showo-hf convert --showo", "magvitv2": "convert_magvitv2 --image-tokenizer"}[part]
+    with pytest.raises(ValueError, match=f"original Show-o code. Convert it first: .*{option} {sources / part}"):
+        load(sources / part)
+
+
+def test_a_folder_that_is_no_checkpoint_keeps_its_own_error(tmp_path):
+    with pytest.raises(OSError, match="model_index.json"):
+        ShowoT2IPipeline.from_pretrained(tmp_path)
 
 
 # Recorded numbers, through the commands

@@ -1,19 +1,15 @@
 """A saved pipeline: what is in the folder, who can load it, and that it arrives on a hub."""
 
-import base64
-import json
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 import tiny
 import torch
 from diffusers import DiffusionPipeline
+from hub_server import environment_of
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 from showo_hf import MaskGITScheduler, ShowoForCausalLM, ShowoProcessor, ShowoT2IPipeline
@@ -102,95 +98,7 @@ def test_diffusers_does_not_run_a_folder_s_code_unasked(folder):
         DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline")
 
 
-# push_to_hub, to a small server that speaks the few calls that huggingface_hub makes
-
-
-class Hub(BaseHTTPRequestHandler):
-    """Weights go by LFS, the rest inside the commit. `server.repositories` holds what arrived: bytes by path."""
-
-    def answer(self, body, status=200, **headers):
-        content = json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        content = b""
-        while size := int(self.rfile.readline(), 16):
-            content += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return content
-
-    def do_GET(self):
-        self.answer({"error": "not found"}, 404, X_Error_Code="EntryNotFound")
-
-    do_HEAD = do_GET
-
-    def do_PUT(self):
-        self.server.objects[urlsplit(self.path).path.rsplit("/", 1)[1]] = self.body()
-        self.answer({})
-
-    def do_POST(self):
-        path, body = urlsplit(self.path).path, self.body()
-        assert self.headers["Authorization"] == "Bearer hf_test"
-        url = f"http://{self.headers['Host']}"
-        if path == "/api/repos/create":
-            fields = json.loads(body)
-            name = f"{fields['organization']}/{fields['name']}"
-            self.server.repositories[name] = {}
-            self.answer({"url": f"{url}/{name}", "name": name})
-        elif path == "/api/validate-yaml":
-            self.answer({"errors": [], "warnings": []})
-        elif "/preupload/" in path:
-            files = [file["path"] for file in json.loads(body)["files"]]
-            modes = {True: "lfs", False: "regular"}
-            self.answer(
-                {
-                    "files": [
-                        {"path": file, "uploadMode": modes[file.endswith(".safetensors")], "shouldIgnore": False}
-                        for file in files
-                    ]
-                }
-            )
-        elif path.endswith("/objects/batch"):
-            objects = json.loads(body)["objects"]
-            for one in objects:
-                one["actions"] = {"upload": {"href": f"{url}/objects/{one['oid']}"}}
-            self.answer({"transfer": "basic", "objects": objects})
-        elif "/commit/" in path:
-            _, _, _, owner, name, *_ = path.split("/")
-            files = self.server.repositories[f"{owner}/{name}"]
-            for line in map(json.loads, body.splitlines()):
-                value = line["value"]
-                if line["key"] == "file":
-                    files[value["path"]] = base64.b64decode(value["content"])
-                elif line["key"] == "lfsFile":
-                    files[value["path"]] = self.server.objects[value["oid"]]
-            self.answer({"success": True, "commitOid": "0" * 40, "commitUrl": f"{url}/{owner}/{name}/commit/0"})
-        else:
-            self.answer({"error": f"no such call: {path}"}, 404)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def hub():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.repositories, server.objects = {}, {}
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
+# push_to_hub, to the small server of hub_server.py
 
 PUSH = """
 import sys
@@ -205,15 +113,7 @@ pipe.save_pretrained(sys.argv[2], push_to_hub=True, repo_id="someone/saved")
 @pytest.mark.slow
 def test_a_pushed_pipeline_arrives_whole(hub, folder, expected, tmp_path):
     """In a process of its own, as huggingface_hub reads the address when it is imported."""
-    environment = os.environ | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
-        "HF_TOKEN": "hf_test",
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_OFFLINE": "0",
-        "NO_PROXY": "127.0.0.1",
-        "no_proxy": "127.0.0.1",
-    }
+    environment = environment_of(hub, tmp_path / "home")
     command = [sys.executable, "-c", PUSH, str(folder), str(tmp_path / "again")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

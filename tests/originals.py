@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from showo_hf.conversion.export_showo import quantizer_constants
 
 
-GOLDEN = Path(__file__).parent.parent / "golden"
+GOLDEN = Path(__file__).parent / "golden"
 TEXT_TOKENIZER = GOLDEN / "phi-1_5-tokenizer"
 FORMATS = ("safetensors", "bin", "sharded safetensors", "sharded bin", "sharded safetensors without index", "ddp bin")
 

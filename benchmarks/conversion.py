@@ -1,0 +1,193 @@
+"""What a conversion costs: memory against a shard, time against `cp`. Run as
+
+    python benchmarks/conversion.py --text-tokenizer microsoft/phi-1_5     # needs 30 GB of disk for a while
+
+A full-size checkpoint (1.45 billion parameters, 5.8 GB) of seeded random numbers is made in each form, converted, and
+loaded. Memory is what a process holds for itself (RssAnon); pages of mapped files are the system's to take back.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+from make_original import FORMATS, config_of, make_original
+from measuring import in_child, print_table, status_bytes
+
+
+SMALL = {"hidden": 128, "layers": 2, "intermediate": 256}
+FULL = {"hidden": 2048, "layers": 24, "intermediate": 8192}
+PROMPT = "a red apple on a wooden table"
+
+
+class AnonymousPeak:
+    """The most anonymous memory above that at the start, looked at every millisecond."""
+
+    def __enter__(self):
+        self.start = self.most = status_bytes("RssAnon")
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+        return self
+
+    def watch(self):
+        while not self.done.wait(0.001):
+            self.most = max(self.most, status_bytes("RssAnon"))
+
+    def __exit__(self, *error):
+        self.done.set()
+        self.thread.join()
+
+    @property
+    def above_start(self) -> int:
+        return self.most - self.start
+
+
+def child_convert(
+    source: Path, text_tokenizer: str, output: Path, dtype: str | None, shard: str, verify: bool
+) -> dict:
+    """Convert in this process, and tell time and memory."""
+    from showo_hf.conversion.convert_showo import ShowoSources, convert_showo
+
+    sources = ShowoSources(source / "showo", source / "magvitv2", Path(text_tokenizer))
+    with AnonymousPeak() as memory:
+        start = time.perf_counter()
+        kind = getattr(torch, dtype) if dtype else None
+        report = convert_showo(sources, output, dtype=kind, max_shard_size=shard, verify=verify)
+        seconds = time.perf_counter() - start
+    return {"seconds": seconds, "peak": memory.above_start, "report": report.splitlines()[-1]}
+
+
+def child_load(folder: Path) -> dict:
+    """Load in bf16 and make one picture, and tell time and memory."""
+    from showo_hf import ShowoT2IPipeline
+
+    with AnonymousPeak() as memory:
+        start = time.perf_counter()
+        pipe = ShowoT2IPipeline.from_pretrained(folder, dtype=torch.bfloat16)
+        loading = time.perf_counter() - start
+    held = sum(tensor.nbytes for tensor in pipe.model.state_dict().values())
+    with AnonymousPeak() as making:
+        start = time.perf_counter()
+        pipe(PROMPT, num_inference_steps=18, generator=torch.Generator().manual_seed(0))
+        picture = time.perf_counter() - start
+    return {
+        "load_seconds": loading,
+        "load_peak": memory.above_start,
+        "weights": held,
+        "picture_seconds": picture,
+        "picture_peak": making.above_start,
+    }
+
+
+def copy_seconds(source: Path, target: Path, sync: bool) -> float:
+    """Seconds of `cp -r`, with the wait for the disk or without."""
+    start = time.perf_counter()
+    subprocess.run(["cp", "-r", source, target], check=True)
+    if sync:
+        subprocess.run(["sync", "-f", target], check=True)
+    seconds = time.perf_counter() - start
+    shutil.rmtree(target)
+    return seconds
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def run_form(root: Path, form: str, sizes: dict, options: argparse.Namespace) -> list[str]:
+    """One row of the table: a checkpoint made, copied, converted."""
+    source, output = root / "source", root / "converted"
+    config = config_of(**sizes)
+    make_original(source, config, form)
+    bytes_in = size_of(source)
+    copy = min(copy_seconds(source, root / "copy", sync=False) for _ in range(2))
+    synced = copy_seconds(source, root / "copy", sync=True)
+    arguments = [str(source), options.text_tokenizer, str(output), options.dtype or "", options.shard]
+    found = in_child(__file__, "--child", "convert", *arguments)
+    checked = in_child(__file__, "--child", "verify", *arguments) if options.verify else {"report": "-"}
+    largest = config.vocab_size * config.hidden_size * 4
+    shards = [path.stat().st_size for path in (output / "model").glob("*.safetensors")]
+    unit = max(largest, *shards)
+    shutil.rmtree(source)
+    return [
+        form,
+        f"{bytes_in / 1e9:.2f} GB",
+        f"{found['peak'] / 1e6:.0f} MB",
+        f"{found['peak'] / unit:.2f}",
+        f"{found['seconds']:.1f} s",
+        f"{found['seconds'] / copy:.2f} ({copy:.1f} s)",
+        f"{found['seconds'] / synced:.2f} ({synced:.1f} s)",
+        checked["report"].removeprefix("largest differences from the source: "),
+    ]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--text-tokenizer", required=False, help="a folder with phi-1.5's text tokenizer")
+    parser.add_argument("--forms", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--dtype", help="dtype of the output; the source's by default")
+    parser.add_argument("--shard", default="2GB", help="largest file of the output")
+    parser.add_argument("--verify", action="store_true", help="also run both models and compare")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it works")
+    parser.add_argument("--workspace", help="folder for the checkpoints, on the disk to be measured")
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(run_child(*options.child)))
+        return
+    if not options.text_tokenizer:
+        parser.error("--text-tokenizer is needed")
+    sizes = SMALL if options.small else FULL
+    with tempfile.TemporaryDirectory(dir=options.workspace) as folder:
+        root, rows = Path(folder), []
+        for form in options.forms:
+            rows.append(run_form(root, form, sizes, options))
+            if form != options.forms[-1]:
+                shutil.rmtree(root / "converted")
+        print_table(
+            [
+                "source",
+                "size",
+                "peak memory",
+                "/ larger of tensor and shard",
+                "time",
+                "/ cp",
+                "/ cp and sync",
+                "verify",
+            ],
+            rows,
+        )
+        loaded = in_child(__file__, "--child", "load", str(root / "converted"))
+        print_table(
+            ["loading in bf16, then one 256x256 picture in 18 steps", "measured"],
+            [
+                ["weights", f"{loaded['weights'] / 1e9:.2f} GB"],
+                ["peak memory while loading / weights", f"{loaded['load_peak'] / loaded['weights']:.2f}"],
+                ["time to load", f"{loaded['load_seconds']:.1f} s"],
+                ["time of the picture", f"{loaded['picture_seconds']:.1f} s"],
+                ["peak memory above the loaded model", f"{loaded['picture_peak'] / 1e9:.2f} GB"],
+            ],
+        )
+
+
+def run_child(what: str, *arguments: str) -> dict:
+    """The part that runs in a process of its own."""
+    if what == "load":
+        return child_load(Path(arguments[0]))
+    source, text_tokenizer, output, dtype, shard = arguments
+    target = Path(output if what == "convert" else output + "-verified")
+    result = child_convert(Path(source), text_tokenizer, target, dtype or None, shard, verify=what == "verify")
+    if what == "verify":
+        shutil.rmtree(target)
+    return result
+
+
+if __name__ == "__main__":
+    main()

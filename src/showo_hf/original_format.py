@@ -1,0 +1,19 @@
+"""Checkpoints in the original Show-o format: known by their config, and told how to convert them."""
+
+from typing import Any
+
+
+CONVERT_COMMANDS = {
+    "Showo": "showo-hf convert --showo {source} --image-tokenizer showlab/magvitv2 "
+    "--text-tokenizer microsoft/phi-1_5 --output FOLDER",
+    "MAGVITv2": "python -m showo_hf.conversion.convert_magvitv2 --image-tokenizer {source} --output FOLDER",
+}
+
+
+def check_not_original(config: dict[str, Any], source: object):
+    """Raise `ValueError` if `config`, read from `source`, is that of an original checkpoint; the message helps."""
+    command = CONVERT_COMMANDS.get(config.get("_class_name", ""))
+    if command is not None and "model_type" not in config:
+        raise ValueError(
+            f"'{source}' is a checkpoint of the original Show-o code. Convert it first: {command.format(source=source)}"
+        )
