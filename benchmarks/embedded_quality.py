@@ -134,6 +134,12 @@ def main():
         wanted = shrink(to_pixel_values(data.pictures[asked]), FRECHET_SIZE)
         result[name]["frechet"] = frechet_distance(shrink(pictures, FRECHET_SIZE), wanted)
         result[name]["seconds_a_picture"] = elapsed / len(asked)
+        if toneless := [i for i, row in enumerate(asked) if data.records[row].tone is None]:
+            rows = [asked[i] for i in toneless]
+            result[f"{name}, without skin tones"] = {
+                "pictures": len(rows),
+                **hits(data, real, rows, pictures[toneless]),
+            }
     halves = np.random.RandomState(options.seed).permutation(data.train_indices)[: 2 * options.captions]
     one, other = (shrink(to_pixel_values(data.pictures[half]), FRECHET_SIZE) for half in np.array_split(halves, 2))
     result["real against real"] = {"pictures": len(one), "frechet": frechet_distance(one, other)}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import CLIPVisionConfig, PhiConfig
 
-from showo_hf.configuration_showo import ShowoConfig
+from showo_hf.configuration_showo import SPECIAL_TOKEN_NAMES, ShowoConfig
 from showo_hf.configuration_showo_lfq import ShowoLFQTokenizerConfig
 
 from .checkpoint import Checkpoint
@@ -17,7 +17,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 DEFAULT_CODEBOOK_SIZE = 8192
 DEFAULT_NUM_IMAGE_TOKENS = 256
-NUM_SPECIAL_TOKENS = 10  # [PAD] and the nine others, which lie between the text ids and the codes
+SPECIAL_ORDER = ("pad", *SPECIAL_TOKEN_NAMES)  # they lie between the text ids and the codes
 
 # What phi-1.5 has and its weights do not show.
 PHI_SETTINGS = {
@@ -57,7 +57,7 @@ def infer_showo_config(
     if num_image_tokens is None:
         num_image_tokens = original.get("num_vq_tokens", DEFAULT_NUM_IMAGE_TOKENS)
     offset = vocab_size - 1 - codebook_size
-    text_ids = offset - NUM_SPECIAL_TOKENS
+    text_ids = offset - len(SPECIAL_ORDER)
     sizes = {"vocab_size": vocab_size, "llm_vocab_size": text_ids}
     wrong = [
         f"`{name}` is {original[name]} (weights: {size})"
@@ -74,7 +74,6 @@ def infer_showo_config(
             f"config.json says `w_clip_vit` {original['w_clip_vit']}, but `mm_projector` is "
             f"{'there' if projector else 'missing'} in the weights"
         )
-    special = ("pad", "soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg")
     return ShowoConfig(
         text_config=PhiConfig(
             vocab_size=vocab_size,
@@ -93,7 +92,7 @@ def infer_showo_config(
         max_text_length=original.get("max_text_len", 128),
         image_token_offset=offset,
         mask_token_id=vocab_size - 1,
-        **{f"{name}_token_id": text_ids + i for i, name in enumerate(special)},
+        **{f"{name}_token_id": text_ids + i for i, name in enumerate(SPECIAL_ORDER)},
         original_config=original,
     )
 

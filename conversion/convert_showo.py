@@ -17,7 +17,7 @@ from showo_hf.atomic_folder import atomic_folder, check_target
 from showo_hf.configuration_showo import ShowoConfig
 from showo_hf.modeling_showo import ShowoForCausalLM
 from showo_hf.pipelines import ShowoT2IPipeline
-from showo_hf.processing_showo import ShowoProcessor, add_showo_tokens
+from showo_hf.processing_showo import ShowoProcessor, add_showo_tokens, showo_image_processor
 from showo_hf.schedulers import MaskGITScheduler
 
 from .architectures import infer_lfq_config, infer_showo_config, read_clip_vision_config
@@ -81,7 +81,7 @@ def convert_showo(
             "`--clip-vision` was given, but this Show-o has no `mm_projector` that would use a tower"
         )
     config.image_tokenizer_config.sample_size = picture_size(config)
-    processor = build_processor(sources.text_tokenizer, config)
+    processor = build_processor(sources.text_tokenizer, config, clip.folder if clip is not None else None)
     with torch.device("meta"):
         model = ShowoForCausalLM(config)
     plan = ConversionPlan()
@@ -136,29 +136,37 @@ def picture_size(config: ShowoConfig) -> int:
     return round(config.num_image_tokens**0.5) * config.image_tokenizer_config.downsampling
 
 
-def build_processor(text_tokenizer: Path, config: ShowoConfig) -> ShowoProcessor:
+def build_processor(text_tokenizer: Path, config: ShowoConfig, clip_vision: Path | None = None) -> ShowoProcessor:
     """The processor of a converted model; `ConversionError` unless its ids are the model's."""
-    size = picture_size(config)
-    image_processor = CLIPImageProcessorPil(
-        size={"shortest_edge": size},
-        crop_size={"height": size, "width": size},
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    )
+    vision = {}
+    if clip_vision is not None:
+        tower = config.vision_config
+        vision["vision_processor"] = load_vision_processor(clip_vision, tower.image_size)
+        vision["num_image_features"] = (tower.image_size // tower.patch_size) ** 2
     processor = ShowoProcessor(
-        image_processor,
+        showo_image_processor(picture_size(config)),
         add_showo_tokens(load_text_tokenizer(text_tokenizer)),
         codebook_size=config.codebook_size,
         num_image_tokens=config.num_image_tokens,
         max_text_length=config.max_text_length,
+        **vision,
     )
-    names = [*config.special_token_ids(), "image_token_offset"]
-    ids = {name: (getattr(processor, name), getattr(config, name)) for name in names}
+    ids = {name: (found, getattr(config, name)) for name, found in processor.special_token_ids().items()}
+    ids["image_token_offset"] = (processor.image_token_offset, config.image_token_offset)
     ids["sot_token_id"] = (processor.sot_token_id, config.bos_token_id)
     ids["eot_token_id"] = (processor.eot_token_id, config.eos_token_id)
     wrong = [f"`{name}` is {found}, the model's {wanted}" for name, (found, wanted) in ids.items() if found != wanted]
     raise_all("the text tokenizer does not fit the model", wrong)
     return processor
+
+
+def load_vision_processor(folder: Path, image_size: int) -> CLIPImageProcessorPil:
+    """The tower's own preprocessing; CLIP's with the tower's picture size where the folder has no settings of it."""
+    if (folder / "preprocessor_config.json").is_file():
+        return CLIPImageProcessorPil.from_pretrained(folder)
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
+    )
 
 
 def load_text_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

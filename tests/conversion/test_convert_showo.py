@@ -116,6 +116,9 @@ def test_the_clip_variant_with_and_without_its_tower(sources, tmp_path):
     whole = ShowoForCausalLM.from_pretrained(tmp_path / "whole" / "model")
     for name, tensor in tower.state_dict().items():
         assert torch.equal(tensor, whole.vision_tower.state_dict()[name])
+    processor = ShowoProcessor.from_pretrained(tmp_path / "whole" / "model")
+    assert processor.num_image_features == 4
+    assert processor.vision_processor.crop_size == {"height": 8, "width": 8}
     assert export_showo.main([str(tmp_path / "whole"), "--output", str(tmp_path / "back")]) == 0
     assert load_file(tmp_path / "back" / "showo" / "pytorch_model.safetensors").keys() == weights.keys()
 
