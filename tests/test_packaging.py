@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -184,3 +185,25 @@ def test_the_installed_command_makes_the_same_pictures_as_the_checkout(empty_env
 
     for name in ("apple-0.png", "apple-1.png"):
         assert (away / name).read_bytes() == (here / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (Path(sys.prefix) / "installed.stamp").exists() or shutil.which("make") is None,
+    reason="`make test` did not make this environment",
+)
+def test_make_demo_makes_a_picture_and_says_where(tmp_path):
+    picture = tmp_path / "new" / "demo.png"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(
+        ["make", "demo", f"VENV={sys.prefix}", f"DEMO_OUTPUT={picture}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"The picture is in {picture}"
+    with Image.open(picture) as image:
+        assert image.size == (96, 96)
