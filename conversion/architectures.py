@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import CLIPVisionConfig, PhiConfig
 
@@ -110,7 +111,7 @@ def infer_lfq_config(checkpoint: Checkpoint, sample_size: int = 256) -> ShowoLFQ
     shapes = {name: checkpoint.shape(name) for name in checkpoint}
     bits, _ = shape_of(shapes, "encoder.conv_out.weight", 4, size=2)
     _, in_channels = shape_of(shapes, "encoder.conv_in.weight", 4, size=2)
-    sizes = {}
+    sizes: dict[str, Any] = {}
     for part, stage in (("encoder", "down"), ("decoder", "up")):
         stages = count_stages(shapes, rf"{part}\.{stage}\.(\d+)\.")
         if not stages:

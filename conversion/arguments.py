@@ -2,11 +2,12 @@
 
 import argparse
 import re
+from typing import Any
 
 
 DTYPES = ("float32", "bfloat16", "float16")
 FORMATS = ("safetensors", "bin")
-SOURCE = {"required": True, "metavar": "PATH_OR_HUB_ID"}
+SOURCE: dict[str, Any] = {"required": True, "metavar": "PATH_OR_HUB_ID"}
 
 
 def add_convert_arguments(parser: argparse.ArgumentParser):
