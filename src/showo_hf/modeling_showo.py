@@ -117,6 +117,8 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    # Nor is it quantized. It is small beside the transformer, and the signs of its latents decide on the codes.
+    _keep_in_fp32_modules = ("image_tokenizer",)
     accepts_loss_kwargs = (
         False  # the losses are means of their own, so a Trainer has to average over accumulated steps
     )
@@ -368,11 +370,12 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
             return self.lm_head(hidden_states)
         first = self.config.image_token_offset
         rows = slice(first, first + self.config.codebook_size)
-        if type(self.lm_head) is not nn.Linear or hasattr(self.lm_head, "_hf_hook"):
-            # Adapted, quantized or offloaded: only the head's own forward knows its weights.
-            return self.lm_head(hidden_states)[..., rows]
-        bias = self.lm_head.bias[rows] if self.lm_head.bias is not None else None
-        return F.linear(hidden_states, self.lm_head.weight[rows], bias)
+        head = self.lm_head
+        if type(head) is not nn.Linear or hasattr(head, "_hf_hook") or hasattr(head.weight, "__tensor_flatten__"):
+            # Adapted, offloaded or quantized: only the head's own forward knows its weights.
+            return head(hidden_states)[..., rows]
+        bias = head.bias[rows] if head.bias is not None else None
+        return F.linear(hidden_states, head.weight[rows], bias)
 
     def compute_losses(
         self, hidden_states: torch.Tensor, input_ids: torch.LongTensor, labels: torch.LongTensor

@@ -1,0 +1,166 @@
+"""What does quantization save, and what does it cost? Prints one table. Run as
+
+    pip install -c constraints.txt -e '.[quantization]'
+    python benchmarks/quantization.py
+
+"Same inputs" feeds the tokens of the fp32 run at each step to every variant and compares the likeliest codes. "Whole run"
+compares the tokens that come out with the same seed, where one other token early on leads to another picture.
+"""
+
+import argparse
+import math
+import platform
+from functools import partial
+
+import torch
+from measuring import median_ratio, paired_seconds, print_table
+from torch.nn import functional as F
+from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
+from transformers import TorchAoConfig, logging
+
+from showo_hf import EMBEDDED_MODEL, ShowoForCausalLM, ShowoT2IPipeline
+
+
+PROMPTS = [
+    *(
+        "a red apple, flat style",
+        "a squinting face with tongue, noto style",
+        "3d emoji of a smiling cat with heart eyes",
+    ),
+    *("a green heart, flat style", "a blue car, 3d style", "a slice of pizza, noto style"),
+]
+SEED = 0
+GUIDANCE = 3.0
+
+
+def variants() -> dict[str, dict]:
+    """The options that `from_pretrained` gets."""
+    named: dict[str, tuple] = {
+        "fp32": (None, torch.float32),
+        "bf16": (None, torch.bfloat16),
+        "int8 weights, fp32": (Int8WeightOnlyConfig(), torch.float32),
+        "int8 weights, bf16": (Int8WeightOnlyConfig(), torch.bfloat16),
+        "int8 weights and activations, fp32": (Int8DynamicActivationInt8WeightConfig(), torch.float32),
+        "int8 weights and activations, bf16": (Int8DynamicActivationInt8WeightConfig(), torch.bfloat16),
+    }
+    try:
+        from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+    except ImportError:  # not one of torchao's lasting names
+        pass
+    else:
+        # In fp32 its kernel is a hundred times slower. Groups of 32, which divides most widths.
+        named["int4 weights, bf16"] = (PrototypeInt4WeightOnlyConfig(group_size=32), torch.bfloat16)
+    return {
+        name: {"dtype": dtype} | ({"quantization_config": TorchAoConfig(config)} if config is not None else {})
+        for name, (config, dtype) in named.items()
+    }
+
+
+def load(folder: str, options: dict) -> ShowoT2IPipeline:
+    """The pipeline in a folder with its model loaded by `options`."""
+    model = ShowoForCausalLM.from_pretrained(folder, subfolder="model", **options)
+    pipeline = ShowoT2IPipeline.from_pretrained(folder, model=model)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def stored_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor; a quantized one is made of several."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        return sum(stored_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+    return tensor.numel() * tensor.itemsize
+
+
+def weight_bytes(model: torch.nn.Module) -> int:
+    """Bytes of all weights, tied ones once."""
+    return sum(stored_bytes(parameter) for parameter in model.parameters())
+
+
+def make_tokens(pipeline: ShowoT2IPipeline, prompts: list[str], steps: int) -> list[torch.LongTensor]:
+    """The grids (batch, h, w) of a whole run: before the first step, and after each."""
+    grids = [pipeline.prepare_latents(len(prompts), None, None, None)]
+
+    def keep(pipeline, step, timestep, tensors):
+        grids.append(tensors["latents"])
+
+    pipeline(
+        prompts,
+        num_inference_steps=steps,
+        guidance_scale=GUIDANCE,
+        generator=torch.Generator().manual_seed(SEED),
+        output_type="latent",
+        callback_on_step_end=keep,
+    )
+    return grids
+
+
+def likeliest_codes(pipeline: ShowoT2IPipeline, prompts: list[str], grids: list[torch.LongTensor]) -> torch.LongTensor:
+    """The likeliest code at each unknown token of `grids`, one after another."""
+    encoded = pipeline.encode_prompt(prompts, None, 1, True)
+    codes = []
+    for tokens in (grid.flatten(1) for grid in grids):
+        mask = pipeline.picture_attention_mask(encoded, pipeline.picture_input_ids(tokens).repeat(2, 1))
+        logits = pipeline.predict_codes(tokens, encoded, mask, GUIDANCE)  # (batch, tokens, codebook)
+        codes.append(logits.argmax(-1)[tokens == pipeline.scheduler.config.mask_token_id])
+    return torch.cat(codes)
+
+
+def psnr(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of pixels in [0, 1], over all pictures."""
+    error = F.mse_loss(one, other).item()
+    return -10 * math.log10(error) if error else math.inf
+
+
+def share(one: torch.Tensor, other: torch.Tensor) -> str:
+    return f"{(one == other).float().mean().item():.1%}"
+
+
+@torch.no_grad()
+def measure(folder: str, prompts: list[str], steps: int, repeats: int) -> list[tuple]:
+    """The rows of the table."""
+    rows = []
+    plain = load(folder, variants()["fp32"])
+    grids = make_tokens(plain, prompts, steps)
+    wanted = likeliest_codes(plain, prompts, grids[:-1])
+    pictures = plain.decode_latents(grids[-1], "pt")
+    for name, options in variants().items():
+        pipeline = load(folder, options)
+        found = make_tokens(pipeline, prompts, steps)[-1]
+        ways = {one: partial(make_tokens, other, prompts, steps) for one, other in (("it", pipeline), ("fp32", plain))}
+        times = paired_seconds(ways, repeats)
+        rows.append(
+            (
+                name,
+                f"{weight_bytes(pipeline.model) / 1e6:.1f}",
+                share(likeliest_codes(pipeline, prompts, grids[:-1]), wanted),
+                share(found, grids[-1]),
+                f"{psnr(pipeline.decode_latents(found, 'pt'), pictures):.1f}",
+                f"{median_ratio(times['it'], times['fp32']):.2f}",
+            )
+        )
+    return rows
+
+
+def main(arguments: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--model", default=EMBEDDED_MODEL, help="a pipeline folder or Hub name (default: the embedded one)"
+    )
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5, help="runs in turn with fp32, of which the median counts")
+    parser.add_argument("--small", action="store_true", help="one prompt: shows that it runs, the numbers say nothing")
+    options = parser.parse_args(arguments)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    prompts = PROMPTS[:1] if options.small else PROMPTS
+    rows = measure(options.model, prompts, options.steps, options.repeats)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}; ", end="")
+    print(
+        f"{len(prompts)} prompts, {options.steps} steps, guidance {GUIDANCE}; medians of {options.repeats} runs in turn\n"
+    )
+    head = ("variant", "weights, MB", "equal tokens, same inputs", "whole run", "PSNR, dB", "time / fp32")
+    print_table(head, rows)
+
+
+if __name__ == "__main__":
+    main()
