@@ -18,6 +18,11 @@ def add_convert_arguments(parser: argparse.ArgumentParser):
     add("--text-tokenizer", **SOURCE, help="as microsoft/phi-1_5")
     add("--clip-vision", metavar="PATH_OR_HUB_ID", help="for the CLIP-ViT variant: openai/clip-vit-large-patch14-336")
     add("--num-image-tokens", type=int, metavar="N", help="tokens of a picture, where the checkpoint does not say it")
+    add(
+        "--with-code",
+        action="store_true",
+        help="put the code in too: to be used without showo-hf, by those who trust it",
+    )
     add_verify_argument(parser)
     add_output_arguments(parser)
 

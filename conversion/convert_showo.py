@@ -27,6 +27,7 @@ from .command import conversion_main, dtype_of
 from .errors import ConversionError
 from .model_card import Origin, origin_of, write_model_card
 from .plan import ConversionPlan, raise_all
+from .remote_code import add_code
 from .safetensors_writer import write_shards
 from .sources import local_source
 from .verify import Verification, verify_showo
@@ -52,6 +53,7 @@ def convert_showo(
     verify: bool = False,
     num_image_tokens: int | None = None,
     origin: Origin | None = None,
+    with_code: bool = False,
 ) -> str:
     """
     Convert a checkpoint; returns the report.
@@ -62,6 +64,7 @@ def convert_showo(
         verify: run the converted model and a plain re-reading of the source, see [`verify_showo`].
         num_image_tokens: tokens of a picture, where the checkpoint's config does not say it.
         origin: where all this comes from, for the model card.
+        with_code: put the package's code in too, see [`remote_code`].
 
     Raises:
         ConversionError: if the checkpoint is not what it should be. Nothing is written then.
@@ -96,12 +99,14 @@ def convert_showo(
 
     with atomic_folder(output, overwrite) as folder:
         write_pipeline(folder, model, plan, processor, dtype, max_shard_size)
+        if with_code:
+            add_code(folder)
         report = plan.report()
         verified: Verification | None = None
         if verify:
             verified = verify_showo(folder, showo, tokenizer_weights)
             report += f"\n{verified}"
-        write_model_card(folder, config, origin or Origin(), verified)
+        write_model_card(folder, config, origin or Origin(), verified, with_code)
     return report
 
 
@@ -197,6 +202,7 @@ def run(options: argparse.Namespace) -> str:
         verify=options.verify,
         num_image_tokens=options.num_image_tokens,
         origin=origin_of(names, paths["showo"], options.push_to_hub),
+        with_code=options.with_code,
     )
 
 

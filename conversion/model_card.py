@@ -25,10 +25,19 @@ from showo_hf import ShowoT2IPipeline
 pipe = ShowoT2IPipeline.from_pretrained("{here}")
 pipe("a red apple on a wooden table").images[0].save("apple.png")
 ```
-
+{code}
 {parts}
 
 {ending}
+"""
+
+CODE_TEXT = """
+The code is in this folder too. Without showo-hf, and if you trust it:
+
+```python
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained("{here}", trust_remote_code=True)
+```
 """
 
 TOKENIZER_TEXT = """
@@ -79,7 +88,9 @@ def read_license(folder: Path) -> str | None:
         return None
 
 
-def write_model_card(folder: Path, config: ShowoConfig, origin: Origin, verified: Verification | None):
+def write_model_card(
+    folder: Path, config: ShowoConfig, origin: Origin, verified: Verification | None, with_code: bool = False
+):
     """Write the card of a converted Show-o."""
     source = origin.names.get("showo", "")
     parts = [f"- {name.replace('_', ' ')}: {shown(value)}" for name, value in origin.names.items()]
@@ -91,6 +102,7 @@ def write_model_card(folder: Path, config: ShowoConfig, origin: Origin, verified
         codes=config.codebook_size,
         source=shown(source),
         here=origin.repo_id,
+        code=CODE_TEXT.format(here=origin.repo_id) if with_code else "",
         parts="Made of\n\n" + "\n".join(parts) if parts else "",
         ending=ending(origin, verified),
     )

@@ -3,11 +3,13 @@
 import contextlib
 import inspect
 import os
+import sys
 from dataclasses import dataclass
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
+from huggingface_hub import snapshot_download
 from torch.nn import functional as F
 from transformers import DynamicCache
 
@@ -169,6 +171,28 @@ class ShowoPipelineBase(DiffusionPipeline):
                     ShowoConfig.get_config_dict(pretrained_model_name_or_path)
             raise
 
+    @classmethod
+    def download(cls, pretrained_model_name, **kwargs):
+        """
+        Fetch a pipeline from the Hub, without the components that are given in `kwargs`; returns its folder.
+
+        diffusers' own wants every component to be of diffusers, of transformers, or code in the repository.
+        """
+        components, _ = cls._get_signature_keys(cls)
+        wanted = [f"{name}/*" for name in sorted(components - kwargs.keys())]
+        names = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+        options = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        return snapshot_download(pretrained_model_name, allow_patterns=[cls.config_name, *wanted], **options)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file):
+        """As in diffusers; where a folder names the code in it (`convert --with-code`), ours takes its place."""
+        config = super()._dict_from_json_file(json_file)
+        if isinstance(config.get("_class_name"), list):
+            config["_class_name"] = config["_class_name"][1]
+        parts = {name: value for name, value in config.items() if isinstance(value, list) and len(value) == 2}
+        return config | {name: [full_module_name(module), kind] for name, (module, kind) in parts.items()}
+
     def save_pretrained(self, save_directory, *args, **kwargs):
         """
         Save the pipeline; `model/` gets the processor's files too, so that transformers can load it by itself.
@@ -181,3 +205,10 @@ class ShowoPipelineBase(DiffusionPipeline):
 def is_pipeline(folder) -> bool:
     """Whether a local folder is a saved pipeline."""
     return os.path.isfile(os.path.join(folder, DiffusionPipeline.config_name))
+
+
+def full_module_name(name: str | None) -> str | None:
+    """`showo_hf.modeling_showo` for `modeling_showo`, if such a module of this package is loaded; else `name`."""
+    package = __name__.split(".")[0]
+    full_names = (full for full in sys.modules if full.startswith(f"{package}.") and full.endswith(f".{name}"))
+    return next(full_names, name)

@@ -1,8 +1,12 @@
-"""Converted folders on several devices: with a device map every number is that of the plain load."""
+"""Converted folders, loaded onto several devices or from the Hub: every number is that of the plain load."""
+
+import subprocess
+import sys
 
 import pytest
 import tiny
 import torch
+from hub_server import environment_of
 from originals import TEXT_TOKENIZER, small_magvitv2, small_showo, write_original
 
 from showo_hf import ShowoForCausalLM, ShowoT2IPipeline
@@ -121,3 +125,50 @@ def test_a_pipeline_with_a_device_map(folder, expected, device_map):
     """diffusers knows these two where there is no accelerator; it places whole components."""
     pipe = ShowoT2IPipeline.from_pretrained(folder, device_map=device_map)
     assert_same(results(pipe.model, folder), expected)
+
+
+FROM_THE_HUB = """
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoProcessor
+
+from showo_hf import ShowoForCausalLM, ShowoProcessor, ShowoT2IPipeline
+
+
+def pictures(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 3, "generator": torch.Generator().manual_seed(0), "output_type": "pt"}
+    return pipe(["a red apple", "owl"], **options).images
+
+
+found = []
+for name in ("someone/plain", "someone/coded"):
+    model = AutoModelForCausalLM.from_pretrained(name, subfolder="model")
+    processor = AutoProcessor.from_pretrained(name, subfolder="model")
+    assert type(model) is ShowoForCausalLM and type(processor) is ShowoProcessor
+    # Before the pipeline's model is fetched: one that is given is not.
+    found.append(pictures(ShowoT2IPipeline.from_pretrained(name, model=model, cache_dir=sys.argv[2])))
+    assert not list(Path(sys.argv[2]).rglob("*.safetensors"))
+    found.append(pictures(ShowoT2IPipeline.from_pretrained(name)))
+    found.append(pictures(ShowoT2IPipeline.from_pretrained(name, local_files_only=True)))
+torch.save(found, sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_from_the_hub(folder, expected, hub, tmp_path):
+    """In a process of its own. A folder with code is no other to who has this package."""
+    originals = folder.parent
+    sources = ShowoSources(originals / "showo", originals / "magvitv2", TEXT_TOKENIZER)
+    convert_showo(sources, tmp_path / "coded", with_code=True)
+    for name, place in (("plain", folder), ("coded", tmp_path / "coded")):
+        files = {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+        hub.repositories[f"someone/{name}"] = files
+    command = [sys.executable, "-c", FROM_THE_HUB, tmp_path / "found.pt", tmp_path / "other-cache"]
+    environment = environment_of(hub, tmp_path / "home")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "found.pt")
+    assert len(found) == 6 and all(torch.equal(pictures, expected[-1]) for pictures in found)
