@@ -1,5 +1,7 @@
 """Our configurations from the shapes of the original's weights, and from what its own config says."""
 
+import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +14,7 @@ from showo_hf.configuration_showo_lfq import ShowoLFQTokenizerConfig
 
 from .checkpoint import Checkpoint
 from .errors import ConversionError
+from .output import without_paths
 
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -39,8 +42,8 @@ def infer_showo_config(
     """
     The configuration of an original Show-o checkpoint.
 
-    The sizes of the language model are read off the weights. The original's own config is kept as
-    `config.original_config`, so that an export gives it back.
+    The sizes of the language model are read off the weights. The original's own config is kept as JSON
+    in `config.original_config`, so that an export gives it back.
 
     Args:
         num_image_tokens: tokens of a picture; by default what the checkpoint's config says, else 256.
@@ -54,9 +57,11 @@ def infer_showo_config(
     intermediate_size, _ = shape_of(shapes, "showo.model.layers.0.mlp.fc1.weight", 2)
     kv_size, _ = shape_of(shapes, "showo.model.layers.0.self_attn.k_proj.weight", 2)
     original = checkpoint.config
-    codebook_size = original.get("codebook_size", DEFAULT_CODEBOOK_SIZE)
+    codebook_size = read_size(original, "codebook_size", DEFAULT_CODEBOOK_SIZE)
     if num_image_tokens is None:
-        num_image_tokens = original.get("num_vq_tokens", DEFAULT_NUM_IMAGE_TOKENS)
+        num_image_tokens = read_size(original, "num_vq_tokens", DEFAULT_NUM_IMAGE_TOKENS)
+    if math.isqrt(num_image_tokens) ** 2 != num_image_tokens:
+        raise ConversionError(f"the tokens of a picture must be a square number, got {num_image_tokens}")
     offset = vocab_size - 1 - codebook_size
     text_ids = offset - len(SPECIAL_ORDER)
     sizes = {"vocab_size": vocab_size, "llm_vocab_size": text_ids}
@@ -65,7 +70,7 @@ def infer_showo_config(
         for name, size in sizes.items()
         if original.get(name, size) != size
     ]
-    if hidden_size % head_dim or kv_size % head_dim:
+    if not head_dim or hidden_size % head_dim or kv_size % head_dim:
         wrong.append(f"head size {head_dim} does not divide the widths {hidden_size} and {kv_size}")
     if wrong:
         raise ConversionError(f"config.json does not fit the weights: {'; '.join(wrong)}")
@@ -90,11 +95,11 @@ def infer_showo_config(
         image_tokenizer_config=image_tokenizer_config,
         codebook_size=codebook_size,
         num_image_tokens=num_image_tokens,
-        max_text_length=original.get("max_text_len", 128),
+        max_text_length=read_size(original, "max_text_len", 128),
         image_token_offset=offset,
         mask_token_id=vocab_size - 1,
         **{f"{name}_token_id": text_ids + i for i, name in enumerate(SPECIAL_ORDER)},
-        original_config=original,
+        original_config=json.dumps(without_paths(original)),
     )
 
 
@@ -124,7 +129,7 @@ def infer_lfq_config(checkpoint: Checkpoint, sample_size: int = 256) -> ShowoLFQ
         codebook_bits=bits,
         mid_block_attention="encoder.mid.attn_1.q.weight" in shapes,
         sample_size=sample_size,
-        original_config=checkpoint.config,
+        original_config=json.dumps(without_paths(checkpoint.config)),
         **sizes,
     )
 
@@ -134,7 +139,7 @@ def read_clip_vision_config(folder: Path, config: dict) -> CLIPVisionConfig:
     kind = config.get("model_type")
     if kind not in ("clip", "clip_vision_model"):
         raise ConversionError(f"'{folder}' must be a CLIP model or its vision tower, got `model_type` {kind!r}")
-    return CLIPVisionConfig.from_pretrained(folder)
+    return CLIPVisionConfig.from_dict(config.get("vision_config", {}) if kind == "clip" else config)
 
 
 def shape_of(shapes: Shapes, name: str, dimensions: int, size: int | None = None) -> tuple[int, ...]:
@@ -150,5 +155,16 @@ def shape_of(shapes: Shapes, name: str, dimensions: int, size: int | None = None
 
 
 def count_stages(shapes: Shapes, pattern: str) -> int:
-    """One more than the largest number that `pattern` finds at the start of a name; 0 if it finds none."""
-    return max((int(match[1]) + 1 for name in shapes if (match := re.match(pattern, name))), default=0)
+    """How many numbers `pattern` finds at the start of names; `ConversionError` unless they are 0, 1, 2 and so on."""
+    numbers = {int(match[1]) for name in shapes if (match := re.match(pattern, name))}
+    if numbers != set(range(len(numbers))):
+        raise ConversionError(f"names like '{pattern}' must count from 0 without a gap, got {sorted(numbers)[:50]}")
+    return len(numbers)
+
+
+def read_size(config: dict, name: str, default: int) -> int:
+    """A positive whole number of a checkpoint's config; `ConversionError` for anything else."""
+    value = config.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+        raise ConversionError(f"`{name}` in config.json must be a positive whole number, got {value!r}")
+    return value

@@ -17,7 +17,12 @@ def add_convert_arguments(parser: argparse.ArgumentParser):
     add_image_tokenizer_argument(parser)
     add("--text-tokenizer", **SOURCE, help="as microsoft/phi-1_5")
     add("--clip-vision", metavar="PATH_OR_HUB_ID", help="for the CLIP-ViT variant: openai/clip-vit-large-patch14-336")
-    add("--num-image-tokens", type=int, metavar="N", help="tokens of a picture, where the checkpoint does not say it")
+    add(
+        "--num-image-tokens",
+        type=positive_integer,
+        metavar="N",
+        help="tokens of a picture, where the checkpoint does not say it",
+    )
     add(
         "--with-code",
         action="store_true",
@@ -63,6 +68,14 @@ def add_output_arguments(parser: argparse.ArgumentParser, max_shard_size: str = 
     )
     add("--overwrite", action="store_true", help="replace the output if it exists")
     add("--push-to-hub", metavar="ORG/NAME", help="upload the folder to this repository when it is done")
+    add("--private", action="store_true", help="make that repository a private one, if it is new")
+
+
+def positive_integer(text: str) -> int:
+    """A whole number from 1 on."""
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
+    return int(text)
 
 
 def shard_size(text: str) -> str:

@@ -1,5 +1,6 @@
 """Reading a checkpoint of any format, one tensor at a time and without running anything that lies in it."""
 
+import itertools
 import json
 import pickle
 import re
@@ -62,7 +63,7 @@ class PickleFile:
                 f"'{path.name}' was refused: it is a pickle that holds more than tensors, or no pickle at all. Nothing in "
                 f"it was run. What was found: {first_sentence(error)}"
             ) from error
-        except (RuntimeError, EOFError, ValueError) as error:
+        except Exception as error:  # a damaged file fails in many ways
             raise ConversionError(
                 f"'{path.name}' cannot be read: it is cut off, or written by a torch older than 1.6, whose files cannot "
                 f"be mapped into memory. What was found: {first_sentence(error)}"
@@ -94,10 +95,14 @@ def flat_tensors(content, file_name: str) -> dict[str, torch.Tensor]:
         content = wrapped[0] if wrapped else content
     if not isinstance(content, dict):
         raise ConversionError(f"'{file_name}' must hold tensors by name, got a {type(content).__name__}")
-    others = {key: type(value).__name__ for key, value in content.items() if not isinstance(value, torch.Tensor)}
+    others = {
+        key: type(value).__name__
+        for key, value in content.items()
+        if not (isinstance(value, torch.Tensor) and isinstance(key, str))
+    }
     if others or not content:
         raise ConversionError(f"'{file_name}' must hold tensors by name alone, but also holds {others or 'nothing'}")
-    return content
+    return {name: tensor.detach() for name, tensor in content.items()}  # parameters, too, are tensors
 
 
 class Checkpoint:
@@ -185,7 +190,7 @@ def read_json_object(file: Path) -> dict:
     """A file's JSON object; `ConversionError` for anything else."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConversionError(f"'{file.name}' is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ConversionError(f"'{file.name}' must hold a JSON object, got a {type(content).__name__}")
@@ -252,8 +257,9 @@ def parts_without_index(folder: Path, stem: str, ending: str) -> list[Path]:
     if len(found) > 1:
         raise ConversionError(f"'{folder.name}' holds parts of several checkpoints: of {sorted(found)} parts")
     ((count, numbers),) = found.items()
-    first = min(numbers)  # some number from 0, some from 1
-    missing = sorted(set(range(first, first + count)) - numbers) if first in (0, 1) else [1]
-    if missing:
-        raise ConversionError(f"parts {missing} of {count} of '{stem}{ending}' are not there")
+    first = 0 if 0 in numbers else 1  # some number from 0, some from 1
+    wanted = range(first, first + count)
+    if len(numbers) != count or not all(number in wanted for number in numbers):
+        missing = list(itertools.islice((number for number in wanted if number not in numbers), 10))
+        raise ConversionError(f"of {count} parts of '{stem}{ending}' these are not there: {missing}")
     return [names[count, number] for number in sorted(numbers)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from showo_hf.atomic_folder import atomic_folder, check_target
+from showo_hf.atomic_folder import atomic_folder
 from showo_hf.modeling_showo_lfq import ShowoLFQTokenizer
 
 from .architectures import infer_lfq_config
@@ -18,11 +18,11 @@ from .arguments import add_convert_magvitv2_arguments
 from .checkpoint import Checkpoint
 from .command import conversion_main, dtype_of
 from .model_card import Origin, origin_of, write_tokenizer_card
+from .output import check_output, write_model
 from .plan import ConversionPlan
-from .safetensors_writer import write_shards
 from .sources import local_source
 from .verify import Verification, verify_magvitv2
-from .weight_names import is_attention_kernel, magvitv2_name
+from .weight_names import MAGVITV2_DROPPED, is_attention_kernel, magvitv2_name
 
 
 def convert_magvitv2(
@@ -37,26 +37,21 @@ def convert_magvitv2(
     """
     Convert a picture tokenizer; returns the report. Arguments and errors are those of [`convert_showo`].
     """
-    check_target(output, overwrite)
+    check_output(output, overwrite, [Path(source)])
     checkpoint = Checkpoint(source)
     config = infer_lfq_config(checkpoint)
     with torch.device("meta"):
         model = ShowoLFQTokenizer(config)
     plan = ConversionPlan()
     stages = len(config.decoder_block_out_channels)
-    plan.add(checkpoint, lambda name: magvitv2_name(name, stages), is_kernel=is_attention_kernel)
+    plan.add(checkpoint, lambda name: magvitv2_name(name, stages), MAGVITV2_DROPPED, is_kernel=is_attention_kernel)
     plan.check(model)
     with atomic_folder(output, overwrite) as folder:
-        specs = plan.specs(dtype)
-        write_shards(folder, specs, lambda name: plan.read(name, dtype), max_shard_size)
-        plan.check_finite()
-        config.architectures = [type(model).__name__]
-        config.dtype = specs["encoder.conv_in.weight"].dtype
-        config.save_pretrained(folder)
+        write_model(folder, model, plan, dtype, max_shard_size)
         report = plan.report()
         verified: Verification | None = None
         if verify:
-            verified = verify_magvitv2(folder, checkpoint)
+            verified = verify_magvitv2(folder, checkpoint, dtype)
             report += f"\n{verified}"
         write_tokenizer_card(folder, config, origin or Origin(), verified)
     return report

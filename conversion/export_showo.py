@@ -8,21 +8,26 @@ original's `from_pretrained` takes them. It knows Phi alone, so other backbones 
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedConfig
 
-from showo_hf.atomic_folder import atomic_folder, check_target
+from showo_hf.atomic_folder import atomic_folder
 from showo_hf.configuration_showo import ShowoConfig
+from showo_hf.modeling_showo import ShowoForCausalLM
 from showo_hf.modeling_showo_lfq import indices_to_codes
 
+from .architectures import SPECIAL_ORDER
 from .arguments import FORMATS, add_export_arguments
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, read_json_object
 from .command import conversion_main, dtype_of
 from .errors import ConversionError
-from .plan import kept_dtype
-from .safetensors_writer import TensorSpec, write_shards
+from .output import check_output
+from .plan import ConversionPlan, kept_dtype, raise_all
+from .safetensors_writer import TensorSpec, write_safetensors, write_shards
 from .weight_names import is_attention_kernel, original_magvitv2_names, original_showo_name
 
 
@@ -54,18 +59,17 @@ def export_showo(
     """
     if file_format not in FORMATS:
         raise ValueError(f"`file_format` must be one of {', '.join(FORMATS)}, got {file_format!r}")
-    check_target(output, overwrite)
     folder = Path(folder)
+    check_output(output, overwrite, [folder])
     folder = folder / "model" if (folder / "model").is_dir() else folder
     config = read_our_config(folder)
     checkpoint = Checkpoint(folder)
+    check_weights(checkpoint, config)
     showo, image_tokenizer, left_out = split_names(checkpoint, config)
     with atomic_folder(output, overwrite) as target:
         write_part(target / "showo", checkpoint, showo, original_config(config), dtype, max_shard_size, file_format)
         if image_tokenizer:
-            tokenizer_config = (
-                getattr(config.image_tokenizer_config, "original_config", None) or IMAGE_TOKENIZER_CONFIG
-            )
+            tokenizer_config = config_before(config.image_tokenizer_config) or IMAGE_TOKENIZER_CONFIG
             place = target / "magvitv2"
             constants = quantizer_constants(config.image_tokenizer_config.codebook_bits)
             write_part(
@@ -80,16 +84,33 @@ def export_showo(
 def read_our_config(folder: Path) -> ShowoConfig:
     """The config of a model of this package that the original's classes can hold; else `ConversionError`."""
     file = folder / "config.json"
-    kind = json.loads(file.read_text(encoding="utf-8")).get("model_type") if file.is_file() else None
+    kind = read_json_object(file).get("model_type") if file.is_file() else None
     if kind != "showo":
         raise ConversionError(f"'{folder}' must be a Show-o saved by this package, got `model_type` {kind!r}")
     config = ShowoConfig.from_pretrained(folder)
-    if config.text_config.model_type != "phi" or config.tie_word_embeddings:
+    text = config.text_config
+    if text.model_type != "phi" or config.tie_word_embeddings or not config.lm_head_bias or not text.qk_layernorm:
         raise ConversionError(
-            "the original knows the Phi backbone with a head of its own alone, got "
-            f"{config.text_config.model_type} with `tie_word_embeddings` {config.tie_word_embeddings}"
+            "the original knows the Phi backbone with QK-Norm and a head of its own with a bias alone, got "
+            f"{text.model_type} with `tie_word_embeddings` {config.tie_word_embeddings}, `lm_head_bias` "
+            f"{config.lm_head_bias}, `qk_layernorm` {getattr(text, 'qk_layernorm', None)}"
         )
+    first = config.pad_token_id
+    ids = {f"{name}_token_id": first + i for i, name in enumerate(SPECIAL_ORDER)}
+    ids |= {"image_token_offset": first + len(SPECIAL_ORDER), "mask_token_id": config.vocab_size - 1}
+    found = {name: getattr(config, name) for name in ids}
+    wrong = [f"`{name}` is {found[name]}, must be {wanted}" for name, wanted in ids.items() if found[name] != wanted]
+    raise_all("the original has its special ids, codes and mask behind the text ids, in this order", wrong)
     return config
+
+
+def check_weights(checkpoint: Checkpoint, config: ShowoConfig):
+    """Raise `ConversionError` unless the weights are just those of the config's model."""
+    with torch.device("meta"):
+        model = ShowoForCausalLM(config)
+    plan = ConversionPlan()
+    plan.add(checkpoint, lambda name: name)
+    plan.check(model)
 
 
 def split_names(checkpoint: Checkpoint, config: ShowoConfig) -> tuple[dict[str, str], dict[str, str], list[str]]:
@@ -116,11 +137,16 @@ def original_config(config: ShowoConfig) -> dict:
         "num_vq_tokens": config.num_image_tokens,
         "w_clip_vit": config.image_feature_size is not None,
     }
-    before = getattr(config, "original_config", None)
+    before = config_before(config)
     if not before:
         return CONFIG_DEFAULTS | sizes
     # A key that the checkpoint did not have is not added: its own defaults hold.
     return before | {name: value for name, value in sizes.items() if name in before}
+
+
+def config_before(config: PreTrainedConfig) -> dict:
+    """The original's config that a conversion kept; empty where there was none."""
+    return json.loads(getattr(config, "original_config", None) or "{}")
 
 
 def quantizer_constants(bits: int) -> dict[str, torch.Tensor]:
@@ -152,16 +178,30 @@ def write_part(
 
     place.mkdir()
     (place / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    if file_format == "bin":
-        # Tensors in the source's dtype stay in its mapped file; torch.save writes one after the other.
-        torch.save({name: read(name) for name in [*names, *constants]}, place / f"{STEM}.bin")
-        return
     specs = {}
     for name, ours in names.items():
         shape = checkpoint.shape(ours) + ((1, 1) if is_attention_kernel(name) else ())
         specs[name] = TensorSpec(shape, kept_dtype(checkpoint.dtype(ours), dtype))
     specs |= {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in constants.items()}
-    write_shards(place, specs, read, max_shard_size, stem=STEM)
+    if file_format == "bin":
+        write_bin(place / f"{STEM}.bin", specs, read)
+    else:
+        write_shards(place, specs, read, max_shard_size, stem=STEM)
+
+
+def write_bin(file: Path, specs: Mapping[str, TensorSpec], read: Callable[[str], torch.Tensor]):
+    """
+    Write a file of `torch.save`, which takes all tensors at once; so they go through a file that is mapped into memory.
+    """
+    passing = file.with_suffix(".passing")
+    write_safetensors(passing, specs, read)
+    try:
+        torch.save(load_file(passing), file)
+    except RuntimeError as error:  # how torch tells of a full disk
+        raise ConversionError(
+            f"'{file.name}' could not be written; nothing was changed at the output: {error}"
+        ) from error
+    passing.unlink()
 
 
 def run(options: argparse.Namespace) -> str:

@@ -84,7 +84,7 @@ def read_license(folder: Path) -> str | None:
     card = folder / "README.md"
     try:
         return ModelCard.load(card).data.get("license") if card.is_file() else None
-    except ValueError:  # a header that cannot be read
+    except Exception:  # a header that cannot be read says nothing
         return None
 
 

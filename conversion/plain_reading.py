@@ -18,13 +18,19 @@ GROUPS = 32  # of MAGVIT-v2's group norms
 EPS = 1e-6
 
 
-def float_weights(checkpoint: Checkpoint) -> Weights:
-    """Name to tensor in float32."""
-    return lambda name: checkpoint.tensor(name).float()
+def float_weights(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> Weights:
+    """Name to tensor in float32, after rounding to `dtype`, in which the converted weights were written."""
+    return lambda name: checkpoint.tensor(name).to(dtype).float() if dtype else checkpoint.tensor(name).float()
 
 
 @torch.no_grad()
-def plain_showo_logits(checkpoint: Checkpoint, text_config: PhiConfig, input_ids: torch.Tensor, seen: torch.Tensor):
+def plain_showo_logits(
+    checkpoint: Checkpoint,
+    text_config: PhiConfig,
+    input_ids: torch.Tensor,
+    seen: torch.Tensor,
+    dtype: torch.dtype | None = None,
+):
     """
     Logits (batch, length, vocabulary) of transformers' own Phi with the original's weights.
 
@@ -38,7 +44,7 @@ def plain_showo_logits(checkpoint: Checkpoint, text_config: PhiConfig, input_ids
     state = {
         name.removeprefix(prefix): name for name in checkpoint if name.startswith(prefix) and "inv_freq" not in name
     }
-    read = float_weights(checkpoint)
+    read = float_weights(checkpoint, dtype)
     model.load_state_dict({ours: read(name) for ours, name in state.items()}, assign=True)
     rotary = model.model.rotary_emb  # its frequencies are no weights, and were left on the meta device
     model.model.rotary_emb = type(rotary)(model.config)
@@ -54,9 +60,9 @@ def plain_projector(read: Weights, features: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def plain_encode(checkpoint: Checkpoint, pixels: torch.Tensor) -> torch.Tensor:
+def plain_encode(checkpoint: Checkpoint, pixels: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """MAGVIT-v2's latents (batch, bits, h, w), before quantization, of pixels (batch, 3, H, W)."""
-    read = float_weights(checkpoint)
+    read = float_weights(checkpoint, dtype)
     x = conv(read, "encoder.conv_in", pixels, padding=1)
     for stage in numbered(checkpoint, "encoder.down"):
         for block in numbered(checkpoint, f"{stage}.block"):
@@ -69,9 +75,9 @@ def plain_encode(checkpoint: Checkpoint, pixels: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def plain_decode(checkpoint: Checkpoint, codes: torch.Tensor) -> torch.Tensor:
+def plain_decode(checkpoint: Checkpoint, codes: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """MAGVIT-v2's pixels (batch, 3, H, W) of codes (batch, bits, h, w) of -1 and 1."""
-    read = float_weights(checkpoint)
+    read = float_weights(checkpoint, dtype)
     x = conv(read, "decoder.conv_in", conv(read, "decoder.post_quant_conv", codes), padding=1)
     x = middle(checkpoint, read, "decoder.mid", x)
     for stage in reversed(numbered(checkpoint, "decoder.up")):

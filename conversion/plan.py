@@ -10,9 +10,10 @@ from torch import nn
 from .checkpoint import Checkpoint
 from .errors import ConversionError
 from .safetensors_writer import TensorSpec
-from .weight_names import why_dropped
+from .weight_names import DropRules, why_dropped
 
 
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 CHUNK = 2**24  # numbers looked at in one go
 
 
@@ -54,14 +55,16 @@ class ConversionPlan:
         self,
         checkpoint: Checkpoint,
         rename: Callable[[str], str | None],
+        droppable: DropRules = (),
         prefix: str = "",
         is_kernel: Callable[[str], bool] = lambda name: False,
     ):
         """Give each tensor of `checkpoint` its place, `prefix` in front of the name that `rename` finds."""
         for name in checkpoint:
-            if (reason := why_dropped(name)) is not None:
+            ours = rename(name)
+            if (reason := why_dropped(name, droppable)) is not None:
                 self.dropped[name] = reason
-            elif (ours := rename(name)) is None:
+            elif ours is None or prefix + ours in self.sources:  # no place, or one that another tensor has
                 self.extra.append(name)
             else:
                 self.sources[prefix + ours] = Source(checkpoint, name, is_kernel(name))
@@ -81,6 +84,10 @@ class ConversionPlan:
             f"wrong shape: {self.sources[name].name} {list(found[name])}, must be {list(wanted[name])}"
             for name in sorted(wanted.keys() & found.keys())
             if wanted[name] != found[name]
+        ]
+        dtypes = {source.name: source.checkpoint.dtype(source.name) for source in self.sources.values()}
+        problems += [
+            f"no number with a fraction: {name} {dtype}" for name, dtype in dtypes.items() if dtype not in FLOATS
         ]
         raise_all("the weights do not fit the model", problems)
 
@@ -108,8 +115,7 @@ class ConversionPlan:
         lines = [f"{len(self.sources)} tensors converted"]
         for reason in dict.fromkeys(self.dropped.values()):
             names = [name for name, why in self.dropped.items() if why == reason]
-            shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-            lines.append(f"{len(names)} dropped ({reason}): {shown}")
+            lines.append(f"{len(names)} dropped ({reason}): {', '.join(names)}")
         return "\n".join(lines)
 
 

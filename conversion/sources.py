@@ -6,6 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 
+from .checkpoint import PICKLES, SAFETENSORS, STEMS, SUBFOLDERS
 from .errors import ConversionError
 
 
@@ -51,8 +52,10 @@ def local_source(argument: str, path_or_hub_id: str, weights: bool = True) -> Pa
 def weight_patterns(files: Iterable[str]) -> list[str]:
     """The files of weights to fetch out of a repository's files: .safetensors if there are any, else pickles."""
     files = list(files)
-    for endings in ((".safetensors",), (".bin", ".pt", ".pth", ".ckpt")):
-        found = [name for name in files if name.endswith(endings)]
-        if found:
+    places = "|".join(re.escape(f"{name}/") for name in SUBFOLDERS if name)
+    names = rf"(?:{places})?(?:{'|'.join(STEMS)})(?:-\d+-of-\d+)?"
+    for endings in (SAFETENSORS, PICKLES):
+        wanted = re.compile(names + f"(?:{'|'.join(map(re.escape, endings))})")
+        if found := [name for name in files if wanted.fullmatch(name)]:
             return found
     raise ConversionError(f"the repository holds no weights, but {', '.join(sorted(files)[:10]) or 'nothing'}")

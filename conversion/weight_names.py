@@ -1,7 +1,7 @@
 """Names of weights: the original Show-o code's on one side, this package's on the other. Pure functions."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 # (pattern of the original name, our name); the first that matches the whole name holds.
@@ -44,12 +44,17 @@ _REVERSE_RULES = (
 #: Constants of the original quantizer: the codes in binary, and powers of two.
 MAGVITV2_CONSTANTS = ("quantize.embedding", "quantize.power_vals")
 
-#: Tensors without a place in our models, and why they may be dropped.
-KNOWN_AND_DROPPED = (
+DropRules = Sequence[tuple[str, str]]  # pattern of the original name, and why the tensor may be left out
+
+SHOWO_DROPPED: DropRules = (
     (r"showo\.model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", "computed from the config"),
+)
+MAGVITV2_DROPPED: DropRules = (
     (r"quantize\.(embedding|power_vals)", "constants of the quantizer"),
     (r"loss\..+", "losses of the tokenizer's training"),
-    (r"(text_model\.|text_projection|visual_projection|logit_scale).*", "the text half of CLIP"),
+)
+CLIP_DROPPED: DropRules = (
+    (r"(text_model|text_projection|visual_projection)\..+|logit_scale", "the text half of CLIP"),
     (r"(vision_model\.)?embeddings\.position_ids", "computed from the config"),
 )
 
@@ -92,9 +97,9 @@ def clip_vision_name(original: str) -> str:
     return "vision_tower." + original.removeprefix("vision_model.")
 
 
-def why_dropped(original: str) -> str | None:
+def why_dropped(original: str, rules: DropRules) -> str | None:
     """The reason why a tensor may be left out; None if it may not."""
-    return next((why for pattern, why in KNOWN_AND_DROPPED if re.fullmatch(pattern, original)), None)
+    return next((why for pattern, why in rules if re.fullmatch(pattern, original)), None)
 
 
 def original_showo_name(ours: str) -> str:

@@ -1,5 +1,6 @@
 """Checkpoints in the original Show-o format: known by their config, and told how to convert them."""
 
+import shlex
 from typing import Any
 
 
@@ -12,8 +13,7 @@ CONVERT_COMMANDS = {
 
 def check_not_original(config: dict[str, Any], source: object):
     """Raise `ValueError` if `config`, read from `source`, is that of an original checkpoint; the message helps."""
-    command = CONVERT_COMMANDS.get(config.get("_class_name", ""))
+    command = CONVERT_COMMANDS.get(str(config.get("_class_name")))
     if command is not None and "model_type" not in config:
-        raise ValueError(
-            f"'{source}' is a checkpoint of the original Show-o code. Convert it first: {command.format(source=source)}"
-        )
+        command = command.format(source=shlex.quote(str(source)))
+        raise ValueError(f"'{source}' is a checkpoint of the original Show-o code. Convert it first: {command}")

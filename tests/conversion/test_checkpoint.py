@@ -87,6 +87,7 @@ def test_a_cut_file_is_told(tmp_path, ending, share):
         ({"a": 3}, "also holds {'a': 'int'}"),
         ({}, "also holds nothing"),
         ({"a": torch.ones(2), "epoch": 3}, "also holds {'epoch': 'int'}"),
+        ({0: torch.ones(2)}, "also holds {0: 'Tensor'}"),
     ],
 )
 def test_a_file_of_something_else_is_told(tmp_path, content, message):
@@ -103,11 +104,23 @@ def test_a_wrapper_around_the_tensors_is_taken_off(tmp_path, wrapper):
 
 def test_missing_parts_and_mixed_parts_are_told(tmp_path):
     save_file(WEIGHTS, tmp_path / "model-00001-of-00003.safetensors")
-    with pytest.raises(ConversionError, match=r"parts \[2, 3\] of 3"):
+    with pytest.raises(ConversionError, match=r"of 3 parts of .* not there: \[2, 3\]"):
         Checkpoint(tmp_path)
     save_file(WEIGHTS, tmp_path / "model-00001-of-00002.safetensors")
     with pytest.raises(ConversionError, match=r"several checkpoints: of \[2, 3\] parts"):
         Checkpoint(tmp_path)
+
+
+def test_a_hostile_number_of_parts_costs_nothing(tmp_path):
+    save_file(WEIGHTS, tmp_path / "model-00001-of-99999999999.safetensors")
+    with pytest.raises(ConversionError, match="of 99999999999 parts"):
+        Checkpoint(tmp_path)
+
+
+def test_parameters_are_tensors(tmp_path):
+    torch.save(dict(torch.nn.Linear(2, 2).named_parameters()), tmp_path / "model.bin")
+    checkpoint = Checkpoint(tmp_path)
+    assert not checkpoint.tensor("weight").requires_grad
 
 
 def test_a_tensor_in_two_parts_is_told(tmp_path):

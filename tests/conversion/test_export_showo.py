@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from originals import TEXT_TOKENIZER, small_magvitv2, small_showo, write_original
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from showo_hf import ShowoForCausalLM, ShowoT2IPipeline
 from showo_hf.conversion import export_showo
@@ -98,10 +98,30 @@ def test_a_model_that_was_never_an_original_gets_its_keys(tmp_path):
     assert config["llm_vocab_size"] == tiny.TEXT_IDS
 
 
+def test_weights_that_are_not_the_model_s_are_refused(tmp_path):
+    tiny.showo("phi").save_pretrained(tmp_path / "ours")
+    file = tmp_path / "ours" / "model.safetensors"
+    weights = load_file(file)
+    del weights["lm_head.weight"]
+    save_file(weights | {"adapter.weight": torch.zeros(2), "image_tokenizer.x": torch.zeros(2)}, file)
+    with pytest.raises(ConversionError) as caught:
+        export(tmp_path / "ours", tmp_path / "back")
+    for line in ("missing: lm_head.weight", "without a place: adapter.weight", "without a place: image_tokenizer.x"):
+        assert line in str(caught.value)
+    (tmp_path / "ours" / "config.json").write_text("{")
+    with pytest.raises(ConversionError, match="'config.json' is not JSON"):
+        export(tmp_path / "ours", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
 def test_what_the_original_cannot_hold_is_refused(tmp_path):
     tiny.showo("llama").save_pretrained(tmp_path / "llama")
-    with pytest.raises(ConversionError, match="Phi backbone.*got llama"):
+    with pytest.raises(ConversionError, match="the Phi backbone.*got llama"):
         export(tmp_path / "llama", tmp_path / "back")
+    other = tiny.showo("phi", mask_token_id=tiny.TEXT_IDS - 1)
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ConversionError, match="`mask_token_id` is 59, must be"):
+        export(tmp_path / "other", tmp_path / "back")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConversionError, match="saved by this package"):
         export(tmp_path / "empty", tmp_path / "back")

@@ -35,14 +35,15 @@ def test_from_the_hub_to_the_hub(hub, tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path / 'out'}\n" and "uploaded to someone/show-o-hf" in done.stderr
-    assert not list((tmp_path / "home").rglob("*/showo/pytorch_model.bin"))  # safetensors were there
+    fetched = {path.name for path in (tmp_path / "home").rglob("models--original--show-o/snapshots/*/*")}
+    assert "pytorch_model.safetensors" in fetched and "pytorch_model.bin" not in fetched
     pushed = hub.repositories["someone/show-o-hf"]
     wanted = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert set(pushed) - {".gitattributes"} == wanted
     card = pushed["README.md"].decode()
     assert "license: mit" in card and "pipeline_tag: text-to-image" in card and "library_name: diffusers" in card
     assert "base_model: original/show-o" in card and 'from_pretrained("someone/show-o-hf")' in card
-    assert str(tmp_path) not in card
+    assert not any(str(tmp_path).encode() in content for content in pushed.values())
     assert json.loads(pushed["model_index.json"])["_class_name"] == "ShowoT2IPipeline"
 
     command[command.index("original/show-o")] = "original/absent"
@@ -56,6 +57,8 @@ def test_from_the_hub_to_the_hub(hub, tmp_path):
 def test_of_several_formats_safetensors_are_fetched():
     files = ["README.md", "pytorch_model.bin", "pytorch_model.safetensors", "model-1-of-2.safetensors"]
     assert weight_patterns(files) == ["pytorch_model.safetensors", "model-1-of-2.safetensors"]
-    assert weight_patterns(files[:2]) == ["pytorch_model.bin"]
+    others = ["adapter.safetensors", "optimizer.bin", "deep/model.bin"]
+    assert weight_patterns(files[:2] + others) == ["pytorch_model.bin"]
+    assert weight_patterns(["unwrapped_model/pytorch_model.bin"]) == ["unwrapped_model/pytorch_model.bin"]
     with pytest.raises(ConversionError, match="holds no weights, but README.md"):
         weight_patterns(files[:1])

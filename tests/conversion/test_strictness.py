@@ -58,6 +58,41 @@ def test_all_misfits_are_told_at_once(root, capsys):
         assert line in message
 
 
+def test_a_lost_layer_and_a_stray_number_are_told(root, capsys):
+    weights, config = small_showo(layers=3)
+    kept = {name: tensor for name, tensor in weights.items() if ".layers.1." not in name}
+    write_original(root / "showo", kept, config)
+    write_original(root / "magvitv2", small_magvitv2(), None)
+    assert "must count from 0 without a gap, got [0, 2]" in refused(root, capsys)
+    write_original(root / "showo", weights | {"showo.model.layers.999999999.x": torch.zeros(1)}, config)
+    assert "got [0, 1, 2, 999999999]" in refused(root, capsys)
+
+
+def test_two_tensors_for_one_place_are_told(root, capsys):
+    write(root)
+    weights = small_magvitv2()
+    write_original(root / "magvitv2", weights | {"quant_conv.weight": weights["encoder.quant_conv.weight"] + 1}, None)
+    assert "without a place: " in refused(root, capsys)
+
+
+def test_only_a_model_s_own_surplus_may_be_dropped(root, capsys):
+    def change(weights, config):
+        weights["loss.mine"] = torch.zeros(1)
+        weights["text_projection.weight"] = torch.zeros(2)
+
+    write(root, change)
+    message = refused(root, capsys)
+    assert "without a place: loss.mine" in message and "without a place: text_projection.weight" in message
+
+
+def test_weights_without_fractions_are_told(root, capsys):
+    def change(weights, config):
+        weights["showo.lm_head.weight"] = weights["showo.lm_head.weight"].to(torch.int8)
+
+    write(root, change)
+    assert "no number with a fraction: showo.lm_head.weight torch.int8" in refused(root, capsys)
+
+
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_not_finite_are_told_by_name(root, capsys, number):
     def change(weights, config):
@@ -85,6 +120,12 @@ def test_known_surplus_is_reported(root, capsys):
     [
         ({"vocab_size": 58498}, "`vocab_size` is 58498 (weights: 50322)"),
         ({"llm_vocab_size": 40000}, "`llm_vocab_size` is 40000 (weights: 50295)"),
+        ({"codebook_size": "16"}, "`codebook_size` in config.json must be a positive whole number, got '16'"),
+        ({"num_vq_tokens": None}, "`num_vq_tokens` in config.json must be a positive whole number, got None"),
+        ({"num_vq_tokens": -4}, "got -4"),
+        ({"num_vq_tokens": 10**400}, "must be a positive whole number"),
+        ({"num_vq_tokens": 5}, "must be a square number, got 5"),
+        ({"max_text_len": "x"}, "got 'x'"),
         ({"w_clip_vit": True}, "`w_clip_vit` True, but `mm_projector` is missing"),
     ],
 )
@@ -132,14 +173,29 @@ def test_an_output_that_exists_stays(root, capsys):
     (root / "out").mkdir()
     (root / "out" / "mine.txt").write_text("mine")
     assert "exists already" in refused(root, capsys)
+    assert "`--overwrite` replaces models alone" in refused(root, capsys, "--overwrite")
     assert (root / "out" / "mine.txt").read_text() == "mine"
+    (root / "out" / "mine.txt").rename(root / "out" / "model_index.json")
     assert convert(root, root / "out", "--overwrite") == 0
-    assert not (root / "out" / "mine.txt").exists() and (root / "out" / "model_index.json").exists()
+    assert (root / "out" / "model" / "model.safetensors").exists()
 
 
-def test_a_wrong_conversion_is_found_by_verify(root, capsys, monkeypatch):
+@pytest.mark.parametrize("output", [".", "showo", "magvitv2/../showo", "cwd"])
+def test_an_output_that_holds_a_source_or_the_current_folder_is_refused(root, capsys, monkeypatch, output):
+    write(root)
+    (root / "cwd" / "deeper").mkdir(parents=True)
+    monkeypatch.chdir(root / "cwd" / "deeper")
+    before = sorted(root.rglob("*"))
+    assert convert(root, root / output, "--overwrite") == 1
+    assert "`--output` must be a folder of its own" in capsys.readouterr().err
+    assert sorted(root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("dtype", [[], ["--dtype", "bfloat16"]])
+@pytest.mark.parametrize("parts", [("q_proj", "k_proj"), ("q_layernorm", "k_layernorm")])
+def test_a_wrong_conversion_is_found_by_verify(root, capsys, monkeypatch, parts, dtype):
     original = convert_showo.showo_name
-    exchange = {"q_proj": "k_proj", "k_proj": "q_proj"}
+    exchange = dict([parts, parts[::-1]])
 
     def exchanged(name):
         part = next((part for part in exchange if part in name), None)
@@ -147,7 +203,7 @@ def test_a_wrong_conversion_is_found_by_verify(root, capsys, monkeypatch):
 
     write(root)
     monkeypatch.setattr(convert_showo, "showo_name", exchanged)
-    assert "computes something else" in refused(root, capsys, "--verify")
+    assert "computes something else" in refused(root, capsys, "--verify", *dtype)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -160,6 +216,7 @@ def test_a_conversion_killed_at_any_moment_leaves_the_old_folder_or_a_whole_one(
     assert convert(root, root / "timed") == 0
     duration = time.perf_counter() - start
     rng = random.Random(0)
+    interrupted = 0
     for _ in range(20):
         child = os.fork()
         if child == 0:
@@ -169,9 +226,11 @@ def test_a_conversion_killed_at_any_moment_leaves_the_old_folder_or_a_whole_one(
         time.sleep(rng.uniform(0, 1.2 * duration))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        interrupted += any(path.name.startswith(".out.new-") for path in root.iterdir())
         if out.exists():
             found = {path.relative_to(out): path.stat().st_size for path in out.rglob("*")}
             assert found == whole
+    assert interrupted > 3, "the kills must come in the middle of the work"
     shutil.rmtree(out, ignore_errors=True)
     assert convert(root, out, "--overwrite") == 0
     assert sorted(path.name for path in root.iterdir()) == ["magvitv2", "out", "showo", "timed"]

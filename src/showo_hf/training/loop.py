@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
@@ -15,6 +13,8 @@ from accelerate.utils import broadcast_object_list
 from diffusers.training_utils import EMAModel
 from torch import nn
 from transformers import get_scheduler
+
+from ..atomic_folder import atomic_folder, name_of_old, put_in_place, recover, sync_folder, temporary_name
 
 
 Batch = dict[str, torch.Tensor]
@@ -143,7 +143,8 @@ def train(
     average.copy_to(model.parameters())
     model.eval()
     if accelerator.is_main_process:
-        (save or (lambda module, folder: module.save_pretrained(folder)))(model, output)
+        with atomic_folder(output, overwrite=True) as folder:
+            (save or (lambda module, folder: module.save_pretrained(folder)))(model, folder)
     accelerator.wait_for_everyone()
     return model
 
@@ -236,20 +237,19 @@ def has_time(accelerator: Accelerator, started: float, max_minutes: float) -> bo
 
 def find_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of a run; the one before it where a run was killed while they changed places."""
-    old = folder.with_name(folder.name + ".old")
-    return next((path for path in (folder, old) if path.is_dir()), None)
+    return next((path for path in (folder, name_of_old(folder)) if path.is_dir()), None)
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path):
     """Write the whole state beside `folder`, then put it in its place, so that no half-written one is ever found."""
-    fresh = folder.with_name(folder.name + ".new")
-    accelerator.save_state(str(fresh))
-    accelerator.wait_for_everyone()  # every process writes into it
     if accelerator.is_main_process:
-        old = folder.with_name(folder.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(fresh, folder)
-        shutil.rmtree(old, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        recover(folder)
+    # Every process writes into it, so all must know its name.
+    (fresh,) = broadcast_object_list([temporary_name(folder)])
+    accelerator.save_state(str(fresh))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        sync_folder(fresh)
+        put_in_place(fresh, folder)
     accelerator.wait_for_everyone()

@@ -1,0 +1,75 @@
+"""Writing a converted model: what may be replaced, the weights, and the config beside them."""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from showo_hf.atomic_folder import check_target
+
+from .errors import ConversionError
+from .plan import ConversionPlan
+from .safetensors_writer import write_shards
+
+
+# A folder that holds one of these was written by this package, or by a conversion.
+MODEL_FILES = ("model_index.json", "config.json", "showo/config.json")
+
+
+def check_output(output: str | Path, overwrite: bool, sources: list[Path]):
+    """
+    Make sure that writing `output` destroys nothing that was not meant.
+
+    Raises:
+        FileExistsError: if it exists and `overwrite` is False.
+        ConversionError: if a source, or the current folder, lies in it; or if it holds something else than a model.
+    """
+    check_target(output, overwrite)
+    folder = Path(output).resolve()
+    for path in [*sources, Path.cwd()]:
+        if path.resolve().is_relative_to(folder):
+            raise ConversionError(f"`--output` must be a folder of its own, but '{path}' lies in '{output}'")
+    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).is_file() for name in MODEL_FILES):
+        raise ConversionError(
+            f"`--overwrite` replaces models alone, and '{output}' holds none of {', '.join(MODEL_FILES)}; delete it first"
+        )
+
+
+def write_model(
+    folder: Path,
+    model: PreTrainedModel,
+    plan: ConversionPlan,
+    dtype: torch.dtype | None,
+    max_shard_size: int | str,
+):
+    """
+    Write the weights by streaming, and the config; `model` is on the meta device.
+
+    Raises:
+        ConversionError: if weights hold NaN or Inf.
+    """
+    specs = plan.specs(dtype)
+    write_shards(folder, specs, lambda name: plan.read(name, dtype), max_shard_size)
+    plan.check_finite()
+    model.config.architectures = [type(model).__name__]
+    # What is loaded where the user names no dtype: the one that loses nothing.
+    model.config.dtype = widest([spec.dtype for spec in specs.values()])
+    model.config.save_pretrained(folder)
+
+
+def widest(dtypes: list[torch.dtype]) -> torch.dtype:
+    """The floating dtype that holds numbers of all of these."""
+    found = None
+    for dtype in dtypes:
+        if dtype.is_floating_point:
+            found = dtype if found is None else torch.promote_types(found, dtype)
+    return found or torch.float32
+
+
+def without_paths(config: PreTrainedConfig | dict) -> dict:
+    """A config's keys; of absolute paths on this machine the last part alone, as the folder may be published."""
+    return {key: Path(value).name if is_absolute_path(value) else value for key, value in dict(config).items()}
+
+
+def is_absolute_path(value: object) -> bool:
+    return isinstance(value, str) and Path(value).is_absolute()
