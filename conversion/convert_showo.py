@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, CLIPImageProcessorPil, PreTrainedTokenizerBase
 
-from showo_hf.atomic_folder import atomic_folder, check_target
+from showo_hf.atomic_folder import atomic_folder
 from showo_hf.configuration_showo import ShowoConfig
 from showo_hf.modeling_showo import ShowoForCausalLM
 from showo_hf.pipelines import ShowoT2IPipeline
@@ -26,12 +26,20 @@ from .checkpoint import Checkpoint
 from .command import conversion_main, dtype_of
 from .errors import ConversionError
 from .model_card import Origin, origin_of, write_model_card
+from .output import check_output, write_model
 from .plan import ConversionPlan, raise_all
 from .remote_code import add_code
-from .safetensors_writer import write_shards
 from .sources import local_source
 from .verify import Verification, verify_showo
-from .weight_names import clip_vision_name, is_attention_kernel, magvitv2_name, showo_name
+from .weight_names import (
+    CLIP_DROPPED,
+    MAGVITV2_DROPPED,
+    SHOWO_DROPPED,
+    clip_vision_name,
+    is_attention_kernel,
+    magvitv2_name,
+    showo_name,
+)
 
 
 @dataclass
@@ -70,7 +78,7 @@ def convert_showo(
         ConversionError: if the checkpoint is not what it should be. Nothing is written then.
         FileExistsError: if `output` exists and `overwrite` is False.
     """
-    check_target(output, overwrite)
+    check_output(output, overwrite, [path for path in vars(sources).values() if path is not None])
     showo, tokenizer_weights = Checkpoint(sources.showo), Checkpoint(sources.image_tokenizer)
     clip = Checkpoint(sources.clip_vision) if sources.clip_vision is not None else None
     config = infer_showo_config(
@@ -88,23 +96,27 @@ def convert_showo(
     with torch.device("meta"):
         model = ShowoForCausalLM(config)
     plan = ConversionPlan()
-    plan.add(showo, showo_name)
+    plan.add(showo, showo_name, SHOWO_DROPPED)
     stages = len(config.image_tokenizer_config.decoder_block_out_channels)
     plan.add(
-        tokenizer_weights, lambda name: magvitv2_name(name, stages), "image_tokenizer.", is_kernel=is_attention_kernel
+        tokenizer_weights,
+        lambda name: magvitv2_name(name, stages),
+        MAGVITV2_DROPPED,
+        prefix="image_tokenizer.",
+        is_kernel=is_attention_kernel,
     )
     if clip is not None:
-        plan.add(clip, clip_vision_name)
+        plan.add(clip, clip_vision_name, CLIP_DROPPED)
     plan.check(model)
 
     with atomic_folder(output, overwrite) as folder:
         write_pipeline(folder, model, plan, processor, dtype, max_shard_size)
         if with_code:
             add_code(folder)
-        report = plan.report()
+        report = f"{plan.report()}\n{sizes_of(config, showo)}"
         verified: Verification | None = None
         if verify:
-            verified = verify_showo(folder, showo, tokenizer_weights)
+            verified = verify_showo(folder, showo, tokenizer_weights, clip, dtype)
             report += f"\n{verified}"
         write_model_card(folder, config, origin or Origin(), verified, with_code)
     return report
@@ -121,12 +133,7 @@ def write_pipeline(
     """Write a pipeline folder as `save_pretrained` would, the weights by streaming; `model` is on the meta device."""
     model_folder = folder / "model"
     model_folder.mkdir()
-    write_shards(model_folder, plan.specs(dtype), lambda name: plan.read(name, dtype), max_shard_size)
-    plan.check_finite()
-    model.config.architectures = [type(model).__name__]
-    # What is loaded where the user names no dtype. The head stands for the rest.
-    model.config.dtype = plan.specs(dtype)["lm_head.weight"].dtype
-    model.config.save_pretrained(model_folder)
+    write_model(model_folder, model, plan, dtype, max_shard_size)
     model.generation_config.save_pretrained(model_folder)
     pipeline = ShowoT2IPipeline(model, processor, MaskGITScheduler(mask_token_id=model.config.codebook_size))
     pipeline.check_components()
@@ -134,6 +141,16 @@ def write_pipeline(
     pipeline.scheduler.save_pretrained(folder / "scheduler")
     for place in (model_folder, folder / "processor"):
         processor.save_pretrained(place)
+
+
+def sizes_of(config: ShowoConfig, showo: Checkpoint) -> str:
+    """What was read off the weights and the config, in a line."""
+    text, size = config.text_config, picture_size(config)
+    told = "" if "num_vq_tokens" in showo.config else ", which the checkpoint does not say"
+    return (
+        f"{text.num_hidden_layers} layers of width {text.hidden_size}, {config.codebook_size} codes; pictures of "
+        f"{config.num_image_tokens} tokens, {size} x {size} pixels{told}"
+    )
 
 
 def picture_size(config: ShowoConfig) -> int:
