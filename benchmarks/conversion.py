@@ -19,6 +19,8 @@ import torch
 from make_original import FORMATS, config_of, make_original
 from measuring import in_child, print_table, status_bytes
 
+from showo_hf.conversion.sources import local_source
+
 
 SMALL = {"hidden": 128, "layers": 2, "intermediate": 256}
 FULL = {"hidden": 2048, "layers": 24, "intermediate": 8192}
@@ -128,9 +130,9 @@ def run_form(root: Path, form: str, sizes: dict, options: argparse.Namespace) ->
     ]
 
 
-def main():
+def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text-tokenizer", required=False, help="a folder with phi-1.5's text tokenizer")
+    parser.add_argument("--text-tokenizer", required=False, help="phi-1.5's text tokenizer, a folder or a Hub name")
     parser.add_argument("--forms", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--dtype", help="dtype of the output; the source's by default")
     parser.add_argument("--shard", default="2GB", help="largest file of the output")
@@ -138,12 +140,13 @@ def main():
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it works")
     parser.add_argument("--workspace", help="folder for the checkpoints, on the disk to be measured")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.child:
         print(json.dumps(run_child(*options.child)))
         return
     if not options.text_tokenizer:
         parser.error("--text-tokenizer is needed")
+    options.text_tokenizer = str(local_source("--text-tokenizer", options.text_tokenizer, weights=False))
     sizes = SMALL if options.small else FULL
     with tempfile.TemporaryDirectory(dir=options.workspace) as folder:
         root, rows = Path(folder), []

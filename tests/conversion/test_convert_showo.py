@@ -7,7 +7,17 @@ import pytest
 import torch
 from originals import FORMATS, TEXT_TOKENIZER, small_magvitv2, small_showo, write_original
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor, CLIPVisionConfig, CLIPVisionModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoProcessor,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+)
 
 from showo_hf import ShowoConfig, ShowoForCausalLM, ShowoLFQTokenizer, ShowoProcessor, ShowoT2IPipeline
 from showo_hf.conversion import convert_magvitv2, convert_showo, export_showo
@@ -80,6 +90,25 @@ def test_a_picture_tokenizer_alone(sources, tmp_path, capsys):
     assert isinstance(model, ShowoLFQTokenizer) and model.config.downsampling == 2
 
 
+def test_the_published_checkpoints_of_512_pixels(tmp_path, capsys):
+    """1024 tokens a picture, by the checkpoint's config or by the option; 256 where nothing says it."""
+    weights, config = small_showo()
+    write_original(tmp_path / "magvitv2", small_magvitv2(), None)
+    write_original(tmp_path / "showo", weights, config | {"num_vq_tokens": 1024})
+    assert convert(tmp_path, tmp_path / "told") == 0
+    assert "pictures of 1024 tokens, 64 x 64 pixels\n" in capsys.readouterr().err
+    pipe = ShowoT2IPipeline.from_pretrained(tmp_path / "told")
+    assert pipe.default_grid == (32, 32) and pipe.image_tokenizer.config.sample_size == 64
+    assert pipe.processor.num_image_tokens == 1024
+    assert pipe.processor.image_processor.crop_size == {"height": 64, "width": 64}
+    del config["num_vq_tokens"]
+    write_original(tmp_path / "silent", weights, config)
+    for more, tokens in ((["--num-image-tokens", "1024"], 1024), ([], 256)):
+        assert convert(tmp_path, tmp_path / f"of-{tokens}", *more, showo="silent") == 0
+        assert f"of {tokens} tokens" in (told := capsys.readouterr().err) and "does not say" in told
+        assert ShowoConfig.from_pretrained(tmp_path / f"of-{tokens}" / "model").num_image_tokens == tokens
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_form_of_checkpoint_gives_the_same(sources, converted, tmp_path, form):
     weights, config = small_showo()
@@ -141,6 +170,42 @@ def test_an_unconverted_checkpoint_is_told_how_to_be_converted(sources, load, pa
 def test_a_folder_that_is_no_checkpoint_keeps_its_own_error(tmp_path):
     with pytest.raises(OSError, match="model_index.json"):
         ShowoT2IPipeline.from_pretrained(tmp_path)
+
+
+def test_the_tower_of_a_whole_clip(tmp_path, capsys):
+    """As `openai/clip-vit-large-patch14-336` is: text and vision in one pickle, with the settings of preprocessing."""
+    weights, config = small_showo(feature_size=24)
+    write_original(tmp_path / "showo", weights, config)
+    write_original(tmp_path / "magvitv2", small_magvitv2(), None)
+    sizes = {"hidden_size": 24, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    clip = CLIPModel(
+        CLIPConfig(text_config={**sizes, "vocab_size": 99}, vision_config={**sizes, "image_size": 8, "patch_size": 4})
+    )
+    (tmp_path / "clip").mkdir()
+    state = clip.state_dict() | {"vision_model.embeddings.position_ids": torch.arange(5)[None]}
+    torch.save(state, tmp_path / "clip" / "pytorch_model.bin")
+    clip.config.save_pretrained(tmp_path / "clip")
+    CLIPImageProcessorPil(crop_size=8, size=8, image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path / "clip")
+    assert convert(tmp_path, tmp_path / "out", "--clip-vision", str(tmp_path / "clip"), "--verify") == 0
+    told = capsys.readouterr().err
+    assert "(the text half of CLIP)" in told and "tower 0.00e+00" in told
+    model = ShowoForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    pixels = torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        wanted = clip.vision_model(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    torch.testing.assert_close(model.get_image_features(pixels), wanted)
+    processor = ShowoProcessor.from_pretrained(tmp_path / "out" / "model")
+    assert list(processor.vision_processor.image_mean) == [0.1, 0.2, 0.3]
+
+
+def test_the_quantizer_s_constants_are_the_original_s():
+    recorded = originals.manifest("magvitv2")
+    for name, tensor in export_showo.quantizer_constants(13).items():
+        shape, dtype = recorded[name]
+        assert list(tensor.shape) == shape and str(tensor.dtype) == f"torch.{dtype}"
+    constants = export_showo.quantizer_constants(3)
+    assert constants["quantize.power_vals"].tolist() == [4, 2, 1]
+    assert constants["quantize.embedding"][5].tolist() == [1, -1, 1]
 
 
 # Recorded numbers, through the commands
