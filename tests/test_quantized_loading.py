@@ -68,6 +68,21 @@ def test_who_names_other_modules_keeps_the_picture_tokenizer_all_the_same(folder
 
 
 @torch.no_grad()
+def test_a_vision_tower_and_its_projector_are_quantized_too(tmp_path):
+    tiny.clip_showo(tiny.TEXT_IDS).save_pretrained(tmp_path / "model")
+    plain, model = ShowoForCausalLM.from_pretrained(tmp_path / "model"), load(tmp_path / "model")
+    names = quantized_names(model)
+    assert {"mm_projector.0.weight", "mm_projector.2.weight"} < names
+    assert sum(name.startswith("vision_tower.") for name in names) == 12
+    config = model.config
+    picture = [config.soi_token_id, *[config.image_token_id] * 4, config.eoi_token_id]
+    ids = torch.tensor([[config.mmu_token_id, *picture, 0, 5]])
+    pixels = torch.linspace(-1, 1, 3 * 8 * 8).view(1, 3, 8, 8)
+    wanted, found = (one(ids, pixel_values=pixels).logits for one in (plain, model))
+    assert 0 < (wanted - found).norm() / wanted.norm() < 0.1
+
+
+@torch.no_grad()
 def test_a_quantized_model_is_saved_and_loaded(folder, tmp_path):
     model = load(folder)
     model.save_pretrained(tmp_path / "int8")
