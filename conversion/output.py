@@ -13,7 +13,7 @@ from .safetensors_writer import write_shards
 
 
 # A folder that holds one of these was written by this package, or by a conversion.
-MODEL_FILES = ("model_index.json", "config.json", "showo/config.json")
+MODEL_FILES = ("model_index.json", "config.json", "showo/config.json", "onnx_config.json")
 
 
 def check_output(output: str | Path, overwrite: bool, sources: list[Path]):

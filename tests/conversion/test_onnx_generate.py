@@ -1,0 +1,97 @@
+"""The runner that needs no torch, as far as it goes without graphs: its schedule and its random numbers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from showo_hf import MaskGITScheduler
+from showo_hf.conversion import onnx_generate
+
+
+SCHEDULES = ("cosine", "linear", "sigmoid", "pow2", "pow0.5", "pow3")
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_as_many_codes_are_masked_as_by_the_scheduler(schedule):
+    scheduler = MaskGITScheduler(masking_schedule=schedule)
+    for steps in (1, 2, 3, 6, 12, 18, 24, 50):
+        scheduler.set_timesteps(steps)
+        for num_tokens in (16, 144, 256, 1024):
+            unknown = torch.tensor([[num_tokens * 4]])  # so that the schedule alone decides
+            for step in range(steps):
+                wanted = int(scheduler.num_masked_after(step, unknown, num_tokens))
+                share = onnx_generate.masking_share(schedule, (step + 1) / steps)
+                assert max(int(np.float32(num_tokens) * share), 1) == wanted, (steps, num_tokens, step)
+
+
+@pytest.mark.parametrize("rule", ["compound", "linear"])
+def test_the_temperatures_are_the_scheduler_s(rule):
+    scheduler = MaskGITScheduler(temperature_rule=rule)
+    scheduler.set_timesteps(7, temperature=1.3)
+    assert onnx_generate.temperatures(1.3, 7, rule) == pytest.approx(scheduler.temperatures, rel=1e-12)
+
+
+def test_codes_are_drawn_as_often_as_they_are_probable():
+    probabilities = np.array([[0.1, 0.6, 0.3, 0.0], [0.0, 0.0, 0.0, 1.0]], np.float32)
+    drawn = onnx_generate.Draws(0).codes(np.broadcast_to(probabilities, (20000, 2, 4)))
+    assert drawn.shape == (20000, 2)
+    for place in range(2):
+        shares = np.bincount(drawn[:, place], minlength=4) / len(drawn)
+        assert shares == pytest.approx(probabilities[place], abs=0.02)
+        assert not shares[probabilities[place] == 0].any()
+
+
+def test_the_same_seed_draws_the_same():
+    one, same, other = (onnx_generate.Draws(seed).uniform((3, 4)) for seed in (5, 5, 6))
+    assert (one == same).all() and (one != other).any()
+    assert one.dtype == np.float32 and 0 <= one.min() and one.max() < 1
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_prompts_become_the_processor_s_ids(published, processor, reference_processor, tmp_path):
+    processor = reference_processor if published else processor
+    processor.save_pretrained(tmp_path)
+    names = ("max_text_length", "t2i_token_id", "sot_token_id", "eot_token_id")
+    (tmp_path / "onnx_config.json").write_text(json.dumps({name: getattr(processor, name) for name in names}))
+    runner = onnx_generate.OnnxShowo(tmp_path)
+    for text in ("", "owl", "A,\n  B", " é ", "<|soi|>", "[PAD]"):
+        (wanted,) = processor.text_to_image_prefix([text])["input_ids"].tolist()
+        assert runner.prompt_ids(text) == wanted, text
+    long = "a green pear on a table " * 30
+    with pytest.warns(UserWarning, match=f"ids was cut to {processor.max_text_length - 2}: 'a green pear"):
+        ids = runner.prompt_ids(long)
+    with pytest.warns(UserWarning, match="was cut"):
+        assert [ids] == processor.text_to_image_prefix([long])["input_ids"].tolist()
+
+
+def test_a_folder_without_graphs_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"`folder` must hold onnx_config.json .* got '{tmp_path}'"):
+        onnx_generate.OnnxShowo(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--steps", "0"], "--steps: must be at least 1, got 0"),
+        (["--num", "-1"], "--num: must be at least 1, got -1"),
+        (["--threads", "0"], "--threads: must be at least 1, got 0"),
+        (["--guidance", "nan"], "--guidance: must be a finite number"),
+        (["--temperature", "-1"], "--temperature: must be a finite number that is not negative, got -1"),
+        (["--seed", "-1"], "--seed: must not be negative, got -1"),
+        (["-o", "apple.txt"], "--output: must end in .png, .jpg, .jpeg, .webp, got 'apple.txt'"),
+        (["-o", "nowhere/apple.png"], "--output: the folder must exist, got 'nowhere'"),
+    ],
+)
+def test_wrong_arguments_end_the_command(arguments, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        onnx_generate.main(["a red apple", "-o", "apple.png", *arguments])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_command_tells_a_missing_folder_in_words(capsys, tmp_path):
+    assert onnx_generate.main(["a red apple", "-o", str(tmp_path / "apple.png")]) == 1
+    assert "error: `folder` must hold onnx_config.json" in capsys.readouterr().err
