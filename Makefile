@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 
-DEMO_PROMPT ?= a squinting face with tongue, noto style
+DEMO_PROMPT ?= a red apple, flat style
 DEMO_OUTPUT ?= build/demo.png
 
 # A build of torch that is in the environment already stays: so a GPU user installs the right one first (see README.md).

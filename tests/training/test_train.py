@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,6 +76,8 @@ def test_both_trainers_end_to_end(folders):
     assert pipe.model.dtype == torch.bfloat16 or pipe.model.dtype == torch.float32
     image = pipe("a red disc", num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images[0]
     assert image.size == (SIZE, SIZE)
+
+    assert str(folders) not in Path(output, "model", "config.json").read_text()
 
     further = str(folders / "further")
     compiled = ["--compile"] if shutil.which("g++") else []  # what torch compiles with on a CPU

@@ -179,12 +179,16 @@ def training_set(data: EmojiDataset, image_tokenizer: ShowoLFQTokenizer) -> tupl
     return [data.records[i] for i in indices], encode_pictures(image_tokenizer, data.pictures[indices])
 
 
-def load_in_float32(config_file: Path):
+def tidy_config(config_file: Path):
     """
-    Note float32 as the dtype to load in, whatever the weights are stored in: half the space, and fast on any CPU.
+    Note float32 as the dtype to load in, whatever the weights are stored in: half the space, and fast on any CPU. Folders
+    of this machine are nobody's business.
     """
-    config = json.loads(config_file.read_text(encoding="utf-8"))
-    config["dtype"] = "float32"
+    without_folders = json.loads(
+        config_file.read_text(encoding="utf-8"),
+        object_hook=lambda config: {name: value for name, value in config.items() if name != "_name_or_path"},
+    )
+    config = without_folders | {"dtype": "float32"}
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -235,7 +239,7 @@ def main(arguments: list[str] | None = None):
     def save(trained: nn.Module, folder: Path):
         pipeline = assemble_pipeline(trained, image_tokenizer, processor)
         pipeline.to(getattr(torch, options.save_dtype)).save_pretrained(folder)
-        load_in_float32(folder / "model" / "config.json")
+        tidy_config(folder / "model" / "config.json")
 
     train(model, loop_options(options), make_batch, compute_loss, save)
 
