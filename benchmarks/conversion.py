@@ -7,6 +7,7 @@ loaded. Memory is what a process holds for itself (RssAnon); pages of mapped fil
 """
 
 import argparse
+import contextlib
 import json
 import shutil
 import subprocess
@@ -51,18 +52,20 @@ class AnonymousPeak:
 
 
 def child_convert(
-    source: Path, text_tokenizer: str, output: Path, dtype: str | None, shard: str, verify: bool
+    source: Path, text_tokenizer: str, output: Path, dtype: str | None, shard: str, verify: bool, watch: bool
 ) -> dict:
     """Convert in this process, and tell time and memory."""
     from showo_hf.conversion.convert_showo import ShowoSources, convert_showo
 
     sources = ShowoSources(source / "showo", source / "magvitv2", Path(text_tokenizer))
-    with AnonymousPeak() as memory:
+    # Watching takes time of its own, so time and memory are taken in two processes.
+    with AnonymousPeak() if watch else contextlib.nullcontext() as memory:
         start = time.perf_counter()
         kind = getattr(torch, dtype) if dtype else None
-        report = convert_showo(sources, output, dtype=kind, max_shard_size=shard, verify=verify)
+        report = convert_showo(sources, output, dtype=kind, max_shard_size=shard, verify=verify, overwrite=True)
         seconds = time.perf_counter() - start
-    return {"seconds": seconds, "peak": memory.above_start, "report": report.splitlines()[-1]}
+    peak = memory.above_start if memory is not None else 0
+    return {"seconds": seconds, "peak": peak, "report": report.splitlines()[-1]}
 
 
 def child_load(folder: Path) -> dict:
@@ -112,7 +115,9 @@ def run_form(root: Path, form: str, sizes: dict, options: argparse.Namespace) ->
     copy = min(copy_seconds(source, root / "copy", sync=False) for _ in range(2))
     synced = copy_seconds(source, root / "copy", sync=True)
     arguments = [str(source), options.text_tokenizer, str(output), options.dtype or "", options.shard]
-    found = in_child(__file__, "--child", "convert", *arguments)
+    found = in_child(__file__, "--child", "watch", *arguments)
+    shutil.rmtree(output)
+    seconds = in_child(__file__, "--child", "convert", *arguments)["seconds"]
     checked = in_child(__file__, "--child", "verify", *arguments) if options.verify else {"report": "-"}
     largest = config.vocab_size * config.hidden_size * 4
     shards = [path.stat().st_size for path in (output / "model").glob("*.safetensors")]
@@ -123,9 +128,9 @@ def run_form(root: Path, form: str, sizes: dict, options: argparse.Namespace) ->
         f"{bytes_in / 1e9:.2f} GB",
         f"{found['peak'] / 1e6:.0f} MB",
         f"{found['peak'] / unit:.2f}",
-        f"{found['seconds']:.1f} s",
-        f"{found['seconds'] / copy:.2f} ({copy:.1f} s)",
-        f"{found['seconds'] / synced:.2f} ({synced:.1f} s)",
+        f"{seconds:.1f} s",
+        f"{seconds / copy:.2f} ({copy:.1f} s)",
+        f"{seconds / synced:.2f} ({synced:.1f} s)",
         checked["report"].removeprefix("largest differences from the source: "),
     ]
 
@@ -185,8 +190,16 @@ def run_child(what: str, *arguments: str) -> dict:
     if what == "load":
         return child_load(Path(arguments[0]))
     source, text_tokenizer, output, dtype, shard = arguments
-    target = Path(output if what == "convert" else output + "-verified")
-    result = child_convert(Path(source), text_tokenizer, target, dtype or None, shard, verify=what == "verify")
+    target = Path(output + "-verified" if what == "verify" else output)
+    result = child_convert(
+        Path(source),
+        text_tokenizer,
+        target,
+        dtype or None,
+        shard,
+        verify=what == "verify",
+        watch=what == "watch",
+    )
     if what == "verify":
         shutil.rmtree(target)
     return result

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 
@@ -23,6 +24,7 @@ DTYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+CHUNK = 2**24  # bytes written in one go
 ALIGNMENT = 8  # bytes; the header is filled up to it
 
 
@@ -55,14 +57,17 @@ def write_safetensors(path: Path, specs: Mapping[str, TensorSpec], read: Callabl
         header[name] = {"dtype": DTYPE_NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNMENT)
+    buffer = np.empty(CHUNK, dtype=np.uint8)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in names:
             tensor = read(name).contiguous()
             if tuple(tensor.shape) != specs[name].shape or tensor.dtype != specs[name].dtype:
                 raise ValueError(f"`{name}` must be {specs[name]}, got {tuple(tensor.shape)}, {tensor.dtype}")
-            if tensor.numel():
-                file.write(tensor.reshape(-1).view(torch.uint8).numpy())
+            for chunk in tensor.reshape(-1).view(torch.uint8).split(CHUNK) if tensor.numel() else ():
+                # Through a buffer: writing straight from the pages of a mapped file is seven times slower on Linux.
+                buffer[: chunk.numel()] = chunk.numpy()
+                file.write(buffer[: chunk.numel()])
 
 
 def write_shards(
