@@ -1,5 +1,6 @@
 """`showo-hf generate`, run for real: with the embedded model wherever a picture is made."""
 
+import functools
 import re
 import shutil
 import signal
@@ -240,7 +241,11 @@ def test_a_model_that_does_not_load_is_a_failure(capfd):
 def test_an_interrupt_leaves_whole_pictures_only():
     arguments = ["generate", PROMPT, "-o", "apple.png", "--num", "10000", "--seed", "0", *FAST]
     command = [sys.executable, "-m", "showo_hf.cli", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # A shell's background jobs ignore the signal, and their children with them.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed
+    ) as process:
         written = [process.stdout.readline().strip()]
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
