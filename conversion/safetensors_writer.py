@@ -67,7 +67,7 @@ def write_safetensors(path: Path, specs: Mapping[str, TensorSpec], read: Callabl
             for chunk in tensor.reshape(-1).view(torch.uint8).split(CHUNK) if tensor.numel() else ():
                 # Through a buffer: writing straight from the pages of a mapped file is seven times slower on Linux.
                 buffer[: chunk.numel()] = chunk.numpy()
-                file.write(memoryview(buffer)[: chunk.numel()])
+                file.write(buffer[: chunk.numel()].data)
 
 
 def write_shards(
