@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from make_original import FORMATS, config_of, make_original
-from measuring import in_child, print_table, status_bytes
+from measuring import folder_bytes, in_child, print_table, status_bytes
 
 from showo_hf.conversion.sources import local_source
 
@@ -101,17 +101,12 @@ def copy_seconds(source: Path, target: Path, sync: bool) -> float:
     return seconds
 
 
-def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 def run_form(root: Path, form: str, sizes: dict, options: argparse.Namespace) -> list[str]:
     """One row of the table: a checkpoint made, copied, converted."""
     source, output = root / "source", root / "converted"
     config = config_of(**sizes)
     make_original(source, config, form)
-    bytes_in = size_of(source)
+    bytes_in = folder_bytes(source)
     copy = min(copy_seconds(source, root / "copy", sync=False) for _ in range(2))
     synced = copy_seconds(source, root / "copy", sync=True)
     arguments = [str(source), options.text_tokenizer, str(output), options.dtype or "", options.shard]

@@ -16,6 +16,7 @@ import torch
 from showo_hf.configuration_showo import ShowoConfig
 from showo_hf.conversion.export_showo import CONFIG_DEFAULTS, IMAGE_TOKENIZER_CONFIG, quantizer_constants, split_names
 from showo_hf.conversion.safetensors_writer import TensorSpec, write_shards
+from showo_hf.conversion.weight_names import is_attention_kernel
 from showo_hf.modeling_showo import ShowoForCausalLM
 
 
@@ -49,7 +50,7 @@ def original_specs(config: ShowoConfig) -> tuple[dict[str, TensorSpec], dict[str
         found = {}
         for original, ours in names.items():
             shape = tuple(state[ours].shape)
-            kernel = ".attn_1." in original and len(shape) == 2
+            kernel = is_attention_kernel(original)
             found[original] = TensorSpec(shape + (1, 1) if kernel else shape, torch.float32)
         return found
 

@@ -85,6 +85,11 @@ def status_bytes(field: str) -> int:
     raise RuntimeError(f"`{field}` is not among what this system tells of a process.")
 
 
+def folder_bytes(folder: Path) -> int:
+    """Size of a folder with all below it."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def in_child(script: str, *arguments: str) -> dict:
     """Run `script` in a fresh process and read the JSON object of its last line."""
     result = subprocess.run([sys.executable, script, *arguments], check=True, capture_output=True, text=True)

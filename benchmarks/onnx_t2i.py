@@ -106,11 +106,6 @@ def measure_in_turn(folders: dict[str, Path], rounds: int, threads: int, repeats
 # What it costs
 
 
-def folder_bytes(folder: Path) -> int:
-    """Size of a folder with all below it."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 def installed_bytes(*names: str) -> int:
     """Size of installed packages with all that they need; of those that are not installed 0."""
     from packaging.requirements import Requirement
@@ -182,6 +177,8 @@ def quality(model: str, folder: Path) -> dict[str, float]:
 
 def rows(model: str, scratch: Path, rounds: int, threads: int, repeats: int) -> list[tuple[str, ...]]:
     """The table's rows: what, and a cell for each way."""
+    from measuring import folder_bytes
+
     from showo_hf.conversion.export_onnx import export_onnx
 
     folders = dict(zip(WAYS, (Path(model), scratch / "fp32", scratch / "int8"), strict=True))

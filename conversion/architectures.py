@@ -14,7 +14,6 @@ from showo_hf.configuration_showo_lfq import ShowoLFQTokenizerConfig
 
 from .checkpoint import Checkpoint
 from .errors import ConversionError
-from .output import without_paths
 
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -168,3 +167,11 @@ def read_size(config: dict, name: str, default: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
         raise ConversionError(f"`{name}` in config.json must be a positive whole number, got {value!r}")
     return value
+
+
+def without_paths(config: dict) -> dict:
+    """A config's keys; of absolute paths on this machine the last part alone, as the folder may be published."""
+    return {
+        key: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+        for key, value in config.items()
+    }

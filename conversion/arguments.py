@@ -1,11 +1,11 @@
 """The options of the conversion commands, alike in `showo-hf` and in the modules. Without heavy imports."""
 
 import argparse
-import re
 from typing import Any
 
+from showo_hf.argument_types import DTYPES, positive_integer, shard_size
 
-DTYPES = ("float32", "bfloat16", "float16")
+
 FORMATS = ("safetensors", "bin")
 SOURCE: dict[str, Any] = {"required": True, "metavar": "PATH_OR_HUB_ID"}
 
@@ -69,17 +69,3 @@ def add_output_arguments(parser: argparse.ArgumentParser, max_shard_size: str = 
     add("--overwrite", action="store_true", help="replace the output if it exists")
     add("--push-to-hub", metavar="ORG/NAME", help="upload the folder to this repository when it is done")
     add("--private", action="store_true", help="make that repository a private one, if it is new")
-
-
-def positive_integer(text: str) -> int:
-    """A whole number from 1 on."""
-    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
-    return int(text)
-
-
-def shard_size(text: str) -> str:
-    """A size with a unit, as huggingface_hub takes it."""
-    if not re.fullmatch(r"[1-9]\d*(\.\d+)?[KMGT]B", text, re.IGNORECASE):
-        raise argparse.ArgumentTypeError(f"must be a number with KB, MB, GB or TB, such as 2GB, got {text!r}")
-    return text.upper()

@@ -81,6 +81,9 @@ class PickleFile:
         return self.tensors[name]
 
 
+WeightsFile = SafetensorsFile | PickleFile
+
+
 def first_sentence(error: Exception) -> str:
     """The part of torch's message that says what is wrong, without its advice to trust the file."""
     text = str(error)
@@ -123,14 +126,13 @@ class Checkpoint:
     def __init__(self, path: str | Path):
         path = Path(path)
         if path.is_file():
-            self.folder, paths = path.parent, [path]
+            self.folder, self.files = path.parent, [open_weights(path)]
         elif path.is_dir():
-            self.folder, paths = find_weights(path)
+            self.folder, self.files = find_weights(path)
         else:
             raise ConversionError(f"there is no file or folder '{path}'")
         self.config = read_config(path if path.is_dir() else path.parent, self.folder)
-        self.files = [open_weights(one) for one in paths]
-        self.places: dict[str, tuple[SafetensorsFile | PickleFile, str]] = {}
+        self.places: dict[str, tuple[WeightsFile, str]] = {}
         twice = []
         for file in self.files:
             for name in file.names:
@@ -166,7 +168,7 @@ class Checkpoint:
         return file.tensor(key)
 
 
-def open_weights(path: Path) -> SafetensorsFile | PickleFile:
+def open_weights(path: Path) -> WeightsFile:
     """A file of weights by its ending."""
     if path.suffix in SAFETENSORS:
         return SafetensorsFile(path)
@@ -197,17 +199,17 @@ def read_json_object(file: Path) -> dict:
     return content
 
 
-def find_weights(folder: Path) -> tuple[Path, list[Path]]:
-    """The folder that holds the weights, `folder` or one below it, and their files. Safetensors come first."""
+def find_weights(folder: Path) -> tuple[Path, list[WeightsFile]]:
+    """The folder that holds the weights, `folder` or one below it, and their open files. Safetensors come first."""
     for place in [folder / name for name in SUBFOLDERS]:
         for ending in (*SAFETENSORS, *PICKLES):
             for stem in STEMS:
                 if (index := place / f"{stem}{ending}.index.json").is_file():
                     return place, indexed_files(index)
                 if (single := place / f"{stem}{ending}").is_file():
-                    return place, [single]
+                    return place, [open_weights(single)]
                 if parts := parts_without_index(place, stem, ending):
-                    return place, parts
+                    return place, [open_weights(part) for part in parts]
     names = sorted(path.name for path in folder.iterdir())[:10]
     raise ConversionError(
         f"'{folder}' holds no weights: none of {', '.join(STEMS)} with {', '.join(SAFETENSORS + PICKLES)}, whole or in "
@@ -215,8 +217,8 @@ def find_weights(folder: Path) -> tuple[Path, list[Path]]:
     )
 
 
-def indexed_files(index: Path) -> list[Path]:
-    """The files that an index names, all of them inside its folder, each holding just what the index says."""
+def indexed_files(index: Path) -> list[WeightsFile]:
+    """The open files that an index names, all of them inside its folder, each holding just what the index says."""
     mapping = read_json_object(index).get("weight_map")
     if not isinstance(mapping, dict) or not all(isinstance(name, str) for name in mapping.values()) or not mapping:
         raise ConversionError(f"'{index.name}' must have a `weight_map` from tensors to file names")
@@ -227,15 +229,16 @@ def indexed_files(index: Path) -> list[Path]:
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise ConversionError(f"'{index.name}' names files that are not there: {', '.join(missing)}")
-    for name in names:
-        told = {tensor for tensor, file in mapping.items() if file == name}
-        held = set(open_weights(index.parent / name).names)
+    files = [open_weights(index.parent / name) for name in names]
+    for name, file in zip(names, files, strict=True):
+        told = {tensor for tensor, place in mapping.items() if place == name}
+        held = set(file.names)
         if told != held:
             raise ConversionError(
                 f"'{index.name}' does not fit '{name}': missing there {sorted(told - held)}, "
                 f"not in the index {sorted(held - told)}"
             )
-    return [index.parent / name for name in names]
+    return files
 
 
 def is_plain_file_name(name: str) -> bool:

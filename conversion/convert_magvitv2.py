@@ -22,7 +22,6 @@ from .output import check_output, write_model
 from .plan import ConversionPlan
 from .sources import local_source
 from .verify import Verification, verify_magvitv2
-from .weight_names import MAGVITV2_DROPPED, is_attention_kernel, magvitv2_name
 
 
 def convert_magvitv2(
@@ -43,8 +42,7 @@ def convert_magvitv2(
     with torch.device("meta"):
         model = ShowoLFQTokenizer(config)
     plan = ConversionPlan()
-    stages = len(config.decoder_block_out_channels)
-    plan.add(checkpoint, lambda name: magvitv2_name(name, stages), MAGVITV2_DROPPED, is_kernel=is_attention_kernel)
+    plan.add_image_tokenizer(checkpoint, config)
     plan.check(model)
     with atomic_folder(output, overwrite) as folder:
         write_model(folder, model, plan, dtype, max_shard_size)

@@ -31,15 +31,7 @@ from .plan import ConversionPlan, raise_all
 from .remote_code import add_code
 from .sources import local_source
 from .verify import Verification, verify_showo
-from .weight_names import (
-    CLIP_DROPPED,
-    MAGVITV2_DROPPED,
-    SHOWO_DROPPED,
-    clip_vision_name,
-    is_attention_kernel,
-    magvitv2_name,
-    showo_name,
-)
+from .weight_names import CLIP_DROPPED, SHOWO_DROPPED, clip_vision_name, showo_name
 
 
 @dataclass
@@ -97,14 +89,7 @@ def convert_showo(
         model = ShowoForCausalLM(config)
     plan = ConversionPlan()
     plan.add(showo, showo_name, SHOWO_DROPPED)
-    stages = len(config.image_tokenizer_config.decoder_block_out_channels)
-    plan.add(
-        tokenizer_weights,
-        lambda name: magvitv2_name(name, stages),
-        MAGVITV2_DROPPED,
-        prefix="image_tokenizer.",
-        is_kernel=is_attention_kernel,
-    )
+    plan.add_image_tokenizer(tokenizer_weights, config.image_tokenizer_config, prefix="image_tokenizer.")
     if clip is not None:
         plan.add(clip, clip_vision_name, CLIP_DROPPED)
     plan.check(model)

@@ -26,7 +26,7 @@ from .checkpoint import Checkpoint, read_json_object
 from .command import conversion_main, dtype_of
 from .errors import ConversionError
 from .output import check_output
-from .plan import ConversionPlan, kept_dtype, raise_all
+from .plan import ConversionPlan, raise_all
 from .safetensors_writer import TensorSpec, write_safetensors, write_shards
 from .weight_names import is_attention_kernel, original_magvitv2_names, original_showo_name
 
@@ -174,14 +174,14 @@ def write_part(
         tensor = checkpoint.tensor(names[name])
         if is_attention_kernel(name):
             tensor = tensor[:, :, None, None]
-        return tensor.to(kept_dtype(tensor.dtype, dtype))
+        return tensor.to(dtype or tensor.dtype)
 
     place.mkdir()
     (place / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     specs = {}
     for name, ours in names.items():
         shape = checkpoint.shape(ours) + ((1, 1) if is_attention_kernel(name) else ())
-        specs[name] = TensorSpec(shape, kept_dtype(checkpoint.dtype(ours), dtype))
+        specs[name] = TensorSpec(shape, dtype or checkpoint.dtype(ours))
     specs |= {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in constants.items()}
     if file_format == "bin":
         write_bin(place / f"{STEM}.bin", specs, read)

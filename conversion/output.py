@@ -1,9 +1,10 @@
 """Writing a converted model: what may be replaced, the weights, and the config beside them."""
 
+import functools
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from showo_hf.atomic_folder import check_target
 
@@ -53,23 +54,5 @@ def write_model(
     plan.check_finite()
     model.config.architectures = [type(model).__name__]
     # What is loaded where the user names no dtype: the one that loses nothing.
-    model.config.dtype = widest([spec.dtype for spec in specs.values()])
+    model.config.dtype = functools.reduce(torch.promote_types, (spec.dtype for spec in specs.values()))
     model.config.save_pretrained(folder)
-
-
-def widest(dtypes: list[torch.dtype]) -> torch.dtype:
-    """The floating dtype that holds numbers of all of these."""
-    found = None
-    for dtype in dtypes:
-        if dtype.is_floating_point:
-            found = dtype if found is None else torch.promote_types(found, dtype)
-    return found or torch.float32
-
-
-def without_paths(config: PreTrainedConfig | dict) -> dict:
-    """A config's keys; of absolute paths on this machine the last part alone, as the folder may be published."""
-    return {key: Path(value).name if is_absolute_path(value) else value for key, value in dict(config).items()}
-
-
-def is_absolute_path(value: object) -> bool:
-    return isinstance(value, str) and Path(value).is_absolute()

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from showo_hf.configuration_showo_lfq import ShowoLFQTokenizerConfig
+
 from .checkpoint import Checkpoint
 from .errors import ConversionError
 from .safetensors_writer import TensorSpec
-from .weight_names import DropRules, why_dropped
+from .weight_names import MAGVITV2_DROPPED, DropRules, is_attention_kernel, magvitv2_name, why_dropped
 
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -69,6 +71,17 @@ class ConversionPlan:
             else:
                 self.sources[prefix + ours] = Source(checkpoint, name, is_kernel(name))
 
+    def add_image_tokenizer(self, checkpoint: Checkpoint, config: ShowoLFQTokenizerConfig, prefix: str = ""):
+        """Give each tensor of an original picture tokenizer its place."""
+        stages = len(config.decoder_block_out_channels)
+        self.add(
+            checkpoint,
+            lambda name: magvitv2_name(name, stages),
+            MAGVITV2_DROPPED,
+            prefix,
+            is_kernel=is_attention_kernel,
+        )
+
     def check(self, model: nn.Module):
         """
         Raise `ConversionError` unless the tensors are just those of `model`, which may be on the meta device.
@@ -94,7 +107,7 @@ class ConversionPlan:
     def specs(self, dtype: torch.dtype | None) -> dict[str, TensorSpec]:
         """Shape and dtype of each tensor as it will be written; `dtype` None keeps each tensor's own."""
         return {
-            name: TensorSpec(source.shape(), kept_dtype(source.checkpoint.dtype(source.name), dtype))
+            name: TensorSpec(source.shape(), dtype or source.checkpoint.dtype(source.name))
             for name, source in self.sources.items()
         }
 
@@ -103,7 +116,7 @@ class ConversionPlan:
         tensor = self.sources[name].tensor()
         if not all_finite(tensor):
             self.not_finite.append(name)
-        return tensor.to(kept_dtype(tensor.dtype, dtype))
+        return tensor.to(dtype or tensor.dtype)
 
     def check_finite(self):
         """Raise `ConversionError` with all tensors read so far that hold NaN or Inf."""
@@ -119,15 +132,8 @@ class ConversionPlan:
         return "\n".join(lines)
 
 
-def kept_dtype(own: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
-    """The dtype to write: `wanted`, but only for numbers with a fraction."""
-    return wanted if wanted is not None and own.is_floating_point else own
-
-
 def all_finite(tensor: torch.Tensor) -> bool:
     """Whether no number is NaN or Inf, a chunk at a time, without a copy."""
-    if not tensor.is_floating_point():
-        return True
     for chunk in tensor.reshape(-1).split(CHUNK):
         low, high = chunk.aminmax() if chunk.numel() else (torch.zeros(()), torch.zeros(()))
         if not (math.isfinite(low) and math.isfinite(high)):  # both are NaN where any number is

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import finite_number, picture_size, positive_integer, seed_number
+from ..argument_types import finite_number, picture_size, positive_integer, seed_number
 from .errors import UsageError
 from .files import check_output, numbered, replace_file
 from .loading import add_loading_options, check_model, choose_device, load_pipeline

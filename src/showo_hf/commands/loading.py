@@ -7,14 +7,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..argument_types import DTYPES
 from .errors import CommandError, UsageError
 
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_loading_options(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from showo_hf.commands.arguments import picture_size
+from showo_hf.argument_types import picture_size
 
 
 @pytest.mark.parametrize(("text", "size"), [("256", (256, 256)), ("256x384", (256, 384)), ("8x16", (8, 16))])

@@ -5,6 +5,9 @@ import math
 import re
 
 
+DTYPES = ("float32", "bfloat16", "float16")  # the choices of a `--dtype`
+
+
 def positive_integer(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) == 0:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
@@ -36,3 +39,10 @@ def picture_size(text: str) -> tuple[int, int]:
             f"must be HEIGHTxWIDTH in pixels, such as 256x384, or one number, got {text!r}"
         )
     return int(match[1]), int(match[2] or match[1])
+
+
+def shard_size(text: str) -> str:
+    """A size with a unit, as huggingface_hub takes it."""
+    if not re.fullmatch(r"[1-9]\d*(\.\d+)?[KMGT]B", text, re.IGNORECASE):
+        raise argparse.ArgumentTypeError(f"must be a number with KB, MB, GB or TB, such as 2GB, got {text!r}")
+    return text.upper()
