@@ -199,7 +199,8 @@ def slow_losses(input_ids, labels):
             label = labels[b, place].item()
             if label != -100 and in_picture:
                 found["t2i"].append(-log_p[b, place, label])
-            elif label != -100 and start != T2I and place > 0:
+            is_word = not in_picture or token == CONFIG.soi_token_id
+            if is_word and label != -100 and start != T2I and place > 0:
                 found["mmu" if start == MMU else "lm"].append(-log_p[b, place - 1, label])
             in_picture = in_picture and token != CONFIG.eoi_token_id
     return {kind: torch.stack(values).mean() if values else None for kind, values in found.items()}

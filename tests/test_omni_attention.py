@@ -20,6 +20,8 @@ MMU, T2I = CONFIG.mmu_token_id, CONFIG.t2i_token_id
 MODEL = tiny.showo(pictures=False)
 
 
+PICTURE_IDS = {*range(CONFIG.image_token_offset, CONFIG.mask_token_id + 1), CONFIG.image_token_id}
+
 # Random sequences
 
 texts = st.lists(st.integers(0, tiny.TEXT_IDS - 1), min_size=1, max_size=4)
@@ -31,9 +33,7 @@ unclosed = codes.map(lambda ids: [SOI, *ids])
 
 @st.composite
 def rows(draw):
-    parts = draw(st.lists(pieces, min_size=1, max_size=4))
-    if draw(st.booleans()) and draw(st.booleans()):
-        parts = [*parts, draw(unclosed)]
+    parts = draw(st.lists(st.one_of(pieces, pieces, unclosed), min_size=1, max_size=4))
     return [token for part in parts for token in part]
 
 
@@ -61,10 +61,10 @@ def pictures_of(row: list[int]) -> list[set[int]]:
             if place > 0 and row[place - 1] == MMU:
                 current.add(place - 1)
             found.append(current)
-        elif current is not None:
+        elif current is not None and (token == EOI or token in PICTURE_IDS):
             current.add(place)
-            if token == EOI:
-                current = None
+        if token != SOI and token not in PICTURE_IDS:
+            current = None  # closed by eoi, or ended by text
     return found
 
 

@@ -45,12 +45,14 @@ class ShowoConfig(PreTrainedConfig):
         lm_head_bias (`bool`, *optional*): whether the head has a bias; by default it has one for Phi alone.
         image_feature_size (`int`, *optional*): width of the continuous picture features that the projector takes; that of
             the vision tower by default. A model may have the projector alone, and get features from elsewhere.
+        continuous_latents (`bool`, defaults to `False`): read pictures by the picture tokenizer's latents before
+            quantization, through the projector, rather than by its codes.
         projector_hidden_act (`str`, defaults to `"gelu"`): activation between the projector's two layers, for features.
         loss_weight_t2i, loss_weight_lm, loss_weight_mmu (`float`): factors of the three losses in their sum.
 
     Raises:
         ValueError: if the picture codes or the special ids do not fit the vocabulary, or the picture tokenizer has
-            another codebook size, or the vision tower another width.
+            another codebook size, or what gives the continuous features another width.
     """
 
     model_type = "showo"
@@ -85,6 +87,7 @@ class ShowoConfig(PreTrainedConfig):
     qk_layernorm: bool = True
     lm_head_bias: bool | None = None
     image_feature_size: int | None = None
+    continuous_latents: bool = False
     projector_hidden_act: str = "gelu"
     loss_weight_t2i: float = 1.0
     loss_weight_lm: float = 0.1
@@ -96,18 +99,35 @@ class ShowoConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.image_token_id is None:
             self.image_token_id = self.sov_token_id
-        if self.vision_config is not None and self.image_feature_size is None:
-            self.image_feature_size = self.vision_config.hidden_size
+        if self.image_feature_size is None:
+            self.image_feature_size = self.width_of_features()
         if self.lm_head_bias is None:
             self.lm_head_bias = self.text_config.model_type == "phi"
         # One switch for the whole model: transformers ties heads by the top-level flag.
         self.text_config.tie_word_embeddings = self.tie_word_embeddings
         self.check_vocabulary()
-        if self.vision_config is not None and self.image_feature_size != self.vision_config.hidden_size:
+        width = self.width_of_features()
+        if width is not None and self.image_feature_size != width:
+            source = "picture tokenizer's latents" if self.continuous_latents else "vision tower"
             raise ValueError(
-                f"`image_feature_size` ({self.image_feature_size}) must be the vision tower's width "
-                f"({self.vision_config.hidden_size})."
+                f"`image_feature_size` ({self.image_feature_size}) must be the width of the {source} ({width})."
             )
+
+    def width_of_features(self) -> int | None:
+        """
+        Width of the continuous features that the model makes of a picture; None where it makes none.
+
+        Raises:
+            ValueError: if `continuous_latents` has no picture tokenizer, or a vision tower beside it.
+        """
+        if not self.continuous_latents:
+            return self.vision_config.hidden_size if self.vision_config is not None else None
+        if self.image_tokenizer_config is None or self.vision_config is not None:
+            raise ValueError(
+                "`continuous_latents` needs an `image_tokenizer_config` and no `vision_config`, got "
+                f"{type(self.image_tokenizer_config).__name__} and {type(self.vision_config).__name__}."
+            )
+        return self.image_tokenizer_config.codebook_bits
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:

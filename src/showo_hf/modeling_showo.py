@@ -173,11 +173,15 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """
-        Pictures to CLIP features, the tower's penultimate hidden states without the class token.
+        Pictures to continuous features: CLIP's, the tower's penultimate hidden states without the class token; or with
+        `continuous_latents` the picture tokenizer's, before quantization and row by row.
 
-        `pixel_values` is (pictures, 3, H, W) after the tower's own preprocessing; the result (pictures, tokens, width
-        of the tower), before the projector.
+        `pixel_values` is (pictures, 3, H, W) after the tower's own preprocessing, or in [-1, 1]; the result (pictures,
+        tokens, `image_feature_size`), before the projector.
         """
+        if self.config.continuous_latents:
+            with torch.no_grad():
+                return self.image_tokenizer.encode(pixel_values).latents.flatten(2).transpose(1, 2)
         if self.vision_tower is None:
             raise ValueError("`get_image_features` needs a vision tower, and this model's config has none.")
         with torch.no_grad():
@@ -197,12 +201,12 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
 
         Returns:
             the ids (batch, length) with picture codes in place of placeholders, their embeddings (batch, length,
-            hidden), and which positions hold continuous features (batch, length), None without such.
+            hidden), and which positions hold features that everything sees (batch, length), None without such.
         """
         if image_features is not None and pixel_values is not None:
             raise ValueError("Give `image_features` or `pixel_values`, not both.")
         places = input_ids == self.config.image_token_id
-        if pixel_values is not None and self.vision_tower is not None:
+        if pixel_values is not None and (self.vision_tower is not None or self.config.continuous_latents):
             image_features = self.get_image_features(pixel_values)
         elif pixel_values is not None:
             image_ids = self.encode_images(pixel_values)
@@ -217,7 +221,8 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
         features = self.mm_projector(image_features.to(embeddings.dtype)).flatten(0, -2)  # (all features, hidden)
         check_places(places, features.shape[0], "image_features")
         embeddings = embeddings.masked_scatter(places.unsqueeze(-1), features.to(embeddings.device))
-        return input_ids, embeddings, places
+        # The tokenizer's latents are blocks like the codes that they stand for; CLIP's features are seen by everything.
+        return input_ids, embeddings, None if self.config.continuous_latents else places
 
     # Mask
 
@@ -303,11 +308,12 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
             inputs_embeds (`torch.Tensor` of shape `(batch, length, hidden)`, *optional*): in place of `input_ids`; the
                 mask is then causal unless `block_sequence_ids` are given.
             labels (`torch.LongTensor` of shape `(batch, length)`, *optional*): ids to predict, -100 where nothing is
-                scored. Inside a picture block a label is the id at its own place; elsewhere it is predicted from the
-                position before it.
+                scored. Inside a picture block a label is the id at its own place; elsewhere, and for a `soi` outside
+                of text-to-image rows, it is predicted from the position before it.
             image_features (`torch.Tensor` of shape `(pictures, tokens, features)`, *optional*): for the placeholders.
             pixel_values (`torch.Tensor` of shape `(pictures, 3, H, W)`, *optional*): for the placeholders; encoded by the
-                vision tower where there is one, by the picture tokenizer otherwise.
+                vision tower where there is one, by the picture tokenizer otherwise (to codes, or with
+                `continuous_latents` to features).
             logits_to_keep (`int` or `torch.Tensor`): the last so many positions (0: all), or the places to keep, as
                 `(kept,)`, `(batch, kept)` or bool `(batch, length)`.
             codebook_only (`bool`): give the logits of the picture codes alone.
@@ -384,7 +390,8 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
         The three losses and their weighted sum. Logits are computed at labelled positions only.
 
         Picture labels are scored at their own place. A text label is scored at the place before it: as `loss_mmu` in a
-        row that starts with `mmu`, not at all in one that starts with `t2i`, as `loss_lm` otherwise.
+        row that starts with `mmu`, not at all in one that starts with `t2i`, as `loss_lm` otherwise. So is a labelled
+        `soi` outside of a text-to-image row: it is the word by which the model opens a picture.
         """
         config = self.config
         input_ids, labels = input_ids.to(hidden_states.device), labels.to(hidden_states.device)
@@ -394,7 +401,8 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
         in_picture &= input_ids != config.mmu_token_id
         is_mmu = starts_with(input_ids, config.mmu_token_id, config.pad_token_id).unsqueeze(-1)
         is_t2i = starts_with(input_ids, config.t2i_token_id, config.pad_token_id).unsqueeze(-1)
-        text = (scored & ~in_picture & ~is_t2i)[:, 1:]
+        is_word = ~in_picture | (input_ids == config.soi_token_id)
+        text = (scored & is_word & ~is_t2i)[:, 1:]
         next_labels = labels[:, 1:]
         losses = {
             "loss_t2i": self.mean_cross_entropy(hidden_states, labels, scored & in_picture),
@@ -430,6 +438,14 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
             return attention_mask
         text_config = config.get_text_config()
         return create_causal_mask(text_config, inputs_embeds, attention_mask, past_key_values, position_ids)
+
+    def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):
+        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
+        context = self.config.text_config.max_position_embeddings
+        if input_ids_length >= context:
+            raise ValueError(
+                f"The prompt must be shorter than the model's {context} positions, got {input_ids_length}."
+            )
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs):
         """As in transformers, for beams and several answers a prompt; the pictures of a prompt stay together."""

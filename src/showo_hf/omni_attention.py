@@ -22,24 +22,25 @@ def picture_block_ids(input_ids: torch.LongTensor, config: ShowoConfig) -> torch
 
     Returns:
         `torch.LongTensor` of shape `(batch, length)`: 0 for the row's first picture, 1 for the second, and so on; -1
-        outside pictures and at pads. A block runs from `soi` to the next `eoi`, or to the row's end if none follows.
+        outside pictures and at pads. A block is `soi`, what stands for a picture's tokens (codes, the mask token,
+        placeholders), and `eoi`. Text ends a block that was not closed.
     """
     opens = input_ids == config.soi_token_id
-    closes = input_ids == config.eoi_token_id
+    first_code, end = config.image_token_offset, config.image_token_offset + config.codebook_size
+    is_token = (input_ids >= first_code) & (input_ids < end)
+    is_token |= (input_ids == config.mask_token_id) | (input_ids == config.image_token_id)
     count = opens.cumsum(-1)  # pictures opened so far
-    # A position is inside while the last soi is later than the last eoi before it.
+    # A position is inside while the last soi is later than the last end of a picture before it.
     positions = torch.arange(input_ids.shape[-1], device=input_ids.device).expand_as(input_ids)
     last_open = torch.where(opens, positions, -1).cummax(-1).values
-    closed_before = torch.where(closes, positions, -1).cummax(-1).values.roll(1, -1)
+    closed_before = torch.where(opens | is_token, -1, positions).cummax(-1).values.roll(1, -1)
     closed_before[..., :1] = -1
     inside = (last_open >= 0) & (last_open > closed_before)
+    inside &= opens | is_token | (input_ids == config.eoi_token_id)
     block_ids = torch.where(inside, count - 1, -1)
     # The task token of an understanding sequence belongs to the picture that follows it.
     task = (input_ids[..., :-1] == config.mmu_token_id) & opens[..., 1:]
     block_ids[..., :-1] = torch.where(task, block_ids[..., 1:], block_ids[..., :-1])
-    if config.pad_token_id is not None:
-        # Pads behind a picture that is not closed.
-        block_ids = block_ids.masked_fill(input_ids == config.pad_token_id, -1)
     return block_ids
 
 

@@ -7,7 +7,9 @@ import torch
 from transformers import BatchFeature, CLIPImageProcessorPil, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
+from .chat_templates import CLIP_TEMPLATE, DISCRETE_TEMPLATE
 from .configuration_showo import SPECIAL_TOKEN_ARGUMENTS, SPECIAL_TOKEN_NAMES
+from .pictures import flatten_pictures, is_token_grid, load_picture
 
 
 PAD_TOKEN = "[PAD]"
@@ -42,7 +44,8 @@ class ShowoProcessor(ProcessorMixin):
     Text tokenizer and image processor of a Show-o model, and the builder of its sequences.
 
     Text-to-image: `[PAD]* t2i sot text eot soi picture eoi`. Understanding: `mmu soi picture eoi sot text eot [PAD]*`.
-    Text: `sot text eot [PAD]*`. Mixed: `sot (text | soi picture eoi)* eot [PAD]*`.
+    Text: `sot text eot [PAD]*`. Mixed: `sot (text | soi picture eoi)* eot [PAD]*`. Conversations: see
+    [`~ShowoProcessor.apply_chat_template`].
 
     Args:
         image_processor: a CLIP-style image processor with mean and standard deviation 0.5; see
@@ -84,6 +87,8 @@ class ShowoProcessor(ProcessorMixin):
             vision_processor = CLIPImageProcessorPil.from_dict(vision_processor)  # as a saved file has it
         self.vision_processor: CLIPImageProcessorPil | None = vision_processor
         self.num_image_features = num_image_features
+        if chat_template is None:
+            chat_template = DISCRETE_TEMPLATE if vision_processor is None else CLIP_TEMPLATE
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
         vocabulary = tokenizer.get_vocab()
         missing = [token for token in (PAD_TOKEN, *SPECIAL_TOKENS) if token not in vocabulary]
@@ -134,8 +139,12 @@ class ShowoProcessor(ProcessorMixin):
 
     def placeholder_ids(self) -> list[int]:
         """`soi placeholder* eoi`, where the model puts the tokens or features of `pixel_values`."""
-        count = self.num_image_features or self.num_image_tokens
-        return [self.soi_token_id, *[self.image_token_id] * count, self.eoi_token_id]
+        return [self.soi_token_id, *[self.image_token_id] * self.num_placeholders, self.eoi_token_id]
+
+    @property
+    def num_placeholders(self) -> int:
+        """Positions of a picture that is read: its codes, or the tower's features."""
+        return self.num_image_features or self.num_image_tokens
 
     # Sequences
 
@@ -247,57 +256,111 @@ class ShowoProcessor(ProcessorMixin):
         if longest > length:
             raise ValueError(f"`length` must hold the longest row of {longest} ids, got {length}.")
 
-        def padded(row: Sequence[int], fill: int) -> list[int]:
-            pads = [fill] * (length - len(row))
-            return [*pads, *row] if side == "left" else [*row, *pads]
-
-        data = {
-            "input_ids": torch.tensor([padded(row, self.pad_token_id) for row in rows]),
-            "attention_mask": torch.tensor([padded([1] * len(row), 0) for row in rows]),
-        }
+        ids = [self.padded(row, self.pad_token_id, length, side) for row in rows]
+        seen = [self.padded([1] * len(row), 0, length, side) for row in rows]
+        data = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(seen)}
         if labels is not None:
-            data["labels"] = torch.tensor([padded(row, -100) for row in labels])
+            data["labels"] = torch.tensor([self.padded(row, -100, length, side) for row in labels])
         return BatchFeature(data)
 
-    # transformers' call
+    @staticmethod
+    def padded(row: Sequence, fill, length: int, side: str) -> list:
+        """`row` filled up with `fill` to `length` entries on the side "left" or "right"."""
+        pads = [fill] * (length - len(row))
+        return [*pads, *row] if side == "left" else [*row, *pads]
 
-    def __call__(self, images=None, text=None, padding_side: str = "left", **kwargs) -> BatchFeature:
+    # transformers' calls
+
+    def __call__(
+        self,
+        images=None,
+        text=None,
+        padding_side: str = "left",
+        sanitize_control_tokens: bool = False,
+        return_offsets_mapping: bool = False,
+        **kwargs,
+    ) -> BatchFeature:
         """
         Texts with placeholders, and their pictures, to model inputs.
 
         Args:
-            images: a picture or a list of pictures, in the order of the placeholders; anything an image processor takes.
-                With a vision tower they become its pixels, otherwise the picture tokenizer's.
+            images: a picture or a (nested) list of pictures, in the order of the placeholders: PIL, arrays, tensors,
+                paths, URLs; see [`pictures.load_picture`]. With a vision tower they become its pixels, otherwise the
+                picture tokenizer's. An int64 tensor (h, w) is a grid of codes, which goes into the ids.
             text (`str` or `list[str]`): each `<|sov|>` in it stands for a picture.
+            padding_side (`str`): "left", for generation, or "right".
+            sanitize_control_tokens, return_offsets_mapping: set by `apply_chat_template`.
 
         Returns:
             `input_ids`, `attention_mask` (batch, length) and `pixel_values` (pictures, 3, H, W).
 
         Raises:
-            ValueError: without any input, or when pictures and placeholders are not equally many.
+            ValueError, TypeError: without any input, for a picture that cannot be read, or when pictures and
+                placeholders are not equally many.
         """
         if images is None and text is None:
             raise ValueError("Give `text`, `images` or both.")
+        pictures = [image if is_token_grid(image) else load_picture(image) for image in flatten_pictures(images)]
         data = {}
-        if images is not None:
-            data.update((self.vision_processor or self.image_processor)(images, return_tensors="pt"))
-        if text is not None:
-            rows = [self.expand_placeholders(one) for one in ([text] if isinstance(text, str) else text)]
-            found = sum(row.count(self.soi_token_id) for row in rows)
-            given = data["pixel_values"].shape[0] if images is not None else 0
-            if found != given:
-                raise ValueError(
-                    f"`text` has {found} placeholders {self.image_token!r}, and {given} `images` were given."
-                )
-            data.update(self.pad_rows(rows, side=padding_side))
+        if pixels := [picture for picture in pictures if not is_token_grid(picture)]:
+            data.update((self.vision_processor or self.image_processor)(pixels, return_tensors="pt"))
+        if text is None:
+            return BatchFeature(data)
+        encoded = self.tokenizer(
+            check_texts("text", text),
+            add_special_tokens=False,
+            sanitize_control_tokens=sanitize_control_tokens,
+            return_offsets_mapping=return_offsets_mapping,
+        )
+        found = sum(row.count(self.image_token_id) for row in encoded["input_ids"])
+        if found != len(pictures):
+            raise ValueError(
+                f"`text` has {found} placeholders {self.image_token!r}, and {len(pictures)} `images` were given."
+            )
+        blocks = iter([self.picture_ids(p) if is_token_grid(p) else self.placeholder_ids() for p in pictures])
+        parts = [
+            [next(blocks) if token == self.image_token_id else [token] for token in row]
+            for row in encoded["input_ids"]
+        ]
+        data.update(self.pad_rows([[token for part in row for token in part] for row in parts], side=padding_side))
+        if return_offsets_mapping:
+            # Every position of a picture has its placeholder's place in the text; a pad has none.
+            spans = [
+                [span for span, part in zip(row_spans, row, strict=True) for _ in part]
+                for row_spans, row in zip(encoded["offset_mapping"], parts, strict=True)
+            ]
+            data["offset_mapping"] = [
+                self.padded(row, (0, 0), data["input_ids"].shape[1], padding_side) for row in spans
+            ]
         return BatchFeature(data)
 
-    def expand_placeholders(self, text: str) -> list[int]:
-        """Ids of a text in which each placeholder has become a picture block of placeholders."""
-        ids: list[int] = []
-        for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]:
-            ids += self.placeholder_ids() if token == self.image_token_id else [token]
-        return ids
+    def apply_chat_template(
+        self, conversation, chat_template: str | None = None, sanitize_control_tokens: bool | None = None, **kwargs
+    ):
+        r"""
+        A conversation, or a list of them, to a prompt; as in transformers.
+
+        With picture codes: `mmu (soi picture eoi)* sot` and `"USER: \n{question} ASSISTANT:"`; the pictures of the first
+        message come first. With CLIP features: `mmu`, the system prompt, `soi features eoi` and
+        `"USER: {question} ASSISTANT:"`. An answer ends with `eot`, and a further turn follows it.
+
+        Args:
+            conversation: messages `{"role": "user" | "assistant" | "system", "content": ...}`, where the content is a
+                text or a list of `{"type": "text", "text": ...}` and `{"type": "image", "image": ...}` (or "path",
+                "url", "base64"); a picture is anything that [`~ShowoProcessor.__call__`] takes, a grid of codes too.
+            sanitize_control_tokens (`bool`, *optional*): read names of special tokens in what users wrote as plain
+                text; by default wherever ids are made, unless `return_assistant_tokens_mask` is asked for.
+            tokenize, return_dict, add_generation_prompt, continue_final_message, return_assistant_tokens_mask, ...: see
+                transformers. Tensors come with `return_dict=True`, padded on the left.
+
+        Raises:
+            ValueError, TypeError: for pictures that cannot be read, and for roles and parts that do not exist.
+        """
+        if sanitize_control_tokens is None:
+            sanitize_control_tokens = kwargs.get("tokenize", False) and not kwargs.get("return_assistant_tokens_mask")
+        return super().apply_chat_template(
+            conversation, chat_template, sanitize_control_tokens=sanitize_control_tokens, **kwargs
+        )
 
     @property
     def model_input_names(self) -> list[str]:

@@ -16,25 +16,15 @@ from showo_hf.training import train_image_tokenizer, train_showo
 from showo_hf.training.emoji import EmojiRecord, load_emoji
 from showo_hf.training.text_tokenizer import train_text_tokenizer
 from showo_hf.training.train_image_tokenizer import augment, multi_scale_loss, psnr, to_pixel_values
-from showo_hf.training.train_showo import draw_weights
+from showo_hf.training.train_showo import move
 
 
 SIZE = 32
 COLOURS = ("red", "green", "blue", "orange")
 
 
-def record(unified, style="noto", tone=None, name="thing"):
-    return EmojiRecord(
-        unified=unified,
-        code=unified,
-        style=style,
-        name=name,
-        synonyms=(),
-        tone=tone,
-        category="Objects",
-        subcategory="tool",
-        held_out=False,
-    )
+def record(unified, name):
+    return EmojiRecord(unified, unified, "noto", name, (), None, "Objects", "tool", held_out=False)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +37,7 @@ def folders(tmp_path_factory):
         picture = Image.new("RGB", (SIZE, SIZE), "white")
         ImageDraw.Draw(picture).ellipse((4, 4, 12 + i, 12 + i), fill=colour)
         pictures.append(np.asarray(picture))
-        records.append(record(f"{i:04X}", name=f"{colour} disc"))
+        records.append(record(f"{i:04X}", f"{colour} disc"))
     np.save(root / "data" / "pictures.npy", np.stack(pictures))
     lines = [json.dumps(dataclasses.asdict(one)) for one in records]
     (root / "data" / "records.jsonl").write_text("\n".join(lines) + "\n")
@@ -71,7 +61,7 @@ def test_both_trainers_end_to_end(folders):
 
     output = str(folders / "showo")
     inputs = ["--image-tokenizer", tokenizer, "--text-tokenizer", str(folders / "text")]
-    train_showo.main([*data, *inputs, "--output", output, "--steps", "2", *loop])
+    train_showo.main([*data, *inputs, "--output", output, "--steps", "2", "--tasks", "pictures", *loop])
     pipe = ShowoT2IPipeline.from_pretrained(output)
     assert pipe.model.dtype == torch.bfloat16 or pipe.model.dtype == torch.float32
     image = pipe("a red disc", num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images[0]
@@ -81,7 +71,10 @@ def test_both_trainers_end_to_end(folders):
 
     further = str(folders / "further")
     compiled = ["--compile"] if shutil.which("g++") else []  # what torch compiles with on a CPU
-    train_showo.main([*data, *inputs, "--init-from", output, "--output", further, "--steps", "4", *loop, *compiled])
+    further_options = ["--init-from", output, "--output", further, "--steps", "4", "--views", "1"]
+    train_showo.main([*data, *inputs, *further_options, *loop, *compiled])
+    rows = [json.loads(line) for line in Path(f"{further}-log.jsonl").read_text().splitlines()]
+    assert all({"t2i", "lm", "mmu", "mixed"} <= row.keys() for row in rows)
     one, other = (ShowoT2IPipeline.from_pretrained(folder).model.lm_head.weight for folder in (output, further))
     assert 0 < (one - other).abs().max() < 0.02  # a few small steps away from where it started
 
@@ -90,6 +83,36 @@ def test_loaded_pictures_are_those_that_were_written(folders):
     data = load_emoji(folders / "data")
     assert len(data.records) == len(data.pictures) == 16
     assert to_pixel_values(data.pictures[:2]).shape == (2, 3, SIZE, SIZE)
+
+
+def test_moved_views_keep_their_size_and_get_white_borders():
+    black = torch.full((20, 3, 32, 32), -1.0)
+    moved = move(black, torch.Generator().manual_seed(0))
+    assert moved.shape == black.shape and moved.min() == -1 and moved.max() == 1
+    assert torch.equal(moved, move(black, torch.Generator().manual_seed(0)))
+    white = torch.ones(2, 3, 32, 32)
+    torch.testing.assert_close(move(white, torch.Generator().manual_seed(0)), white)
+
+
+def test_the_training_set_leaves_out_what_is_held_out(folders):
+    data = load_emoji(folders / "data")
+    data.records[3] = dataclasses.replace(data.records[3], held_out=True)
+    made = train_showo.training_set(data, tiny.lfq(sample_size=SIZE), views=2)
+    assert len(made.records) == 15 and made.views.shape == (3, 15, 8, 8)
+    assert made.colours[0] == "red" and made.colours[2] == "blue"
+    assert not torch.equal(made.views[0], made.views[1])
+
+
+def test_codes_are_kept_for_a_run_that_is_resumed(folders, tmp_path):
+    data, cache = load_emoji(folders / "data"), tmp_path / "run" / "codes.safetensors"
+    tokenizers = [tiny.lfq(seed, sample_size=SIZE) for seed in (0, 1)]
+    first = train_showo.training_set(data, tokenizers[0], 1, cache)
+    written = cache.stat().st_mtime_ns
+    again = train_showo.training_set(data, tokenizers[0], 1, cache)
+    assert torch.equal(first.views, again.views) and cache.stat().st_mtime_ns == written
+    other = train_showo.training_set(data, tokenizers[1], 1, cache)
+    assert not torch.equal(first.views, other.views), "another tokenizer has other codes"
+    assert train_showo.training_set(data, tokenizers[1], 0, cache).views.shape[0] == 1
 
 
 def test_augmented_pictures_keep_their_size_and_get_white_borders():
@@ -105,25 +128,3 @@ def test_losses_are_zero_for_equal_pictures_and_psnr_matches_its_formula():
     assert multi_scale_loss(one, one) == 0
     other = one + 0.2
     assert torch.allclose(psnr(other, one), torch.full((2,), 20.0), atol=1e-3)  # 10 log10(4 / 0.04)
-
-
-def test_each_emoji_counts_alike_however_many_tones_it_has():
-    records = [record("A"), record("B"), *(record("B", tone=t) for t in ("light", "dark")), record("B", "twemoji")]
-    weights = draw_weights(records).tolist()
-    assert weights == [1.0, 0.5, 0.25, 0.25, 1.0]
-
-
-@pytest.mark.parametrize("multiple", [1, 8])
-def test_rows_are_widened_without_a_change_of_what_they_say(multiple):
-    processor = tiny.processor()
-    codes = torch.arange(16).repeat(4, 1)
-    records = [record(f"{i:04X}", name=f"thing {i}") for i in range(4)]
-    make_batch = train_showo.BatchMaker(records, codes, processor, 6, pad_to_multiple_of=multiple)
-    batch = make_batch(torch.Generator().manual_seed(0))
-    ids, labels = batch["picture_ids"], batch["picture_labels"]
-    assert ids.shape == labels.shape and ids.shape[0] == 6 and ids.shape[1] % multiple == 0
-    assert batch["text_ids"].shape == batch["text_labels"].shape and batch["text_ids"].shape[0] == 2
-    picture, scored = ids[:, -17:-1], labels[:, -17:-1] != -100
-    assert torch.equal(scored, picture == processor.mask_token_id) and scored.any(1).all()
-    assert not (labels[:, :-17] != -100).any() and not (labels[:, -1] != -100).any()
-    assert torch.equal(labels[:, -17:-1][scored], (codes[:1] + processor.image_token_offset).expand(6, -1)[scored])

@@ -1,4 +1,4 @@
-"""Train a small Show-o on the emoji pictures: mask-token prediction on pictures, next-token prediction on text. Run as
+"""Train a small Show-o on the emoji pictures: to make them, to answer questions about them, and both in turn. Run as
 
 python -m showo_hf.training.train_showo --data data/emoji --image-tokenizer checkpoints/image-tokenizer \
     --text-tokenizer checkpoints/text-tokenizer --output checkpoints/showo-emoji --steps 6000
@@ -8,13 +8,15 @@ The output is a pipeline folder that `ShowoT2IPipeline.from_pretrained` loads.
 
 import argparse
 import json
-import math
-import random
+import zlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, PreTrainedTokenizerFast
@@ -25,16 +27,11 @@ from ..modeling_showo_lfq import ShowoLFQTokenizer
 from ..pipelines import ShowoT2IPipeline
 from ..processing_showo import ShowoProcessor, add_showo_tokens, showo_image_processor
 from ..schedulers import MaskGITScheduler
-from .captions import caption
-from .emoji import EmojiDataset, EmojiRecord, load_emoji
-from .loop import Batch, add_loop_arguments, loop_options, train
-from .masking import drop_conditions, mask_tokens
+from .batches import TASKS, BatchMaker, TrainingSet, compute_loss
+from .colours import main_colour
+from .emoji import EmojiDataset, load_emoji
+from .loop import add_loop_arguments, loop_options, train
 from .train_image_tokenizer import to_pixel_values
-
-
-COMPILED_MULTIPLE = 8  # what the lengths of rows are multiples of when the model is compiled
-TEXT_ROWS = 0.25  # text rows for each text-to-image row: their loss weighs little and falls fast
-TONELESS_SHARE = 0.5  # of the draws of an emoji that comes in several skin tones
 
 
 def build_processor(text_tokenizer: PreTrainedTokenizerFast, image_tokenizer: ShowoLFQTokenizer) -> ShowoProcessor:
@@ -73,95 +70,18 @@ def small_config(processor: ShowoProcessor, **text_options) -> ShowoConfig:
 
 
 @torch.no_grad()
-def encode_pictures(tokenizer: ShowoLFQTokenizer, pictures: np.ndarray, batch_size: int = 64) -> torch.Tensor:
-    """Pictures (N, H, W, 3) in 0..255 to codes (N, tokens) int32."""
+def encode_pictures(
+    tokenizer: ShowoLFQTokenizer,
+    pictures: np.ndarray,
+    change: Callable[[torch.Tensor], torch.Tensor] = lambda pixel_values: pixel_values,
+    batch_size: int = 64,
+) -> torch.Tensor:
+    """Pictures (N, H, W, 3) in 0..255, perhaps changed as pixels in [-1, 1], to codes (N, tokens) int32."""
     chunks = [
-        tokenizer.encode(to_pixel_values(pictures[first : first + batch_size])).image_tokens.flatten(1).int()
+        tokenizer.encode(change(to_pixel_values(pictures[first : first + batch_size]))).image_tokens.flatten(1).int()
         for first in range(0, len(pictures), batch_size)
     ]
     return torch.cat(chunks)
-
-
-def draw_weights(records: list[EmojiRecord]) -> torch.Tensor:
-    """
-    Weight of each record in the draws, (N,): each emoji of each style counts alike, however many skin tones it has.
-    """
-    tones: dict[tuple[str, str], int] = {}
-    for record in records:
-        key = (record.unified, record.style)
-        tones[key] = tones.get(key, 0) + (record.tone is not None)
-
-    def weight(record: EmojiRecord) -> float:
-        count = tones[record.unified, record.style]
-        if not count:
-            return 1.0
-        return TONELESS_SHARE if record.tone is None else (1 - TONELESS_SHARE) / count
-
-    return torch.tensor([weight(record) for record in records])
-
-
-class BatchMaker:
-    """
-    Batches of noised text-to-image rows and of text rows, from the random numbers of a step.
-
-    Args:
-        records, image_tokens: the training pictures and their codes (N, tokens).
-        processor: builds the sequences.
-        batch_size: text-to-image rows; there are a quarter as many text rows.
-        condition_dropout: share of the pictures whose prompt is emptied.
-        pad_to_multiple_of: the rows' lengths are multiples of it; a compiled model wants few different lengths.
-    """
-
-    def __init__(
-        self,
-        records: list[EmojiRecord],
-        image_tokens: torch.Tensor,
-        processor: ShowoProcessor,
-        batch_size: int,
-        condition_dropout: float = 0.1,
-        pad_to_multiple_of: int = 1,
-    ):
-        self.records, self.image_tokens, self.processor = records, image_tokens, processor
-        self.batch_size, self.condition_dropout = batch_size, condition_dropout
-        self.pad_to_multiple_of = pad_to_multiple_of
-        self.weights = draw_weights(records)
-
-    def draw(self, count: int, generator: torch.Generator) -> tuple[list[int], list[str]]:
-        """`count` rows of the data, and a caption of each."""
-        rows = torch.multinomial(self.weights, count, replacement=True, generator=generator).tolist()
-        rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
-        return rows, [caption(self.records[row], rng) for row in rows]
-
-    def __call__(self, generator: torch.Generator) -> Batch:
-        rows, texts = self.draw(self.batch_size, generator)
-        codes = self.image_tokens[rows].long()
-        noised, _ = mask_tokens(codes, self.processor.codebook_size, generator)
-        prompts = drop_conditions(texts, self.condition_dropout, generator)
-        sequences = partial(self.processor.text_to_image, prompts, padding="longest")
-        pictures = sequences(noised)["input_ids"]
-        # Only what was masked is scored; the text of these rows never is.
-        labels = sequences(codes)["input_ids"].masked_fill(pictures != self.processor.mask_token_id, -100)
-        _, lines = self.draw(math.ceil(self.batch_size * TEXT_ROWS), generator)
-        text = self.processor.text_only(lines)
-        pad = self.processor.pad_token_id
-        return {
-            "picture_ids": self.widen(pictures, pad, side="left"),
-            "picture_labels": self.widen(labels, -100, side="left"),
-            "text_ids": self.widen(text["input_ids"], pad, side="right"),
-            "text_labels": self.widen(text["labels"], -100, side="right"),
-        }
-
-    def widen(self, rows: torch.LongTensor, fill: int, side: str) -> torch.LongTensor:
-        """Rows (batch, length) filled up to the next length that is a multiple of `pad_to_multiple_of`."""
-        missing = -rows.shape[1] % self.pad_to_multiple_of
-        return F.pad(rows, (missing, 0) if side == "left" else (0, missing), value=fill)
-
-
-def compute_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The model's own losses of the picture rows and of the text rows; two passes, since text rows are short."""
-    pictures = model(input_ids=batch["picture_ids"], labels=batch["picture_labels"], use_cache=False)
-    text = model(input_ids=batch["text_ids"], labels=batch["text_labels"], use_cache=False)
-    return pictures.loss + text.loss, {"t2i": pictures.loss_t2i, "lm": text.loss_lm}
 
 
 def assemble_pipeline(
@@ -173,10 +93,61 @@ def assemble_pipeline(
     return ShowoT2IPipeline(model.eval(), processor, MaskGITScheduler(mask_token_id=processor.codebook_size))
 
 
-def training_set(data: EmojiDataset, image_tokenizer: ShowoLFQTokenizer) -> tuple[list[EmojiRecord], torch.Tensor]:
-    """The records that are not held out, and their codes."""
+def training_set(
+    data: EmojiDataset, image_tokenizer: ShowoLFQTokenizer, views: int, cache: Path | None = None
+) -> TrainingSet:
+    """
+    The pictures that are not held out: records, main colours, and the codes of each and of `views` moved ones.
+
+    Args:
+        cache: a file that keeps the codes, for a run that is resumed; codes of anything else in it are replaced.
+    """
     indices = data.train_indices
-    return [data.records[i] for i in indices], encode_pictures(image_tokenizer, data.pictures[indices])
+    pictures = data.pictures[indices]
+    checksum = zlib.crc32(np.ascontiguousarray(pictures))
+    for weight in image_tokenizer.state_dict().values():
+        checksum = zlib.crc32(weight.contiguous().view(torch.uint8).numpy(), checksum)
+    made_of = {"views": str(views), "checksum": str(checksum)}
+    codes = read_codes(cache, made_of) if cache is not None else None
+    if codes is None:
+        codes = encode_views(image_tokenizer, pictures, views)
+        if cache is not None:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            save_file({"codes": codes}, cache, metadata=made_of)
+    colours = [main_colour(picture) for picture in pictures]
+    return TrainingSet([data.records[i] for i in indices], colours, codes)
+
+
+def read_codes(cache: Path, made_of: dict[str, str]) -> torch.Tensor | None:
+    """The codes in a file, if it has those that are wanted."""
+    if not cache.exists():
+        return None
+    with safe_open(cache, framework="pt") as file:
+        return file.get_tensor("codes") if file.metadata() == made_of else None
+
+
+def encode_views(tokenizer: ShowoLFQTokenizer, pictures: np.ndarray, views: int) -> torch.Tensor:
+    """Codes (1 + views, N, h, w) int32 of pictures (N, H, W, 3) as they are, and moved."""
+    side = pictures.shape[1] // tokenizer.config.downsampling
+    generator = torch.Generator().manual_seed(0)
+    moved = [partial(move, generator=generator) for _ in range(views)]
+    codes = [encode_pictures(tokenizer, pictures, change) for change in (lambda pixels: pixels, *moved)]
+    return torch.stack(codes).unflatten(-1, (side, side))
+
+
+def move(pixel_values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """
+    Shift each picture by up to a sixteenth of its side and scale it by 0.85 to 1.1, with white around it.
+
+    Args:
+        pixel_values: (batch, 3, H, W) in [-1, 1].
+    """
+    draws = torch.rand(3, len(pixel_values), generator=generator)
+    theta = torch.zeros(len(pixel_values), 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = 1 / (0.85 + 0.25 * draws[0])
+    theta[:, :, 2] = (draws[1:].T - 0.5) / 4  # in halves of the side
+    grid = F.affine_grid(theta, list(pixel_values.shape), align_corners=False)
+    return F.grid_sample(pixel_values - 1, grid, align_corners=False) + 1  # zeros come in, which are white
 
 
 def tidy_config(config_file: Path):
@@ -211,6 +182,8 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--data", required=True, help="the folder that showo_hf.training.emoji wrote")
     parser.add_argument("--image-tokenizer", required=True, help="a trained ShowoLFQTokenizer")
     parser.add_argument("--text-tokenizer", required=True, help="a trained text tokenizer")
+    parser.add_argument("--tasks", choices=tuple(TASKS), default="all", help="text to picture alone, or all tasks")
+    parser.add_argument("--views", type=int, default=3, help="moved and scaled views of each picture, for questions")
     parser.add_argument("--condition-dropout", type=float, default=0.1, help="share of prompts that are emptied")
     # On short sequences and a CPU the plain products are faster than the fused kernel, most of all backwards.
     parser.add_argument("--attention", default="eager", help="attention implementation while training")
@@ -225,9 +198,12 @@ def main(arguments: list[str] | None = None):
     image_tokenizer = ShowoLFQTokenizer.from_pretrained(options.image_tokenizer, dtype=torch.float32).eval()
     text_tokenizer = PreTrainedTokenizerFast.from_pretrained(options.text_tokenizer)
     processor = build_processor(text_tokenizer, image_tokenizer)
-    records, image_tokens = training_set(load_emoji(options.data), image_tokenizer)
-    multiple = COMPILED_MULTIPLE if options.compile else 1
-    make_batch = BatchMaker(records, image_tokens, processor, options.batch_size, options.condition_dropout, multiple)
+    shares = TASKS[options.tasks]
+    cache = Path(options.output + "-codes.safetensors")
+    data = training_set(load_emoji(options.data), image_tokenizer, options.views if shares.question else 0, cache)
+    make_batch = BatchMaker(
+        data, processor, options.batch_size, shares, options.condition_dropout, compiled=options.compile
+    )
     torch.manual_seed(options.seed)
     model = ShowoForCausalLM(small_config(processor))
     if options.init_from:
