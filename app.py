@@ -14,7 +14,8 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from showo_hf import EMBEDDED_MODEL, ShowoT2IPipeline
+from showo_hf import EMBEDDED_MODEL, ShowoMMUPipeline, ShowoT2IPipeline
+from showo_hf.pictures import load_picture
 
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ MAX_TEMPERATURE = 4.0
 MAX_PICTURES = 4
 MAX_SEED = 2**31 - 1
 MAX_WAITING = 20  # people in the queue
+MAX_ANSWER = 64  # ids
+MAX_FILE_SIZE = "10mb"
 
 EXAMPLES = [
     "a red apple, flat style",
@@ -36,14 +39,16 @@ EXAMPLES = [
     "an owl in noto style",
     "flat picture of a rocket",
 ]
+QUESTIONS = ["what is this?", "is it food?", "what is the main colour?", "in which style is it drawn?"]
 FAILED = "The picture could not be made. Please try again with other settings."
+NOT_ANSWERED = "The question could not be answered. Please try again with another one."
 
 
-def check_prompt(prompt: str | None) -> str:
+def check_prompt(prompt: str | None, missing: str = "Please write what the picture should show.") -> str:
     """The prompt without white space around it; a `gr.Error` for the user if it is empty or too long."""
     prompt = (prompt or "").strip()
     if not prompt:
-        raise gr.Error("Please write what the picture should show.", print_exception=False)
+        raise gr.Error(missing, print_exception=False)
     if len(prompt) > MAX_PROMPT_LENGTH:
         raise gr.Error(f"Please use at most {MAX_PROMPT_LENGTH} characters.", print_exception=False)
     return prompt
@@ -89,11 +94,32 @@ def picture_maker(pipe: DiffusionPipeline) -> Callable:
     return make_pictures
 
 
+def question_answerer(pipe: DiffusionPipeline) -> Callable:
+    """The function behind the other button: a picture's file and a question to the answer."""
+    asking = ShowoMMUPipeline(**pipe.components)
+
+    def answer(file: str | None, question: str) -> str:
+        question = check_prompt(question, "Please write a question.")
+        if not file:
+            raise gr.Error("Please choose a picture.", print_exception=False)
+        try:
+            picture = load_picture(file)
+        except ValueError as error:
+            raise gr.Error("This file cannot be read as a picture.", print_exception=False) from error
+        try:
+            return asking(picture, question, max_new_tokens=MAX_ANSWER).texts[0]
+        except Exception as error:
+            logger.exception("a question could not be answered")
+            raise gr.Error(NOT_ANSWERED, print_exception=False) from error
+
+    return answer
+
+
 def build_demo(pipe: DiffusionPipeline) -> gr.Blocks:
     """The app around a loaded pipeline. `demo.launch()` starts it. The settings start at the pipeline's defaults."""
     usual = {name: parameter.default for name, parameter in inspect.signature(pipe.__call__).parameters.items()}
     with gr.Blocks(title="Show-o", analytics_enabled=False) as demo:
-        gr.Markdown("# Show-o\nPictures from words, by masked token prediction.")
+        gr.Markdown("# Show-o\nOne model that makes pictures from words, and answers questions about pictures.")
         with gr.Tab("Text to picture"), gr.Row():
             with gr.Column():
                 prompt = gr.Textbox(
@@ -112,6 +138,21 @@ def build_demo(pipe: DiffusionPipeline) -> gr.Blocks:
             with gr.Column():
                 gallery = gr.Gallery(label="Pictures", columns=2, format="png", object_fit="contain")
                 used_seed = gr.Number(label="Seed of the first picture", interactive=False, precision=0)
+        with gr.Tab("Questions about a picture"), gr.Row():
+            with gr.Column():
+                # By name, so that what was sent is opened by our own reader alone.
+                file = gr.File(label="Picture", file_types=["image"], type="filepath")
+                question = gr.Textbox(label="Question", value=QUESTIONS[0], max_length=MAX_PROMPT_LENGTH)
+                ask = gr.Button("Ask", variant="primary")
+                gr.Examples(QUESTIONS, inputs=question, label="Questions to try", cache_examples=False)
+            answer = gr.Textbox(label="Answer", interactive=False)
+        gr.on(
+            [ask.click, question.submit],
+            question_answerer(pipe),
+            inputs=[file, question],
+            outputs=answer,
+            api_name="ask",
+        )
         gr.on(
             [button.click, prompt.submit],
             picture_maker(pipe),
@@ -131,4 +172,4 @@ def load_pipeline() -> ShowoT2IPipeline:
 
 if __name__ == "__main__":
     logging.basicConfig()
-    build_demo(load_pipeline()).launch()
+    build_demo(load_pipeline()).launch(max_file_size=MAX_FILE_SIZE)

@@ -1,6 +1,22 @@
 """Pipelines, one a file."""
 
+from .conversation import AnswerDone, ImageDone, ImageStep, TextPiece
+from .pipeline_showo_any_to_any import Conversation, ShowoAnyToAnyPipeline, ShowoAnyToAnyPipelineOutput
+from .pipeline_showo_mmu import ShowoMMUPipeline, ShowoMMUPipelineOutput, ShowoScoreOutput
 from .pipeline_showo_t2i import ShowoT2IPipeline, ShowoT2IPipelineOutput
 
 
-__all__ = ["ShowoT2IPipeline", "ShowoT2IPipelineOutput"]
+__all__ = [
+    "AnswerDone",
+    "Conversation",
+    "ImageDone",
+    "ImageStep",
+    "ShowoAnyToAnyPipeline",
+    "ShowoAnyToAnyPipelineOutput",
+    "ShowoMMUPipeline",
+    "ShowoMMUPipelineOutput",
+    "ShowoScoreOutput",
+    "ShowoT2IPipeline",
+    "ShowoT2IPipelineOutput",
+    "TextPiece",
+]

@@ -1,6 +1,5 @@
 """Text to picture."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from PIL.Image import Image
 from showo_hf.processing_showo import check_texts
 from showo_hf.schedulers.scheduling_utils import Generators, check_generators
 
-from .pipeline_utils import EncodedPrompts, ShowoPipelineBase
+from .pipeline_utils import EncodedPrompts, ShowoPipelineBase, check_count, check_number
 
 
 logger = logging.get_logger(__name__)
@@ -51,16 +50,6 @@ class ShowoT2IPipeline(ShowoPipelineBase):
     ```
     """
 
-    @property
-    def guidance_scale(self) -> float:
-        """The guidance scale of the running call."""
-        return self._guidance_scale
-
-    @property
-    def num_timesteps(self) -> int:
-        """Steps of the running call."""
-        return self._num_timesteps
-
     def check_inputs(
         self,
         prompt,
@@ -91,20 +80,10 @@ class ShowoT2IPipeline(ShowoPipelineBase):
         check_number("guidance_scale", guidance_scale)
         if temperature is not None:
             check_number("temperature", temperature)
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
-        if self.image_tokenizer is None and output_type != "latent":
-            raise ValueError(
-                f"`output_type` must be 'latent' for a model without picture tokenizer, got {output_type!r}."
-            )
+        self.check_output_type(output_type)
         batch_size = len(prompts) * num_images_per_prompt
         check_generators(generator, batch_size)
-        unknown = set(callback_on_step_end_tensor_inputs or ()) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be among {list(self._callback_tensor_inputs)}, "
-                f"got {sorted(unknown)}."
-            )
+        self.check_callback_inputs(callback_on_step_end_tensor_inputs)
         if latents is not None:
             self.check_latents(latents, batch_size, height, width)
         else:
@@ -280,15 +259,3 @@ class ShowoT2IPipeline(ShowoPipelineBase):
         if not return_dict:
             return (images,)
         return ShowoT2IPipelineOutput(images=images)
-
-
-def check_number(name: str, value):
-    """Raise `ValueError` unless `value` is a finite number that is not negative."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise ValueError(f"`{name}` must be a finite number that is not negative, got {value!r}.")
-
-
-def check_count(name: str, value):
-    """Raise `ValueError` unless `value` is a positive integer."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")

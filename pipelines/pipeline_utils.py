@@ -2,8 +2,10 @@
 
 import contextlib
 import inspect
+import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,10 +31,12 @@ class EncodedPrompts:
     Args:
         cache: `DynamicCache` of (rows, heads, length, head_dim).
         attention_mask (`torch.LongTensor` of shape `(rows, length)`): 0 at pads.
+        first_position (`int`): position of a picture's `soi` behind the prompts.
     """
 
     cache: DynamicCache
     attention_mask: torch.LongTensor
+    first_position: int
 
     @property
     def num_rows(self) -> int:
@@ -62,6 +66,16 @@ class ShowoPipelineBase(DiffusionPipeline):
         side = round(self.model.config.num_image_tokens**0.5)
         return side, self.model.config.num_image_tokens // side
 
+    @property
+    def guidance_scale(self) -> float:
+        """The guidance scale of the running call."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the running call."""
+        return self._num_timesteps
+
     def check_components(self):
         """Raise `ValueError` unless scheduler and processor fit the model: mask id, and places in the vocabulary."""
         for name in ("image_token_offset", "mask_token_id", "codebook_size", "max_text_length"):
@@ -73,6 +87,24 @@ class ShowoPipelineBase(DiffusionPipeline):
             raise ValueError(
                 f"`scheduler.config.mask_token_id` must be the model's codebook size, {size}, got {mask}; "
                 f"use `type(scheduler).from_config(scheduler.config, mask_token_id={size})`."
+            )
+
+    def check_output_type(self, output_type: str):
+        """Raise `ValueError` for an `output_type` that does not exist, or needs a picture tokenizer that is not there."""
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
+        if self.image_tokenizer is None and output_type != "latent":
+            raise ValueError(
+                f"`output_type` must be 'latent' for a model without picture tokenizer, got {output_type!r}."
+            )
+
+    def check_callback_inputs(self, names: Sequence[str] | None):
+        """Raise `ValueError` for tensors that `callback_on_step_end` cannot have."""
+        unknown = set(names or ()) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` must be among {list(self._callback_tensor_inputs)}, "
+                f"got {sorted(unknown)}."
             )
 
     def set_timesteps(self, num_inference_steps: int, grid_size: tuple[int, int], temperature: float | None):
@@ -95,7 +127,7 @@ class ShowoPipelineBase(DiffusionPipeline):
         index = torch.tensor(rows, device=self._execution_device)
         if rows != list(range(len(prompts))):
             cache.batch_select_indices(index)
-        return EncodedPrompts(cache, inputs["attention_mask"][index])
+        return EncodedPrompts(cache, inputs["attention_mask"][index], self.processor.max_text_length + 1)
 
     def picture_attention_mask(self, prompts: EncodedPrompts, input_ids: torch.LongTensor):
         """
@@ -134,7 +166,7 @@ class ShowoPipelineBase(DiffusionPipeline):
         places = F.pad(unknown, (1, 1), value=False)  # soi and eoi are known
         if guided:
             rows, places = torch.cat([rows, rows]), torch.cat([places, places])
-        first = self.processor.max_text_length + 1
+        first = prompts.first_position
         logits = self.model(
             input_ids=rows,
             attention_mask=attention_mask,
@@ -145,9 +177,7 @@ class ShowoPipelineBase(DiffusionPipeline):
             codebook_only=True,
         ).logits  # (unknown of all rows, codebook)
         prompts.cache.crop(-(num_tokens + 2))
-        if guided:
-            conditional, unconditional = logits.chunk(2)
-            logits = guidance_scale * conditional - (guidance_scale - 1) * unconditional
+        logits = guide(guidance_scale, *logits.chunk(2 if guided else 1))
         full = logits.new_zeros(batch_size, num_tokens, logits.shape[-1])
         full[unknown] = logits
         return full
@@ -212,3 +242,22 @@ def full_module_name(name: str | None) -> str | None:
     package = __name__.split(".")[0]
     full_names = (full for full in sys.modules if full.startswith(f"{package}.") and full.endswith(f".{name}"))
     return next(full_names, name)
+
+
+def guide(guidance_scale: float, conditional: torch.Tensor, unconditional: torch.Tensor | None = None) -> torch.Tensor:
+    """Guided logits `g c - (g - 1) u`; c where there is no u."""
+    if unconditional is None:
+        return conditional
+    return guidance_scale * conditional - (guidance_scale - 1) * unconditional
+
+
+def check_number(name: str, value):
+    """Raise `ValueError` unless `value` is a finite number that is not negative."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ValueError(f"`{name}` must be a finite number that is not negative, got {value!r}.")
+
+
+def check_count(name: str, value, least: int = 1):
+    """Raise `ValueError` unless `value` is an integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")

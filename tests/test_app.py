@@ -4,11 +4,14 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
+
+from showo_hf import ShowoMMUPipeline
 
 
 gr = pytest.importorskip("gradio")
 
-from gradio_client import Client  # noqa: E402 - comes with gradio
+from gradio_client import Client, handle_file  # noqa: E402 - comes with gradio
 from gradio_client.exceptions import AppError  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -100,6 +103,34 @@ def test_a_failure_says_nothing_about_this_machine(client, pipe, app, caplog):
     assert str(failure.value) == app.FAILED
     assert_fit_for_strangers(str(failure.value))
     assert any(record.exc_info for record in caplog.records)  # the log has the trace
+
+
+def ask(client, path, question="what is this?") -> str:
+    return client.predict(handle_file(path), question, api_name="/ask")
+
+
+def test_a_question_is_answered(client, pipe, tmp_path):
+    picture = pipe(
+        "a red apple, flat style", num_inference_steps=8, generator=torch.Generator().manual_seed(7)
+    ).images[0]
+    picture.save(tmp_path / "apple.png")
+    asking = ShowoMMUPipeline(**pipe.components)
+    assert ask(client, tmp_path / "apple.png") == asking(picture, "what is this?").texts[0] != ""
+
+
+@pytest.mark.parametrize(
+    "content, question, message",
+    [
+        (b"no picture", "what is this?", "This file cannot be read as a picture."),
+        (b"no picture", " ", "Please write a question."),
+        (b"no picture", "what? " * 100, "Please use at most 300 characters."),
+    ],
+)
+def test_wrong_questions_are_refused_in_a_sentence(client, tmp_path, content, question, message):
+    (tmp_path / "file.png").write_bytes(content)
+    with pytest.raises(AppError) as refusal:
+        ask(client, tmp_path / "file.png", question)
+    assert str(refusal.value) == message
 
 
 def assert_fit_for_strangers(message: str):

@@ -29,9 +29,10 @@ def test_a_parser_needs_no_heavy_import():
     assert subprocess.run([sys.executable, "-c", READ_THE_COMMAND_LINE, package]).returncode == 0
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], *([name, "--help"] for name in ("generate", "convert", "export", "info"))]
-)
+NAMES = ("generate", "caption", "ask", "chat", "convert", "export", "info")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in NAMES)])
 def test_help(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(arguments)
@@ -43,7 +44,7 @@ def test_every_example_of_the_help_is_understood():
     parser = cli.build_parser()
     texts = [cli.EXAMPLES, *(getattr(command, "EXAMPLES", "") for command in cli.COMMANDS)]
     examples = re.findall(r"^ +showo-hf (.+)$", "\n".join(texts).replace("\\\n", " "), flags=re.MULTILINE)
-    assert len(examples) >= 7
+    assert len(examples) >= 18
     for example in examples:
         words = re.findall(r'"([^"]*)"|(\S+)', example)
         parser.parse_args([quoted or plain for quoted, plain in words])

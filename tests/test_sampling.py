@@ -1,9 +1,10 @@
 """Text sampled with a generator."""
 
 import pytest
+import tiny
 import torch
 
-from showo_hf.sampling import GeneratorSampling, warpers
+from showo_hf.sampling import GeneratorSampling, TextOnly, warpers
 
 
 SCORES = torch.tensor([[2.0, 1.0, 0.0, -1.0, -30.0]])
@@ -37,3 +38,12 @@ def test_a_row_s_own_generator_makes_it_independent_of_the_others():
     together = GeneratorSampling(generators())(ids, scores)
     alone = [GeneratorSampling([one])(ids[:1], scores[i : i + 1]) for i, one in enumerate(generators())]
     assert torch.equal(together, torch.cat(alone))
+
+
+def test_words_alone_are_left():
+    processor = tiny.processor()
+    vocab_size = processor.mask_token_id + 1
+    left = TextOnly(processor)(torch.zeros(2, 1).long(), torch.zeros(2, vocab_size))
+    words = (left[0] == 0).nonzero().flatten().tolist()
+    assert words == list(range(processor.pad_token_id))  # the end of text, id 0, among them
+    assert torch.equal(left[0], left[1]) and processor.eot_token_id == 0

@@ -2,7 +2,14 @@
 
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
 
 from .configuration_showo import ShowoConfig
 from .configuration_showo_lfq import ShowoLFQTokenizerConfig
@@ -17,10 +24,24 @@ AutoConfig.register("showo_lfq", ShowoLFQTokenizerConfig, exist_ok=True)
 AutoModel.register(ShowoLFQTokenizerConfig, ShowoLFQTokenizer, exist_ok=True)
 AutoModelForCausalLM.register(ShowoConfig, ShowoForCausalLM, exist_ok=True)
 AutoModelForImageTextToText.register(ShowoConfig, ShowoForCausalLM, exist_ok=True)
+AutoModelForMultimodalLM.register(ShowoConfig, ShowoForCausalLM, exist_ok=True)
 AutoProcessor.register(ShowoConfig, ShowoProcessor, exist_ok=True)
 
 # After the registrations: a saved pipeline's components are loaded through them.
-from .pipelines import ShowoT2IPipeline, ShowoT2IPipelineOutput  # noqa: E402
+from .pipelines import (  # noqa: E402
+    AnswerDone,
+    Conversation,
+    ImageDone,
+    ImageStep,
+    ShowoAnyToAnyPipeline,
+    ShowoAnyToAnyPipelineOutput,
+    ShowoMMUPipeline,
+    ShowoMMUPipelineOutput,
+    ShowoScoreOutput,
+    ShowoT2IPipeline,
+    ShowoT2IPipelineOutput,
+    TextPiece,
+)
 
 
 __version__ = "0.1.0"
@@ -30,12 +51,22 @@ EMBEDDED_MODEL = str(Path(__file__).parent / "checkpoints" / "showo-emoji")
 
 __all__ = [
     "EMBEDDED_MODEL",
+    "AnswerDone",
+    "Conversation",
+    "ImageDone",
+    "ImageStep",
     "MaskGITScheduler",
+    "ShowoAnyToAnyPipeline",
+    "ShowoAnyToAnyPipelineOutput",
     "ShowoConfig",
     "ShowoForCausalLM",
     "ShowoLFQTokenizer",
     "ShowoLFQTokenizerConfig",
+    "ShowoMMUPipeline",
+    "ShowoMMUPipelineOutput",
     "ShowoProcessor",
+    "ShowoScoreOutput",
     "ShowoT2IPipeline",
     "ShowoT2IPipelineOutput",
+    "TextPiece",
 ]

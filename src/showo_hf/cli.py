@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 
-from .commands import convert, export, generate, info
+from .commands import ask, caption, chat, convert, export, generate, info
 from .commands.errors import UsageError
 from .commands.info import package_version
 
 
 GOOD, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # exit codes
-COMMANDS = (generate, convert, export, info)  # in the order of the help
+COMMANDS = (generate, caption, ask, chat, convert, export, info)  # in the order of the help
 
 EXAMPLES = """\
 examples:
   showo-hf generate "a red apple, flat style" -o apple.png
+  showo-hf caption apple.png
+  showo-hf ask apple.png "is it food?"
+  showo-hf chat
   showo-hf info
 """
 
@@ -29,6 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("showo-hf: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has had enough, as `head` does. Python would complain when it empties its buffer.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except Exception as error:
         if options.debug:
             traceback.print_exc()
@@ -37,11 +45,26 @@ def main(arguments: list[str] | None = None) -> int:
         return USAGE if isinstance(error, UsageError) else FAILED
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse's, whose commands may allow options between their positional arguments, where argparse sees an end."""
+
+    intermixed = False
+
+    def parse_known_args(self, args=None, namespace=None):  # what argparse calls for a command
+        if not self.intermixed:
+            return super().parse_known_args(args, namespace)
+        self.intermixed = False  # argparse's own way to intermix calls this twice
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self.intermixed = True
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command. Parsed options hold the chosen command's function as `run`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="showo-hf",
-        description="Pictures from words with a Show-o model. A small model comes with the package.",
+        description="Words to pictures and pictures to words, with a Show-o model. A small one comes with the package.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

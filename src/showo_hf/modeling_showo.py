@@ -90,7 +90,7 @@ class ShowoPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
-    output_modalities = ("image", "text")
+    output_modalities = ("text",)  # of `generate`; pictures are made by the pipelines, with a scheduler
     supports_gradient_checkpointing = True
     _no_split_modules = ["PhiDecoderLayer", "LlamaDecoderLayer", "CLIPEncoderLayer", "ResnetBlock2D", "UNetMidBlock2D"]
     _skip_keys_device_placement = ["past_key_values"]

@@ -1,4 +1,4 @@
-"""Sampling of text whose draws come from a generator, for `generate` of transformers, which has none."""
+"""What `generate` of transformers is given here: words alone to choose from, and draws that come from a generator."""
 
 from collections.abc import Sequence
 
@@ -10,6 +10,8 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+
+from .processing_showo import ShowoProcessor
 
 
 def warpers(temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> LogitsProcessorList:
@@ -62,6 +64,27 @@ class GeneratorSampling(LogitsProcessor):
         tiny = torch.finfo(torch.float32).tiny
         gumbel = -(-uniform.clamp(min=tiny).log()).clamp(min=tiny).log()
         return scores + gumbel.to(scores.device)
+
+
+class TextOnly(LogitsProcessor):
+    """
+    Leaves words alone to be chosen: no picture codes and no special tokens but the end of text.
+
+    Args:
+        processor ([`ShowoProcessor`]): knows which ids these are.
+    """
+
+    def __init__(self, processor: ShowoProcessor):
+        special = {*processor.tokenizer.all_special_ids, *processor.special_token_ids().values()}
+        self.special = torch.tensor(
+            sorted(id for id in special - {processor.eot_token_id} if id < processor.image_token_offset)
+        )
+        self.num_words = processor.image_token_offset
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        scores = scores.index_fill(-1, self.special.to(scores.device), float("-inf"))
+        scores[:, self.num_words :] = float("-inf")
+        return scores
 
 
 def draw(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

@@ -1,12 +1,15 @@
-"""Files that commands write: names, and no half-written ones."""
+"""Files that commands write: names, no half-written ones, and JSON lines that grow."""
 
+import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from showo_hf.commands.errors import CommandError
-from showo_hf.commands.files import numbered, replace_file
+from showo_hf.commands.errors import CommandError, UsageError
+from showo_hf.commands.files import append_text, json_lines, numbered, read_json_lines, replace_file, save_numbered
 
 
 def files() -> list[str]:
@@ -38,3 +41,66 @@ def test_a_written_file_has_the_usual_permissions():
     replace_file(Path("apple.png"), Image.new("RGB", (8, 8)).save)
     assert files() == ["apple.png", "plain.png"]
     assert Path("apple.png").stat().st_mode == Path("plain.png").stat().st_mode
+
+
+def test_a_numbered_file_takes_the_next_free_name():
+    Path("a-1.png").write_bytes(b"mine")
+    saved = []
+    for _ in range(3):
+        start = saved[-1][1] + 1 if saved else 0
+        saved.append(save_numbered(Path(), "a", ".png", start, lambda path: path.write_bytes(b"new")))
+    assert saved == [(Path("a-0.png"), 0), (Path("a-2.png"), 2), (Path("a-3.png"), 3)]
+    assert Path("a-1.png").read_bytes() == b"mine"
+    assert files() == ["a-0.png", "a-1.png", "a-2.png", "a-3.png"]
+
+
+def test_a_numbered_file_that_cannot_be_written_leaves_nothing():
+    def fail(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(CommandError, match="'a-0.png': No space left on device"):
+        save_numbered(Path(), "a", ".png", 0, fail)
+    assert files() == []
+    with pytest.raises(CommandError, match="cannot write 'missing/a-0.png'"):
+        save_numbered(Path("missing"), "a", ".png", 0, fail)
+
+
+RECORDS = st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=5) | st.none() | st.floats(0, 1)), max_size=4)
+
+
+@given(records=RECORDS, data=st.data())
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_json_lines_cut_anywhere_lose_no_whole_record(records, data):
+    lines = [json_lines([record]).encode("ascii") for record in records]
+    whole = b"".join(lines)
+    cut = data.draw(st.integers(0, len(whole)))
+    Path("a.jsonl").write_bytes(whole[:cut])
+    found, clean = read_json_lines("-o", Path("a.jsonl"))
+    ends = [sum(map(len, lines[: count + 1])) for count in range(len(lines))]
+    assert found == [
+        record for record, end in zip(records, ends, strict=True) if cut >= end - 1
+    ]  # without its newline
+    assert clean == (cut in {0, *ends})
+    if clean:
+        append_text(Path("a.jsonl"), json_lines([{"more": 1}]))
+        assert read_json_lines("-o", Path("a.jsonl")) == ([*found, {"more": 1}], True)
+
+
+def test_json_lines_hold_any_text():
+    record = {"picture": "caf\udce9\u2028\n.png"}
+    append_text(Path("a.jsonl"), json_lines([record, record]))
+    assert Path("a.jsonl").read_bytes().count(b"\n") == 2
+    assert read_json_lines("-o", Path("a.jsonl")) == ([record, record], True)
+    assert read_json_lines("-o", Path("b.jsonl")) == ([], True)
+
+
+@pytest.mark.parametrize("line", ["", "milk", "[1]", "3", '{"a": 1', "\x00"])
+def test_what_is_no_json_line_is_told_with_its_number(line):
+    Path("a.jsonl").write_text(f"{json.dumps({'a': 1})}\n{line}\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="`-o` must be a file of JSON lines, but line 2 of 'a.jsonl'"):
+        read_json_lines("-o", Path("a.jsonl"))
+
+
+def test_a_file_that_cannot_be_written_is_told():
+    with pytest.raises(CommandError, match="cannot write 'missing/a.jsonl': No such file"):
+        append_text(Path("missing/a.jsonl"), "x")

@@ -55,19 +55,25 @@ def choose_device(name: str | None) -> str:
     return name
 
 
-def load_pipeline(model: str | None, dtype: str, device: str, quiet: bool) -> DiffusionPipeline:
-    """The pipeline in the folder or of the Hub's name `model`, the embedded one for None, ready on `device`."""
+def load_pipeline(
+    model: str | None, dtype: str, device: str, quiet: bool, kind: str = "ShowoT2IPipeline"
+) -> DiffusionPipeline:
+    """
+    The pipeline in the folder or of the Hub's name `model`, the embedded one for None, ready on `device`.
+
+    `kind` names the class of this package that it becomes; they are all made of the same parts.
+    """
     import diffusers
     import torch
     import transformers
 
-    from showo_hf import EMBEDDED_MODEL, ShowoT2IPipeline
+    import showo_hf
 
     if quiet:
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
     try:
-        pipe = ShowoT2IPipeline.from_pretrained(model or EMBEDDED_MODEL, dtype=getattr(torch, dtype))
+        pipe = getattr(showo_hf, kind).from_pretrained(model or showo_hf.EMBEDDED_MODEL, dtype=getattr(torch, dtype))
     except Exception as error:
         raise CommandError(f"cannot load the model '{model or 'embedded'}': {error}") from error
     pipe.set_progress_bar_config(disable=quiet)

@@ -51,7 +51,7 @@ class Shares:
     mixed: float = 0.0
 
 
-TASKS = {"pictures": Shares(), "all": Shares(picture=0.4, text=0.1, question=0.55, mixed=0.15)}
+TASKS = {"pictures": Shares(), "all": Shares(picture=0.7, text=0.1, question=0.5, mixed=0.12)}
 #: Weights in the sum of the losses. Those of pictures are shared out by the number of rows.
 TEXT_WEIGHT, QUESTION_WEIGHT, MIXED_TEXT_WEIGHT, MIXED_PICTURE_WEIGHT = 0.1, 1.0, 0.5, 0.3
 

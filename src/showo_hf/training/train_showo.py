@@ -104,7 +104,7 @@ def training_set(
     """
     indices = data.train_indices
     pictures = data.pictures[indices]
-    checksum = zlib.crc32(np.ascontiguousarray(pictures))
+    checksum = zlib.crc32(np.ascontiguousarray(pictures).data)
     for weight in image_tokenizer.state_dict().values():
         checksum = zlib.crc32(weight.contiguous().view(torch.uint8).numpy(), checksum)
     made_of = {"views": str(views), "checksum": str(checksum)}

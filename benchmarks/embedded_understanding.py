@@ -1,0 +1,297 @@
+"""How well does the embedded model understand emoji? Prints the tables of docs/training.md. Run as
+
+    python -m showo_hf.training.emoji --output data/emoji --size 96
+    python benchmarks/embedded_understanding.py --data data/emoji
+
+Pictures without skin tone: all that are held out, and some of the training set. Of each it asks name, caption, style,
+and, where they have one, kind and main colour; and one question with the answer yes and one with the answer no about
+name, style, kind and colour. Answers are generated, the likeliest word at each place. Beside the model stand two that
+see no picture: the model with plain white before it, and the commonest right answer of the training set.
+
+"Named" means that the longest name or synonym of an emoji that an answer holds is one of the emoji shown.
+"""
+
+import argparse
+import json
+import random
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+
+import torch
+from measuring import print_table
+from PIL import Image
+from tqdm.auto import tqdm
+
+from showo_hf import EMBEDDED_MODEL, ShowoMMUPipeline
+from showo_hf.argument_types import positive_integer, seed_number
+from showo_hf.training.captions import CANONICAL_STYLE, canonical_caption, with_article
+from showo_hf.training.colours import main_colour
+from showo_hf.training.conversations import (
+    ALL_KINDS,
+    ANSWERED_COLOURS,
+    CAPTION_QUESTIONS,
+    COLOUR_QUESTIONS,
+    KIND_QUESTIONS,
+    NAME_QUESTIONS,
+    STYLE_QUESTIONS,
+    STYLE_WORDS,
+    YES_NO_QUESTIONS,
+    Question,
+    kinds_of,
+)
+from showo_hf.training.emoji import STYLES, EmojiDataset, EmojiRecord, load_emoji
+
+
+MAX_NEW_TOKENS = 40  # the longest caption has 23 ids
+#: What is measured, in the order of the table, with what is wanted of held-out pictures, in percent.
+MEASURES: dict[str, float | None] = {
+    "name, word for word": None,
+    "name": 50,
+    "caption names the emoji": 50,
+    "caption has the right style": 70,
+    "style": 70,
+    "main colour": None,
+    "kind": None,
+    "yes or no": 80,
+    "yes or no, name": None,
+    "yes or no, style": None,
+    "yes or no, kind": None,
+    "yes or no, colour": None,
+}
+Phrases = Mapping[tuple[str, ...], str]
+
+
+# Questions
+
+
+def questions_about(
+    record: EmojiRecord, colour: str | None, others: Sequence[EmojiRecord], rng: random.Random
+) -> list[Question]:
+    """All questions about a picture, always in the same words; only what a "no" is about is drawn."""
+    kinds = kinds_of(record)
+    questions = [
+        Question("name", NAME_QUESTIONS[0], f"{with_article(record.name)}."),
+        Question("caption", CAPTION_QUESTIONS[0], f"{canonical_caption(record)}."),
+        Question("style", STYLE_QUESTIONS[0], f"{CANONICAL_STYLE[record.style]}."),
+    ]
+    if colour:
+        questions.append(Question("colour", COLOUR_QUESTIONS[0], f"{colour}."))
+    if kinds:
+        questions.append(Question("kind", KIND_QUESTIONS[0], f"{kinds[0]}."))
+    return questions + list(yes_no_questions(record, colour, others, rng))
+
+
+def yes_no_questions(
+    record: EmojiRecord, colour: str | None, others: Sequence[EmojiRecord], rng: random.Random
+) -> Iterator[Question]:
+    """For each topic one question with the answer yes, and one with the answer no."""
+    other = rng.choice([other for other in others if other.unified != record.unified])
+    style = rng.choice([style for style in STYLES if style != record.style])
+    pairs = {
+        "name": (with_article(record.name), with_article(other.name)),
+        "style": tuple(f"in {STYLE_WORDS[one]} style" for one in (record.style, style)),
+    }
+    if kinds := kinds_of(record):
+        pairs["kind"] = (rng.choice(kinds), rng.choice([kind for kind in ALL_KINDS if kind not in kinds]))
+    if colour:
+        wrong = rng.choice([name for name in ANSWERED_COLOURS if name != colour])
+        pairs["colour"] = (f"mostly {colour}", f"mostly {wrong}")
+    for topic, asked in pairs.items():
+        for text, answer in zip(asked, ("yes.", "no."), strict=True):
+            yield Question(f"yes/no {topic}", YES_NO_QUESTIONS[0].format(text), answer)
+
+
+# Judging
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a text in lower case; "medium-light" is two."""
+    return tuple(re.findall(r"[^\s,.:;!?]+", text.lower().replace("-", " ")))
+
+
+def known_phrases(records: Sequence[EmojiRecord]) -> Phrases:
+    """The emoji (its code without skin tone) behind each name and synonym."""
+    return {words(phrase): record.unified for record in records for phrase in (record.name, *record.synonyms)}
+
+
+def named_emoji(answer: str, phrases: Phrases) -> str | None:
+    """The emoji of the longest known phrase in an answer, the first where two are equally long."""
+    said = words(answer)
+    spans = ((start, length) for length in range(len(said), 0, -1) for start in range(len(said) - length + 1))
+    return next((phrases[said[s : s + n]] for s, n in spans if said[s : s + n] in phrases), None)
+
+
+def told_style(answer: str) -> str | None:
+    """The style that an answer names; None where it names none or several."""
+    told = [style for style, name in CANONICAL_STYLE.items() if name in answer.lower()]
+    return told[0] if len(told) == 1 else None
+
+
+def judge(question: Question, record: EmojiRecord, answer: str, phrases: Phrases) -> dict[str, bool]:
+    """What is right about an answer, by measure."""
+    same = answer.strip().lower().rstrip(".") == question.answer.rstrip(".")
+    named = named_emoji(answer, phrases) == record.unified
+    if question.kind == "name":
+        return {"name, word for word": same, "name": named}
+    if question.kind == "caption":
+        return {"caption names the emoji": named, "caption has the right style": told_style(answer) == record.style}
+    if question.kind.startswith("yes/no "):
+        return {"yes or no": same, f"yes or no, {question.kind.removeprefix('yes/no ')}": same}
+    return {{"colour": "main colour"}.get(question.kind, question.kind): same}
+
+
+# Those who answer
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about a picture, with the answers that were given to it, by who gave them."""
+
+    record: EmojiRecord
+    question: Question
+    answers: dict[str, str]
+
+
+def commonest_answers(records: Sequence[EmojiRecord], colours: Sequence[str | None]) -> dict[str, str]:
+    """The most frequent right answer by kind of question; of yes and no none is more frequent."""
+
+    def most(values) -> str:
+        return Counter(value for value in values if value).most_common(1)[0][0]
+
+    name = with_article(most(record.name for record in records))
+    style = CANONICAL_STYLE[most(record.style for record in records)]
+    answers = {"name": f"{name}.", "caption": f"{name}, {style}.", "style": f"{style}."}
+    if any(colours):
+        answers["colour"] = f"{most(colours)}."
+    if any(kinds_of(record) for record in records):
+        answers["kind"] = f"{most((kinds_of(record) or (None,))[0] for record in records)}."
+    return answers
+
+
+def ask(pipe: ShowoMMUPipeline, picture: Image.Image, questions: Sequence[str], batch_size: int) -> list[str]:
+    """The model's answers to questions about one picture, which is read once."""
+    return pipe(picture, list(questions), max_new_tokens=MAX_NEW_TOKENS, batch_size=batch_size).texts
+
+
+def ask_about(
+    pipe: ShowoMMUPipeline,
+    data: EmojiDataset,
+    rows: Sequence[int],
+    others: Sequence[EmojiRecord],
+    commonest: Mapping[str, str],
+    seed: int,
+    batch_size: int,
+) -> list[Asked]:
+    """All questions about all pictures, with everybody's answers."""
+    asked = []
+    for row in tqdm(rows, desc="pictures", disable=not sys.stderr.isatty()):
+        record = data.records[row]
+        # Seeded by the picture, so that it is asked the same however many others there are.
+        rng = random.Random(f"{seed} {record.code} {record.style}")
+        questions = questions_about(record, main_colour(data.pictures[row]), others, rng)
+        texts = ask(pipe, Image.fromarray(data.pictures[row]), [q.text for q in questions], batch_size)
+        for question, text in zip(questions, texts, strict=True):
+            answers = {"model": text, "commonest answer": commonest.get(question.kind, "yes.")}
+            asked.append(Asked(record, question, answers))
+    different = list(dict.fromkeys(one.question.text for one in asked))
+    height, width = data.pictures.shape[1:3]
+    white = Image.new("RGB", (width, height), "white")
+    blind = dict(zip(different, ask(pipe, white, different, batch_size), strict=True))
+    return [
+        Asked(one.record, one.question, one.answers | {"white picture": blind[one.question.text]}) for one in asked
+    ]
+
+
+# Results
+
+
+def summarize(asked: Sequence[Asked], phrases: Phrases) -> dict[str, dict[str, float]]:
+    """By measure: the number of questions, and the share of right answers of each who answered, in [0, 1]."""
+    found: dict[str, dict[str, list[bool]]] = {}
+    for one in asked:
+        for who, answer in one.answers.items():
+            for measure, right in judge(one.question, one.record, answer, phrases).items():
+                found.setdefault(measure, {}).setdefault(who, []).append(right)
+    return {
+        measure: {"questions": len(found[measure]["model"])} | {who: mean(r) for who, r in found[measure].items()}
+        for measure in MEASURES
+        if measure in found
+    }
+
+
+def without_tone(data: EmojiDataset, rows: Iterable[int]) -> list[int]:
+    """Those rows that show no skin tone: nothing that is asked depends on one, and the held-out pairs have many."""
+    return [int(row) for row in rows if data.records[row].tone is None]
+
+
+def choose(data: EmojiDataset, held_out: int | None, training: int, seed: int) -> dict[str, list[int]]:
+    """The measured rows: so many of each at random, all for None."""
+    sets = {"held out": (data.held_out_indices, held_out), "training": (data.train_indices, training)}
+    chosen = {}
+    for name, (indices, count) in sets.items():
+        rows = without_tone(data, indices)
+        chosen[name] = rows if count is None else random.Random(seed).sample(rows, min(count, len(rows)))
+    return chosen
+
+
+def print_result(name: str, pictures: int, summary: Mapping[str, Mapping[str, float]]):
+    """One set of pictures as a table; shares in percent."""
+    who = ("model", "white picture", "commonest answer")
+    rows = []
+    for measure, row in summary.items():
+        wanted = MEASURES[measure] if name == "held out" else None
+        cells = [f"{row[one]:.1%}" for one in who]
+        rows.append([measure, row["questions"], *cells, f"at least {wanted}%" if wanted else ""])
+    print(f"{name}, {pictures} pictures\n")
+    print_table(["right answers", "questions", *who, "wanted"], rows)
+
+
+def write_answers(path: Path, sets: Mapping[str, Sequence[Asked]]):
+    """Every question with its answers, one JSON object a line."""
+    with path.open("w", encoding="utf-8") as file:
+        for name, asked in sets.items():
+            for one in asked:
+                about = {"set": name, "code": one.record.code, "style": one.record.style}
+                file.write(json.dumps({**about, **asdict(one.question), "answers": one.answers}) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--data", required=True, help="the folder that showo_hf.training.emoji wrote")
+    parser.add_argument("--model", default=EMBEDDED_MODEL, help="a pipeline folder or Hub name")
+    parser.add_argument("--captions", type=positive_integer, default=500, help="training pictures to ask about")
+    parser.add_argument("--held-out", type=positive_integer, help="held-out pictures to ask about; all by default")
+    parser.add_argument("--batch-size", type=positive_integer, default=16, help="questions answered at once")
+    parser.add_argument("--seed", type=seed_number, default=0)
+    parser.add_argument("--answers", type=Path, help="a file for all questions and answers, as JSON lines")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    options = parser.parse_args(arguments)
+
+    data = load_emoji(options.data)
+    pipe = ShowoMMUPipeline.from_pretrained(options.model, dtype=torch.float32)
+    phrases = known_phrases(data.records)
+    known = without_tone(data, data.train_indices)
+    others = [data.records[row] for row in known]
+    commonest = commonest_answers(others, [main_colour(data.pictures[row]) for row in known])
+    chosen = choose(data, options.held_out, options.captions, options.seed)
+    sets = {
+        name: ask_about(pipe, data, rows, others, commonest, options.seed, options.batch_size)
+        for name, rows in chosen.items()
+    }
+    if options.answers:
+        write_answers(options.answers, sets)
+    results = {name: summarize(asked, phrases) for name, asked in sets.items()}
+    if options.json:
+        print(json.dumps({name: {"pictures": len(chosen[name]), **summary} for name, summary in results.items()}))
+        return
+    for name, summary in results.items():
+        print_result(name, len(chosen[name]), summary)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""`showo-hf caption`: what pictures show, in words."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .errors import UsageError
+from .reading import RESUMING, Record, add_reading_options, ask_each, is_alone, one_line, read_pictures
+
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from PIL import Image
+
+
+DEFAULT_PROMPT = "describe the picture."
+
+EXAMPLES = f"""\
+Of one picture the caption alone is printed, of several "picture: caption", one a line. Everything else goes to stderr.
+
+examples:
+  one picture
+    showo-hf caption apple.png
+
+  every picture in a folder, and in its folders
+    showo-hf caption pictures --recursive
+
+  thousands of them, which can be interrupted and gone on with: {{"picture": "pictures/apple.png", "text": "a red apple."}}
+    showo-hf caption pictures -o captions.jsonl --batch-size 32
+
+  in other words
+    showo-hf caption apple.png pear.png --prompt "what is this?" --json
+
+{RESUMING}"""
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
+        "caption",
+        help="say what pictures show",
+        description="Say what pictures show.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="file, folder of pictures, or URL")
+    parser.add_argument(
+        "--prompt", default=DEFAULT_PROMPT, metavar="WORDS", help=f'what to ask for (default: "{DEFAULT_PROMPT}")'
+    )
+    add_reading_options(parser)
+    parser.intermixed = True  # `showo_hf.cli.Parser`: names may stand before and behind options
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Caption the pictures; see [`read_pictures`]."""
+    if not options.prompt.strip():
+        raise UsageError("`--prompt` must hold words, got none")
+    # A prompt of one's own is part of the record: another one is another question.
+    question = {} if options.prompt == DEFAULT_PROMPT else {"prompt": options.prompt}
+    alone = is_alone(options.pictures)
+    return read_pictures(
+        options, options.pictures, [question], partial(captions, options=options), partial(line, alone=alone)
+    )
+
+
+def captions(
+    pipe: DiffusionPipeline, pictures: list[Image.Image], questions: list[Record], options: argparse.Namespace
+) -> list[list[Record]]:
+    """The caption of each picture."""
+
+    def call(images: list, prompts: list[str]) -> list[str]:
+        return pipe(images, prompts, max_new_tokens=options.max_new_tokens, batch_size=options.batch_size).texts
+
+    answers = ask_each(call, pictures, [question.get("prompt", DEFAULT_PROMPT) for question in questions])
+    return [[{"text": text} for text in texts] for texts in answers]
+
+
+def line(record: Record, alone: bool) -> str:
+    """A caption as a line of text."""
+    return record["text"] if alone else f"{record['picture']}: {one_line(record['text'])}"

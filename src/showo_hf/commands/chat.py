@@ -1,0 +1,422 @@
+"""`showo-hf chat`: a conversation in words and pictures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import secrets
+import shlex
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, cast
+
+from ..argument_types import finite_number, positive_integer, seed_number
+from .errors import CommandError, UsageError
+from .files import check_output, replace_file, save_numbered
+from .loading import add_loading_options, check_model, choose_device, load_pipeline
+from .reading import is_url, load, printable
+
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from tqdm import tqdm
+
+    from ..pipelines import AnswerDone, ImageStep, ShowoAnyToAnyPipeline
+
+
+PROMPT = "> "
+
+COMMANDS_HELP = """\
+/picture PATH   show a picture (file or URL) with the next message; once for each picture
+/new            begin a new conversation
+/save FILE.json write the conversation, in the form that the pipelines of this package take
+/help           this list
+/quit           leave, as Ctrl-D does
+Ctrl-C stops an answer. A message that begins with / needs a space before it."""
+
+EXAMPLES = f"""\
+A line is a message. The answer comes word by word; its pictures are saved as picture-0.png, picture-1.png ..., and what
+is there already stays as it is. Answers and the names of pictures go to stdout, everything else goes to stderr.
+
+{COMMANDS_HELP}
+
+Lines can come from a file or a program as well. Then there is no prompt, and Ctrl-C ends the program.
+
+examples:
+  showo-hf chat
+  cat messages.txt | showo-hf chat --output drawings --seed 7
+
+exit codes: 0 it was left, 1 something failed that came from a file or a program, 2 the command was not understood,
+130 interrupted
+"""
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
+        "chat",
+        help="talk in words and pictures",
+        description="Talk with the model in words and pictures.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("-o", "--output", type=Path, default=Path(), metavar="FOLDER", help="for the pictures (default: this one)")
+    add("--steps", type=positive_integer, metavar="N", help="steps from nothing to a picture (default: the model's)")
+    add("--guidance", type=finite_number, metavar="G", help="pull of the words on pictures; 1 is none")
+    add("--temperature", type=finite_number, metavar="T", help="randomness of pictures (default: the model's)")
+    add("--seed", type=seed_number, metavar="N", help="makes it repeatable (default: a new one, told on stderr)")
+    add("--max-new-tokens", type=positive_integer, metavar="N", help="longest answer in words (default: 256 tokens)")
+    add("--max-images", type=natural_number, metavar="N", help="most pictures in an answer (default: 4)")
+    add_loading_options(parser)
+    return parser
+
+
+def natural_number(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on, got {text!r}")
+    return int(text)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Talk until the lines end. What can be checked without the model is checked before it is loaded."""
+    check_options(options)
+    if options.model is not None:
+        check_model(options.model)
+    device = choose_device(options.device)
+    interactive = sys.stdin.isatty()
+    seed = options.seed
+    if seed is None:
+        seed = secrets.randbelow(2**32)
+        print(f"seed {seed}", file=sys.stderr)
+    pipe = load_pipeline(options.model, options.dtype, device, options.quiet, "ShowoAnyToAnyPipeline")
+    pipe.set_progress_bar_config(disable=True)  # `Screen` shows the steps, and knows where the text is
+    chat = Chat(pipe, options, seed, interactive)
+    if interactive:
+        with suppress(ImportError):  # a system may lack it
+            import readline  # noqa: F401  # arrow keys, and earlier lines
+        tell("Say something. /help lists the commands, Ctrl-D leaves.")
+    talk(chat)
+    return 1 if chat.failed and not interactive else 0
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raise `UsageError` unless pictures can be written to `--output`, and the numbers can be used."""
+    if not options.output.is_dir():
+        raise UsageError(f"`--output` must be a folder that exists, got '{options.output}'")
+    if not os.access(options.output, os.W_OK):
+        raise UsageError(f"`--output` must be a folder that can be written to, but '{options.output}' cannot")
+    for name in ("guidance", "temperature"):
+        value = getattr(options, name)
+        if value is not None and value < 0:
+            raise UsageError(f"`--{name}` must not be negative, got {value}")
+
+
+# Lines
+
+
+def talk(chat: Chat) -> None:
+    """Hand over line by line, until they end or one says so."""
+    while True:
+        try:
+            if not chat.take(read_line(chat.interactive)):
+                return
+        except EOFError:
+            if chat.interactive:
+                tell("")  # the shell's prompt begins a line
+            return
+        except KeyboardInterrupt:
+            if not chat.interactive:
+                raise
+            tell("\n(/quit or Ctrl-D leaves)")
+
+
+def read_line(interactive: bool) -> str:
+    """The next line; `EOFError` behind the last one."""
+    if not interactive:
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line.rstrip("\n")
+    if sys.stdout.isatty():
+        return input(PROMPT)
+    print(PROMPT, end="", file=sys.stderr, flush=True)  # stdout is for answers
+    return input()
+
+
+def tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# Interrupts
+
+
+class Stop:
+    """A signal handler that notes the first Ctrl-C, for the answer to end in good order. The second one interrupts."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+@contextmanager
+def stopping(active: bool) -> Iterator[Stop]:
+    """Within it, Ctrl-C is noted rather than raised; outside of the main thread, and where not `active`, it is not."""
+    stop = Stop()
+    if not active or threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = signal.signal(signal.SIGINT, stop)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+# What is seen of an answer
+
+
+class Screen:
+    """The answer on stdout, and the steps of a picture on stderr, so that neither writes over the other."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.at_line_start = True
+        self.bar: tqdm | None = None
+
+    def text(self, piece: str) -> None:
+        """Some more words."""
+        if self.at_line_start:
+            piece = piece.lstrip()
+        if piece:
+            print(printable(piece), end="", flush=True)
+            self.at_line_start = piece.endswith("\n")
+
+    def step(self, event: ImageStep) -> None:
+        """A picture has got on by a step."""
+        from tqdm import tqdm
+
+        self.end_line()
+        if self.bar is None:
+            name = f"picture {event.index + 1}"
+            self.bar = tqdm(total=event.num_steps, desc=name, unit="step", leave=False, disable=self.quiet)
+        self.bar.update(event.step + 1 - self.bar.n)
+
+    def picture(self, path: Path) -> None:
+        """A picture is saved."""
+        self.close_bar()
+        self.end_line()
+        print(printable(str(path)), flush=True)
+
+    def close_bar(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def end_line(self) -> None:
+        if not self.at_line_start:
+            print(flush=True)
+            self.at_line_start = True
+
+    def close(self) -> None:
+        self.close_bar()
+        self.end_line()
+
+
+# The conversation
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture that goes with the next message."""
+
+    name: str
+    picture: Image.Image
+
+    def part(self) -> dict[str, Any]:
+        """The part of a saved message that names it."""
+        return {"type": "image", "url" if is_url(self.name) else "path": self.name}
+
+
+class Chat:
+    """
+    A conversation and what a user can do with it.
+
+    Args:
+        pipe: makes the answers.
+        options: those of the command.
+        seed: of all draws, in the order in which they come.
+        interactive: whether somebody sits there, who can stop an answer and mend what went wrong.
+    """
+
+    def __init__(self, pipe: ShowoAnyToAnyPipeline, options: argparse.Namespace, seed: int, interactive: bool):
+        import torch
+
+        self.pipe, self.options, self.interactive = pipe, options, interactive
+        self.generator: torch.Generator = torch.Generator("cpu").manual_seed(seed)  # the same draws on any device
+        self.next_number = 0
+        self.failed = False
+        self.begin()
+
+    def begin(self) -> None:
+        """A new conversation."""
+        self.session = self.pipe.start()
+        self.shown: list[Shown] = []
+        self.messages: list[dict[str, Any]] = []  # as /save writes them
+
+    def take(self, line: str) -> bool:
+        """Do what a line says. False where it says to leave."""
+        command, _, words = line.rstrip().partition(" ")
+        if command == "/quit":
+            return False
+        try:
+            if command.startswith("/"):
+                self.obey(command, words.strip())
+            elif line.strip():
+                self.answer(line.strip())
+            elif self.shown:
+                tell("(the picture goes with your next message)")
+        except (UsageError, CommandError, ValueError, TypeError, RuntimeError) as error:
+            self.failed = True
+            if self.options.debug:
+                traceback.print_exc()
+            tell(f"showo-hf: error: {' '.join(str(error).split())}")
+        return True
+
+    def obey(self, command: str, words: str) -> None:
+        """A line that begins with a slash. `UsageError` if there is no such command."""
+        if command == "/picture":
+            self.show(words)
+        elif command == "/save":
+            self.save(words)
+        elif command == "/new":
+            self.begin()
+            tell("(a new conversation)")
+        elif command == "/help":
+            tell(COMMANDS_HELP)
+        else:
+            raise UsageError(
+                f"there is no command {command}; /help lists them, and a message has a space before its /"
+            )
+
+    def show(self, words: str) -> None:
+        """Read a picture, to go with the next message. `UsageError` if it cannot be read."""
+        if not words:
+            raise UsageError("/picture needs the path of a picture")
+        loaded = load(picture_name(words))
+        if loaded.picture is None:
+            raise UsageError(f"'{loaded.name}' cannot be read: {loaded.problem}")
+        self.shown.append(Shown(loaded.name, loaded.picture))
+        width, height = loaded.picture.size
+        tell(f"({loaded.name}, {width}x{height}, goes with your next message)")
+
+    def save(self, words: str) -> None:
+        """Write the conversation to a file. `UsageError` if it cannot be written to."""
+        if not words:
+            raise UsageError("/save needs the name of a file")
+        path = Path(words).expanduser()
+        check_output("/save", path, (".json",))
+        text = json.dumps(self.messages, indent=2)
+        replace_file(path, lambda temporary: temporary.write_text(f"{text}\n", encoding="utf-8"))
+        tell(f"({len(self.messages)} messages in {path})")
+
+    def given_options(self) -> dict[str, Any]:
+        """The options of an answer; what the user left out is left to the pipeline's own defaults."""
+        wanted = {
+            "max_new_tokens": self.options.max_new_tokens,
+            "max_images": self.options.max_images,
+            "num_inference_steps": self.options.steps,
+            "guidance_scale": self.options.guidance,
+            "temperature": self.options.temperature,
+        }
+        return {name: value for name, value in wanted.items() if value is not None}
+
+    def answer(self, text: str) -> None:
+        """
+        Say something, and show the answer while it comes.
+
+        An answer that is stopped or fails leaves the conversation as it was, with the pictures that were to go along,
+        and the draws as if nothing had been said.
+        """
+        words = {"type": "text", "text": text}
+        pictures = [{"type": "image", "image": shown.picture} for shown in self.shown]
+        said = {"role": "user", "content": [*pictures, words]}
+        state = self.generator.get_state()
+        done = None
+        try:
+            done, saved = self.write(said)
+        except KeyboardInterrupt:  # the second one, which does not wait
+            if not self.interactive:
+                raise
+        finally:
+            if done is None:
+                self.generator.set_state(state)
+        if done is None:
+            tell("(stopped; the conversation is as it was before your message)")
+            return
+        self.messages.append({"role": "user", "content": [*(shown.part() for shown in self.shown), words]})
+        self.messages.append({"role": "assistant", "content": with_paths(done.message["content"], saved)})
+        self.shown = []
+        if not done.message["content"]:
+            tell("(no answer)")
+        elif done.finish_reason == "length":
+            tell("(the answer met a limit: --max-new-tokens, or what the model can hold in mind)")
+
+    def write(self, said: dict[str, Any]) -> tuple[AnswerDone | None, list[Path]]:
+        """Show an answer and save its pictures; None for an answer that was stopped, and the pictures' paths."""
+        from ..pipelines import AnswerDone, ImageDone, ImageStep
+
+        events = self.session.stream(said, generator=self.generator, **self.given_options())
+        saved: list[Path] = []
+        with stopping(self.interactive) as stop, closing(events), closing(Screen(self.options.quiet)) as screen:
+            for event in events:
+                if isinstance(event, AnswerDone):
+                    return event, saved
+                if stop.asked:
+                    break
+                if isinstance(event, ImageStep):
+                    screen.step(event)
+                elif isinstance(event, ImageDone):
+                    saved.append(self.save_picture(cast("Image.Image", event.image)))
+                    screen.picture(saved[-1])
+                else:
+                    screen.text(event.text)
+        return None, saved
+
+    def save_picture(self, picture: Image.Image) -> Path:
+        """Save a picture under the next name that is free."""
+        path, number = save_numbered(self.options.output, "picture", ".png", self.next_number, picture.save)
+        self.next_number = number + 1
+        return path
+
+
+def picture_name(words: str) -> str:
+    """The path or URL that a user means, who may have put it in quotes or written it as shells do."""
+    if is_url(words):
+        return words
+    plain = Path(words).expanduser()
+    if not plain.exists():
+        with suppress(ValueError):  # a quote that is not closed
+            parts = shlex.split(words)
+            if len(parts) == 1:
+                return str(Path(parts[0]).expanduser())
+    return str(plain)
+
+
+def with_paths(content: list[dict[str, Any]], paths: list[Path]) -> list[dict[str, Any]]:
+    """The parts of an answer, with the files of its pictures in place of their tokens."""
+    names = iter(paths)
+    return [{"type": "image", "path": str(next(names))} if part["type"] == "image" else part for part in content]

@@ -1,0 +1,334 @@
+"""`showo-hf caption`, run for real with a small model that has learnt what to say."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from showo_hf import ShowoMMUPipeline, cli
+from showo_hf.commands.caption import DEFAULT_PROMPT
+from showo_hf.pictures import load_picture
+
+
+COLOURS = ("red", "lime", "blue", "white", "black")
+
+
+@pytest.fixture
+def caption(taught_folder):
+    """Run the command with the small model."""
+
+    def run(*arguments: str) -> int:
+        return cli.main(
+            ["caption", *arguments, "--model", taught_folder, "--device", "cpu", "--quiet", "--max-new-tokens", "6"]
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def said(taught_folder):
+    """What the pipeline itself says of pictures, one by one."""
+    pipe = ShowoMMUPipeline.from_pretrained(taught_folder)
+
+    def say(*names: str, prompt: str = DEFAULT_PROMPT) -> list[str]:
+        return [pipe(load_picture(name), prompt, max_new_tokens=6).texts[0] for name in names]
+
+    return say
+
+
+def paint(*names: str) -> list[str]:
+    """Different pictures in the files of these names."""
+    for index, name in enumerate(names):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.radial_gradient("L").resize((20 + index, 16 + 2 * index)).convert("RGB")
+        picture.paste(COLOURS[index % len(COLOURS)], (index, 0, index + 9, 8))
+        picture.save(name)
+    return list(names)
+
+
+def spoil(name: str) -> None:
+    """Cut a picture in half."""
+    whole = Path(name).read_bytes()
+    Path(name).write_bytes(whole[: len(whole) // 2])
+
+
+def json_records(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# Usage
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "PICTURE"),
+        (["missing.png"], "missing.png"),
+        (["here.png", "missing.png"], "missing.png"),
+        ([""], "''"),
+        (["empty"], "'empty' holds no pictures"),
+        (["nested"], "--recursive"),
+        (["here.png", "--prompt", " "], "--prompt"),
+        (["here.png", "--batch-size", "0"], "--batch-size"),
+        (["here.png", "--max-new-tokens", "few"], "--max-new-tokens"),
+        (["here.png", "-o", "out.json"], ".jsonl"),
+        (["here.png", "-o", "missing/out.jsonl"], "missing"),
+        (["here.png", "-o", "folder.jsonl"], "folder.jsonl"),
+        (["here.png", "-o", "notes.jsonl"], "line 1 of 'notes.jsonl' is no JSON object"),
+        (["here.png", "-o", "others.jsonl"], "line 1 of 'others.jsonl' has no picture"),
+        (["here.png", "--device", "abacus"], "--device"),
+        (["here.png", "--model", "empty"], "model_index.json"),
+    ],
+)
+def test_a_wrong_command_line_is_told_in_words(arguments, named, capsys):
+    paint("here.png", "nested/inner/there.png")
+    Path("empty").mkdir()
+    Path("folder.jsonl").mkdir()
+    Path("notes.jsonl").write_text("milk\neggs\n", encoding="utf-8")
+    Path("others.jsonl").write_text('{"name": "milk"}\n', encoding="utf-8")
+    before = sorted(Path().rglob("*"))
+    try:
+        code = cli.main(["caption", *arguments])
+    except SystemExit as end:  # argparse's way
+        code = end.code
+    printed = capsys.readouterr()
+    assert code == cli.USAGE
+    assert printed.out == ""
+    assert "Traceback" not in printed.err
+    assert named in printed.err.splitlines()[-1]
+    assert sorted(Path().rglob("*")) == before
+    assert Path("notes.jsonl").read_text(encoding="utf-8") == "milk\neggs\n"
+
+
+def test_what_the_pipeline_refuses_is_a_usage_error(caption, capsys):
+    paint("a.png")
+    assert caption("a.png", "--prompt", "very long " * 200) == cli.USAGE
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "max_new_tokens" in printed.err.splitlines()[-1]
+
+
+# What is printed
+
+
+def test_one_picture_gives_its_caption_alone(caption, said, capsys):
+    paint("a.png")
+    assert caption("a.png") == cli.GOOD
+    assert capsys.readouterr().out == f"{said('a.png')[0]}\n"
+    assert caption("a.png", "--prompt", "what?") == cli.GOOD
+    assert capsys.readouterr().out == "an owl.\n"
+
+
+def test_several_pictures_give_a_line_each(caption, said, capsys):
+    names = paint("b.png", "pictures/z.png", "pictures/A.JPG", "pictures/k.webp", "pictures/.hidden.png", "x/y/c.bmp")
+    Path("pictures/notes.txt").write_text("no picture", encoding="utf-8")
+    assert caption("x", "--recursive", "pictures", "./b.png", "pictures/z.png", "--batch-size", "3") == cli.GOOD
+    order = ["x/y/c.bmp", "pictures/A.JPG", "pictures/k.webp", "pictures/z.png", "b.png"]
+    assert set(order) | {"pictures/.hidden.png"} == set(names)
+    expected = [f"{name}: {' '.join(text.split())}" for name, text in zip(order, said(*order), strict=True)]
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_a_folder_with_one_picture_gives_a_line_with_its_name(caption, capsys):
+    paint("pictures/a.png")
+    assert caption("pictures", "--prompt", "what?") == cli.GOOD
+    assert capsys.readouterr().out == "pictures/a.png: an owl.\n"
+
+
+def test_json(caption, said, capsys):
+    names = paint("a.png", "ö b.png")
+    assert caption(*names, "--json") == cli.GOOD
+    texts = said(*names)
+    assert json_records(capsys.readouterr().out) == [
+        {"picture": name, "text": text} for name, text in zip(names, texts, strict=True)
+    ]
+    assert caption("a.png", "--json", "--prompt", "what?") == cli.GOOD
+    assert json_records(capsys.readouterr().out) == [{"picture": "a.png", "prompt": "what?", "text": "an owl."}]
+
+
+def test_a_progress_bar_unless_quiet_or_alone(taught_folder, capfd):
+    paint("a.png", "b.png", "c.png")
+    options = ["--model", taught_folder, "--device", "cpu", "--max-new-tokens", "2"]
+    assert cli.main(["caption", "a.png", "b.png", "c.png", *options]) == cli.GOOD
+    printed = capfd.readouterr()
+    assert "reading: 100%" in printed.err and "3/3" in printed.err
+    assert len(printed.out.splitlines()) == 3
+    assert cli.main(["caption", "a.png", *options]) == cli.GOOD
+    assert "reading" not in capfd.readouterr().err
+    assert cli.main(["caption", "a.png", "b.png", *options, "--quiet"]) == cli.GOOD
+    assert "reading" not in capfd.readouterr().err
+
+
+def test_a_name_that_is_no_text_is_printed_all_the_same(caption, capfd):
+    name = os.fsdecode(b"caf\xe9.png")
+    paint("plain.png")
+    try:
+        os.rename("plain.png", name)
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    paint("a.png")
+    assert caption(".", "--prompt", "what?") == cli.GOOD
+    assert capfd.readouterr().out.splitlines() == ["a.png: an owl.", "caf\\udce9.png: an owl."]
+    assert caption(".", "--prompt", "what?", "-o", "out.jsonl") == cli.GOOD
+    assert json_records(Path("out.jsonl").read_text(encoding="ascii"))[1]["picture"] == name
+
+
+def test_whoever_reads_the_output_may_stop(caption, monkeypatch, capfd):
+    paint("a.png", "b.png")
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        monkeypatch.setattr("sys.stdout", closed)
+        assert caption("a.png", "b.png", "--batch-size", "1") == cli.FAILED
+    assert "error" not in capfd.readouterr().err
+
+
+# Pictures of all sorts
+
+
+def test_odd_pictures_are_read(caption, said, capsys):
+    paint("plain.png")
+    plain = Image.open("plain.png").convert("RGB")
+    Image.new("RGB", (1, 1), "red").save("dot.png")
+    Image.new("RGB", (20_000, 4), "red").save("line.png")
+    transparent = plain.copy()
+    transparent.putalpha(100)
+    transparent.save("alpha.png")
+    plain.convert("CMYK").save("cmyk.jpg")
+    plain.convert("P").save("palette.gif")
+    plain.convert("1").save("bits.tif")
+    Image.new("I;16", (16, 16), 40_000).save("deep.png")
+    plain.save("film.gif", save_all=True, append_images=[Image.new("RGB", plain.size, "blue")])
+    Image.open("plain.png").save("other.data", format="PNG")  # named on the command line, so its name does not matter
+    names = sorted(path.name for path in Path().iterdir())
+    assert caption(*names, "--json") == cli.GOOD
+    assert json_records(capsys.readouterr().out) == [
+        {"picture": name, "text": text} for name, text in zip(names, said(*names), strict=True)
+    ]
+
+
+def test_pictures_that_cannot_be_read_stop_nothing(caption, said, capsys):
+    paint("bad/a.png", "bad/b.png", "bad/c.png", "bad/d.jpg", "bad/e.png")
+    spoil("bad/b.png")
+    spoil("bad/d.jpg")
+    Path("bad/c.png").write_text("a picture of an owl", encoding="utf-8")
+    Path("bad/f.png").touch()
+    Path("bad/folder.png").mkdir()
+    assert caption("bad", "--batch-size", "2") == cli.FAILED
+    printed = capsys.readouterr()
+    good, bad = ["bad/a.png", "bad/e.png"], ["bad/b.png", "bad/c.png", "bad/d.jpg", "bad/f.png"]
+    expected = [f"{name}: {' '.join(text.split())}" for name, text in zip(good, said(*good), strict=True)]
+    assert printed.out.splitlines() == expected
+    told = [line for line in printed.err.splitlines() if line.startswith("showo-hf: error: ")]
+    assert len(told) == len(bad)
+    for name, line in zip(bad, told, strict=True):
+        assert line.startswith(f"showo-hf: error: '{name}' cannot be read: ")
+        assert len(line.split(": ", 3)[3]) > 5
+        assert "0x" not in line and os.getcwd() not in line
+    assert "Traceback" not in printed.err
+
+    assert caption("bad", "--json") == cli.FAILED
+    records = json_records(capsys.readouterr().out)
+    assert [record["picture"] for record in records] == sorted(good + bad)
+    assert [record["picture"] for record in records if set(record) == {"picture", "error"}] == bad
+
+
+def broken_model() -> str:
+    """A model that a command takes for one, and that cannot be loaded."""
+    Path("broken").mkdir(exist_ok=True)
+    Path("broken/model_index.json").write_text("{}", encoding="utf-8")
+    return "broken"
+
+
+def test_no_model_is_loaded_for_a_picture_that_cannot_be_read(capsys):
+    paint("a.png")
+    spoil("a.png")
+    assert cli.main(["caption", "a.png", "--model", broken_model()]) == cli.FAILED
+    assert capsys.readouterr().err.splitlines()[-1].startswith("showo-hf: error: 'a.png' cannot be read: ")
+
+
+# Files of results
+
+
+def results(name: str = "out.jsonl") -> list[dict]:
+    return json_records(Path(name).read_text(encoding="utf-8"))
+
+
+def test_a_file_of_results_grows_and_nothing_is_asked_twice(caption, said, capsys):
+    paint("p/a.png", "p/c.png")
+    assert caption("p", "-o", "out.jsonl") == cli.GOOD
+    printed = capsys.readouterr()
+    assert printed.out == "out.jsonl\n"
+    first = Path("out.jsonl").read_bytes()
+    assert results() == [
+        {"picture": name, "text": text}
+        for name, text in zip(["p/a.png", "p/c.png"], said("p/a.png", "p/c.png"), strict=True)
+    ]
+    paint("p/b.png")
+    assert caption("p", "-o", "out.jsonl") == cli.GOOD
+    assert Path("out.jsonl").read_bytes().startswith(first)
+    assert [record["picture"] for record in results()] == ["p/a.png", "p/c.png", "p/b.png"]
+    # With nothing left to ask, no model is needed.
+    complete = Path("out.jsonl").read_bytes()
+    assert cli.main(["caption", "p", "-o", "out.jsonl", "--model", broken_model()]) == cli.GOOD
+    assert "3 done before, 0 now, 0 failed" in capsys.readouterr().err
+    assert Path("out.jsonl").read_bytes() == complete
+    # Another prompt is another question.
+    assert caption("p", "-o", "out.jsonl", "--prompt", "what?") == cli.GOOD
+    assert len(results()) == 6
+    assert all(record["text"] == "an owl." for record in results()[3:])
+
+
+def test_what_failed_is_tried_again_and_has_one_line(caption):
+    paint("p/a.png", "p/b.png")
+    whole = Path("p/a.png").read_bytes()
+    spoil("p/a.png")
+    assert caption("p", "-o", "out.jsonl") == cli.FAILED
+    assert caption("p", "-o", "out.jsonl") == cli.FAILED
+    assert [(record["picture"], "error" in record) for record in results()] == [("p/b.png", False), ("p/a.png", True)]
+    Path("p/a.png").write_bytes(whole)
+    assert caption("p/b.png", "-o", "out.jsonl") == cli.GOOD  # what is not asked for is left alone
+    assert "error" in results()[1]
+    assert caption("p", "-o", "out.jsonl") == cli.GOOD
+    assert [(record["picture"], "error" in record) for record in results()] == [("p/b.png", False), ("p/a.png", False)]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 9])
+def test_a_line_that_was_cut_off_is_asked_again(caption, cut):
+    names = paint("a.png", "b.png", "c.png")
+    assert caption(*names, "-o", "out.jsonl") == cli.GOOD
+    whole = Path("out.jsonl").read_bytes()
+    Path("out.jsonl").write_bytes(whole[:-cut])
+    assert caption(*names, "-o", "out.jsonl") == cli.GOOD
+    assert Path("out.jsonl").read_bytes() == whole
+
+
+def test_a_linked_file_of_results_stays_linked(caption):
+    paint("a.png", "b.png")
+    Path("real").mkdir()
+    os.symlink("real/out.jsonl", "out.jsonl")
+    spoil("a.png")
+    assert caption("a.png", "-o", "out.jsonl") == cli.FAILED
+    paint("a.png")
+    assert caption("a.png", "-o", "out.jsonl") == cli.GOOD
+    assert Path("out.jsonl").is_symlink()
+    assert len(results("real/out.jsonl")) == 1
+
+
+def test_an_interrupted_run_is_gone_on_with(caption, interrupt_when, capsys):
+    paint("p/0.png", "p/1.png", "p/2.png")
+    for index in range(3, 120):
+        shutil.copy(f"p/{index % 3}.png", f"p/{index}.png")
+    output = Path("out.jsonl")
+    with interrupt_when(lambda: output.exists() and output.stat().st_size > 300):
+        assert caption("p", "-o", "out.jsonl", "--batch-size", "1") == cli.INTERRUPTED
+    assert capsys.readouterr().err.splitlines()[-1] == "showo-hf: interrupted"
+    done = len(output.read_bytes().splitlines())
+    assert 3 < done < 120
+    assert caption("p", "-o", "out.jsonl", "--batch-size", "32") == cli.GOOD
+    assert [record["picture"] for record in results()] == sorted(f"p/{index}.png" for index in range(120))
+    texts = {record["picture"]: record["text"] for record in results()}
+    assert all(texts[f"p/{index}.png"] == texts[f"p/{index % 3}.png"] for index in range(120))

@@ -1,0 +1,398 @@
+"""`showo-hf chat`, run for real with small models: one that has learnt a few answers, one that never stops."""
+
+import argparse
+import functools
+import io
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import talking
+import torch
+from PIL import Image
+
+from showo_hf import ShowoAnyToAnyPipeline, cli
+from showo_hf.commands.chat import Chat, Screen, picture_name, stopping
+
+
+@pytest.fixture
+def chat(taught_folder, monkeypatch):
+    """Hand lines to the command, as from a file."""
+
+    def run(*lines: str, options: tuple[str, ...] = ("--seed", "3", "--quiet")) -> int:
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        return cli.main(["chat", "--model", taught_folder, "--device", "cpu", *options])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def pipe(taught_folder) -> ShowoAnyToAnyPipeline:
+    pipe = ShowoAnyToAnyPipeline.from_pretrained(taught_folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def paint(name: str) -> str:
+    Image.radial_gradient("L").resize((20, 16)).convert("RGB").save(name)
+    return name
+
+
+def pixels(path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def files() -> list[str]:
+    return sorted(path.name for path in Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--output", "missing"], "'missing'"),
+        (["--output", "file"], "'file'"),
+        (["--steps", "0"], "--steps"),
+        (["--guidance", "-1"], "--guidance"),
+        (["--temperature", "-0.5"], "--temperature"),
+        (["--temperature", "nan"], "--temperature"),
+        (["--seed", "-1"], "--seed"),
+        (["--max-new-tokens", "0"], "--max-new-tokens"),
+        (["--max-images", "-1"], "--max-images"),
+        (["--device", "abacus"], "--device"),
+        (["--model", "./nowhere"], "./nowhere"),
+        (["hello"], "hello"),
+    ],
+)
+def test_a_wrong_command_line_is_told_in_words(arguments, named, capsys):
+    Path("file").touch()
+    try:
+        code = cli.main(["chat", *arguments])
+    except SystemExit as end:  # argparse's way
+        code = end.code
+    printed = capsys.readouterr()
+    assert code == cli.USAGE
+    assert printed.out == ""
+    assert "Traceback" not in printed.err
+    assert named in printed.err.splitlines()[-1]
+    assert files() == ["file"]
+
+
+# Lines from a file
+
+
+def test_answers_in_text_and_pictures(chat, pipe, capfd):
+    assert chat("two hearts", "what?") == cli.GOOD
+    printed = capfd.readouterr()
+    assert printed.out == "a heart:\npicture-0.png\none more:\npicture-1.png\ntwo red hearts.\n"
+    assert printed.err == ""
+    assert files() == ["picture-0.png", "picture-1.png"]
+    answer = pipe("two hearts", generator=torch.Generator().manual_seed(3))
+    pictures = [part["image"] for part in answer.content if part["type"] == "image"]
+    for index, picture in enumerate(pictures):
+        assert (pixels(f"picture-{index}.png") == np.asarray(picture)).all()
+
+
+def test_the_steps_of_a_picture_go_to_stderr(chat, capfd):
+    assert chat("two hearts", options=("--steps", "5")) == cli.GOOD
+    printed = capfd.readouterr()
+    assert printed.out.splitlines() == ["a heart:", "picture-0.png", "one more:", "picture-1.png"]
+    assert "picture 1" in printed.err and "picture 2" in printed.err and "/5" in printed.err
+    assert len(re.findall(r"^seed \d+$", printed.err, flags=re.MULTILINE)) == 1
+
+
+def test_a_seed_repeats_a_conversation(chat, capfd):
+    for folder, seed in [("one", "3"), ("again", "3"), ("other", "4")]:
+        Path(folder).mkdir()
+        options = ("--seed", seed, "--quiet", "--output", folder)
+        assert chat("two hearts", "/new", "two hearts", options=options) == cli.GOOD
+    one, again, other = (
+        [(Path(folder) / f"picture-{index}.png").read_bytes() for index in range(4)]
+        for folder in ("one", "again", "other")
+    )
+    assert one == again
+    assert len({*one, *other}) == 8
+    assert "other/picture-3.png" in capfd.readouterr().out.splitlines()
+
+
+def test_no_file_is_overwritten(chat, capfd):
+    Path("picture-0.png").write_bytes(b"mine")
+    assert chat("two hearts") == cli.GOOD
+    assert chat("two hearts") == cli.GOOD
+    assert Path("picture-0.png").read_bytes() == b"mine"
+    assert files() == [f"picture-{index}.png" for index in range(5)]
+    assert capfd.readouterr().out.split().count("picture-1.png") == 1
+
+
+def test_every_setting_reaches_the_pipeline(chat, capfd):
+    pictures = set()
+    for more in [(), ("--steps", "2"), ("--guidance", "1"), ("--temperature", "5"), ("--dtype", "bfloat16")]:
+        assert chat("two hearts", options=("--seed", "3", "--quiet", *more)) == cli.GOOD
+        pictures.add(Path(capfd.readouterr().out.splitlines()[1]).read_bytes())
+    assert len(pictures) == 5
+    assert chat("two hearts", options=("--quiet", "--max-images", "1", "--seed", "3")) == cli.GOOD
+    assert len([line for line in capfd.readouterr().out.splitlines() if line.endswith(".png")]) == 1
+    assert chat("two hearts", options=("--quiet", "--max-images", "0", "--seed", "3")) == cli.GOOD
+    assert ".png" not in capfd.readouterr().out
+    assert chat("what?", options=("--quiet", "--max-new-tokens", "1", "--seed", "3")) == cli.GOOD
+    printed = capfd.readouterr()
+    assert "--max-new-tokens" in printed.err
+    assert len(printed.out) < len("an owl.\n")
+
+
+def test_pictures_go_with_the_next_message(chat, pipe, capfd):
+    paint("an apple.png")
+    names = ["an apple.png", '"an apple.png"', "an\\ apple.png", "./an apple.png"]
+    for name in names:
+        assert chat(f"/picture {name}", "", "what?") == cli.GOOD
+        printed = capfd.readouterr()
+        assert printed.out == "an owl.\n"
+        assert "(an apple.png, 20x16, goes with your next message)" in printed.err
+    two = pipe([{"role": "user", "content": [
+        {"type": "image", "path": "an apple.png"}, {"type": "image", "path": "an apple.png"},
+        {"type": "text", "text": "what?"},
+    ]}]).content  # fmt: skip
+    assert chat("/picture an apple.png", "/picture an apple.png", "what?", "/new", "two hearts") == cli.GOOD
+    assert capfd.readouterr().out.startswith("".join(part.get("text", "") for part in two))
+
+
+def test_a_saved_conversation_can_be_given_to_the_pipeline(chat, pipe, capfd):
+    paint("apple.png")
+    lines = ["/picture apple.png", "what?", "two hearts", "/save said.json", "/new", "what?", "/save later.json"]
+    assert chat(*lines) == cli.GOOD
+    messages = json.loads(Path("said.json").read_text(encoding="utf-8"))
+    assert [message["role"] for message in messages] == ["user", "assistant"] * 2
+    assert messages[:2] == [
+        {"role": "user", "content": [{"type": "image", "path": "apple.png"}, {"type": "text", "text": "what?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "an owl."}]},
+    ]
+    shown = [part["path"] for part in messages[3]["content"] if part["type"] == "image"]
+    assert shown == [line for line in capfd.readouterr().out.splitlines() if line.endswith(".png")]
+    assert pipe(messages[:1]).content == messages[1]["content"]
+    assert len(json.loads(Path("later.json").read_text(encoding="utf-8"))) == 2
+
+
+def test_what_is_wrong_is_told_and_the_rest_goes_on(chat, capfd):
+    paint("cut.png")
+    Path("cut.png").write_bytes(Path("cut.png").read_bytes()[:60])
+    Path("text.png").write_text("an owl", encoding="utf-8")
+    lines = [
+        "/paint",
+        "/picture",
+        "/picture nowhere.png",
+        "/picture cut.png",
+        "/picture text.png",
+        "/save",
+        "/save a.txt",
+    ]
+    assert chat(*lines, "what? " * 300, "two hearts", "/quit", "what?") == cli.FAILED
+    printed = capfd.readouterr()
+    told = printed.err.splitlines()
+    assert len(told) == len(lines) + 1
+    named = ["/paint", "path", "'nowhere.png'", "'cut.png'", "'text.png'", "/save", "a.txt", "positions"]
+    for line, name in zip(told, named, strict=True):
+        assert line.startswith("showo-hf: error: ") and name in line
+    assert printed.out.splitlines()[::2] == ["a heart:", "one more:"]  # and nothing behind /quit
+
+
+def test_help_and_a_message_that_begins_with_a_slash(chat, capfd):
+    assert chat("/help", " /quit", "") == cli.GOOD
+    printed = capfd.readouterr()
+    assert "/picture PATH" in printed.err
+    assert printed.out != ""  # said to the model, whatever it makes of it
+
+
+def test_no_lines_at_all(chat, capfd):
+    assert chat() == cli.GOOD
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_picture_that_cannot_be_saved_undoes_the_turn(taught_folder, pipe, monkeypatch, capfd):
+    Path("out").mkdir()
+    chat = conversation(pipe, output="out")
+    Path("out").rmdir()
+    assert chat.take("two hearts")
+    assert "cannot write 'out/picture-0.png'" in capfd.readouterr().err
+    assert chat.failed and chat.messages == chat.session.messages == []
+    Path("out").mkdir()
+    assert chat.take("two hearts")
+    assert capfd.readouterr().out.splitlines()[1] == "out/picture-0.png"
+
+
+def test_path_of_a_picture():
+    paint("a b.png")
+    assert picture_name("a b.png") == picture_name("'a b.png'") == picture_name("a\\ b.png") == "a b.png"
+    assert picture_name("it's.png") == "it's.png"  # which is not there, and said to be so
+    assert picture_name("~/x.png") == str(Path.home() / "x.png")
+    assert picture_name("https://example.org/a b.png") == "https://example.org/a b.png"
+
+
+def test_the_screen_keeps_words_and_pictures_apart(capsys):
+    screen = Screen(quiet=True)
+    for piece in (" one", " two\n", "  three"):
+        screen.text(piece)
+    screen.picture(Path("a.png"))
+    screen.text(" ")
+    screen.picture(Path("b.png"))
+    screen.text(" four\n\n")
+    screen.close()
+    screen.close()
+    assert capsys.readouterr().out == "one two\nthree\na.png\nb.png\nfour\n\n"
+
+
+# Interrupts
+
+
+def conversation(pipe: ShowoAnyToAnyPipeline, interactive=False, **options) -> Chat:
+    """A chat with the usual options."""
+    names = ("max_new_tokens", "max_images", "steps", "guidance", "temperature")
+    defaults = {"output": ".", "quiet": True, "debug": False, **dict.fromkeys(names)}
+    values = {**defaults, **options}
+    return Chat(pipe, argparse.Namespace(**{**values, "output": Path(values["output"])}), 0, interactive)
+
+
+def test_the_first_signal_is_noted_and_the_second_raises():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), stopping(True) as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before
+    with stopping(False) as stop:
+        assert signal.getsignal(signal.SIGINT) == before
+
+
+ENDLESS = 100_000  # tokens; nobody waits for the end
+
+
+def endless(**bias: float) -> ShowoAnyToAnyPipeline:
+    """A model that talks on and on."""
+    pipe = talking.chatty(eot=-1e4, **bias)
+    pipe.model.config.text_config.max_position_embeddings = ENDLESS
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def endless_folder(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("models") / "endless"
+    endless(soi=-1e4).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("where", ["words", "picture"])
+def test_an_answer_that_is_stopped_leaves_no_trace(where, interrupt_when, capfd):
+    pipe = endless(soi=-1e4 if where == "words" else 1e4)
+    wanted = {"max_new_tokens": ENDLESS, "max_images": ENDLESS, "steps": 16}
+    chat = conversation(pipe, interactive=True, quiet=False, **wanted)
+    paint("apple.png")
+    assert chat.take("/picture apple.png")
+    state = chat.generator.get_state()
+    printed = {"out": "", "err": ""}
+
+    def begun() -> bool:
+        more = capfd.readouterr()
+        printed["out"] += more.out
+        printed["err"] += more.err
+        return bool(printed["out"]) if where == "words" else "picture 1" in printed["err"]
+
+    with interrupt_when(begun):
+        assert chat.take("tell me a story")
+    end = capfd.readouterr()
+    assert "(stopped; the conversation is as it was before your message)" in printed["err"] + end.err
+    assert chat.messages == chat.session.messages == []
+    assert [shown.name for shown in chat.shown] == ["apple.png"]
+    assert torch.equal(chat.generator.get_state(), state)
+    assert not chat.failed
+    for name in files():
+        pixels(name)  # Pillow raises if one is cut off
+    # What is said next is said as if nothing had been before it.
+    number = len(files()) - 1
+    fresh = conversation(chat.pipe, steps=2, max_new_tokens=4, max_images=1)
+    chat.options = fresh.options
+    for one in (chat, fresh):
+        one.next_number = number
+    fresh.take("/picture apple.png")
+    assert chat.take("tell me") and fresh.take("tell me")
+    assert talking.same_parts(chat.session.messages[1]["content"], fresh.session.messages[1]["content"])
+
+
+def test_where_nobody_sits_an_interrupt_ends_the_program(endless_folder, monkeypatch, interrupt_when, capfd):
+    monkeypatch.setattr("sys.stdin", io.StringIO("tell me\n"))
+    options = ["--device", "cpu", "--quiet", "--seed", "0", "--max-new-tokens", str(ENDLESS)]
+    with interrupt_when(lambda: capfd.readouterr().out != ""):
+        code = cli.main(["chat", "--model", endless_folder, *options])
+    assert code == cli.INTERRUPTED
+    assert capfd.readouterr().err.splitlines()[-1] == "showo-hf: interrupted"
+
+
+class Terminal:
+    """A command in a terminal of its own, as a user has it."""
+
+    def __init__(self, *command: str):
+        self.master, slave = pty.openpty()
+        # A shell's background jobs ignore the signal, and their children with them.
+        heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        self.process = subprocess.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, preexec_fn=heed, start_new_session=True
+        )
+        os.close(slave)
+        self.seen = ""
+
+    def read(self) -> None:
+        """Take what comes; fail where nothing does."""
+        assert select.select([self.master], [], [], 240)[0], f"nothing comes behind {self.seen!r}"
+        self.seen += os.read(self.master, 4096).decode(errors="replace")
+
+    def wait_for(self, text: str) -> None:
+        """Read on until `text` comes, and forget what came up to it."""
+        while text not in self.seen:
+            self.read()
+        self.seen = self.seen.partition(text)[2]
+
+    def wait_for_more(self, count: int) -> None:
+        """Read on until so many more characters have come."""
+        while len(self.seen) < count:
+            self.read()
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+
+@pytest.mark.slow
+def test_in_a_terminal(endless_folder):
+    paint("apple.png")
+    options = ["--device", "cpu", "--seed", "3", "--max-new-tokens", str(ENDLESS)]
+    terminal = Terminal(sys.executable, "-m", "showo_hf.cli", "chat", "--model", endless_folder, *options)
+    terminal.wait_for("Ctrl-D leaves.")
+    terminal.wait_for("> ")
+    terminal.interrupt()
+    terminal.wait_for("(/quit or Ctrl-D leaves)")
+    terminal.wait_for("> ")
+    terminal.type("/picture apple.png\n")
+    terminal.wait_for("20x16, goes with your next message)")
+    for _ in range(2):
+        terminal.wait_for("> ")
+        terminal.type("tell me\n")
+        terminal.wait_for("tell me")
+        terminal.wait_for_more(50)
+        terminal.interrupt()
+        terminal.wait_for("(stopped; the conversation is as it was before your message)")
+    terminal.wait_for("> ")
+    terminal.type("/save said.json\n")
+    terminal.wait_for("(0 messages in said.json)")
+    terminal.wait_for("> ")
+    terminal.type("\x04")
+    assert terminal.process.wait(timeout=60) == 0
+    os.close(terminal.master)
+    assert files() == ["apple.png", "said.json"]

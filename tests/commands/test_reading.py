@@ -1,0 +1,151 @@
+"""What `showo-hf caption` and `showo-hf ask` share, apart from the model."""
+
+import functools
+import http.server
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from showo_hf.commands.errors import UsageError
+from showo_hf.commands.reading import Job, ask_each, batches, find_pictures, is_alone, load, loaded_batches, open_jobs
+
+
+ASKED = tuple({"question": name} for name in "abc")
+JOBS = st.lists(st.builds(Job, st.uuids().map(str), st.sampled_from([ASKED[:1], ASKED[1:], ASKED])), max_size=30)
+
+
+def paint(*names: str) -> None:
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6), "red").save(name)
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    """A web server of the test's folder."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=".")) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+# Which pictures
+
+
+def test_folders_are_read_in_the_order_of_names():
+    paint("p/b.png", "p/a.JPG", "p/in/c.png", "p/.d.png", "p/in/.e.png", "p/.in/g.png", "f.png")
+    paint(".h/i.png")
+    Path("p/notes.txt").touch()
+    assert find_pictures(["p"], recursive=False) == ["p/a.JPG", "p/b.png"]
+    assert find_pictures(["p"], recursive=True) == ["p/a.JPG", "p/b.png", "p/in/c.png"]
+    assert find_pictures([".h"], recursive=False) == [".h/i.png"]  # as it was named
+    url = "https://example.org/x.png"
+    assert find_pictures(["f.png", url, "./p/b.png", "p/", "f.png", url], recursive=False) == [
+        "f.png", url, "p/b.png", "p/a.JPG",
+    ]  # fmt: skip
+
+
+def test_what_does_not_exist_is_told():
+    paint("p/in/a.png")
+    for names, message in [
+        (["nowhere"], "'nowhere' does not exist"),
+        ([""], "'' does not exist"),
+        (["p"], "'p' holds no pictures .*--recursive"),
+        (["p/in/a.png/b"], "does not exist"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            find_pictures(names, recursive=False)
+
+
+def test_one_picture_is_alone_and_a_folder_never_is():
+    paint("p/a.png")
+    assert is_alone(["p/a.png"]) and is_alone(["https://example.org/a.png"])
+    assert not is_alone(["p"]) and not is_alone(["p/a.png", "p/a.png"])
+
+
+def test_pictures_by_address(address):
+    paint("a.png")
+    Path("b.png").write_text("hello", encoding="utf-8")
+    assert load(f"{address}/a.png").picture.size == (8, 6)
+    bad, missing = load(f"{address}/b.png"), load(f"{address}/c.png")
+    assert bad.picture is None and bad.problem == "no picture in a known format"
+    assert missing.picture is None and "404" in missing.problem
+
+
+def test_a_picture_that_is_gone():
+    assert load("a.png").problem == "no such file"
+    Path("a.png").mkdir()
+    assert load("a.png").problem == "no such file"
+
+
+# What is asked
+
+
+@given(JOBS, st.integers(1, 7))
+def test_batches_keep_the_order_and_ask_one_thing_each(jobs, size):
+    found = list(batches(jobs, size))
+    assert [job for batch in found for job in batch] == jobs
+    for batch, following in zip(found, [*found, []][1:], strict=True):
+        assert 1 <= len(batch) <= size
+        assert len({str(job.questions) for job in batch}) == 1
+        # No batch is smaller than it need be.
+        assert len(batch) == size or not following or following[0].questions != batch[0].questions
+
+
+@given(JOBS, st.data())
+def test_what_is_answered_is_not_asked_again(jobs, data):
+    pictures = [job.picture for job in jobs]
+    every = [{"picture": job.picture, **question, "answer": "yes."} for job in jobs for question in job.questions]
+    done = data.draw(st.lists(st.sampled_from(every), unique_by=str)) if every else []
+    rest = open_jobs(pictures, ASKED, done)
+    left = [(job.picture, question["question"]) for job in rest for question in job.questions]
+    told = [(record["picture"], record["question"]) for record in done]
+    assert left == [(picture, name) for picture in pictures for name in "abc" if (picture, name) not in told]
+    assert all(job.questions for job in rest)
+    # An error answers nothing.
+    failed = [{"picture": picture, "error": "cut off"} for picture in pictures]
+    assert open_jobs(pictures, ASKED, [*done, *failed]) == rest
+
+
+def test_batches_are_loaded_in_order_and_one_ahead():
+    names = [f"{index}.png" for index in range(7)]
+    paint(*names)
+    Path("3.png").write_bytes(Path("3.png").read_bytes()[:40])
+    jobs = [Job(name, ASKED[:1]) for name in names]
+    before = threading.active_count()
+    with closing(loaded_batches(jobs, 2)) as loaded:
+        questions, first = next(loaded)
+        assert questions == [ASKED[0]]
+        assert [one.name for one in first] == names[:2]
+        rest = [one for _, batch in loaded for one in batch]
+    assert [one.name for one in rest] == names[2:]
+    assert [one.name for one in rest if one.picture is None] == ["3.png"]
+    with closing(loaded_batches(jobs, 1)) as loaded:
+        next(loaded)  # and no more: who stops early leaves no threads
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("prompts", [["a"], ["a", "b"]])
+def test_every_prompt_is_asked_about_every_picture(prompts):
+    calls = []
+
+    def call(pictures: list, asked: list[str]) -> list[str]:
+        assert 1 in (len(pictures), len(asked))  # what a pipeline takes
+        calls.append(len(pictures) * len(asked))
+        return [f"{picture}{prompt}" for picture in pictures for prompt in asked]
+
+    assert ask_each(call, [1, 2, 3], prompts) == [
+        [f"{picture}{prompt}" for prompt in prompts] for picture in (1, 2, 3)
+    ]
+    assert calls == ([3] if len(prompts) == 1 else [2, 2, 2])

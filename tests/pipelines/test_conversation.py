@@ -1,0 +1,333 @@
+"""Turns of a conversation: what is read, what is forgotten again, and how an answer is streamed."""
+
+import numpy as np
+import pytest
+import talking
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from talking import PICTURE_LENGTH, PROCESSOR, Calls, chatty, generator, grid, image, same_parts, taught, text, user
+from transformers import AutoTokenizer
+
+from showo_hf import EMBEDDED_MODEL, AnswerDone, Conversation, ImageDone, ImageStep, TextPiece
+from showo_hf.pipelines.conversation import Memory, TextPieces
+
+
+GREEDY = {"num_inference_steps": 2, "max_new_tokens": 40, "output_type": "latent"}
+SAMPLED = {"num_inference_steps": 2, "max_new_tokens": 8, "max_images": 2, "do_sample": True, "output_type": "latent"}
+
+
+def template_ids(messages: list[dict], **options) -> list[int]:
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"} | options
+    return PROCESSOR.apply_chat_template(messages, **options)["input_ids"][0].tolist()
+
+
+def ask(session: Conversation, words: str, seed: int, **options):
+    return session.send(words, generator=generator(seed), **(SAMPLED | options))
+
+
+# Turns
+
+
+def test_a_further_turn_reads_its_new_ids_alone():
+    pipe = taught()
+    session = pipe.start()
+    first = session.send("two hearts", generator=generator(), **GREEDY)
+    assert [part["type"] for part in first.content] == ["text", "image", "text", "image"]
+    assert [part["text"] for part in first.content[::2]] == ["a heart:", "one more:"]
+    read, calls = len(template_ids(session.messages)) - 1, Calls(pipe)  # without `eot`, which was written and not read
+    second = session.send("what?", **GREEDY)
+    assert second.content == [text("two red hearts.")] and second.finish_reason == "stop"
+    whole = template_ids(session.messages)
+    words = len(PROCESSOR.text_ids("two red hearts."))
+    assert calls == [(1, len(whole) - 1 - words - read), *[(1, 1)] * words]
+
+
+def test_what_was_read_is_the_chat_template_s():
+    """Also where an answer met a limit, and the model's own ids are not those of its text."""
+    session = chatty().start({"role": "system", "content": "flat style"})
+    for turn, words in enumerate(["an owl", "two hearts", "a cat"]):
+        expected = template_ids([*session.messages, user(words)], add_generation_prompt=True)
+        *_, done = session.stream(words, generator=generator(turn), **SAMPLED)
+        assert session._memory.ids[: len(expected)] == expected
+        assert done.message["content"] and same_parts(done.message["content"], session.messages[-1]["content"])
+
+
+@pytest.mark.parametrize("make", [taught, chatty])
+def test_turns_are_as_the_whole_conversation_anew(make):
+    pipe = make()
+    session = pipe.start()
+    messages: list[dict] = []
+    for seed, message in enumerate(["two hearts", user(grid(5), "what?"), "an owl", "what?"]):
+        ours = ask(session, message, seed)
+        anew = pipe(
+            [*messages, talking.user(message) if isinstance(message, str) else message],
+            generator=generator(seed),
+            **SAMPLED,
+        )
+        assert same_parts(ours.content, anew.content) and ours.finish_reason == anew.finish_reason
+        messages = session.messages
+    assert [message["role"] for message in messages] == ["user", "assistant"] * 4
+
+
+def test_an_answer_can_be_put_behind_its_messages():
+    pipe = chatty()
+    messages = [user("an owl")]
+    session = pipe.start()
+    for seed in range(2):
+        answer = pipe(messages, generator=generator(seed), **SAMPLED)
+        assert same_parts(answer.content, ask(session, messages[-1], seed).content)
+        messages += [answer.message, user("two hearts")]
+    assert same_parts(session.messages[-1]["content"], messages[-2]["content"])
+
+
+def test_the_empty_prompt_is_read_once_for_a_conversation():
+    pipe = chatty()
+    calls = Calls(pipe)
+    empty = PROCESSOR.text_to_image_prefix([""])["input_ids"].shape[1]
+    session = pipe.start()
+    for seed in range(3):
+        ask(session, "an owl", seed)
+    assert calls.count((1, empty)) == 1 and calls.count((1, PICTURE_LENGTH)) > 6
+
+
+def test_pictures_are_encoded_once_and_kept_as_codes():
+    pipe = chatty()
+    encoded = []
+    pipe.image_tokenizer.encoder.register_forward_hook(lambda module, args, output: encoded.append(len(args[0])))
+    pictures = [
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), "uint8")) for seed in (0, 1, 2)
+    ]
+    session = pipe.start([user(pictures[0], "a"), {"role": "assistant", "content": "b"}])
+    ask(session, user(pictures[1], pictures[2], "an owl"), 0)
+    ask(session, "a cat", 1)
+    assert encoded == [3]
+    codes = [
+        part["image"] for message in session.messages[:3:2] for part in message["content"] if part["type"] == "image"
+    ]
+    pixels = PROCESSOR(images=pictures)["pixel_values"]
+    assert torch.equal(torch.stack(codes), pipe.image_tokenizer.encode(pixels).image_tokens)
+
+
+def test_messages_are_the_caller_s_own():
+    session = chatty().start("hello")
+    ask(session, user(grid(), "an owl"), 0)
+    messages = session.messages
+    assert messages[0] == {"role": "user", "content": "hello"}
+    messages[-2]["content"].clear()
+    messages.clear()
+    assert len(session.messages) == 3 and len(session.messages[1]["content"]) == 2
+
+
+# A turn that does not come to its end
+
+
+def interrupt_layer(pipe, calls: int):
+    """Interrupt the model in its last layer, when the others have their keys and values already, at the call so many."""
+    count = 0
+
+    def hook(module, args):
+        nonlocal count
+        count += 1
+        if count > calls:
+            handle.remove()
+            raise KeyboardInterrupt
+
+    handle = pipe.model.model.layers[-1].register_forward_pre_hook(hook)
+
+
+def expect_untouched(session: Conversation, before: list[dict], expected: list[list[dict]]):
+    """The session has the messages `before`, and goes on with the answers `expected`."""
+    assert [message["role"] for message in session.messages] == [message["role"] for message in before]
+    assert all(
+        same_parts(a["content"], b["content"])
+        for a, b in zip(session.messages, before, strict=True)
+        if a["role"] == "assistant"
+    )
+    for seed, content in enumerate(expected, start=1):
+        assert same_parts(ask(session, "two hearts", seed).content, content)
+
+
+@pytest.fixture(scope="module")
+def story() -> list[list[dict]]:
+    """The answers of an undisturbed conversation."""
+    session = chatty().start()
+    return [ask(session, "an owl" if seed == 0 else "two hearts", seed).content for seed in range(3)]
+
+
+@pytest.mark.parametrize("turns_before", [0, 1])
+@pytest.mark.parametrize("calls", [0, 1, 2, 3, 5, 8, 13])
+def test_an_interrupt_in_the_model_leaves_the_conversation_as_it_was(story, turns_before, calls):
+    pipe = chatty()
+    session = pipe.start()
+    for _ in range(turns_before):
+        ask(session, "an owl", 0)
+    before = session.messages
+    interrupt_layer(pipe, calls)
+    with pytest.raises(KeyboardInterrupt):
+        ask(session, user(grid(3), "another one"), 9, max_new_tokens=30)
+    if turns_before:
+        expect_untouched(session, before, story[1:])
+    else:
+        assert session.messages == []
+        assert same_parts(ask(session, "an owl", 0).content, story[0])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_an_interrupt_in_the_middle_of_a_picture_leaves_the_conversation_as_it_was(story, error):
+    pipe = chatty()
+    session = pipe.start()
+    ask(session, "an owl", 0)
+    before, steps = session.messages, []
+
+    def stop(its_pipe, step, timestep, tensors):
+        steps.append(step)
+        if len(steps) == 3:  # in the second picture
+            raise error
+
+    with pytest.raises(error):
+        ask(session, "another one", 4, max_new_tokens=30, callback_on_step_end=stop)
+    assert steps == [0, 1, 0]
+    expect_untouched(session, before, story[1:])
+
+
+@pytest.mark.parametrize("kind", [TextPiece, ImageStep, ImageDone])
+def test_a_stream_that_is_left_leaves_the_conversation_as_it_was(story, kind):
+    session = chatty().start()
+    ask(session, "an owl", 0)
+    before = session.messages
+    for event in session.stream("another one", generator=generator(4), **SAMPLED):
+        if isinstance(event, kind):
+            break
+    del event
+    expect_untouched(session, before, story[1:])
+
+
+def test_a_stream_that_is_heard_to_its_last_event_counts():
+    session = chatty().start()
+    for event in session.stream("an owl", generator=generator(), **SAMPLED):
+        if isinstance(event, AnswerDone):
+            break
+    assert len(session.messages) == 2
+    stream = session.stream("two hearts", generator=generator(), **SAMPLED)
+    del stream  # not begun
+    assert len(session.messages) == 2
+
+
+def test_a_picture_that_is_left_unfinished_does_not_come_out(story):
+    session = chatty().start()
+    ask(session, "an owl", 0)
+    before, events = session.messages, []
+
+    def unknown_again(its_pipe, step, timestep, tensors):
+        return {"latents": torch.full_like(tensors["latents"], tiny.CODES)}
+
+    with pytest.raises(RuntimeError, match="A picture has codes from 64 to 64 after its last step"):
+        for event in session.stream("a", generator=generator(4), **SAMPLED, callback_on_step_end=unknown_again):
+            events.append(event)
+    assert not any(isinstance(event, ImageDone) for event in events)
+    expect_untouched(session, before, story[1:])
+
+
+def test_one_answer_at_a_time():
+    session = chatty().start()
+    stream = session.stream("an owl", generator=generator(), **SAMPLED)
+    waiting = session.stream("two hearts", **SAMPLED)
+    first = next(stream)
+    for attempt in (lambda: session.stream("a"), lambda: next(waiting)):
+        with pytest.raises(RuntimeError, match="An answer is being streamed"):
+            attempt()
+    assert isinstance([first, *stream][-1], AnswerDone)
+    assert len(session.messages) == 2
+    stream = session.stream("two hearts", **SAMPLED)
+    next(stream)
+    stream.close()
+    ask(session, "two hearts", 0)
+
+
+def test_a_conversation_that_has_filled_the_context_is_refused():
+    session = chatty(soi=50.0, context=256).start()
+    session.send("an owl", max_images=20, num_inference_steps=1, max_new_tokens=200, generator=generator())
+    before, calls = session.messages, Calls(session._pipe)
+    with pytest.raises(ValueError, match="`messages` must take fewer positions than the model's 256, got 2"):
+        session.send("two hearts")
+    assert calls == [] and len(session.messages) == len(before)
+
+
+# Words
+
+
+TOKENIZERS = {
+    "tiny": PROCESSOR.tokenizer,
+    "embedded": AutoTokenizer.from_pretrained(f"{EMBEDDED_MODEL}/model"),
+    "phi": AutoTokenizer.from_pretrained(f"{talking.GOLDEN}/phi-1_5-tokenizer"),
+}
+
+
+def pieces_of(name: str, ids: list[int], opens_answer: bool) -> list[str]:
+    streamed = TextPieces(TOKENIZERS[name], opens_answer)
+    return [piece.text for token in ids for piece in streamed.add(token)] + [piece.text for piece in streamed.close()]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(max_examples=60, deadline=None)
+@given(words=st.text(st.characters(codec="utf-8") | st.sampled_from(" \n漢字🍎"), max_size=30))
+def test_pieces_make_up_the_text(name, words):
+    ids = TOKENIZERS[name](words, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert "".join(pieces_of(name, ids, False)) == words
+    assert "".join(pieces_of(name, ids, True)) == words.lstrip()
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_pieces_are_whole_words_and_characters(name):
+    words = "two red hearts 🍎🍐 and\n a 漢字 too"
+    ids = TOKENIZERS[name](words, add_special_tokens=False)["input_ids"]
+    pieces = pieces_of(name, ids, True)
+    assert pieces[0] == "two " and pieces[-1] == "too"
+    assert all(piece.endswith((" ", "\n", "漢", "字")) for piece in pieces[:-1])
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_the_first_words_have_no_space_before_them():
+    ids = TOKENIZERS["phi"](" yes.", add_special_tokens=False)["input_ids"]
+    assert pieces_of("phi", ids, True) == ["yes."]
+    assert pieces_of("phi", ids, False) == [" ", "yes."]
+
+
+# Memory
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_recall_keeps_what_is_the_same_and_no_part_of_a_picture(data):
+    config = tiny.showo_config()
+    parts = st.one_of(st.just([5]), st.just([6, 7]), st.integers(0, 2).map(lambda seed: tiny.picture(config, seed, 3)))
+    draw = st.lists(parts, min_size=1, max_size=6)
+    old, new = data.draw(draw), data.draw(draw)
+    shared = data.draw(draw)
+    memory = Memory(tiny.showo())
+    memory.ids = [config.mmu_token_id, *[i for part in shared + old for i in part]]
+    memory.cache.update(*[torch.randn(1, 4, len(memory.ids), 8)] * 2, 0)
+    ids = [config.mmu_token_id, *[i for part in shared + new for i in part]]
+    before = list(memory.ids)
+    unread = memory.recall(ids)
+    assert memory.ids + unread == ids and unread
+    assert memory.ids == before[: len(memory)]
+    assert memory.cache.get_seq_length() == len(memory)
+    opened = [i for i in memory.ids if i in (config.soi_token_id, config.eoi_token_id)]
+    assert len(opened) % 2 == 0 and not (memory.ids[-1:] == [config.mmu_token_id] and unread[0] == config.soi_token_id)
+    same = next((i for i, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), min(len(before), len(ids)))
+    assert same - len(memory) <= 5 + 1  # a picture and its task token at most
+
+
+def test_image_parts_of_messages_have_other_names_too(tmp_path):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), "uint8"))
+    picture.save(tmp_path / "a.png")
+    pipe = chatty()
+    parts = [image(picture), image(str(tmp_path / "a.png")), {"type": "image", "path": tmp_path / "a.png"}]
+    answers = [
+        pipe([{"role": "user", "content": [part, text("an owl")]}], generator=generator(), **SAMPLED) for part in parts
+    ]
+    assert all(same_parts(answer.content, answers[0].content) for answer in answers)

@@ -1,0 +1,122 @@
+"""Schedulers, folders, dtypes, devices: what an any-to-any pipeline is made of can be changed, saved and moved."""
+
+import accelerate
+import pytest
+import tiny
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from talking import OPTIONS, answer, chatty, generator, grid, pixels, same_parts, user
+
+from showo_hf import ImageStep, MaskGITScheduler, ShowoAnyToAnyPipeline, ShowoT2IPipeline
+from showo_hf.schedulers import DiscreteSchedulerOutput
+
+
+@pytest.fixture
+def pipe() -> ShowoAnyToAnyPipeline:
+    return chatty()
+
+
+class RowByRow(SchedulerMixin, ConfigMixin):
+    """A scheduler of this test: the likeliest codes, one row of the grid at each step."""
+
+    @register_to_config
+    def __init__(self, mask_token_id: int = 64):
+        self.timesteps = None
+
+    def set_timesteps(self, num_inference_steps, device=None, grid_size=None):
+        self.grid_size, self.timesteps = grid_size, torch.arange(num_inference_steps).flip(0)
+
+    def step(self, model_output, timestep, sample, generator=None):
+        done = len(self.timesteps) - int(timestep)
+        known = torch.arange(sample.shape[1], device=sample.device) < done * self.grid_size[1]
+        guess = torch.where(sample == self.config.mask_token_id, model_output.argmax(-1), sample)
+        sample = torch.where(known, guess, self.config.mask_token_id)
+        return DiscreteSchedulerOutput(sample, guess, bool(known.all()))
+
+
+def test_the_scheduler_can_be_swapped(pipe):
+    before = answer(pipe)
+    pipe.scheduler = RowByRow(tiny.CODES)
+    events = list(pipe.stream("an owl", generator=generator(), **OPTIONS | {"num_inference_steps": 9}))
+    steps = [event for event in events if isinstance(event, ImageStep)]
+    assert [step.step for step in steps] == [0, 1, 2, 3] * 2  # it is finished before the nine steps are over
+    assert [int((step.tokens == tiny.CODES).sum()) for step in steps] == [12, 8, 4, 0] * 2
+    with pytest.raises(ValueError, match="`temperature` is not an option of RowByRow, got 2.0"):
+        answer(pipe, temperature=2.0)
+    with pytest.raises(RuntimeError, match="codes from .* to 64 after its last step"):
+        answer(pipe, num_inference_steps=2)
+    pipe.scheduler = MaskGITScheduler(mask_token_id=tiny.CODES, masking_schedule="pow4")
+    assert not same_parts(answer(pipe, num_inference_steps=6).content, before.content)
+
+
+def test_a_folder_of_the_text_to_image_pipeline_is_one_of_this(pipe, tmp_path):
+    expected = answer(pipe).content
+    ShowoT2IPipeline(**pipe.components).save_pretrained(tmp_path / "pictures")
+    loaded = ShowoAnyToAnyPipeline.from_pretrained(tmp_path / "pictures")
+    loaded.set_progress_bar_config(disable=True)
+    assert same_parts(answer(loaded).content, expected)
+    loaded.save_pretrained(tmp_path / "both")
+    pictures = ShowoT2IPipeline.from_pretrained(tmp_path / "both")
+    again = ShowoAnyToAnyPipeline.from_pretrained(tmp_path / "both")
+    for one in (pictures, again):
+        one.set_progress_bar_config(disable=True)
+    assert same_parts(answer(again).content, expected)
+    options = {"num_inference_steps": 2, "output_type": "latent"}
+    grids = [
+        p("owl", generator=generator(), **options).images for p in (pictures, ShowoT2IPipeline(**pipe.components))
+    ]
+    assert grids[0].shape == (1, 4, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(pipe, dtype):
+    pipe.to(dtype)
+    output = answer(pipe, [user(pixels(), "an owl")], output_type="pt")
+    pictures = [part["image"] for part in output.content if part["type"] == "image"]
+    assert pictures and all(picture.dtype == torch.float32 and picture.isfinite().all() for picture in pictures)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_attention_implementations_give_the_same(pipe, implementation):
+    messages = [user(grid(), grid(1), "an owl")]
+    expected = answer(pipe, messages)
+    pipe.model.set_attn_implementation(implementation)
+    assert same_parts(answer(pipe, messages).content, expected.content)
+
+
+def test_offloading_changes_nothing(pipe):
+    messages = [user(pixels(), "an owl")]  # the picture tokenizer is the first to run
+    expected = answer(pipe, messages).content
+    offloaded = chatty()
+    offloaded.enable_model_cpu_offload(device="cpu")
+    session = offloaded.start()
+    for _ in range(2):
+        assert same_parts(answer(offloaded, messages).content, expected)
+    assert same_parts(session.send(messages[0], generator=generator(), **OPTIONS).content, expected)
+    session.send("two hearts", **OPTIONS)
+
+
+def test_offloading_layer_by_layer_changes_nothing(pipe):
+    messages = [user(pixels(), "an owl")]
+    expected = answer(pipe, messages, output_type="pt").content
+    offloaded = chatty()
+    accelerate.cpu_offload(offloaded.model, torch.device("cpu"))
+    for _ in range(2):
+        found = answer(offloaded, messages, output_type="pt").content
+        assert all(torch.equal(a["image"], b["image"]) for a, b in zip(found, expected, strict=True) if "image" in a)
+        assert [part.get("text") for part in found] == [part.get("text") for part in expected]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(pipe):
+    messages = [user(pixels(), "an owl")]
+    expected = answer(pipe, messages)
+    pipe.to("cuda")
+    assert same_parts(answer(pipe, messages).content, expected.content)
+    offloaded = chatty()
+    offloaded.enable_model_cpu_offload()
+    session = offloaded.start()
+    assert same_parts(session.send(messages[0], generator=generator(), **OPTIONS).content, expected.content)
+    session.send("two hearts", **OPTIONS)
+    assert offloaded.model.device.type == "cpu"
