@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from PIL.Image import Image
+from PIL import Image
 from transformers import DynamicCache, PreTrainedTokenizerBase, TextStreamer
 
 from showo_hf.modeling_showo import ShowoForCausalLM
@@ -62,7 +62,7 @@ class ImageDone:
     """
 
     index: int
-    image: Image | np.ndarray | torch.Tensor
+    image: Image.Image | np.ndarray | torch.Tensor
     tokens: torch.LongTensor
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from diffusers.utils import BaseOutput, logging
-from PIL.Image import Image
+from PIL import Image
 
 from showo_hf.processing_showo import check_texts
 from showo_hf.schedulers.scheduling_utils import Generators, check_generators
@@ -27,7 +27,7 @@ class ShowoT2IPipelineOutput(BaseOutput):
             or, for "latent", the token grid, `torch.LongTensor` (batch, h, w).
     """
 
-    images: list[Image] | np.ndarray | torch.Tensor
+    images: list[Image.Image] | np.ndarray | torch.Tensor
 
 
 class ShowoT2IPipeline(ShowoPipelineBase):

@@ -51,7 +51,11 @@ class Hub(BaseHTTPRequestHandler):
         elif match[2] == "resolve":
             self.answer({"error": "not found"}, 404, X_Error_Code="EntryNotFound")
         elif match[2] == "tree":
-            self.answer([{"type": "file", "path": name, "size": len(files[name]), "oid": "0"} for name in files])
+            inside = [name for name in files if not match[4] or name.startswith(f"{match[4]}/")]
+            if inside or not match[4]:
+                self.answer([{"type": "file", "path": name, "size": len(files[name]), "oid": "0"} for name in inside])
+            else:
+                self.answer({"error": "not found"}, 404, X_Error_Code="EntryNotFound")
         else:
             siblings = [{"rfilename": name} for name in files]
             self.answer({"id": match[1], "sha": COMMIT, "siblings": siblings})
