@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from conftest import read_json
-from golden.seeded_weights import seeded_tensor
+from originals import recorded_showo
 from transformers import CLIPImageProcessorPil, PhiConfig
 
 from showo_hf import ShowoConfig, ShowoForCausalLM, ShowoProcessor
@@ -98,8 +97,7 @@ def clip_model(reference) -> ShowoForCausalLM:
     rope = {name: options.pop(name) for name in ("rope_theta", "partial_rotary_factor")}
     text_config = PhiConfig(**options, rope_parameters={"rope_type": "default", **rope})
     model = ShowoForCausalLM(ShowoConfig(text_config=text_config, image_feature_size=64)).eval()
-    shapes = read_json("showo_clip_manifest.json")
-    model.load_state_dict({showo_name(name): seeded_tensor(name, tuple(shape)) for name, shape in shapes.items()})
+    model.load_state_dict({showo_name(name): weight for name, weight in recorded_showo("showo_clip").items()})
     return model
 
 

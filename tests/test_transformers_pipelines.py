@@ -8,7 +8,7 @@ from transformers import pipeline
 from transformers.pipelines import any_to_any
 from transformers.utils import is_torchvision_available
 
-from showo_hf import EMBEDDED_MODEL, ShowoForCausalLM, ShowoMMUPipeline
+from showo_hf import EMBEDDED_MODEL, ShowoForCausalLM, ShowoProcessor
 
 
 PICTURES = [Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), "uint8")) for seed in (0, 1)]
@@ -42,8 +42,16 @@ def chat(picture, question=QUESTION):
 
 
 def expected_answers(folder: str) -> list[str]:
-    pipe = ShowoMMUPipeline.from_pretrained(folder)
-    return pipe(PICTURES, QUESTION, max_new_tokens=6).texts
+    """By plain `generate`."""
+    model, processor = (kind.from_pretrained(f"{folder}/model") for kind in (ShowoForCausalLM, ShowoProcessor))
+    answers = []
+    for picture in PICTURES:
+        inputs = processor.apply_chat_template(
+            chat(picture), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        ids = model.generate(**inputs, **OPTIONS)[0, inputs["input_ids"].shape[1] :]
+        answers.append(processor.tokenizer.decode(ids, skip_special_tokens=True).strip())
+    return answers
 
 
 def test_image_text_to_text(folder):

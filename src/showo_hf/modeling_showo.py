@@ -454,7 +454,9 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
             opened = (input_ids[:, :-1] == self.config.soi_token_id) & (input_ids[:, 1:] == self.config.image_token_id)
             for name, values in pictures.items():
                 if values is not None:
-                    rows = values.split(opened.sum(-1).tolist())  # the pictures of each prompt
+                    # The pictures of each prompt; those that are in a cache already may be left out of a single one.
+                    counts = opened.sum(-1).tolist() if len(input_ids) > 1 else [len(values)]
+                    rows = values.split(counts)
                     pictures[name] = torch.cat([row for row in rows for _ in range(expand_size)])
         input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
         return input_ids, {**kwargs, **{name: values for name, values in pictures.items() if values is not None}}
@@ -464,7 +466,23 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
         if not is_first_iteration and kwargs.get("use_cache", True):
             # The pictures of the prompt are in the cache by now.
             inputs["pixel_values"] = inputs["image_features"] = None
+        elif kwargs.get("past_key_values") is not None and inputs.get("input_ids") is not None:
+            # So are those of earlier turns, where a conversation goes on from its cache.
+            new = inputs["input_ids"]
+            opened = (new[:, :-1] == self.config.soi_token_id) & (new[:, 1:] == self.config.image_token_id)
+            unread = int(opened.sum())
+            for name in ("pixel_values", "image_features"):
+                values = inputs.get(name)
+                if values is not None and len(values) > unread:
+                    inputs[name] = values[-unread:] if unread else None
         return inputs
+
+    def _get_candidate_generator(self, assistant_model=None, model_kwargs=None, **kwargs):
+        """As in transformers; an assistant of another kind reads the prompt's ids alone, and guesses."""
+        if assistant_model is not None and not isinstance(assistant_model, ShowoForCausalLM):
+            pictures = ("pixel_values", "image_features")
+            model_kwargs = {name: value for name, value in model_kwargs.items() if name not in pictures}
+        return super()._get_candidate_generator(assistant_model=assistant_model, model_kwargs=model_kwargs, **kwargs)
 
 
 def check_places(places: torch.BoolTensor, available: int, name: str):
