@@ -20,7 +20,7 @@ from showo_hf.conversion.onnx_generate import Draws, OnnxShowo, softmax
 
 
 FILES = {"transformer.onnx", "image_encoder.onnx", "image_decoder.onnx", "generate.py", "onnx_config.json"}
-FILES |= {"tokenizer.json", "tokenizer_config.json", "processor_config.json"}
+FILES |= {"tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja"}
 PROMPTS = ["a red apple", "owl"]  # of different lengths, so that there are pads
 CALL = {"guidance_scale": 2.5, "num_inference_steps": 5, "temperature": 0.7}
 
