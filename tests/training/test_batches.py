@@ -63,7 +63,8 @@ def test_pictures_to_make_score_what_is_masked(compiled):
 
 
 def test_questions_score_the_answers_alone():
-    ids, labels = (batch(16)[f"question_{name}"] for name in ("ids", "labels"))
+    made = batch(16, hidden_share=0.0)
+    ids, labels = made["question_ids"], made["question_labels"]
     views = set()
     for row, scored in zip(ids, labels, strict=True):
         assert row[0] == PROCESSOR.mmu_token_id and (scored[:20] == -100).all()
@@ -73,6 +74,16 @@ def test_questions_score_the_answers_alone():
         said = PROCESSOR.tokenizer.decode(row[kept].tolist())
         assert said.count("<|endoftext|>") == 3 and "USER" not in said and "ASSISTANT" not in said
     assert views == {0, 32}, "questions are about every view"
+
+
+def test_some_tokens_of_a_picture_that_is_asked_about_are_hidden():
+    whole, hidden = (batch(64, hidden_share=share) for share in (0.0, 0.5))
+    ids, changed = whole["question_ids"], hidden["question_ids"]
+    assert torch.equal(whole["question_labels"], hidden["question_labels"])
+    is_code = (ids >= OFFSET) & (ids < MASK)
+    assert (changed[ids != changed] == MASK).all() and is_code[ids != changed].all()
+    shares = (ids != changed).sum(1) / is_code.sum(1)
+    assert 0.15 < shares.mean() < 0.35 and shares.max() < 0.9
 
 
 def test_mixed_rows_score_words_or_one_picture():

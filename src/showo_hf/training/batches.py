@@ -29,6 +29,7 @@ from .masking import drop_conditions, mask_tokens
 
 TONELESS_SHARE = 0.5  # of the draws of an emoji that comes in several skin tones
 TURNS = 3  # questions about one picture
+HIDDEN_SHARE = 0.5  # of a picture's tokens at most are hidden in a row of questions
 FULL_TEXT_SHARE = 0.5  # of the mixed rows are text to learn; in the others one picture is to be made
 #: Lengths are multiples of these for a compiled model, which wants few different ones.
 COMPILED_MULTIPLES = {"picture": 8, "text": 8, "question": 32, "mixed": 64}
@@ -103,6 +104,7 @@ class BatchMaker:
         batch_size: rows of all tasks together, roughly; `shares` tells how many each task gets.
         shares: see [`Shares`].
         condition_dropout: share of the pictures to make whose prompt is emptied.
+        hidden_share: of each picture that is asked about a random share of the tokens, from 0 to this, is masked.
         compiled: pad the rows to few different lengths.
     """
 
@@ -113,9 +115,11 @@ class BatchMaker:
         batch_size: int,
         shares: Shares = TASKS["pictures"],
         condition_dropout: float = 0.1,
+        hidden_share: float = HIDDEN_SHARE,
         compiled: bool = False,
     ):
-        self.data, self.processor, self.condition_dropout = data, processor, condition_dropout
+        self.data, self.processor = data, processor
+        self.condition_dropout, self.hidden_share = condition_dropout, hidden_share
         self.counts = {name: math.ceil(batch_size * share) for name, share in vars(shares).items()}
         self.compiled = compiled
         self.weights = draw_weights(data.records)
@@ -167,10 +171,17 @@ class BatchMaker:
         return text["input_ids"], text["labels"], "right"
 
     def question_rows(self, rows: list[int], rng: random.Random, generator: torch.Generator):
-        """A picture, in any of its views, and questions about it; the answers are scored."""
+        """
+        A picture, in any of its views, and questions about it; the answers are scored.
+
+        Some of its tokens are masked, so that no single one of them tells which picture of the data it is.
+        """
         scenes = [self.data.scene(row, rng.randrange(len(self.data.views))) for row in rows]
         ids, labels = self.conversations([questions_about(scene, self.toneless, rng, TURNS) for scene in scenes])
-        return ids, labels, "right"
+        hidden = torch.rand(ids.shape, generator=generator) < self.hidden_share * torch.rand(
+            len(ids), 1, generator=generator
+        )
+        return ids.masked_fill(hidden & is_code(ids, self.processor), self.processor.mask_token_id), labels, "right"
 
     def mixed_rows(self, rows: list[int], rng: random.Random, generator: torch.Generator):
         """Conversations with pictures in them: the text is scored, or one made picture at which the row then ends."""
@@ -226,6 +237,11 @@ class BatchMaker:
         return ids, torch.where(torch.as_tensor(inputs["assistant_masks"]).bool(), ids, -100)
 
 
+def is_code(ids: torch.LongTensor, processor: ShowoProcessor) -> torch.BoolTensor:
+    """Where ids stand for a token of a picture."""
+    return (ids >= processor.image_token_offset) & (ids < processor.mask_token_id)
+
+
 def score_one_picture(
     ids: torch.LongTensor,
     labels: torch.LongTensor,
@@ -241,8 +257,7 @@ def score_one_picture(
     Args:
         ids, labels: (length,); labels are -100 outside of what the model says.
     """
-    in_picture = (ids >= processor.image_token_offset) & (ids < processor.mask_token_id)
-    labels = labels.masked_fill(in_picture | (ids == processor.eoi_token_id), -100)
+    labels = labels.masked_fill(is_code(ids, processor) | (ids == processor.eoi_token_id), -100)
     if place is None:
         return ids[ids != processor.pad_token_id], labels[ids != processor.pad_token_id]
     first, end = place + 1, place + 1 + processor.num_image_tokens
