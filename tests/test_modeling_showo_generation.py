@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from showo_hf import ShowoForCausalLM
+from showo_hf.omni_attention import picture_block_ids
 
 
 PROCESSOR = tiny.processor()
@@ -251,6 +252,25 @@ def test_a_static_cache_lets_decoding_compile_to_one_graph():
     assert found == answers(MODEL, inputs)
 
 
+def test_embeddings_in_place_of_ids():
+    ids = ask([says("user", *as_grids(PICTURES), "what?")])["input_ids"]
+    embeddings = {
+        "inputs_embeds": MODEL.get_input_embeddings()(ids),
+        "block_sequence_ids": picture_block_ids(ids, MODEL.config),
+    }
+    new_ids = MODEL.generate(**embeddings, max_new_tokens=12, do_sample=False, eos_token_id=None)
+    assert new_ids.tolist() == answers(MODEL, {"input_ids": ids})
+
+
+@pytest.mark.parametrize("as_codes", [False, True])
+def test_a_prompt_is_not_read_in_chunks_that_cut_a_picture(as_codes):
+    inputs = ask([says("user", (as_grids(PICTURES) if as_codes else PICTURES)[0], "what?")])
+    with pytest.raises(ValueError, match="chunk"):
+        answers(MODEL, inputs, prefill_chunk_size=8)
+    text = ask([says("user", "a red apple on a table")])
+    assert answers(MODEL, text, prefill_chunk_size=8) == answers(MODEL, text)
+
+
 # Assistants, and looking up in the prompt
 
 
@@ -293,7 +313,7 @@ def test_a_plain_language_model_may_assist(prompt):
     assert answers(MODEL, inputs, assistant_model=assistant) == answers(MODEL, inputs)
 
 
-@pytest.mark.parametrize("prompt", ["text", "codes"])
+@any_prompt
 def test_an_assistant_that_knows_the_answer_saves_steps(prompt):
     inputs = prompt_inputs(prompt)
     assistant = tiny.showo(text_ids=PROCESSOR.pad_token_id)  # the same weights
@@ -351,6 +371,33 @@ STRANGE = {
     "pad": [PROCESSOR.pad_token_id],
     "eoi": [MODEL.config.eoi_token_id],
 }
+
+
+@pytest.mark.parametrize("way", ["no cache", "static", "looked up", "assisted"])
+@pytest.mark.parametrize("strange", STRANGE)
+@any_prompt
+def test_special_tokens_in_an_answer_are_words_like_others(prompt, strange, way):
+    inputs = prompt_inputs(prompt)
+    options = {"logits_processor": [Says(STRANGE[strange], inputs["input_ids"].shape[1])], "max_new_tokens": 20}
+    options |= {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True, "output_logits": True}
+    expected = MODEL.generate(**inputs, **options)
+    if way == "assisted":
+        options["assistant_model"] = tiny.showo(text_ids=PROCESSOR.pad_token_id)
+    found = MODEL.generate(**inputs, **options, **WAYS[way])
+    assert torch.equal(found.sequences, expected.sequences)
+    logits = torch.stack(found.logits[:20]), torch.stack(expected.logits)  # (ids, 1, vocab_size)
+    torch.testing.assert_close(*logits, rtol=1e-3, atol=1e-3)
+
+
+def test_a_picture_looked_up_is_a_guess_of_words():
+    # The prompt ends with the word that stood before its picture, so the first guess is that picture.
+    picture = tiny.picture(MODEL.config, 3)
+    ids = [PROCESSOR.sot_token_id, FIRST_LETTER, *picture, 5, 6, FIRST_LETTER]
+    inputs = {"input_ids": torch.tensor([ids])}
+    options = {"logits_processor": [Says(picture[:2], len(ids))], "max_new_tokens": 20}
+    expected = answers(MODEL, inputs, **options)
+    assert answers(MODEL, inputs, **options, prompt_lookup_num_tokens=10) == expected
+    assert answers(MODEL, inputs, **options, use_cache=False) == expected
 
 
 @torch.no_grad()

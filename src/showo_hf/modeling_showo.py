@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, Cache, CLIPVisionModel, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, Cache, CLIPVisionModel, PreTrainedModel
 from transformers.activations import ACT2FN, NewGELUActivation
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -18,6 +18,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
 from .configuration_showo import ShowoConfig
+from .generation_showo import ShowoGenerationMixin
 from .modeling_showo_lfq import ShowoLFQTokenizer
 from .omni_attention import picture_block_ids, seen_by_all, starts_with
 
@@ -100,7 +101,7 @@ class ShowoPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
 
 
-class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
+class ShowoForCausalLM(ShowoPreTrainedModel, ShowoGenerationMixin):
     r"""
     The Show-o model: a decoder with QK-Norm in which text is causal and pictures attend in full.
 
@@ -195,9 +196,10 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
         input_ids: torch.LongTensor,
         image_features: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
+        text_from: int | None = None,
     ) -> tuple[torch.LongTensor, torch.Tensor, torch.BoolTensor | None]:
         """
-        Ids and pictures to embeddings.
+        Ids and pictures to embeddings. From the place `text_from` on a placeholder is a word like others.
 
         Returns:
             the ids (batch, length) with picture codes in place of placeholders, their embeddings (batch, length,
@@ -206,6 +208,8 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
         if image_features is not None and pixel_values is not None:
             raise ValueError("Give `image_features` or `pixel_values`, not both.")
         places = input_ids == self.config.image_token_id
+        if text_from is not None:
+            places[:, text_from:] = False
         if pixel_values is not None and (self.vision_tower is not None or self.config.continuous_latents):
             image_features = self.get_image_features(pixel_values)
         elif pixel_values is not None:
@@ -240,16 +244,24 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
         The mask for the configured attention implementation; see [`omni_attention`] for the rule.
 
         The ids are those of the new positions; what is in the cache is seen by all of them. A picture must be fed in
-        one piece, `soi` to `eoi`. `block_sequence_ids` (batch, cached + new) replaces the blocks found in the ids.
+        one piece, `soi` to `eoi`. `block_sequence_ids` (batch, at most cached + new) replaces the blocks found in the
+        ids; positions behind its end are text.
         """
         if attention_mask is not None and len(attention_mask.shape) == 4:
             return attention_mask
         past_length = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
         or_mask_function = None
         if feature_places is not None and feature_places.any():
-            or_mask_function = seen_by_all(F.pad(feature_places, (past_length, 0)))
-        elif block_sequence_ids is None and input_ids is not None:
+            columns = F.pad(feature_places, (past_length, 0))
+            if past_key_values is not None:
+                # A static cache has room behind them.
+                length, _ = past_key_values.get_mask_sizes(feature_places.shape[1], 0)
+                columns = F.pad(columns, (0, length - columns.shape[1]))
+            or_mask_function = seen_by_all(columns)
+        elif block_sequence_ids is None and input_ids is not None and (past_length == 0 or input_ids.shape[1] > 1):
             block_sequence_ids = F.pad(picture_block_ids(input_ids, self.config), (past_length, 0), value=-1)
+        elif block_sequence_ids is not None and block_sequence_ids.shape[1] <= past_length:
+            block_sequence_ids = None  # all new positions are text, and without pads sdpa needs no mask for them
         return create_causal_mask(
             config=self.model.config,
             inputs_embeds=inputs_embeds,
@@ -269,7 +281,7 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
         Pads behind the last id of a row are not hidden: causality keeps them from every id, and among themselves the
         original lets them see each other.
         """
-        if input_ids is None or self.config.pad_token_id is None:
+        if input_ids is None or input_ids.shape[1] == 1 or self.config.pad_token_id is None:
             return None
         is_id = input_ids != self.config.pad_token_id
         seen = is_id | (is_id.flip(-1).cumsum(-1).flip(-1) == 0)
@@ -301,8 +313,8 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, length)`): ids of text, special tokens and picture codes.
             attention_mask (`torch.Tensor`, *optional*): 1 for positions to see, 0 for pads, `(batch, cached + length)`;
-                made from `pad_token_id` where it is not given, which needs all ids: with pads in the cache give
-                the mask. A 4-dimensional mask or a flex `BlockMask` is used as it is.
+                made from `pad_token_id` where neither it nor `block_sequence_ids` is given, which needs all ids: with
+                pads in the cache give the mask. A 4-dimensional mask or a flex `BlockMask` is used as it is.
             position_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*): pads count by default.
             past_key_values (`Cache`, *optional*): keys and values of earlier positions.
             inputs_embeds (`torch.Tensor` of shape `(batch, length, hidden)`, *optional*): in place of `input_ids`; the
@@ -317,8 +329,9 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
             logits_to_keep (`int` or `torch.Tensor`): the last so many positions (0: all), or the places to keep, as
                 `(kept,)`, `(batch, kept)` or bool `(batch, length)`.
             codebook_only (`bool`): give the logits of the picture codes alone.
-            block_sequence_ids (`torch.LongTensor` of shape `(batch, cached + length)`, *optional*): see
-                [`omni_attention.picture_block_ids`].
+            block_sequence_ids (`torch.LongTensor` of shape `(batch, at most cached + length)`, *optional*): see
+                [`omni_attention.picture_block_ids`]. Positions behind its end are text, whatever their ids. `generate`
+                gives those of the prompt.
 
         Raises:
             ValueError: if neither or both of `input_ids` and `inputs_embeds` are given, if pictures and placeholders do
@@ -328,7 +341,11 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         feature_places = None
         if input_ids is not None:
-            input_ids, inputs_embeds, feature_places = self.embed(input_ids, image_features, pixel_values)
+            text_from = None
+            if block_sequence_ids is not None:
+                past_length = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
+                text_from = max(0, block_sequence_ids.shape[1] - past_length)
+            input_ids, inputs_embeds, feature_places = self.embed(input_ids, image_features, pixel_values, text_from)
         elif image_features is not None or pixel_values is not None:
             raise ValueError("`image_features` and `pixel_values` need `input_ids` with placeholders.")
         if labels is not None and (input_ids is None or labels.shape != input_ids.shape):
@@ -336,7 +353,7 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
                 f"`labels` need `input_ids` of their shape, got {tuple(labels.shape)} and "
                 f"{None if input_ids is None else tuple(input_ids.shape)}."
             )
-        if attention_mask is None:
+        if attention_mask is None and block_sequence_ids is None:
             attention_mask = self.padding_mask(input_ids, past_key_values)
         mask = self.omni_attention_mask(
             inputs_embeds,
@@ -424,65 +441,6 @@ class ShowoForCausalLM(ShowoPreTrainedModel, GenerationMixin):
             return None
         logits = self.compute_logits(hidden_states[places])  # (marked, vocab_size)
         return F.cross_entropy(logits.float(), labels[places])
-
-    @staticmethod
-    def create_masks_for_generate(
-        config, inputs_embeds, attention_mask, past_key_values, position_ids=None, is_first_iteration=False, **kwargs
-    ):
-        """
-        The mask that `generate` makes for a static cache.
-
-        The prompt's depends on its ids, which are not at hand here: `forward` makes it. What follows is text.
-        """
-        if is_first_iteration:
-            return attention_mask
-        text_config = config.get_text_config()
-        return create_causal_mask(text_config, inputs_embeds, attention_mask, past_key_values, position_ids)
-
-    def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):
-        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
-        context = self.config.text_config.max_position_embeddings
-        if input_ids_length >= context:
-            raise ValueError(
-                f"The prompt must be shorter than the model's {context} positions, got {input_ids_length}."
-            )
-
-    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs):
-        """As in transformers, for beams and several answers a prompt; the pictures of a prompt stay together."""
-        pictures = {name: kwargs.pop(name, None) for name in ("pixel_values", "image_features")}
-        if input_ids is not None:
-            opened = (input_ids[:, :-1] == self.config.soi_token_id) & (input_ids[:, 1:] == self.config.image_token_id)
-            for name, values in pictures.items():
-                if values is not None:
-                    # The pictures of each prompt; those that are in a cache already may be left out of a single one.
-                    counts = opened.sum(-1).tolist() if len(input_ids) > 1 else [len(values)]
-                    rows = values.split(counts)
-                    pictures[name] = torch.cat([row for row in rows for _ in range(expand_size)])
-        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
-        return input_ids, {**kwargs, **{name: values for name, values in pictures.items() if values is not None}}
-
-    def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, **kwargs):
-        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            # The pictures of the prompt are in the cache by now.
-            inputs["pixel_values"] = inputs["image_features"] = None
-        elif kwargs.get("past_key_values") is not None and inputs.get("input_ids") is not None:
-            # So are those of earlier turns, where a conversation goes on from its cache.
-            new = inputs["input_ids"]
-            opened = (new[:, :-1] == self.config.soi_token_id) & (new[:, 1:] == self.config.image_token_id)
-            unread = int(opened.sum())
-            for name in ("pixel_values", "image_features"):
-                values = inputs.get(name)
-                if values is not None and len(values) > unread:
-                    inputs[name] = values[-unread:] if unread else None
-        return inputs
-
-    def _get_candidate_generator(self, assistant_model=None, model_kwargs=None, **kwargs):
-        """As in transformers; an assistant of another kind reads the prompt's ids alone, and guesses."""
-        if assistant_model is not None and not isinstance(assistant_model, ShowoForCausalLM):
-            pictures = ("pixel_values", "image_features")
-            model_kwargs = {name: value for name, value in model_kwargs.items() if name not in pictures}
-        return super()._get_candidate_generator(assistant_model=assistant_model, model_kwargs=model_kwargs, **kwargs)
 
 
 def check_places(places: torch.BoolTensor, available: int, name: str):

@@ -56,12 +56,10 @@ def seen_by_all(columns: torch.BoolTensor) -> Callable[[int, int, int, int], tor
     """
     Mask function that lets every position see the marked columns, also those behind it.
 
-    It is the CLIP variant's rule for picture features; `columns` is (batch, keys). A static cache has more columns, which
-    are empty still.
+    It is the CLIP variant's rule for picture features; `columns` is (batch, keys).
     """
-    last = columns.shape[1] - 1
 
     def inner_mask(batch_idx, head_idx, q_idx, kv_idx):
-        return columns[batch_idx, kv_idx.clamp(max=last)] & (kv_idx <= last)
+        return columns[batch_idx, kv_idx]
 
     return inner_mask
