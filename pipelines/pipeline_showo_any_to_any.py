@@ -28,7 +28,7 @@ from .conversation import (
     load_messages,
     picture_parts,
 )
-from .pipeline_utils import ShowoPipelineBase, check_count, check_number, guide
+from .pipeline_utils import ShowoPipelineBase, check_count, check_number, join_prompts
 
 
 logger = logging.get_logger(__name__)
@@ -223,16 +223,15 @@ class ShowoAnyToAnyPipeline(ShowoPipelineBase):
         prompts = [memory.as_prompt(self._execution_device)]
         if options.guidance_scale > 1:
             prompts.append(self.unconditional_prompt(memory))
-        ids = self.picture_input_ids(tokens)
-        masks = [self.picture_attention_mask(prompt, ids) for prompt in prompts]
+        prompt = join_prompts(prompts)
+        ids = self.picture_input_ids(tokens).repeat(prompt.num_rows, 1)
+        attention_mask = self.picture_attention_mask(prompt, ids)
         self.set_timesteps(options.num_inference_steps, self.default_grid, options.temperature)
         self._num_timesteps = len(self.scheduler.timesteps)
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
             for i, timestep in enumerate(self.scheduler.timesteps):
-                # The prompts have different lengths, so they are no batch.
-                logits = [self.predict_codes(tokens, *both, 1.0) for both in zip(prompts, masks, strict=True)]
-                guided = guide(options.guidance_scale, *logits)
-                output = self.scheduler.step(guided, timestep, tokens, generator=options.generator)
+                logits = self.predict_codes(tokens, prompt, attention_mask, options.guidance_scale)
+                output = self.scheduler.step(logits, timestep, tokens, generator=options.generator)
                 tokens = self.call_back(i, timestep, output.prev_sample.view_as(latents), options).flatten(1)
                 progress_bar.update()
                 yield ImageStep(index, i, self._num_timesteps, tokens.view_as(latents)[0].cpu())
@@ -271,12 +270,13 @@ class ShowoAnyToAnyPipeline(ShowoPipelineBase):
         What is written is read when the next id is asked for; so the last word of an answer never is.
         """
         self._guidance_scale = options.guidance_scale
+        device = self._execution_device
         processors = {may_draw: self.text_processors(options, may_draw) for may_draw in (False, True)}
         picture_length = self.model.config.num_image_tokens + 2
         answer = Answer(self.processor.tokenizer)
         finish_reason = "length"
         while answer.num_words < options.max_new_tokens and self.has_room(memory, len(unread) + 1):
-            logits = memory.read(unread, self._execution_device)
+            logits = memory.read(unread, device)
             may_draw = answer.num_pictures < options.max_images and self.has_room(memory, picture_length)
             token = self.choose_id(logits, processors[may_draw], options)
             if token == self.processor.eot_token_id:

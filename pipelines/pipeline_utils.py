@@ -31,17 +31,34 @@ class EncodedPrompts:
     Args:
         cache: `DynamicCache` of (rows, heads, length, head_dim).
         attention_mask (`torch.LongTensor` of shape `(rows, length)`): 0 at pads.
-        first_position (`int`): position of a picture's `soi` behind the prompts.
+        first_position (`int` or `torch.LongTensor` of shape `(rows, 1)`): position of a picture's `soi` behind the prompts.
     """
 
     cache: DynamicCache
     attention_mask: torch.LongTensor
-    first_position: int
+    first_position: int | torch.LongTensor
 
     @property
     def num_rows(self) -> int:
         """Conditional and unconditional rows together."""
         return self.attention_mask.shape[0]
+
+
+def join_prompts(prompts: Sequence[EncodedPrompts]) -> EncodedPrompts:
+    """The rows of several prompts as one batch, with a cache of its own; shorter ones are padded on the left."""
+    longest = max(one.attention_mask.shape[1] for one in prompts)
+
+    def joined(tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
+        behind = (0, 0) * (-1 - dim)  # dimensions behind the one that is padded
+        return torch.cat([F.pad(tensor, (*behind, longest - tensor.shape[dim], 0)) for tensor in tensors])
+
+    layers = [
+        (joined([layer.keys for layer in same], -2), joined([layer.values for layer in same], -2))
+        for same in zip(*(one.cache.layers for one in prompts), strict=True)
+    ]
+    masks = [one.attention_mask for one in prompts]
+    first = [torch.full((len(mask), 1), one.first_position) for one, mask in zip(prompts, masks, strict=True)]
+    return EncodedPrompts(DynamicCache(layers), joined(masks, -1), torch.cat(first).to(masks[0].device))
 
 
 class ShowoPipelineBase(DiffusionPipeline):
@@ -166,11 +183,11 @@ class ShowoPipelineBase(DiffusionPipeline):
         places = F.pad(unknown, (1, 1), value=False)  # soi and eoi are known
         if guided:
             rows, places = torch.cat([rows, rows]), torch.cat([places, places])
-        first = prompts.first_position
+        positions = torch.arange(num_tokens + 2, device=rows.device) + prompts.first_position
         logits = self.model(
             input_ids=rows,
             attention_mask=attention_mask,
-            position_ids=torch.arange(first, first + num_tokens + 2, device=rows.device).expand_as(rows),
+            position_ids=positions.expand_as(rows),
             past_key_values=prompts.cache,
             use_cache=True,
             logits_to_keep=places,

@@ -90,7 +90,7 @@ def test_the_empty_prompt_is_read_once_for_a_conversation():
     session = pipe.start()
     for seed in range(3):
         ask(session, "an owl", seed)
-    assert calls.count((1, empty)) == 1 and calls.count((1, PICTURE_LENGTH)) > 6
+    assert calls.count((1, empty)) == 1 and calls.count((2, PICTURE_LENGTH)) > 6
 
 
 def test_pictures_are_encoded_once_and_kept_as_codes():

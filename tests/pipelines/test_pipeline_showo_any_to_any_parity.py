@@ -185,11 +185,13 @@ def test_nothing_of_the_past_goes_through_the_model_again(guidance_scale, branch
     empty = PROCESSOR.text_to_image_prefix([""])["input_ids"].shape[1]
     pictures = sum(isinstance(event, ImageDone) for event in events)
     assert pictures == 2 and sum(isinstance(event, ImageStep) for event in events) == pictures * steps
-    # All but the last word are read; each picture at each step in each branch, and once when it is finished.
-    expected = prompt + 7 + pictures * PICTURE_LENGTH * (steps * branches + 1) + (empty if branches == 2 else 0)
+    # All but the last word are read; each picture at each step, all branches at once, and when it is finished.
+    expected = prompt + 7 + pictures * PICTURE_LENGTH * (steps + 1) + (empty if branches == 2 else 0)
     assert sum(positions) == expected
     assert calls.count((1, prompt)) == 1 and calls.count((1, empty)) == branches - 1
-    assert calls.count((1, PICTURE_LENGTH)) == pictures * (steps * branches + 1)
+    of_steps = pictures * steps
+    assert calls.count((branches, PICTURE_LENGTH)) == of_steps + (pictures if branches == 1 else 0)
+    assert calls.count((1, PICTURE_LENGTH)) == pictures + (of_steps if branches == 1 else 0)
 
 
 def test_only_unknown_tokens_and_codes_run_through_the_head():
@@ -205,4 +207,4 @@ def test_only_unknown_tokens_and_codes_run_through_the_head():
     vocab_size = pipe.model.config.vocab_size
     assert {shape for codes, shape in shapes if not codes} == {(1, 1, vocab_size)}
     of_steps = [shape for codes, shape in shapes if codes][1:]  # the first is the empty prompt
-    assert of_steps == [(count, tiny.CODES) for count in unknown[:-1] for _ in range(2)]
+    assert of_steps == [(2 * count, tiny.CODES) for count in unknown[:-1]]  # with the words, and without
