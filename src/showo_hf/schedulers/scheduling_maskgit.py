@@ -1,11 +1,11 @@
 """Confidence-based parallel decoding, as in MaskGIT (arXiv:2202.04200) and Show-o (arXiv:2408.12528)."""
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.configuration_utils import register_to_config
 
 from .masking_schedules import get_masking_schedule
 from .scheduling_utils import (
+    DiscreteScheduler,
     DiscreteSchedulerOutput,
     Generators,
     check_step_inputs,
@@ -15,7 +15,7 @@ from .scheduling_utils import (
 )
 
 
-class MaskGITScheduler(SchedulerMixin, ConfigMixin):
+class MaskGITScheduler(DiscreteScheduler):
     r"""
     Fill in masked tokens over a few steps, the most confident ones first (MaskGIT, arXiv:2202.04200, section 3.2).
 
@@ -31,8 +31,6 @@ class MaskGITScheduler(SchedulerMixin, ConfigMixin):
             is `temperature * (1 - (i + 1) / n)`. "compound" is Show-o's, where each step multiplies what the step
             before left over: `temperature * prod_{j <= i} (1 - (j + 1) / n)`.
     """
-
-    order = 1
 
     @register_to_config
     def __init__(

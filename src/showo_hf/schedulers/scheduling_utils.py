@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
 
@@ -25,6 +27,40 @@ class DiscreteSchedulerOutput(BaseOutput):
     prev_sample: torch.LongTensor
     pred_original_sample: torch.LongTensor
     finished: bool = False
+
+
+class DiscreteScheduler(SchedulerMixin, ConfigMixin):
+    """
+    Base of the schedulers of discrete diffusion: what a pipeline may ask of any of them.
+
+    A subclass has the config entry `mask_token_id`, `set_timesteps`, `step` and `add_noise`. Any of them takes the place
+    of another by `from_config`, which keeps the entries that both have.
+    """
+
+    order = 1
+    #: Whether `step` looks at the logits of tokens that are known by now. The pipeline computes no others than it needs.
+    predicts_known_tokens = False
+
+    def initial_sample(self, sample: torch.LongTensor, generator: Generators = None) -> torch.LongTensor:
+        """What the first step begins with where `sample`, (batch, tokens), has the mask id; most begin with the mask."""
+        return sample
+
+    def is_idle(self, timestep: int | torch.Tensor, sample: torch.LongTensor) -> bool:
+        """Whether a step would leave `sample` as it is, whatever the model says. Its random draws are still to be made."""
+        return False
+
+    def skip_step(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
+        """Make the random draws of a step that [`is_idle`], so that the next one draws as if it had been made."""
+
+    @classmethod
+    def _get_compatibles(cls) -> list[type]:
+        """All discrete schedulers: diffusers then ignores, without a warning, what another one's config has more."""
+        return [kind for kind in all_subclasses(DiscreteScheduler) if kind is not cls]
+
+
+def all_subclasses(kind: type) -> list[type]:
+    """Subclasses of a class and theirs."""
+    return [found for child in kind.__subclasses__() for found in (child, *all_subclasses(child))]
 
 
 def check_step_inputs(model_output: torch.Tensor, sample: torch.LongTensor, num_inference_steps: int | None):
