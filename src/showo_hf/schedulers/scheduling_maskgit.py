@@ -1,11 +1,12 @@
 """Confidence-based parallel decoding, as in MaskGIT (arXiv:2202.04200) and Show-o (arXiv:2408.12528)."""
 
 import torch
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from .masking_schedules import get_masking_schedule
 from .scheduling_utils import (
-    DiscreteScheduler,
+    DiscreteSchedulerMixin,
     DiscreteSchedulerOutput,
     Generators,
     check_step_inputs,
@@ -15,7 +16,7 @@ from .scheduling_utils import (
 )
 
 
-class MaskGITScheduler(DiscreteScheduler):
+class MaskGITScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixin):
     r"""
     Fill in masked tokens over a few steps, the most confident ones first (MaskGIT, arXiv:2202.04200, section 3.2).
 

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-from diffusers.configuration_utils import ConfigMixin
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
 
@@ -29,12 +27,13 @@ class DiscreteSchedulerOutput(BaseOutput):
     finished: bool = False
 
 
-class DiscreteScheduler(SchedulerMixin, ConfigMixin):
+class DiscreteSchedulerMixin:
     """
-    Base of the schedulers of discrete diffusion: what a pipeline may ask of any of them.
+    Mixin of the schedulers of discrete diffusion: what a pipeline may ask of any of them.
 
-    A subclass has the config entry `mask_token_id`, `set_timesteps`, `step` and `add_noise`. Any of them takes the place
-    of another by `from_config`, which keeps the entries that both have.
+    It stands before diffusers' `SchedulerMixin` and `ConfigMixin`, which diffusers looks for in a scheduler's module when
+    it loads a pipeline. A scheduler has the config entry `mask_token_id`, `set_timesteps`, `step` and `add_noise`. Any of
+    them takes the place of another by `from_config`, which keeps the entries that both have.
     """
 
     order = 1
@@ -55,7 +54,7 @@ class DiscreteScheduler(SchedulerMixin, ConfigMixin):
     @classmethod
     def _get_compatibles(cls) -> list[type]:
         """All discrete schedulers: diffusers then ignores, without a warning, what another one's config has more."""
-        return [kind for kind in all_subclasses(DiscreteScheduler) if kind is not cls]
+        return [kind for kind in all_subclasses(DiscreteSchedulerMixin) if kind is not cls]
 
 
 def all_subclasses(kind: type) -> list[type]:
