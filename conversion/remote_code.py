@@ -52,7 +52,7 @@ HEADER = """\
 # diffusers looks for the one pipeline in a file, and loads the components' classes from files of their own.
 PIPELINE_END = """
 
-del ShowoPipelineBase
+del ShowoPipelineBase, ShowoPicturePipeline
 ShowoT2IPipeline.__init__.__annotations__.clear()
 """
 

@@ -13,7 +13,8 @@ from showo_hf.modeling_showo import ShowoForCausalLM
 from showo_hf.omni_attention import picture_block_ids
 from showo_hf.pictures import is_token_grid, load_picture
 
-from .pipeline_utils import EncodedPrompts
+from .caches import crop_cache
+from .encoded_prompts import EncodedPrompts
 
 
 Message: TypeAlias = dict[str, Any]
@@ -257,13 +258,6 @@ def copied(messages: Sequence[Message]) -> list[Message]:
 
 
 # What was read
-
-
-def crop_cache(cache: DynamicCache, length: int):
-    """Keep the first `length` positions of every layer, however many each has after an interrupt."""
-    for layer in cache.layers:
-        if layer.is_initialized:
-            layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
 
 
 class Memory:

@@ -1,17 +1,19 @@
 """Text and pictures to text and pictures."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from diffusers.utils import BaseOutput, logging
-from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
+from transformers import LogitsProcessorList
 
 from showo_hf.pictures import is_token_grid
-from showo_hf.sampling import warpers
-from showo_hf.schedulers.scheduling_utils import Generators, check_generators, sample_categorical
+from showo_hf.sampling import TextOnly, warpers
+from showo_hf.schedulers.scheduling_utils import Generators, sample_categorical
 
+from .caches import crop_cache
+from .checks import check_count, check_number
 from .conversation import (
     Answer,
     AnswerDone,
@@ -23,12 +25,12 @@ from .conversation import (
     add_part,
     check_order,
     copied,
-    crop_cache,
     load_message,
     load_messages,
     picture_parts,
 )
-from .pipeline_utils import ShowoPipelineBase, check_count, check_number, join_prompts
+from .encoded_prompts import join_prompts
+from .pipeline_utils import FillingOptions, ShowoPipelineBase
 
 
 logger = logging.get_logger(__name__)
@@ -71,6 +73,13 @@ class AnswerOptions:
     callback_on_step_end: Callable | None = None
     callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",)
 
+    @property
+    def filling(self) -> FillingOptions:
+        """Those of them that are about the steps of a picture."""
+        return FillingOptions(
+            **{field.name: getattr(self, field.name) for field in fields(FillingOptions) if hasattr(self, field.name)}
+        )
+
 
 class ShowoAnyToAnyPipeline(ShowoPipelineBase):
     r"""
@@ -110,14 +119,9 @@ class ShowoAnyToAnyPipeline(ShowoPipelineBase):
             )
         check_count("max_new_tokens", options.max_new_tokens)
         check_count("max_images", options.max_images, least=0)
-        check_count("num_inference_steps", options.num_inference_steps)
-        check_number("guidance_scale", options.guidance_scale)
-        if options.temperature is not None:
-            check_number("temperature", options.temperature)
+        self.check_filling(options.filling, 1)
         self.check_sampling(options)
-        check_generators(options.generator, 1)
         self.check_output_type(options.output_type)
-        self.check_callback_inputs(options.callback_on_step_end_tensor_inputs)
         self.set_timesteps(options.num_inference_steps, self.default_grid, options.temperature)
         check_order(messages)
         self.check_length(messages)
@@ -188,9 +192,8 @@ class ShowoAnyToAnyPipeline(ShowoPipelineBase):
 
     def text_processors(self, options: AnswerOptions, may_draw: bool) -> LogitsProcessorList:
         """What is done to the scores of the next id: of all special tokens only `eot` and, if allowed, `soi` are left."""
-        special = {*self.processor.tokenizer.all_special_ids, *self.processor.special_token_ids().values()}
-        special -= {self.processor.eot_token_id, *([self.processor.soi_token_id] if may_draw else [])}
-        processors = LogitsProcessorList([SuppressTokensLogitsProcessor(sorted(special), self._execution_device)])
+        allowed = [self.processor.soi_token_id] if may_draw else []
+        processors = LogitsProcessorList([TextOnly(self.processor, allowed)])
         if options.do_sample:
             processors += warpers(options.text_temperature, options.top_k, options.top_p)
         return processors
@@ -218,31 +221,14 @@ class ShowoAnyToAnyPipeline(ShowoPipelineBase):
         Raises:
             RuntimeError: if scheduler or callback leave it unfinished.
         """
-        latents = self.prepare_latents()
-        tokens, mask = latents.flatten(1), self.scheduler.config.mask_token_id
         prompts = [memory.as_prompt(self._execution_device)]
         if options.guidance_scale > 1:
             prompts.append(self.unconditional_prompt(memory))
-        prompt = join_prompts(prompts)
-        ids = self.picture_input_ids(tokens).repeat(prompt.num_rows, 1)
-        attention_mask = self.picture_attention_mask(prompt, ids)
-        self.set_timesteps(options.num_inference_steps, self.default_grid, options.temperature)
-        self._num_timesteps = len(self.scheduler.timesteps)
-        with self.progress_bar(total=self._num_timesteps) as progress_bar:
-            for i, timestep in enumerate(self.scheduler.timesteps):
-                logits = self.predict_codes(tokens, prompt, attention_mask, options.guidance_scale)
-                output = self.scheduler.step(logits, timestep, tokens, generator=options.generator)
-                tokens = self.call_back(i, timestep, output.prev_sample.view_as(latents), options).flatten(1)
-                progress_bar.update()
-                yield ImageStep(index, i, self._num_timesteps, tokens.view_as(latents)[0].cpu())
-                if output.finished:
-                    break
-        if tokens.min() < 0 or tokens.max() >= mask:
-            raise RuntimeError(
-                f"A picture has codes from {tokens.min().item()} to {tokens.max().item()} after its last step, and only "
-                f"those below {mask} are known ones."
-            )
-        return tokens.view_as(latents)
+        latents = self.prepare_latents()
+        for step, num_steps, filled in self.fill_in(latents, join_prompts(prompts), options.filling):
+            latents = filled
+            yield ImageStep(index, step, num_steps, latents[0].cpu())
+        return latents
 
     def unconditional_prompt(self, memory: Memory):
         """The empty text-to-image prompt, read once for a conversation."""
@@ -250,16 +236,6 @@ class ShowoAnyToAnyPipeline(ShowoPipelineBase):
             memory.unconditional = self.encode_rows([""], [0])
         crop_cache(memory.unconditional.cache, memory.unconditional.attention_mask.shape[1])
         return memory.unconditional
-
-    def call_back(
-        self, step: int, timestep: torch.Tensor, latents: torch.LongTensor, options: AnswerOptions
-    ) -> torch.LongTensor:
-        """Call `callback_on_step_end`, if there is one; the tokens that it gives back, or `latents`."""
-        if options.callback_on_step_end is None:
-            return latents
-        tensors = {name: latents for name in options.callback_on_step_end_tensor_inputs or ()}
-        replaced = options.callback_on_step_end(self, step, timestep, tensors) or {}
-        return replaced.get("latents", latents).reshape(latents.shape)
 
     # Answers
 

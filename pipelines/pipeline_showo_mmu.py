@@ -15,7 +15,9 @@ from showo_hf.processing_showo import check_texts
 from showo_hf.sampling import GeneratorSampling, TextOnly
 from showo_hf.schedulers.scheduling_utils import Generators, check_generators
 
-from .pipeline_utils import ShowoPipelineBase, check_count
+from .caches import join_rows, select_rows
+from .checks import check_count
+from .pipeline_utils import ShowoPipelineBase
 
 
 @dataclass
@@ -328,22 +330,3 @@ class ShowoMMUPipeline(ShowoPipelineBase):
         ).logits  # (all scored ids, vocab_size)
         found = logits.float().log_softmax(-1).gather(-1, ids[scored][:, None]).squeeze(-1)
         return torch.stack([part.sum() for part in found.split([row.answer_length for row in rows])]).cpu()
-
-
-def select_rows(cache: DynamicCache, rows: list[int]) -> DynamicCache:
-    """A cache of its own with some of the rows."""
-    index = torch.tensor(rows)
-    layers = [
-        (layer.keys[index.to(layer.keys.device)], layer.values[index.to(layer.values.device)])
-        for layer in cache.layers
-    ]
-    return DynamicCache(layers)
-
-
-def join_rows(caches: list[DynamicCache]) -> DynamicCache:
-    """One cache with the rows of several of the same length."""
-    layers = [
-        (torch.cat([layer.keys for layer in same]), torch.cat([layer.values for layer in same]))
-        for same in zip(*(cache.layers for cache in caches), strict=True)
-    ]
-    return DynamicCache(layers)

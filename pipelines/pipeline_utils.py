@@ -1,12 +1,12 @@
-"""What the pipelines share: encoding a prompt once, predicting picture codes from its cache, decoding."""
+"""What the pipelines share: encoding a prompt once, filling in picture codes from its cache, decoding."""
 
 import contextlib
 import inspect
-import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -19,46 +19,27 @@ from showo_hf.configuration_showo import ShowoConfig
 from showo_hf.modeling_showo import ShowoForCausalLM
 from showo_hf.modeling_showo_lfq import ShowoLFQTokenizer
 from showo_hf.processing_showo import ShowoProcessor
+from showo_hf.schedulers.scheduling_utils import DiscreteSchedulerMixin, Generators, check_generators
+
+from .checks import check_count, check_number
+from .encoded_prompts import Composition, EncodedPrompts
+from .guidance import check_guidance, guidance_at, guide
+from .windows import plan_windows
 
 
-@dataclass
-class EncodedPrompts:
-    """
-    Keys and values of the prompts, computed once and used by every step.
+@dataclass(frozen=True)
+class FillingOptions:
+    """How unknown tokens are filled in; see [`ShowoT2IPipeline.__call__`]. `first_step` leaves out the steps before it."""
 
-    Rows are the conditional ones, one a picture, and behind them as many unconditional ones where there is guidance.
-
-    Args:
-        cache: `DynamicCache` of (rows, heads, length, head_dim).
-        attention_mask (`torch.LongTensor` of shape `(rows, length)`): 0 at pads.
-        first_position (`int` or `torch.LongTensor` of shape `(rows, 1)`): position of a picture's `soi` behind the prompts.
-    """
-
-    cache: DynamicCache
-    attention_mask: torch.LongTensor
-    first_position: int | torch.LongTensor
-
-    @property
-    def num_rows(self) -> int:
-        """Conditional and unconditional rows together."""
-        return self.attention_mask.shape[0]
-
-
-def join_prompts(prompts: Sequence[EncodedPrompts]) -> EncodedPrompts:
-    """The rows of several prompts as one batch, with a cache of its own; shorter ones are padded on the left."""
-    longest = max(one.attention_mask.shape[1] for one in prompts)
-
-    def joined(tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
-        behind = (0, 0) * (-1 - dim)  # dimensions behind the one that is padded
-        return torch.cat([F.pad(tensor, (*behind, longest - tensor.shape[dim], 0)) for tensor in tensors])
-
-    layers = [
-        (joined([layer.keys for layer in same], -2), joined([layer.values for layer in same], -2))
-        for same in zip(*(one.cache.layers for one in prompts), strict=True)
-    ]
-    masks = [one.attention_mask for one in prompts]
-    first = [torch.full((len(mask), 1), one.first_position) for one, mask in zip(prompts, masks, strict=True)]
-    return EncodedPrompts(DynamicCache(layers), joined(masks, -1), torch.cat(first).to(masks[0].device))
+    num_inference_steps: int = 18
+    guidance_scale: float = 2.75
+    guidance_schedule: str = "constant"
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    temperature: float | None = None
+    generator: Generators = None
+    callback_on_step_end: Callable | None = None
+    callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",)
+    first_step: int = 0
 
 
 class ShowoPipelineBase(DiffusionPipeline):
@@ -99,12 +80,27 @@ class ShowoPipelineBase(DiffusionPipeline):
             ours, theirs = getattr(self.processor, name), getattr(self.model.config, name)
             if ours != theirs:
                 raise ValueError(f"`processor` and `model` do not fit: `{name}` is {ours} and {theirs}.")
-        mask, size = self.scheduler.config.mask_token_id, self.model.config.codebook_size
+        size = self.model.config.codebook_size
+        mask = getattr(self.scheduler.config, "mask_token_id", size)  # some of diffusers' own are told at each step
         if mask != size:
             raise ValueError(
                 f"`scheduler.config.mask_token_id` must be the model's codebook size, {size}, got {mask}; "
                 f"use `type(scheduler).from_config(scheduler.config, mask_token_id={size})`."
             )
+
+    def check_filling(self, options: FillingOptions, batch_size: int):
+        """Raise `ValueError` or `TypeError` for wrong options of the steps."""
+        check_count("num_inference_steps", options.num_inference_steps)
+        check_guidance(options.guidance_scale, options.guidance_schedule, options.guidance_interval)
+        if options.temperature is not None:
+            check_number("temperature", options.temperature)
+        check_generators(options.generator, batch_size)
+        if isinstance(options.generator, list) and not isinstance(self.scheduler, DiscreteSchedulerMixin):
+            raise ValueError(
+                f"`generator` must be a single one for a {type(self.scheduler).__name__}, got a list of "
+                f"{len(options.generator)}."
+            )
+        self.check_callback_inputs(options.callback_on_step_end_tensor_inputs)
 
     def check_output_type(self, output_type: str):
         """Raise `ValueError` for an `output_type` that does not exist, or needs a picture tokenizer that is not there."""
@@ -124,17 +120,32 @@ class ShowoPipelineBase(DiffusionPipeline):
                 f"got {sorted(unknown)}."
             )
 
+    @property
+    def unknown_code(self) -> int:
+        """The code of an unknown token: the codebook size, which is the scheduler's `mask_token_id`."""
+        return self.model.config.codebook_size
+
     def set_timesteps(self, num_inference_steps: int, grid_size: tuple[int, int], temperature: float | None):
         """Call the scheduler's `set_timesteps` with those of our arguments that it takes."""
-        accepted = inspect.signature(self.scheduler.set_timesteps).parameters
-        wanted = {"grid_size": grid_size, "temperature": temperature, "device": self._execution_device}
-        if temperature is not None and "temperature" not in accepted:
+        if temperature is not None and not takes(self.scheduler.set_timesteps, "temperature"):
             raise ValueError(f"`temperature` is not an option of {type(self.scheduler).__name__}, got {temperature}.")
-        options = {name: value for name, value in wanted.items() if name in accepted and value is not None}
+        wanted = {
+            "grid_size": grid_size,
+            "block_length": grid_size[0] * grid_size[1],
+            "temperature": temperature,
+            "device": self._execution_device,
+        }
+        options = {
+            name: value
+            for name, value in wanted.items()
+            if value is not None and takes(self.scheduler.set_timesteps, name)
+        }
         self.scheduler.set_timesteps(num_inference_steps, **options)
 
     @torch.no_grad()
-    def encode_rows(self, prompts: list[str], rows: list[int]) -> EncodedPrompts:
+    def encode_rows(
+        self, prompts: list[str], rows: list[int], composition: Composition | None = None
+    ) -> EncodedPrompts:
         """
         Keys and values of `t2i sot text eot` for each of `prompts`, repeated to `rows` (indices into `prompts`).
         """
@@ -144,7 +155,8 @@ class ShowoPipelineBase(DiffusionPipeline):
         index = torch.tensor(rows, device=self._execution_device)
         if rows != list(range(len(prompts))):
             cache.batch_select_indices(index)
-        return EncodedPrompts(cache, inputs["attention_mask"][index], self.processor.max_text_length + 1)
+        first_position = self.processor.max_text_length + 1
+        return EncodedPrompts(cache, inputs["attention_mask"][index], first_position, composition)
 
     def picture_attention_mask(self, prompts: EncodedPrompts, input_ids: torch.LongTensor):
         """
@@ -163,41 +175,147 @@ class ShowoPipelineBase(DiffusionPipeline):
 
     @torch.no_grad()
     def predict_codes(
-        self, tokens: torch.LongTensor, prompts: EncodedPrompts, attention_mask, guidance_scale: float
+        self,
+        tokens: torch.LongTensor,
+        prompts: EncodedPrompts,
+        attention_mask,
+        guidance_scale: float,
+        wanted: torch.BoolTensor | None = None,
     ) -> torch.Tensor:
         """
-        Guided logits of the unknown tokens; zeros at the known ones, where no scheduler looks.
+        Guided logits of the wanted tokens; zeros at the others, where no scheduler looks.
 
-        Only the picture's positions go through the model, and only unknown ones through the head.
+        Only the picture's positions go through the model, and only wanted ones through the head.
 
         Args:
             tokens (`torch.LongTensor` of shape `(batch, tokens)`): codes, the codebook size where unknown.
+            wanted (`torch.BoolTensor` of shape `(batch, tokens)`, *optional*): the unknown ones by default.
 
         Returns:
             `torch.Tensor` of shape `(batch, tokens, codebook_size)`: `g c - (g - 1) u`, c alone without guidance.
         """
         batch_size, num_tokens = tokens.shape
-        guided = prompts.num_rows > batch_size
-        unknown = tokens == self.model.config.codebook_size  # (batch, tokens)
-        rows = self.picture_input_ids(tokens)
-        places = F.pad(unknown, (1, 1), value=False)  # soi and eoi are known
-        if guided:
-            rows, places = torch.cat([rows, rows]), torch.cat([places, places])
-        positions = torch.arange(num_tokens + 2, device=rows.device) + prompts.first_position
+        wanted = tokens == self.unknown_code if wanted is None else wanted
+        sample_of_rows = prompts.sample_of_rows(batch_size)  # (rows,)
+        ids = self.picture_input_ids(tokens)[sample_of_rows]
+        positions = torch.arange(num_tokens + 2, device=ids.device) + prompts.first_position
         logits = self.model(
-            input_ids=rows,
+            input_ids=ids,
             attention_mask=attention_mask,
-            position_ids=positions.expand_as(rows),
+            position_ids=positions.expand_as(ids),
             past_key_values=prompts.cache,
             use_cache=True,
-            logits_to_keep=places,
+            logits_to_keep=F.pad(wanted, (1, 1), value=False)[sample_of_rows],  # soi and eoi are known
             codebook_only=True,
-        ).logits  # (unknown of all rows, codebook)
+        ).logits  # (wanted of all rows, codebook)
         prompts.cache.crop(-(num_tokens + 2))
-        logits = guide(guidance_scale, *logits.chunk(2 if guided else 1))
+        if prompts.composition is not None:
+            rows = logits.split(wanted.sum(1)[sample_of_rows].tolist())
+            conditional = prompts.composition.compose(rows[:-batch_size], rows[-batch_size:], wanted)
+            halves = (conditional, torch.cat(rows[-batch_size:]))
+        else:
+            halves = logits.chunk(prompts.num_rows // batch_size)
+        logits = guide(guidance_scale, *halves)
         full = logits.new_zeros(batch_size, num_tokens, logits.shape[-1])
-        full[unknown] = logits
+        full[wanted] = logits
         return full
+
+    def fill_in(
+        self, latents: torch.LongTensor, prompts: EncodedPrompts, options: FillingOptions
+    ) -> Iterator[tuple[int, int, torch.LongTensor]]:
+        """
+        Fill in the unknown tokens, step by step; known ones stay.
+
+        A grid that is larger than the trained one is filled in window by window, each with what is known by then.
+
+        Args:
+            latents (`torch.LongTensor` of shape `(batch, h, w)`): codes, the codebook size where unknown.
+
+        Yields:
+            after each step its number, the number of steps at most, and the grid so far; at last the finished one.
+
+        Raises:
+            RuntimeError: if scheduler or callback leave it unfinished.
+        """
+        self._guidance_scale = options.guidance_scale
+        windows = plan_windows((latents == self.unknown_code).any(0), self.default_grid)
+        self._num_timesteps = len(windows) * (options.num_inference_steps - options.first_step)
+        attention_masks: dict[torch.Size, Any] = {}  # by the windows' size
+        step = 0
+        with self.progress_bar(total=self._num_timesteps) as progress_bar:
+            for window in windows:
+                given = latents[:, *window]  # (batch, rows, columns)
+                unknown = (given == self.unknown_code).flatten(1)
+                self.set_timesteps(options.num_inference_steps, tuple(given.shape[1:]), options.temperature)
+                cropped = prompts.crop(*window)
+                if given.shape not in attention_masks:
+                    ids = self.picture_input_ids(given.flatten(1))[prompts.sample_of_rows(len(given))]
+                    attention_masks[given.shape] = self.picture_attention_mask(prompts, ids)
+                tokens = given.flatten(1)
+                if isinstance(self.scheduler, DiscreteSchedulerMixin):
+                    tokens = self.scheduler.initial_sample(tokens, options.generator)
+                    tokens = torch.where(unknown, tokens, given.flatten(1))
+                for i, timestep in enumerate(self.scheduler.timesteps[options.first_step :], options.first_step):
+                    scale = guidance_at(
+                        options.guidance_scale,
+                        i,
+                        options.num_inference_steps,
+                        options.guidance_schedule,
+                        options.guidance_interval,
+                    )
+                    stepped, finished = self.take_step(
+                        tokens, unknown, timestep, cropped, attention_masks[given.shape], scale, options.generator
+                    )
+                    latents = latents.clone()
+                    latents[:, *window] = torch.where(unknown, stepped, given.flatten(1)).view_as(given)
+                    latents = self.call_back(step, timestep, latents, options)
+                    tokens = latents[:, *window].flatten(1)
+                    progress_bar.update()
+                    yield step, self._num_timesteps, latents
+                    step += 1
+                    if finished:
+                        break
+        if latents.numel() and not 0 <= latents.min() <= latents.max() < self.unknown_code:
+            raise RuntimeError(
+                f"A picture has codes from {latents.min().item()} to {latents.max().item()} after its last step, and only "
+                f"those below {self.unknown_code} are known ones."
+            )
+
+    def take_step(
+        self,
+        tokens: torch.LongTensor,
+        unknown: torch.BoolTensor,
+        timestep: torch.Tensor,
+        prompts: EncodedPrompts,
+        attention_mask,
+        guidance_scale: float,
+        generator: Generators,
+    ) -> tuple[torch.LongTensor, bool]:
+        """
+        One step of the scheduler on `tokens` (batch, tokens): the tokens after it, and whether it was the last.
+
+        `unknown` are those that were not given. Where the step would fill in nothing the model does not run.
+        """
+        scheduler, wanted = self.scheduler, None
+        if isinstance(scheduler, DiscreteSchedulerMixin):
+            if scheduler.is_idle(timestep, tokens):
+                scheduler.skip_step(timestep, tokens, generator)
+                return tokens, False
+            wanted = unknown if scheduler.predicts_known_tokens else None
+        logits = self.predict_codes(tokens, prompts, attention_mask, guidance_scale, wanted)
+        options = {"mask_token_id": self.unknown_code} if takes(scheduler.step, "mask_token_id") else {}
+        output = scheduler.step(logits, timestep, tokens, generator=generator, **options)
+        return output.prev_sample, getattr(output, "finished", False)
+
+    def call_back(
+        self, step: int, timestep: torch.Tensor, latents: torch.LongTensor, options: FillingOptions
+    ) -> torch.LongTensor:
+        """Call `callback_on_step_end`, if there is one; the tokens that it gives back, or `latents`."""
+        if options.callback_on_step_end is None:
+            return latents
+        tensors = {name: latents for name in options.callback_on_step_end_tensor_inputs or ()}
+        replaced = options.callback_on_step_end(self, step, timestep, tensors) or {}
+        return replaced.get("latents", latents).reshape(latents.shape)
 
     @torch.no_grad()
     def decode_latents(self, latents: torch.LongTensor, output_type: str):
@@ -261,20 +379,6 @@ def full_module_name(name: str | None) -> str | None:
     return next(full_names, name)
 
 
-def guide(guidance_scale: float, conditional: torch.Tensor, unconditional: torch.Tensor | None = None) -> torch.Tensor:
-    """Guided logits `g c - (g - 1) u`; c where there is no u."""
-    if unconditional is None:
-        return conditional
-    return guidance_scale * conditional - (guidance_scale - 1) * unconditional
-
-
-def check_number(name: str, value):
-    """Raise `ValueError` unless `value` is a finite number that is not negative."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise ValueError(f"`{name}` must be a finite number that is not negative, got {value!r}.")
-
-
-def check_count(name: str, value, least: int = 1):
-    """Raise `ValueError` unless `value` is an integer of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
+def takes(function: Callable, name: str) -> bool:
+    """Whether a function has an argument of this name."""
+    return name in inspect.signature(function).parameters

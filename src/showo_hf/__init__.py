@@ -35,11 +35,11 @@ from .pipelines import (  # noqa: E402
     ImageStep,
     ShowoAnyToAnyPipeline,
     ShowoAnyToAnyPipelineOutput,
+    ShowoImagePipelineOutput,
     ShowoMMUPipeline,
     ShowoMMUPipelineOutput,
     ShowoScoreOutput,
     ShowoT2IPipeline,
-    ShowoT2IPipelineOutput,
     TextPiece,
 )
 
@@ -67,6 +67,6 @@ __all__ = [
     "ShowoProcessor",
     "ShowoScoreOutput",
     "ShowoT2IPipeline",
-    "ShowoT2IPipelineOutput",
+    "ShowoImagePipelineOutput",
     "TextPiece",
 ]

@@ -39,7 +39,7 @@ def _flatten(images: Any) -> Iterator[Any]:
         yield images
 
 
-def load_picture(image: Any, name: str = "images") -> Image.Image:
+def load_picture(image: Any, name: str = "images", max_aspect: float = MAX_ASPECT) -> Image.Image:
     """
     A picture as RGB.
 
@@ -50,13 +50,25 @@ def load_picture(image: Any, name: str = "images") -> Image.Image:
         image: a PIL picture; an array or tensor (H, W, 1, 3 or 4 channels), (channels, H, W) or (H, W), uint8 or floats
             in [0, 1]; a path, a URL, or base64.
         name: the argument that errors name.
+        max_aspect: of a picture that is longer than this many times its shorter side, the middle is kept.
 
     Raises:
         ValueError: if it cannot be read, or an array has another shape or range.
         TypeError: for anything else.
     """
     if isinstance(image, (np.ndarray, torch.Tensor)):
-        return crop_to_aspect(to_rgb(array_to_picture(image, name)))
+        return crop_to_aspect(to_rgb(array_to_picture(image, name)), max_aspect)
+    return crop_to_aspect(to_rgb(read_picture(image, name)), max_aspect)
+
+
+def load_grey(image: Any, name: str) -> Image.Image:
+    """A picture as 8-bit grey, what is transparent as black; kinds and errors as in [`load_picture`], without arrays."""
+    rgba = read_picture(image, name).convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("L")
+
+
+def read_picture(image: str | Path | Image.Image, name: str) -> Image.Image:
+    """The whole picture in its own mode, the camera's orientation applied; errors as in [`load_picture`]."""
     if not isinstance(image, (str, Path, Image.Image)):
         raise TypeError(
             f"`{name}` must hold PIL pictures, arrays, tensors, paths or URLs, got {type(image).__name__}: {image!r:.80}."
@@ -64,7 +76,7 @@ def load_picture(image: Any, name: str = "images") -> Image.Image:
     try:
         picture = open_picture(image)
         picture.load()
-        return crop_to_aspect(to_rgb(ImageOps.exif_transpose(picture)))
+        return ImageOps.exif_transpose(picture)
     except Image.DecompressionBombError as error:
         raise ValueError(f"`{name}` holds a picture that is too large: {describe(image)}. {error}") from error
     except Exception as error:  # Pillow's plugins, httpx and base64 raise what they like
@@ -137,9 +149,9 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def crop_to_aspect(picture: Image.Image) -> Image.Image:
-    """The middle of a picture that is longer than `MAX_ASPECT` times its shorter side; others as they are."""
-    longest = MAX_ASPECT * min(picture.size)
+def crop_to_aspect(picture: Image.Image, max_aspect: float = MAX_ASPECT) -> Image.Image:
+    """The middle of a picture that is longer than `max_aspect` times its shorter side; others as they are."""
+    longest = max_aspect * min(picture.size)
     if max(picture.size) <= longest:
         return picture
     width, height = (min(side, longest) for side in picture.size)

@@ -72,13 +72,13 @@ class TextOnly(LogitsProcessor):
 
     Args:
         processor ([`ShowoProcessor`]): knows which ids these are.
+        allowed (`Sequence[int]`, *optional*): ids of special tokens that may be chosen all the same.
     """
 
-    def __init__(self, processor: ShowoProcessor):
+    def __init__(self, processor: ShowoProcessor, allowed: Sequence[int] = ()):
         special = {*processor.tokenizer.all_special_ids, *processor.special_token_ids().values()}
-        self.special = torch.tensor(
-            sorted(id for id in special - {processor.eot_token_id} if id < processor.image_token_offset)
-        )
+        special -= {processor.eot_token_id, *allowed}
+        self.special = torch.tensor(sorted(id for id in special if id < processor.image_token_offset))
         self.num_words = processor.image_token_offset
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:

@@ -1,16 +1,15 @@
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import talking
 
-
-sys.path.append(str(Path(__file__).parents[1] / "pipelines"))  # for `talking`, the models that answer
+from showo_hf import cli
 
 
 @pytest.fixture(autouse=True)
@@ -23,11 +22,29 @@ def empty_folder(tmp_path, monkeypatch) -> Path:
 @pytest.fixture(scope="session")
 def taught_folder(tmp_path_factory) -> str:
     """A saved pipeline that says "an owl." to a picture and "what?", and two pictures to "two hearts"."""
-    import talking
-
     folder = tmp_path_factory.mktemp("models") / "taught"
     talking.taught().save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+def refused(empty_folder, capsys) -> Callable[[list[str], str], None]:
+    """Fail unless a command line is refused in words, the last line with what is `named`, and nothing is written."""
+
+    def check(arguments: list[str], named: str) -> None:
+        before = sorted(empty_folder.rglob("*"))
+        try:
+            code = cli.main(arguments)
+        except SystemExit as end:  # argparse's way
+            code = end.code
+        printed = capsys.readouterr()
+        assert code == cli.USAGE
+        assert printed.out == ""
+        assert "Traceback" not in printed.err
+        assert named in printed.err.splitlines()[-1]
+        assert sorted(empty_folder.rglob("*")) == before
+
+    return check
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from PIL import Image
 
 from showo_hf import ShowoAnyToAnyPipeline, cli
 from showo_hf.commands.chat import Chat, Screen, picture_name, stopping
+from showo_hf.commands.conversations import read_conversation
 
 
 @pytest.fixture
@@ -51,6 +52,10 @@ def pixels(path) -> np.ndarray:
         return np.asarray(picture)
 
 
+def read_json(name: str):
+    return json.loads(Path(name).read_text(encoding="utf-8"))
+
+
 def files() -> list[str]:
     return sorted(path.name for path in Path().iterdir())
 
@@ -69,21 +74,19 @@ def files() -> list[str]:
         (["--max-images", "-1"], "--max-images"),
         (["--device", "abacus"], "--device"),
         (["--model", "./nowhere"], "./nowhere"),
+        (["--load", "missing.json"], "'missing.json'"),
+        (["--load", "file"], "'file' is no JSON"),
+        (["--load", "text.json"], "'text.json' is no list of messages"),
+        (["--load", "ragged.json"], "message 2 of 'ragged.json': tokens must be rows of whole numbers"),
         (["hello"], "hello"),
     ],
 )
-def test_a_wrong_command_line_is_told_in_words(arguments, named, capsys):
+def test_a_wrong_command_line_is_told_in_words(arguments, named, refused):
     Path("file").touch()
-    try:
-        code = cli.main(["chat", *arguments])
-    except SystemExit as end:  # argparse's way
-        code = end.code
-    printed = capsys.readouterr()
-    assert code == cli.USAGE
-    assert printed.out == ""
-    assert "Traceback" not in printed.err
-    assert named in printed.err.splitlines()[-1]
-    assert files() == ["file"]
+    Path("text.json").write_text('["what?"]', encoding="utf-8")
+    ragged = {"role": "assistant", "content": [{"type": "image", "tokens": [[1, 2], [3]]}]}
+    Path("ragged.json").write_text(json.dumps([{"role": "user", "content": "an owl"}, ragged]), encoding="utf-8")
+    refused(["chat", *arguments], named)
 
 
 # Lines from a file
@@ -168,16 +171,83 @@ def test_a_saved_conversation_can_be_given_to_the_pipeline(chat, pipe, capfd):
     paint("apple.png")
     lines = ["/picture apple.png", "what?", "two hearts", "/save said.json", "/new", "what?", "/save later.json"]
     assert chat(*lines) == cli.GOOD
-    messages = json.loads(Path("said.json").read_text(encoding="utf-8"))
+    messages = read_json("said.json")
     assert [message["role"] for message in messages] == ["user", "assistant"] * 2
+    pixel_values = pipe.processor(images=Image.open("apple.png"))["pixel_values"]
+    tokens = pipe.image_tokenizer.encode(pixel_values).image_tokens[0].tolist()
+    apple = {"type": "image", "path": "apple.png", "tokens": tokens}
     assert messages[:2] == [
-        {"role": "user", "content": [{"type": "image", "path": "apple.png"}, {"type": "text", "text": "what?"}]},
+        {"role": "user", "content": [apple, {"type": "text", "text": "what?"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "an owl."}]},
     ]
     shown = [part["path"] for part in messages[3]["content"] if part["type"] == "image"]
     assert shown == [line for line in capfd.readouterr().out.splitlines() if line.endswith(".png")]
     assert pipe(messages[:1]).content == messages[1]["content"]
-    assert len(json.loads(Path("later.json").read_text(encoding="utf-8"))) == 2
+    assert len(read_json("later.json")) == 2
+
+
+def test_a_loaded_conversation_goes_on_as_if_it_had_not_ended(chat, capfd):
+    paint("apple.png")
+    quiet = ("--quiet", "--seed", "3")
+    before = ["/picture apple.png", "two hearts", "/save said.json"]
+    assert chat(*before, "/picture apple.png", "what?", "/save whole.json", options=quiet) == cli.GOOD
+    whole = capfd.readouterr().out
+    for name in ("picture-0.png", "picture-1.png"):
+        Path(name).unlink()  # their tokens are in said.json
+    after = ["/save same.json", "/picture apple.png", "what?", "/save again.json"]
+    assert chat(*after, "/new", "/save new.json", options=(*quiet, "--load", "said.json")) == cli.GOOD
+    printed = capfd.readouterr()
+    assert printed.err.splitlines()[0] == "(2 messages from said.json)"
+    assert whole.endswith(printed.out) and printed.out == "two red hearts.\n"  # as behind two hearts alone
+    assert Path("same.json").read_bytes() == Path("said.json").read_bytes()
+    assert Path("again.json").read_bytes() == Path("whole.json").read_bytes()
+    shown = [part for message in read_json("again.json") for part in message["content"] if part["type"] == "image"]
+    assert [part["path"] for part in shown] == ["apple.png", "picture-0.png", "picture-1.png", "apple.png"]
+    assert all(part["tokens"] for part in shown)
+    assert read_json("new.json") == []
+
+
+def test_what_was_shown_is_known_from_its_tokens(pipe):
+    """A picture that was drawn is not what its file would be read as, so the file alone would not do."""
+    chat = conversation(pipe)
+    assert chat.take("two hearts") and chat.take("/save said.json")
+    drawn = [part["image"] for part in chat.session.messages[1]["content"] if part["type"] == "image"]
+    pixel_values = pipe.processor(images=[Image.open(f"picture-{index}.png") for index in range(2)])["pixel_values"]
+    assert not torch.equal(pipe.image_tokenizer.encode(pixel_values).image_tokens, torch.stack(drawn))
+    loaded = conversation(pipe, load=Path("said.json"))
+    loaded.go_on(*read_conversation("--load", Path("said.json")))
+    for one, other in zip(loaded.session.messages, chat.session.messages, strict=True):
+        assert one["role"] == other["role"] and talking.same_parts(one["content"], other["content"])
+
+
+def test_a_conversation_without_tokens_is_read_from_its_pictures(chat, pipe, capfd):
+    content = [{"type": "image", "path": paint("apple.png")}, {"type": "text", "text": "what?"}]
+    said = [{"role": "user", "content": content}, {"role": "assistant", "content": "an owl."}]
+    Path("said.json").write_text(json.dumps(said), encoding="utf-8")
+    assert chat("/save same.json", "what?", "/save more.json", options=("--quiet", "--load", "said.json")) == cli.GOOD
+    expected = pipe([*said, {"role": "user", "content": "what?"}]).content
+    assert capfd.readouterr().out.strip() == "".join(part["text"] for part in expected).strip()
+    assert read_json("same.json") == said
+    first = read_json("more.json")[0]["content"][0]
+    assert first["path"] == "apple.png" and len(first["tokens"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ([{"type": "image", "tokens": [[1, 64]]}], "codes from 0 to 63"),
+        ([{"type": "image", "path": "gone.png"}], "'gone.png'"),
+        ([{"type": "sound"}], "sound"),
+        (None, "content"),
+    ],
+)
+def test_what_the_model_cannot_have_said_is_not_loaded(content, named, chat, capfd):
+    Path("said.json").write_text(json.dumps([{"role": "assistant", "content": content}]), encoding="utf-8")
+    assert chat("what?", options=("--quiet", "--seed", "3", "--load", "said.json")) == cli.USAGE
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("showo-hf: error: `--load` cannot go on with 'said.json': ") and named in line
 
 
 def test_what_is_wrong_is_told_and_the_rest_goes_on(chat, capfd):
@@ -221,7 +291,7 @@ def test_a_picture_that_cannot_be_saved_undoes_the_turn(taught_folder, pipe, mon
     Path("out").rmdir()
     assert chat.take("two hearts")
     assert "cannot write 'out/picture-0.png'" in capfd.readouterr().err
-    assert chat.failed and chat.messages == chat.session.messages == []
+    assert chat.failed and chat.sources == chat.session.messages == []
     Path("out").mkdir()
     assert chat.take("two hearts")
     assert capfd.readouterr().out.splitlines()[1] == "out/picture-0.png"
@@ -253,7 +323,7 @@ def test_the_screen_keeps_words_and_pictures_apart(capsys):
 
 def conversation(pipe: ShowoAnyToAnyPipeline, interactive=False, **options) -> Chat:
     """A chat with the usual options."""
-    names = ("max_new_tokens", "max_images", "steps", "guidance", "temperature")
+    names = ("max_new_tokens", "max_images", "steps", "guidance", "temperature", "load")
     defaults = {"output": ".", "quiet": True, "debug": False, **dict.fromkeys(names)}
     values = {**defaults, **options}
     return Chat(pipe, argparse.Namespace(**{**values, "output": Path(values["output"])}), 0, interactive)
@@ -307,7 +377,7 @@ def test_an_answer_that_is_stopped_leaves_no_trace(where, interrupt_when, capfd)
         assert chat.take("tell me a story")
     end = capfd.readouterr()
     assert "(stopped; the conversation is as it was before your message)" in printed["err"] + end.err
-    assert chat.messages == chat.session.messages == []
+    assert chat.sources == chat.session.messages == []
     assert [shown.name for shown in chat.shown] == ["apple.png"]
     assert torch.equal(chat.generator.get_state(), state)
     assert not chat.failed

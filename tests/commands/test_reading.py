@@ -1,5 +1,6 @@
 """What `showo-hf caption` and `showo-hf ask` share, apart from the model."""
 
+import argparse
 import functools
 import http.server
 import threading
@@ -8,12 +9,24 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import talking
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from showo_hf import ShowoMMUPipeline
 from showo_hf.commands.errors import UsageError
-from showo_hf.commands.reading import Job, ask_each, batches, find_pictures, is_alone, load, loaded_batches, open_jobs
+from showo_hf.commands.reading import (
+    Job,
+    ask_each,
+    ask_in_words,
+    batches,
+    find_pictures,
+    is_alone,
+    load,
+    loaded_batches,
+    open_jobs,
+)
 
 
 ASKED = tuple({"question": name} for name in "abc")
@@ -137,15 +150,26 @@ def test_batches_are_loaded_in_order_and_one_ahead():
 
 
 @pytest.mark.parametrize("prompts", [["a"], ["a", "b"]])
-def test_every_prompt_is_asked_about_every_picture(prompts):
+@pytest.mark.parametrize("pictures", [[1], [1, 2, 3]])
+def test_every_prompt_is_asked_about_every_picture(pictures, prompts):
     calls = []
 
-    def call(pictures: list, asked: list[str]) -> list[str]:
-        assert 1 in (len(pictures), len(asked))  # what a pipeline takes
-        calls.append(len(pictures) * len(asked))
-        return [f"{picture}{prompt}" for picture in pictures for prompt in asked]
+    def call(given: list, asked: list[str]) -> list[str]:
+        calls.append(given)
+        return [f"{picture}{prompt}" for picture, prompt in zip(given, asked, strict=True)]
 
-    assert ask_each(call, [1, 2, 3], prompts) == [
-        [f"{picture}{prompt}" for prompt in prompts] for picture in (1, 2, 3)
-    ]
-    assert calls == ([3] if len(prompts) == 1 else [2, 2, 2])
+    assert ask_each(call, pictures, prompts) == [[f"{picture}{prompt}" for prompt in prompts] for picture in pictures]
+    assert calls == [sorted(pictures * len(prompts))]  # at once, and what is about one picture together
+
+
+@pytest.mark.parametrize(("batch_size", "read"), [(6, [3]), (3, [2, 1]), (2, [1, 1, 1])])
+def test_pictures_are_read_once_and_together_where_a_batch_has_several(taught_folder, batch_size, read):
+    pipe = ShowoMMUPipeline.from_pretrained(taught_folder)
+    pictures = [Image.new("RGB", (20, 16), colour) for colour in ("red", "lime", "blue")]
+    prompts = ["what?", "two hearts"]
+    expected = [[pipe(picture, prompt, max_new_tokens=3).texts[0] for prompt in prompts] for picture in pictures]
+    calls = talking.Calls(pipe)
+    options = argparse.Namespace(max_new_tokens=3, batch_size=batch_size)
+    assert ask_in_words(pipe, pictures, prompts, options) == expected
+    prefix = 1 + talking.PICTURE_LENGTH  # mmu soi picture eoi
+    assert [rows for rows, length in calls if length == prefix] == read

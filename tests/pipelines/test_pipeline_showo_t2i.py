@@ -10,7 +10,7 @@ import tiny
 import torch
 from PIL import Image
 
-from showo_hf import MaskGITScheduler, ShowoT2IPipeline, ShowoT2IPipelineOutput
+from showo_hf import MaskGITScheduler, ShowoT2IPipeline, ShowoImagePipelineOutput
 
 
 PROMPTS = ["owl", "a green pear", "two hearts"]  # of different length
@@ -153,7 +153,7 @@ def test_a_tuple_instead_of_an_output(pipe):
     options = {"num_inference_steps": 2, "output_type": "latent"}
     (grid,) = pipe("owl", **options, generator=generator(), return_dict=False)
     output = pipe("owl", **options, generator=generator())
-    assert isinstance(output, ShowoT2IPipelineOutput)
+    assert isinstance(output, ShowoImagePipelineOutput)
     assert torch.equal(grid, output.images)
 
 
@@ -161,15 +161,24 @@ def test_a_tuple_instead_of_an_output(pipe):
 
 
 @pytest.mark.parametrize(
-    "height, width, grid", [(24, 24, (6, 6)), (8, 32, (2, 8)), (None, 20, (4, 5)), (4, 4, (1, 1))]
+    "height, width, grid", [(8, 12, (2, 3)), (8, 32, (2, 8)), (None, 12, (4, 3)), (4, 4, (1, 1))]
 )
-def test_another_size_works_and_warns(pipe, caplog, height, width, grid):
+def test_a_smaller_size_works_and_warns(pipe, caplog, height, width, grid):
     with caplog.at_level(logging.WARNING):
         found = tokens(pipe, height=height, width=width)
     assert found.shape == (1, *grid) and found.max() < tiny.CODES
     assert f"trained on grids of 4x4 tokens; {grid[0]}x{grid[1]} may look worse" in caplog.text
     pixels = tokens(pipe, height=height, width=width, output_type="pt")
     assert pixels.shape == (1, 3, 4 * grid[0], 4 * grid[1])
+
+
+@pytest.mark.parametrize("height, width, grid", [(24, 24, (6, 6)), (None, 28, (4, 7)), (32, 16, (8, 4))])
+def test_a_larger_size_is_made_in_windows_of_the_trained_one(pipe, caplog, height, width, grid):
+    calls = Calls(pipe)
+    with caplog.at_level(logging.WARNING):
+        found = tokens(pipe, height=height, width=width)
+    assert found.shape == (1, *grid) and found.max() < tiny.CODES and "trained on" not in caplog.text
+    assert {shape[1] for shape in calls[1:]} == {18}, "soi, 16 tokens, eoi"
 
 
 def test_the_trained_size_does_not_warn(pipe, caplog):

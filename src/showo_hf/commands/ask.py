@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
-from .reading import RESUMING, Record, add_reading_options, ask_each, is_alone, is_url, one_line, read_pictures
+from .reading import (
+    RESUMING,
+    Record,
+    add_reading_options,
+    ask_each,
+    ask_in_words,
+    is_alone,
+    is_url,
+    one_line,
+    read_pictures,
+)
 
 
 if TYPE_CHECKING:
@@ -98,11 +108,7 @@ def answers(
     pipe: DiffusionPipeline, pictures: list[Image.Image], questions: list[Record], options: argparse.Namespace
 ) -> list[list[Record]]:
     """What the model says, for each picture and question."""
-
-    def call(images: list, prompts: list[str]) -> list[str]:
-        return pipe(images, prompts, max_new_tokens=options.max_new_tokens, batch_size=options.batch_size).texts
-
-    found = ask_each(call, pictures, [question["question"] for question in questions])
+    found = ask_in_words(pipe, pictures, [question["question"] for question in questions], options)
     return [[{"answer": text} for text in texts] for texts in found]
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
-from .reading import RESUMING, Record, add_reading_options, ask_each, is_alone, one_line, read_pictures
+from .reading import RESUMING, Record, add_reading_options, ask_in_words, is_alone, one_line, read_pictures
 
 
 if TYPE_CHECKING:
@@ -69,11 +69,8 @@ def captions(
     pipe: DiffusionPipeline, pictures: list[Image.Image], questions: list[Record], options: argparse.Namespace
 ) -> list[list[Record]]:
     """The caption of each picture."""
-
-    def call(images: list, prompts: list[str]) -> list[str]:
-        return pipe(images, prompts, max_new_tokens=options.max_new_tokens, batch_size=options.batch_size).texts
-
-    answers = ask_each(call, pictures, [question.get("prompt", DEFAULT_PROMPT) for question in questions])
+    prompts = [question.get("prompt", DEFAULT_PROMPT) for question in questions]
+    answers = ask_in_words(pipe, pictures, prompts, options)
     return [[{"text": text} for text in texts] for texts in answers]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import secrets
@@ -12,7 +11,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
 from ..argument_types import finite_number, positive_integer, seed_number
+from .conversations import Message, conversation_text, read_conversation
 from .errors import CommandError, UsageError
 from .files import check_output, replace_file, save_numbered
 from .loading import add_loading_options, check_model, choose_device, load_pipeline
 from .reading import is_url, load, printable
+from .scheduling import add_scheduler_options, check_scheduler, set_scheduler
 
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ PROMPT = "> "
 COMMANDS_HELP = """\
 /picture PATH   show a picture (file or URL) with the next message; once for each picture
 /new            begin a new conversation
-/save FILE.json write the conversation, in the form that the pipelines of this package take
+/save FILE.json write the conversation, for --load and for the pipelines of this package
 /help           this list
 /quit           leave, as Ctrl-D does
 Ctrl-C stops an answer. A message that begins with / needs a space before it."""
@@ -50,10 +51,14 @@ is there already stays as it is. Answers and the names of pictures go to stdout,
 
 {COMMANDS_HELP}
 
+A saved conversation holds the tokens of its pictures, so --load goes on with it as if it had never ended, also where the
+pictures are gone. It takes the model that it was saved with.
+
 Lines can come from a file or a program as well. Then there is no prompt, and Ctrl-C ends the program.
 
 examples:
   showo-hf chat
+  showo-hf chat --load said.json
   cat messages.txt | showo-hf chat --output drawings --seed 7
 
 exit codes: 0 it was left, 1 something failed that came from a file or a program, 2 the command was not understood,
@@ -71,12 +76,14 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("-o", "--output", type=Path, default=Path(), metavar="FOLDER", help="for the pictures (default: this one)")
+    add("--load", type=Path, metavar="FILE.json", help="go on with a conversation that /save wrote")
     add("--steps", type=positive_integer, metavar="N", help="steps from nothing to a picture (default: the model's)")
     add("--guidance", type=finite_number, metavar="G", help="pull of the words on pictures; 1 is none")
     add("--temperature", type=finite_number, metavar="T", help="randomness of pictures (default: the model's)")
     add("--seed", type=seed_number, metavar="N", help="makes it repeatable (default: a new one, told on stderr)")
     add("--max-new-tokens", type=positive_integer, metavar="N", help="longest answer in words (default: 256 tokens)")
     add("--max-images", type=natural_number, metavar="N", help="most pictures in an answer (default: 4)")
+    add_scheduler_options(parser)
     add_loading_options(parser)
     return parser
 
@@ -90,6 +97,8 @@ def natural_number(text: str) -> int:
 def run(options: argparse.Namespace) -> int:
     """Talk until the lines end. What can be checked without the model is checked before it is loaded."""
     check_options(options)
+    check_scheduler(options)
+    before, sources = ([], []) if options.load is None else read_conversation("--load", options.load)
     if options.model is not None:
         check_model(options.model)
     device = choose_device(options.device)
@@ -99,8 +108,11 @@ def run(options: argparse.Namespace) -> int:
         seed = secrets.randbelow(2**32)
         print(f"seed {seed}", file=sys.stderr)
     pipe = load_pipeline(options.model, options.dtype, device, options.quiet, "ShowoAnyToAnyPipeline")
+    set_scheduler(pipe, options)
     pipe.set_progress_bar_config(disable=True)  # `Screen` shows the steps, and knows where the text is
     chat = Chat(pipe, options, seed, interactive)
+    if options.load is not None:
+        chat.go_on(before, sources)
     if interactive:
         with suppress(ImportError):  # a system may lack it
             import readline  # noqa: F401  # arrow keys, and earlier lines
@@ -246,9 +258,9 @@ class Shown:
     name: str
     picture: Image.Image
 
-    def part(self) -> dict[str, Any]:
-        """The part of a saved message that names it."""
-        return {"type": "image", "url" if is_url(self.name) else "path": self.name}
+    def source(self) -> dict[str, str]:
+        """Where it lies, as a saved message has it."""
+        return {"url" if is_url(self.name) else "path": self.name}
 
 
 class Chat:
@@ -271,11 +283,19 @@ class Chat:
         self.failed = False
         self.begin()
 
-    def begin(self) -> None:
-        """A new conversation."""
-        self.session = self.pipe.start()
+    def begin(self, before: Iterable[Message] = (), sources: Iterable[dict[str, str]] = ()) -> None:
+        """A new conversation, behind the messages that came before and with the places of their pictures."""
+        self.session = self.pipe.start(list(before))
+        self.sources = list(sources)
         self.shown: list[Shown] = []
-        self.messages: list[dict[str, Any]] = []  # as /save writes them
+
+    def go_on(self, before: list[Message], sources: list[dict[str, str]]) -> None:
+        """Go on with the conversation of `--load`. `UsageError` if it is none that this model can have had."""
+        try:
+            self.begin(before, sources)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"`--load` cannot go on with '{self.options.load}': {error}") from error
+        tell(f"({len(before)} messages from {self.options.load})")
 
     def take(self, line: str) -> bool:
         """Do what a line says. False where it says to leave."""
@@ -329,9 +349,10 @@ class Chat:
             raise UsageError("/save needs the name of a file")
         path = Path(words).expanduser()
         check_output("/save", path, (".json",))
-        text = json.dumps(self.messages, indent=2)
-        replace_file(path, lambda temporary: temporary.write_text(f"{text}\n", encoding="utf-8"))
-        tell(f"({len(self.messages)} messages in {path})")
+        messages = self.session.messages
+        text = conversation_text(messages, self.sources)
+        replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        tell(f"({len(messages)} messages in {path})")
 
     def given_options(self) -> dict[str, Any]:
         """The options of an answer; what the user left out is left to the pipeline's own defaults."""
@@ -367,8 +388,7 @@ class Chat:
         if done is None:
             tell("(stopped; the conversation is as it was before your message)")
             return
-        self.messages.append({"role": "user", "content": [*(shown.part() for shown in self.shown), words]})
-        self.messages.append({"role": "assistant", "content": with_paths(done.message["content"], saved)})
+        self.sources += [*(shown.source() for shown in self.shown), *({"path": str(path)} for path in saved)]
         self.shown = []
         if not done.message["content"]:
             tell("(no answer)")
@@ -414,9 +434,3 @@ def picture_name(words: str) -> str:
             if len(parts) == 1:
                 return str(Path(parts[0]).expanduser())
     return str(plain)
-
-
-def with_paths(content: list[dict[str, Any]], paths: list[Path]) -> list[dict[str, Any]]:
-    """The parts of an answer, with the files of its pictures in place of their tokens."""
-    names = iter(paths)
-    return [{"type": "image", "path": str(next(names))} if part["type"] == "image" else part for part in content]

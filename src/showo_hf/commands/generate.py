@@ -13,6 +13,7 @@ from ..argument_types import finite_number, picture_size, positive_integer, seed
 from .errors import UsageError
 from .files import check_output, numbered, replace_file
 from .loading import add_loading_options, check_model, choose_device, load_pipeline
+from .scheduling import add_scheduler_options, check_scheduler, set_scheduler
 
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ examples:
   watch how it came about: grey is what was not yet decided at a step
     showo-hf generate "an owl, noto style" -o owl.png --save-steps owl.gif
 
+  filled in by other rules; --scheduler help lists them
+    showo-hf generate "an owl, noto style" --scheduler maskgit --scheduler-option temperature_rule=linear -o owl.png
+
   another model: a folder, or a name on the Hugging Face Hub
     showo-hf generate "a lighthouse at dusk" --model path/to/folder --size 256x384 -o lighthouse.png
 
@@ -71,6 +75,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--num", type=positive_integer, default=1, metavar="N", help="number of pictures, from seed on (default: 1)")
     add("--size", type=picture_size, metavar="HEIGHT[xWIDTH]", help="in pixels (default: the model's)")
     add("--save-steps", type=Path, metavar="PATH", help="also every step, as a film (.gif) or side by side (.png)")
+    add_scheduler_options(parser)
     add_loading_options(parser)
     return parser
 
@@ -78,6 +83,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     """Make the pictures and print their names. What can be checked without the model is checked before it is loaded."""
     check_outputs(options)
+    check_scheduler(options)
     if options.model is not None:
         check_model(options.model)
     device = choose_device(options.device)
@@ -86,6 +92,7 @@ def run(options: argparse.Namespace) -> int:
         seed = secrets.randbelow(2**32)
         print(f"seed {seed}", file=sys.stderr)
     pipe = load_pipeline(options.model, options.dtype, device, options.quiet)
+    set_scheduler(pipe, options)
     outputs = numbered(options.output, options.num)
     step_outputs = numbered(options.save_steps, options.num) if options.save_steps else []
     for start in range(0, options.num, BATCH_SIZE):

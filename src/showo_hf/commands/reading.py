@@ -48,7 +48,13 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     add("-r", "--recursive", action="store_true", help="of a folder, also what lies in its folders")
     add("--json", action="store_true", help="print JSON lines")
     add("-o", "--output", type=Path, metavar="FILE.jsonl", help="append JSON lines to a file, and go on where it ends")
-    add("--batch-size", type=positive_integer, default=8, metavar="N", help="pictures read at once (default: 8)")
+    add(
+        "--batch-size",
+        type=positive_integer,
+        default=8,
+        metavar="N",
+        help="pictures, and questions, worked on at once (default: 8)",
+    )
     add("--max-new-tokens", type=positive_integer, default=100, metavar="N", help="longest answer (default: 100)")
     add_loading_options(parser)
 
@@ -178,17 +184,28 @@ def loaded_batches(jobs: Iterable[Job], size: int) -> Generator[tuple[list[Recor
 
 def ask_each(call: Callable[[list, list[str]], list], pictures: list, prompts: list[str]) -> list[list]:
     """
-    Every prompt about every picture, by a pipeline that takes several of one or of the other.
+    Every prompt about every picture.
 
     Args:
-        call: takes pictures and prompts, gives an answer for each question.
+        call: takes as many pictures as prompts, gives an answer for each pair. A picture that is given several times in
+            a row is read once by the pipelines.
 
     Returns:
         the answers of each picture, in the order of the prompts.
     """
-    if len(prompts) == 1:
-        return [[answer] for answer in call(pictures, prompts)]
-    return [call([picture], prompts) for picture in pictures]  # each picture is read once
+    found = call([picture for picture in pictures for _ in prompts], prompts * len(pictures))
+    return [found[start : start + len(prompts)] for start in range(0, len(found), len(prompts))]
+
+
+def ask_in_words(
+    pipe: DiffusionPipeline, pictures: list[Image.Image], prompts: list[str], options: argparse.Namespace
+) -> list[list[str]]:
+    """What the model says to every prompt about every picture; see [`ask_each`]."""
+
+    def call(images: list, questions: list[str]) -> list[str]:
+        return pipe(images, questions, max_new_tokens=options.max_new_tokens, batch_size=options.batch_size).texts
+
+    return ask_each(call, pictures, prompts)
 
 
 # Where results go

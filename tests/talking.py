@@ -12,7 +12,7 @@ from showo_hf import MaskGITScheduler, ShowoAnyToAnyPipeline, ShowoForCausalLM, 
 
 
 PICTURE_LENGTH = tiny.SIDE**2 + 2  # soi, codes, eoi
-GOLDEN = Path(tiny.__file__).parent / "golden"
+GOLDEN = Path(__file__).parent / "golden"
 PROCESSOR = tiny.processor()
 BYTES = slice(1, 257)  # the ids of single bytes
 

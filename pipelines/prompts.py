@@ -1,0 +1,93 @@
+"""Prompts that are made of several: with weights, and for regions of the picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+
+from showo_hf.processing_showo import check_texts
+
+from .encoded_prompts import Composition
+from .masks import load_mask, touched_tokens
+
+
+@dataclass(frozen=True)
+class PromptPart:
+    """
+    One of several prompts for the same picture. A list of parts stands where a text can stand.
+
+    The guided logits are `u + g sum_i w_i (c_i - u)` ("Compositional visual generation with composable diffusion models",
+    arXiv:2206.01714): a weight of 2 follows the part twice as much, a negative one leads away from it.
+
+    Args:
+        text: what to show.
+        weight: w, any finite number.
+        mask: where the part counts: a picture (white is where), an array or a tensor of any resolution, in [0, 1]. None is
+            everywhere. A token counts as in it where [`masks.touched_tokens`] says so.
+    """
+
+    text: str
+    weight: float = 1.0
+    mask: Any = None
+
+
+Prompt: TypeAlias = str | Sequence[PromptPart]
+
+
+def prompt_parts(prompt: Any) -> list[tuple[PromptPart, ...]]:
+    """
+    The parts of each prompt: of a text or a list of texts, of a list of parts, or of a list of these.
+
+    Raises:
+        TypeError, ValueError: for anything else.
+    """
+    if is_composed(prompt):
+        prompt = [prompt]
+    if not (isinstance(prompt, (list, tuple)) and any(map(is_composed, prompt))):
+        return [(PromptPart(text),) for text in check_texts("prompt", prompt)]
+    for one in prompt:
+        if not isinstance(one, str) and not is_composed(one):
+            raise TypeError(
+                f"`prompt` must be a list of texts and lists of `PromptPart`, got {type(one).__name__} in it."
+            )
+    return [tuple(one) if is_composed(one) else (PromptPart(one),) for one in prompt]
+
+
+def is_composed(prompt: Any) -> bool:
+    """Whether a prompt is a list of parts."""
+    return isinstance(prompt, (list, tuple)) and bool(prompt) and all(isinstance(one, PromptPart) for one in prompt)
+
+
+def check_parts(prompts: Sequence[Sequence[PromptPart]]):
+    """Raise `TypeError` or `ValueError` for a text that is none, or a weight that is no finite number."""
+    for part in (part for parts in prompts for part in parts):
+        check_texts("prompt", part.text)
+        if (
+            isinstance(part.weight, bool)
+            or not isinstance(part.weight, (int, float))
+            or part.weight - part.weight != 0
+        ):
+            raise ValueError(
+                f"`prompt` must have parts with finite weights, got {part.weight!r} for {part.text!r:.40}."
+            )
+
+
+def is_plain(parts: Sequence[PromptPart]) -> bool:
+    """Whether a prompt is one text, everywhere and with its own weight."""
+    return len(parts) == 1 and parts[0].weight == 1 and parts[0].mask is None
+
+
+def compose(prompts: Sequence[Sequence[PromptPart]], grid_size: tuple[int, int]) -> Composition | None:
+    """How the parts of each picture's prompt come together on a grid; None where all are plain."""
+    if all(map(is_plain, prompts)):
+        return None
+    samples = [sample for sample, parts in enumerate(prompts) for _ in parts]
+    weights = [
+        part.weight * torch.ones(grid_size)
+        if part.mask is None
+        else part.weight * touched_tokens(load_mask(part.mask, "prompt"), grid_size).float()
+        for parts in prompts
+        for part in parts
+    ]
+    return Composition(torch.tensor(samples), torch.stack(weights))

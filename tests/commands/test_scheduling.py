@@ -1,0 +1,181 @@
+"""`--scheduler` and `--scheduler-option` of the commands that make pictures."""
+
+import argparse
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from showo_hf import MaskGITScheduler, ShowoAnyToAnyPipeline, ShowoT2IPipeline, cli
+from showo_hf.commands.errors import UsageError
+from showo_hf.commands.scheduling import check_scheduler, fits, option_values, parse_value, set_scheduler
+from showo_hf.schedulers import SCHEDULERS
+
+
+NAMES = sorted(SCHEDULERS)
+
+
+def pixels(path: str) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+@pytest.fixture
+def generate(taught_folder):
+    """Run the command with a small model."""
+
+    def run(output: str, *arguments: str) -> int:
+        options = ["--model", taught_folder, "--device", "cpu", "--quiet", "--seed", "5", "--steps", "4"]
+        return cli.main(["generate", "an owl", "-o", output, *options, *arguments])
+
+    return run
+
+
+@pytest.mark.parametrize("command", [["generate"], ["chat", "--quiet"], ["generate", "an owl", "-o", "missing/a.png"]])
+def test_the_list(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([*command, "--scheduler", "help"])
+    printed = capsys.readouterr()
+    assert end.value.code == cli.GOOD
+    assert printed.err == ""
+    lines = printed.out.splitlines()
+    assert [line.split("  ")[0] for line in lines] == list(SCHEDULERS)
+    for line, kind in zip(lines, SCHEDULERS.values(), strict=True):
+        summary = line.split("  ", 1)[1].strip()
+        assert len(line) <= 140 and summary.endswith(".") and summary == kind.__doc__.split("\n")[1].strip()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_generate_fills_in_as_the_scheduler_does(name, generate, taught_folder):
+    assert generate("a.png", "--scheduler", name) == cli.GOOD
+    pipe = ShowoT2IPipeline.from_pretrained(taught_folder)
+    pipe.scheduler = SCHEDULERS[name].from_config(pipe.scheduler.config)
+    generator = [torch.Generator().manual_seed(5)]
+    (picture,) = pipe("an owl", num_inference_steps=4, generator=generator).images
+    assert (pixels("a.png") == np.asarray(picture)).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_chat_fills_in_as_the_scheduler_does(name, taught_folder, monkeypatch, capfd):
+    monkeypatch.setattr("sys.stdin", io.StringIO("two hearts\n"))
+    options = ["--device", "cpu", "--quiet", "--seed", "3", "--steps", "3", "--max-images", "1"]
+    assert cli.main(["chat", "--model", taught_folder, "--scheduler", name, *options]) == cli.GOOD
+    pipe = ShowoAnyToAnyPipeline.from_pretrained(taught_folder)
+    pipe.scheduler = SCHEDULERS[name].from_config(pipe.scheduler.config)
+    answer = pipe("two hearts", generator=torch.Generator().manual_seed(3), num_inference_steps=3, max_images=1)
+    (picture,) = [part["image"] for part in answer.content if part["type"] == "image"]
+    assert (pixels("picture-0.png") == np.asarray(picture)).all()
+
+
+def test_schedulers_and_their_options_make_a_difference(generate):
+    named = {name: ["--scheduler", name] for name in ("maskgit", "halton", "mask-and-replace")}
+    options = {"own": ["temperature=9"], "maskgit": ["masking_schedule=pow3", "temperature=9"]}
+    runs = {
+        **named,
+        "own, hot": ["--scheduler-option", options["own"][0]],
+        "maskgit, hot and fast": [
+            "--scheduler", "maskgit", *(word for one in options["maskgit"] for word in ("--scheduler-option", one)),
+        ],
+    }  # fmt: skip
+    pictures = {"plain": None, **dict.fromkeys(runs)}
+    for name, more in {"plain": [], **runs}.items():
+        assert generate("a.png", *more) == cli.GOOD
+        pictures[name] = Path("a.png").read_bytes()
+    assert pictures.pop("maskgit") == pictures["plain"]  # the model's own
+    assert len(set(pictures.values())) == len(pictures)
+
+
+@pytest.mark.parametrize("command", [["generate", "an owl", "-o", "a.png"], ["chat"]])
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--scheduler", "magic"], f"one of {', '.join(SCHEDULERS)}, got 'magic'"),
+        (["--scheduler", ""], "one of"),
+        (["--scheduler-option", "temperature"], "NAME=VALUE, got 'temperature'"),
+        (["--scheduler-option", "=1"], "NAME=VALUE, got '=1'"),
+        (
+            ["--scheduler", "maskgit", "--scheduler-option", "heat=2"],
+            "among masking_schedule, temperature, temperature_rule; got 'heat'",
+        ),
+        (["--scheduler", "maskgit", "--scheduler-option", "mask_token_id=2"], "got 'mask_token_id'"),
+        (
+            ["--scheduler", "maskgit", "--scheduler-option", "temperature=hot"],
+            "temperature must be a number, got 'hot'",
+        ),
+        (["--scheduler", "maskgit", "--scheduler-option", "temperature=NaN"], "temperature must be a number"),
+    ],
+)
+def test_what_no_scheduler_has_is_refused_before_a_model_is_loaded(command, arguments, named, refused):
+    refused([*command, *arguments, "--model", "./missing"], named)
+
+
+@pytest.mark.parametrize("command", [["generate", "an owl", "-o", "a.png"], ["chat"]])
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--scheduler-option", "heat=2"], "temperature_rule; got 'heat'"),  # which the model's own has not
+        (["--scheduler-option", "masking_schedule=steep"], "'steep'"),
+        (["--scheduler", "maskgit", "--scheduler-option", "temperature_rule=warm"], "'warm'"),
+    ],
+)
+def test_what_a_scheduler_refuses_is_told(command, arguments, named, taught_folder, refused):
+    refused([*command, *arguments, "--model", taught_folder, "--device", "cpu", "--quiet", "--seed", "3"], named)
+
+
+def test_settings_that_both_have_are_kept(pipe):
+    pipe.scheduler = MaskGITScheduler(mask_token_id=tiny.CODES, masking_schedule="linear", temperature=3.0)
+    options = argparse.Namespace(scheduler="maskgit", scheduler_option=[("temperature", "2")])
+    check_scheduler(options)
+    before = pipe.scheduler
+    set_scheduler(pipe, options)
+    config = pipe.scheduler.config
+    assert pipe.scheduler is not before
+    assert (config.mask_token_id, config.masking_schedule, config.temperature) == (tiny.CODES, "linear", 2)
+    nothing = argparse.Namespace(scheduler=None, scheduler_option=[])
+    before = pipe.scheduler
+    set_scheduler(pipe, nothing)
+    assert pipe.scheduler is before
+
+
+def some_scheduler(mask_token_id=1, flag=False, count=3, share=0.5, rule="linear", other=None):
+    """Options of all kinds."""
+
+
+def test_values_are_json_or_text():
+    given = [("flag", "true"), ("count", "7"), ("share", "1"), ("rule", "12"), ("other", "[1, 2]"), ("rule", "pow2")]
+    assert option_values(some_scheduler, given) == {
+        "flag": True, "count": 7, "share": 1, "rule": "pow2", "other": [1, 2],
+    }  # fmt: skip
+    assert parse_value("rule", "12", "linear") == "12"
+    assert parse_value("rule", '"a b"', "linear") == "a b"
+    assert parse_value("other", "spiral", None) == "spiral"
+    assert parse_value("other", "null", None) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        ("flag", "1", "true or false"),
+        ("flag", "yes", "true or false"),
+        ("count", "1.5", "a whole number"),
+        ("count", "true", "a whole number"),
+        ("share", "true", "a number"),
+        ("share", "half", "a number"),
+        ("share", "1e999", "a number"),
+        ("share", "null", "a number"),
+    ],
+)
+def test_values_of_another_type_are_refused(name, text, wanted):
+    with pytest.raises(UsageError, match=f"{name} must be {wanted}, got '{text}'"):
+        option_values(some_scheduler, [(name, text)])
+
+
+def test_defaults_of_every_scheduler_are_values_of_their_own_types():
+    for kind in SCHEDULERS.values():
+        config = kind().config
+        values = {name: value for name, value in config.items() if not name.startswith("_")}
+        assert values and all(fits(value, value) for value in values.values())
