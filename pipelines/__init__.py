@@ -3,8 +3,12 @@
 from .conversation import AnswerDone, ImageDone, ImageStep, TextPiece
 from .picture_pipeline import ShowoImagePipelineOutput
 from .pipeline_showo_any_to_any import Conversation, ShowoAnyToAnyPipeline, ShowoAnyToAnyPipelineOutput
+from .pipeline_showo_extrapolate import ShowoExtrapolatePipeline
+from .pipeline_showo_img2img import ShowoImg2ImgPipeline
+from .pipeline_showo_inpaint import ShowoInpaintPipeline
 from .pipeline_showo_mmu import ShowoMMUPipeline, ShowoMMUPipelineOutput, ShowoScoreOutput
 from .pipeline_showo_t2i import ShowoT2IPipeline
+from .prompts import PromptPart
 
 
 __all__ = [
@@ -12,9 +16,13 @@ __all__ = [
     "Conversation",
     "ImageDone",
     "ImageStep",
+    "PromptPart",
     "ShowoAnyToAnyPipeline",
     "ShowoAnyToAnyPipelineOutput",
+    "ShowoExtrapolatePipeline",
     "ShowoImagePipelineOutput",
+    "ShowoImg2ImgPipeline",
+    "ShowoInpaintPipeline",
     "ShowoMMUPipeline",
     "ShowoMMUPipelineOutput",
     "ShowoScoreOutput",

@@ -52,8 +52,8 @@ class ShowoPicturePipeline(ShowoPipelineBase):
 
     @property
     def patch(self) -> int:
-        """Pixels along a side of a token."""
-        return self.image_tokenizer.config.downsampling
+        """Pixels along a side of a token; 1 without a picture tokenizer, where sizes are told in tokens."""
+        return 1 if self.image_tokenizer is None else self.image_tokenizer.config.downsampling
 
     def check_size(self, height: int | None, width: int | None):
         """Raise `ValueError` unless the picture tokenizer divides `height` and `width` (pixels)."""

@@ -1,7 +1,7 @@
 """Text and pictures to text and pictures."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -76,9 +76,7 @@ class AnswerOptions:
     @property
     def filling(self) -> FillingOptions:
         """Those of them that are about the steps of a picture."""
-        return FillingOptions(
-            **{field.name: getattr(self, field.name) for field in fields(FillingOptions) if hasattr(self, field.name)}
-        )
+        return FillingOptions.pick(vars(self))
 
 
 class ShowoAnyToAnyPipeline(ShowoPipelineBase):

@@ -127,16 +127,7 @@ class ShowoT2IPipeline(ShowoPicturePipeline):
         Raises:
             ValueError, TypeError: for arguments that are wrong, before any work starts.
         """
-        options = FillingOptions(
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            guidance_schedule=guidance_schedule,
-            guidance_interval=guidance_interval,
-            temperature=temperature,
-            generator=generator,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-        )
+        options = FillingOptions.pick(locals())
         batch_size = self.check_inputs(
             prompt, negative_prompt, height, width, num_images_per_prompt, latents, output_type, options
         )

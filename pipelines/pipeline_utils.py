@@ -4,8 +4,8 @@ import contextlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -40,6 +40,11 @@ class FillingOptions:
     callback_on_step_end: Callable | None = None
     callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",)
     first_step: int = 0
+
+    @classmethod
+    def pick(cls, values: Mapping[str, Any]) -> "FillingOptions":
+        """Those among the arguments of a call."""
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
 class ShowoPipelineBase(DiffusionPipeline):

@@ -1,0 +1,221 @@
+"""What the pipelines share that begin with a picture: reading it, and what becomes of its pixels."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import logging
+
+from showo_hf.pictures import flatten_pictures, load_picture
+from showo_hf.schedulers.scheduling_utils import Generators, sample_uniform
+
+from .checks import check_share
+from .encoded_prompts import EncodedPrompts
+from .masks import paste, remasked
+from .picture_pipeline import ShowoPicturePipeline
+from .pipeline_utils import FillingOptions
+from .windows import plan_windows
+
+
+logger = logging.get_logger(__name__)
+
+
+GROUPS = 4  # in which tokens are hidden in turn, to ask how likely each is
+REMASKINGS = ("uncertain", "random")
+
+
+@dataclass(frozen=True)
+class Source:
+    """
+    Pictures to begin with.
+
+    Args:
+        tokens (`torch.LongTensor` of shape `(batch, h, w)`).
+        pixels (`torch.Tensor` of shape `(batch, 3, H, W)`): in [-1, 1]; None where tokens were given.
+    """
+
+    tokens: torch.LongTensor
+    pixels: torch.Tensor | None
+
+
+class ShowoEditingPipeline(ShowoPicturePipeline):
+    """Base of the pipelines that change a picture; components `model`, `processor`, `scheduler`."""
+
+    def check_repainting(self, strength: float, remasking: str):
+        """Raise `ValueError` for a strength outside [0, 1], or a way of remasking that does not exist."""
+        check_share("strength", strength)
+        if remasking not in REMASKINGS:
+            raise ValueError(f"`remasking` must be one of {list(REMASKINGS)}, got {remasking!r}.")
+
+    def check_preserving(self, preserve_pixels: bool, output_type: str):
+        """Raise `ValueError` where there are no pixels to put back."""
+        if preserve_pixels and output_type == "latent":
+            raise ValueError("`preserve_pixels` must be False for `output_type='latent'`, which has no pixels.")
+
+    def load_images(
+        self, image: Any, batch_size: int, height: int | None, width: int | None
+    ) -> list[Any] | torch.Tensor:
+        """
+        One picture, or one for each of the batch, as PIL pictures; token grids as int64 (1 or batch, h, w).
+
+        Raises:
+            ValueError, TypeError: for what is no picture, another number of them, or grids beside `height` and `width`.
+        """
+        if isinstance(image, torch.Tensor) and image.dtype == torch.int64:
+            grids = image[None] if image.ndim == 2 else image
+            expected = 1 if len(grids) == 1 else batch_size
+            self.check_token_grids("image", grids, expected, self.unknown_code - 1)
+            if height is not None or width is not None:
+                raise ValueError(
+                    "`height` and `width` must be None for an `image` of tokens, which has a size of its own."
+                )
+            return grids
+        if self.image_tokenizer is None:
+            raise ValueError("`image` must be a token grid for a model without picture tokenizer.")
+        self.check_size(height, width)
+        pictures = [load_picture(one, "image", max_aspect=torch.inf) for one in flatten_pictures(image)]
+        if len(pictures) not in (1, batch_size):
+            raise ValueError(f"`image` must be one picture or one for each of the {batch_size}, got {len(pictures)}.")
+        return pictures
+
+    def picture_size(self, size: tuple[int, int], height: int | None, width: int | None) -> tuple[int, int]:
+        """
+        The size in pixels, (height, width), at which a picture of another size is worked on.
+
+        As asked for; else with the picture's aspect, and the trained size as far as it goes: the shorter side gets the
+        trained length, and both are multiples of a token's.
+        """
+        trained = [side * self.patch for side in self.default_grid]
+
+        def whole(length: float) -> int:
+            return max(self.patch, round(length / self.patch) * self.patch)
+
+        if height is not None or width is not None:
+            return height or whole(width * size[0] / size[1]), width or whole(height * size[1] / size[0])
+        scale = max(trained[0] / size[0], trained[1] / size[1])
+        return whole(size[0] * scale), whole(size[1] * scale)
+
+    @torch.no_grad()
+    def encode_images(
+        self, images: list[Any] | torch.Tensor, batch_size: int, height: int | None, width: int | None
+    ) -> Source:
+        """
+        Loaded pictures to tokens, repeated to the batch.
+
+        Raises:
+            ValueError: for pictures that come out with different sizes.
+        """
+        if isinstance(images, torch.Tensor):
+            grids = images.to(self._execution_device)
+            return Source(grids.expand(batch_size, -1, -1), None)
+        sizes = [(picture.height, picture.width) for picture in images]
+        wanted = {self.picture_size(size, height, width) for size in sizes}
+        if len(wanted) > 1:
+            raise ValueError(
+                f"`image` must hold pictures of one aspect, or `height` and `width` be given, got sizes {sorted(wanted)}."
+            )
+        resizer = VaeImageProcessor(vae_scale_factor=self.patch, resample="bicubic")
+        pixels = resizer.preprocess(images, *wanted.pop()).to(self._execution_device)
+        hook = getattr(self.model, "_hf_hook", None)
+        if hook is not None:  # offloaded, and its own `forward` is not what runs first
+            hook.pre_forward(self.model)
+        tokens = self.image_tokenizer.encode(pixels).image_tokens
+        return Source(tokens.expand(batch_size, -1, -1), pixels.expand(batch_size, -1, -1, -1))
+
+    def first_step(self, num_inference_steps: int, strength: float) -> int:
+        """
+        The step to begin with where a share `strength` of the tokens is unknown: steps that would leave more than that
+        unknown are left out.
+        """
+        if strength == 1:
+            return 0
+        unknown_after = getattr(self.scheduler, "mask_ratio", lambda ratio: 1 - ratio)
+        shares = [float(unknown_after((step + 1) / num_inference_steps)) for step in range(num_inference_steps)]
+        return next((step for step, share in enumerate(shares) if share < strength), num_inference_steps - 1)
+
+    def choose_unknown(
+        self,
+        tokens: torch.LongTensor,
+        candidates: torch.BoolTensor,
+        strength: float,
+        remasking: str,
+        prompt: Any,
+        num_images_per_prompt: int,
+        generator: Generators,
+    ) -> torch.BoolTensor:
+        """
+        The share `strength` of the candidates, (batch, h, w): the most uncertain ones, or random ones.
+        """
+        if strength == 1:
+            return candidates
+        flat = candidates.flatten(1)
+        if remasking == "random":
+            order = sample_uniform(flat, generator)
+        else:
+            prompts = self.encode_prompt(prompt, None, num_images_per_prompt, False, tuple(tokens.shape[1:]))
+            order = self.likelihoods(tokens, prompts, generator).flatten(1)
+        return remasked(flat, strength, order).view_as(candidates)
+
+    def likelihoods(self, tokens: torch.LongTensor, prompts: EncodedPrompts, generator: Generators) -> torch.Tensor:
+        """
+        log p of each token given the others and the prompt, (batch, h, w).
+
+        A model of masked tokens tells nothing of those that it sees; so a quarter of them is hidden at a time, in random
+        groups: the pseudo-likelihood of "Masked language model scoring" (arXiv:1910.14659), by groups.
+        """
+        scores = torch.zeros(tokens.shape, device=tokens.device)
+        group = sample_uniform(tokens.flatten(1), generator).argsort(-1).argsort(-1).view_as(tokens) % GROUPS
+        everywhere = torch.ones_like(tokens[0], dtype=torch.bool)
+        for window in plan_windows(everywhere, self.default_grid):
+            given, cropped = tokens[:, *window], prompts.crop(*window)
+            ids = self.picture_input_ids(given.flatten(1))[prompts.sample_of_rows(len(given))]
+            attention_mask = self.picture_attention_mask(prompts, ids)
+            for number in range(GROUPS):
+                hidden = group[:, *window] == number
+                masked = given.masked_fill(hidden, self.unknown_code)
+                logits = self.predict_codes(masked.flatten(1), cropped, attention_mask, 1.0)
+                found = logits.float().log_softmax(-1).gather(-1, given.flatten(1).unsqueeze(-1)).squeeze(-1)
+                scores[:, *window] = torch.where(hidden, found.view_as(given), scores[:, *window])
+        return scores
+
+    def repaint(
+        self,
+        source: Source,
+        marked: torch.BoolTensor,
+        strength: float,
+        remasking: str,
+        preserve_pixels: bool,
+        prompt: Any,
+        negative_prompt: Any,
+        num_images_per_prompt: int,
+        output_type: str,
+        options: FillingOptions,
+    ) -> Any:
+        """The pictures with the marked tokens, (batch, h, w), or a share `strength` of them, painted anew."""
+        unknown = self.choose_unknown(
+            source.tokens, marked, strength, remasking, prompt, num_images_per_prompt, options.generator
+        )
+        if not bool(unknown.any()):
+            logger.warning("There is nothing to paint: the picture comes back as it is.")
+            return self.decode_edited(source.tokens, source, unknown, output_type != "latent", output_type)
+        latents = source.tokens.masked_fill(unknown, self.unknown_code)
+        options = replace(options, first_step=self.first_step(options.num_inference_steps, strength))
+        latents = self.make_pictures(latents, prompt, negative_prompt, num_images_per_prompt, options)
+        return self.decode_edited(latents, source, unknown, preserve_pixels, output_type)
+
+    def decode_edited(
+        self,
+        latents: torch.LongTensor,
+        source: Source,
+        unknown: torch.BoolTensor,
+        preserve_pixels: bool,
+        output_type: str,
+    ):
+        """
+        Tokens to pictures as `output_type` says; with `preserve_pixels` the original ones where nothing was painted.
+        """
+        if output_type == "latent" or not preserve_pixels or source.pixels is None:
+            return self.decode_latents(latents, output_type)
+        pixels = self.image_tokenizer.decode(latents.to(self._execution_device)).sample.float()
+        return self.image_processor.postprocess(paste(pixels, source.pixels, unknown), output_type=output_type)

@@ -1,0 +1,160 @@
+"""Extending a picture beyond its edges."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from showo_hf.schedulers.scheduling_utils import Generators
+
+from .checks import check_count
+from .editing_pipeline import ShowoEditingPipeline, Source
+from .picture_pipeline import ShowoImagePipelineOutput
+from .pipeline_utils import FillingOptions
+from .prompts import Prompt
+
+
+#: What is put before and behind a grid (batch, h, w): left, right, top, bottom.
+SIDES = {"left": (1, 0, 0, 0), "right": (0, 1, 0, 0), "up": (0, 0, 1, 0), "down": (0, 0, 0, 1)}
+
+
+class ShowoExtrapolatePipeline(ShowoEditingPipeline):
+    r"""
+    Extend a picture (Show-o, arXiv:2408.12528, section 4.4): unknown tokens are put beside it, and filled in in windows of
+    the trained size that see as much of it as has room in them. Its own tokens stay exactly as they are.
+
+    Args:
+        model ([`ShowoForCausalLM`]): the transformer, with its picture tokenizer.
+        processor ([`ShowoProcessor`]): text tokenizer and sequence builder.
+        scheduler ([`MaskGITScheduler`] or another discrete scheduler): decides which tokens are filled in when.
+
+    Example:
+
+    ```python
+    >>> from showo_hf import EMBEDDED_MODEL, ShowoExtrapolatePipeline
+    >>> pipe = ShowoExtrapolatePipeline.from_pretrained(EMBEDDED_MODEL)
+    >>> image = pipe("a row of red apples", image="apple.png", direction="right", rounds=5).images[0]
+    ```
+    """
+
+    def check_inputs(
+        self,
+        prompt,
+        image,
+        direction,
+        extent,
+        rounds,
+        negative_prompt,
+        height,
+        width,
+        preserve_pixels,
+        num_images_per_prompt,
+        output_type,
+        options: FillingOptions,
+    ) -> tuple[list[Any] | torch.Tensor, list[str], int, int]:
+        """
+        Raise `ValueError` or `TypeError` for wrong arguments, before any work; pictures, directions of all rounds, tokens a
+        round and the number of pictures to make are returned.
+        """
+        self.check_components()
+        batch_size = self.check_prompts(prompt, negative_prompt, num_images_per_prompt)
+        self.check_filling(options, batch_size)
+        self.check_output_type(output_type)
+        self.check_preserving(preserve_pixels, output_type)
+        directions = [direction] if isinstance(direction, str) else direction
+        if not isinstance(directions, Sequence) or not directions or any(one not in SIDES for one in directions):
+            raise ValueError(f"`direction` must be one of {list(SIDES)}, or a list of them, got {direction!r}.")
+        check_count("rounds", rounds)
+        tokens = self.tokens_of_extent(extent, directions)
+        return self.load_images(image, batch_size, height, width), list(directions) * rounds, tokens, batch_size
+
+    def tokens_of_extent(self, extent: int | None, directions: Sequence[str]) -> int:
+        """How many tokens a round adds; half a trained side for an `extent` of None."""
+        sides = [self.default_grid[1] if one in ("left", "right") else self.default_grid[0] for one in directions]
+        if extent is None:
+            return max(1, min(sides) // 2)
+        most = (min(sides) - 1) * self.patch  # so that a window sees something of the picture
+        if isinstance(extent, bool) or not isinstance(extent, int) or extent % self.patch or not 0 < extent <= most:
+            raise ValueError(
+                f"`extent` must be a multiple of {self.patch} pixels from {self.patch} to {most}, got {extent!r}."
+            )
+        return extent // self.patch
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: Prompt | list[Prompt] | None = None,
+        image: Any = None,
+        direction: str | Sequence[str] = "right",
+        extent: int | None = None,
+        rounds: int = 1,
+        negative_prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        preserve_pixels: bool = False,
+        num_inference_steps: int = 18,
+        guidance_scale: float = 2.75,
+        guidance_schedule: str = "constant",
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        temperature: float | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Generators = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
+    ) -> ShowoImagePipelineOutput | tuple:
+        r"""
+        Extend a picture. Arguments that are not named here are those of [`ShowoT2IPipeline.__call__`].
+
+        Args:
+            image: the picture, or one for each prompt, as in [`ShowoInpaintPipeline.__call__`].
+            direction (`str` or a list, defaults to `"right"`): "left", "right", "up" or "down"; several are taken in turn.
+            extent (`int`, *optional*): pixels that a round adds: a multiple of a token's, and less than the trained side;
+                half of it by default. Tokens for a model without picture tokenizer.
+            rounds (`int`, defaults to 1): how often the directions are gone through.
+            height, width (`int`, *optional*): the size that the picture is worked on at before it grows, as in
+                [`ShowoInpaintPipeline.__call__`].
+            preserve_pixels (`bool`, defaults to `False`): put the original pixels back, with a seam of one token's width;
+                else all pixels are decoded from tokens.
+
+        Raises:
+            ValueError, TypeError: for arguments that are wrong, before any work starts.
+        """
+        options = FillingOptions.pick(locals())
+        images, directions, extent_tokens, batch_size = self.check_inputs(
+            prompt,
+            image,
+            direction,
+            extent,
+            rounds,
+            negative_prompt,
+            height,
+            width,
+            preserve_pixels,
+            num_images_per_prompt,
+            output_type,
+            options,
+        )
+        source = self.encode_images(images, batch_size, height, width)
+        latents, painted = source.tokens, torch.zeros_like(source.tokens, dtype=torch.bool)
+        for side in directions:
+            latents, painted, source = self.extend(latents, painted, source, side, extent_tokens)
+            latents = self.make_pictures(latents, prompt, negative_prompt, num_images_per_prompt, options)
+        extended = self.decode_edited(latents, source, painted, preserve_pixels, output_type)
+        return self.finish(extended, return_dict)
+
+    def extend(
+        self, latents: torch.LongTensor, painted: torch.BoolTensor, source: Source, side: str, extent: int
+    ) -> tuple[torch.LongTensor, torch.BoolTensor, Source]:
+        """Unknown tokens at a side of a grid (batch, h, w), marked as painted, and grey pixels beside the original ones."""
+        padding = tuple(extent * count for count in SIDES[side])
+        pixels = source.pixels
+        if pixels is not None:
+            pixels = F.pad(pixels, tuple(self.patch * count for count in padding))
+        return (
+            F.pad(latents, padding, value=self.unknown_code),
+            F.pad(painted, padding, value=True),
+            Source(F.pad(source.tokens, padding), pixels),
+        )

@@ -1,0 +1,167 @@
+"""Repainting a part of a picture."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.image_processor import VaeImageProcessor
+
+from showo_hf.schedulers.scheduling_utils import Generators
+
+from .checks import check_count
+from .editing_pipeline import ShowoEditingPipeline
+from .masks import MASK_THRESHOLD, check_aspect, load_mask, mask_picture, touched_tokens
+from .picture_pipeline import ShowoImagePipelineOutput
+from .pipeline_utils import FillingOptions
+from .prompts import Prompt
+
+
+class ShowoInpaintPipeline(ShowoEditingPipeline):
+    r"""
+    Repaint what a mask marks (Show-o, arXiv:2408.12528, section 4.4): its tokens are unknown, all others stay as they are.
+
+    A token is unknown when its patch is touched: when any pixel of the mask in it is at least 0.5.
+
+    Args:
+        model ([`ShowoForCausalLM`]): the transformer, with its picture tokenizer.
+        processor ([`ShowoProcessor`]): text tokenizer and sequence builder.
+        scheduler ([`MaskGITScheduler`] or another discrete scheduler): decides which tokens are filled in when.
+
+    Example:
+
+    ```python
+    >>> from showo_hf import EMBEDDED_MODEL, ShowoInpaintPipeline
+    >>> pipe = ShowoInpaintPipeline.from_pretrained(EMBEDDED_MODEL)
+    >>> image = pipe("a red apple, flat style", image="picture.png", mask_image="mask.png").images[0]
+    ```
+    """
+
+    def check_inputs(
+        self,
+        prompt,
+        image,
+        mask_image,
+        negative_prompt,
+        height,
+        width,
+        strength,
+        remasking,
+        padding_mask_crop,
+        preserve_pixels,
+        num_images_per_prompt,
+        output_type,
+        options: FillingOptions,
+    ) -> tuple[list[Any] | torch.Tensor, list[torch.Tensor], int]:
+        """
+        Raise `ValueError` or `TypeError` for wrong arguments, before any work; pictures, masks and the number of pictures
+        to make are returned.
+        """
+        self.check_components()
+        batch_size = self.check_prompts(prompt, negative_prompt, num_images_per_prompt)
+        self.check_filling(options, batch_size)
+        self.check_repainting(strength, remasking)
+        self.check_output_type(output_type)
+        self.check_preserving(preserve_pixels, output_type)
+        images = self.load_images(image, batch_size, height, width)
+        masks = [load_mask(mask) for mask in (mask_image if isinstance(mask_image, (list, tuple)) else [mask_image])]
+        if len(masks) not in (1, batch_size):
+            raise ValueError(f"`mask_image` must be one mask or one for each of the {batch_size}, got {len(masks)}.")
+        sizes = (
+            [tuple(images.shape[1:])] if isinstance(images, torch.Tensor) else [(p.height, p.width) for p in images]
+        )
+        for number in range(max(len(sizes), len(masks))):
+            check_aspect(masks[number % len(masks)], sizes[number % len(sizes)])
+        if padding_mask_crop is not None:
+            check_count("padding_mask_crop", padding_mask_crop, least=0)
+            if isinstance(images, torch.Tensor) or output_type != "pil" or batch_size > 1:
+                raise ValueError(
+                    "`padding_mask_crop` must be None unless one picture is given and 'pil' is asked for."
+                )
+        return images, masks, batch_size
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: Prompt | list[Prompt] | None = None,
+        image: Any = None,
+        mask_image: Any = None,
+        negative_prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        strength: float = 1.0,
+        remasking: str = "uncertain",
+        padding_mask_crop: int | None = None,
+        preserve_pixels: bool = False,
+        num_inference_steps: int = 18,
+        guidance_scale: float = 2.75,
+        guidance_schedule: str = "constant",
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        temperature: float | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Generators = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
+    ) -> ShowoImagePipelineOutput | tuple:
+        r"""
+        Repaint. Arguments that are not named here are those of [`ShowoT2IPipeline.__call__`].
+
+        Args:
+            image: the picture, or one for each prompt: whatever [`pictures.load_picture`] takes, or a token grid, int64
+                (h, w) or (batch, h, w).
+            mask_image: where to paint, white or 1; one, or one for each picture, of any resolution and of the picture's
+                aspect; see [`masks.load_mask`]. With nothing to paint the picture comes back, with a warning.
+            height, width (`int`, *optional*): the size to work at. By default the picture keeps its aspect, and its shorter
+                side gets the trained length; a longer one is worked on in windows.
+            strength (`float`, defaults to 1.0): share of the marked tokens that is painted anew, in [0, 1].
+            remasking (`str`, defaults to `"uncertain"`): which ones, below strength 1: those that the model finds the least
+                likely, or "random" ones.
+            padding_mask_crop (`int`, *optional*): work on what is marked and this many pixels around it alone, at full
+                size, and put it back into the picture.
+            preserve_pixels (`bool`, defaults to `False`): put the original pixels back where nothing was painted, with a
+                seam of one token's width; else all pixels are decoded from tokens.
+
+        Raises:
+            ValueError, TypeError: for arguments that are wrong, before any work starts.
+        """
+        options = FillingOptions.pick(locals())
+        images, masks, batch_size = self.check_inputs(
+            prompt,
+            image,
+            mask_image,
+            negative_prompt,
+            height,
+            width,
+            strength,
+            remasking,
+            padding_mask_crop,
+            preserve_pixels,
+            num_images_per_prompt,
+            output_type,
+            options,
+        )
+        crop = None
+        if padding_mask_crop is not None:
+            picture, whole_mask = images[0], mask_picture(masks[0]).resize(images[0].size)
+            if bool((masks[0] >= MASK_THRESHOLD).any()):
+                height, width = self.picture_size((1, 1), height, width)
+                crop = VaeImageProcessor.get_crop_region(whole_mask, width, height, pad=padding_mask_crop)
+                images, masks = [picture.crop(crop)], [load_mask(whole_mask.crop(crop))]
+        source = self.encode_images(images, batch_size, height, width)
+        marked = torch.stack([touched_tokens(mask, tuple(source.tokens.shape[1:])) for mask in masks])
+        painted = self.repaint(
+            source,
+            marked.to(source.tokens.device).expand(batch_size, -1, -1),
+            strength,
+            remasking,
+            preserve_pixels,
+            prompt,
+            negative_prompt,
+            num_images_per_prompt,
+            output_type,
+            options,
+        )
+        if crop is not None:
+            painted = [self.image_processor.apply_overlay(whole_mask, picture, painted[0], crop)]
+        return self.finish(painted, return_dict)
