@@ -10,7 +10,7 @@ import tiny
 import torch
 from PIL import Image
 
-from showo_hf import MaskGITScheduler, ShowoT2IPipeline, ShowoImagePipelineOutput
+from showo_hf import MaskGITScheduler, ShowoImagePipelineOutput, ShowoT2IPipeline
 
 
 PROMPTS = ["owl", "a green pear", "two hearts"]  # of different length
