@@ -5,6 +5,8 @@ A model sees one window at a time, with what is known in it already; so memory d
 
 import torch
 
+from showo_hf.tiling import tile_starts
+
 
 Window = tuple[slice, slice]  # rows and columns
 
@@ -20,9 +22,7 @@ def window_starts(first: int, last: int, size: int, window: int) -> list[int]:
     if last - first < window:
         middle = first - (window - (last - first + 1)) // 2
         return [min(max(0, middle), size - window)]
-    stride = max(1, window // 2)
-    starts = list(range(first, last - window + 1, stride))
-    return [*starts, last - window + 1] if starts[-1] != last - window + 1 else starts
+    return tile_starts(first, last, window, max(1, window // 2))
 
 
 def plan_windows(unknown: torch.BoolTensor, window: tuple[int, int]) -> list[Window]:

@@ -16,6 +16,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_showo_lfq import ShowoLFQTokenizerConfig
+from .tiling import decode_tiled, encode_tiled
 
 
 @dataclass
@@ -171,6 +172,7 @@ class ShowoLFQTokenizer(PreTrainedModel):
         # diffusers builds equally deep stages; the published tokenizer's are not, so the surplus is cut off.
         drop_surplus_layers(self.encoder.down_blocks, config.encoder_layers_per_block)
         drop_surplus_layers(self.decoder.up_blocks, reversed(config.decoder_layers_per_block))
+        self.tile_size: int | None = None
         self.post_init()
 
     @torch.no_grad()
@@ -183,6 +185,33 @@ class ShowoLFQTokenizer(PreTrainedModel):
         elif isinstance(module, nn.GroupNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+
+    def enable_tiling(self, tile_size: int | None = None):
+        """
+        Read and make pictures that are larger than a tile in overlapping tiles, so that they need hardly more memory.
+
+        The results differ slightly from those of whole pictures: each tile's normalizations see the tile alone.
+
+        Args:
+            tile_size (`int`, *optional*): side of a tile in pixels, a multiple of the downsampling; the trained size by
+                default.
+
+        Raises:
+            ValueError: for any other `tile_size`.
+        """
+        tile_size = self.config.sample_size if tile_size is None else tile_size
+        factor = self.config.downsampling
+        if not isinstance(tile_size, int) or tile_size < factor or tile_size % factor:
+            raise ValueError(f"`tile_size` must be a positive multiple of {factor} pixels, got {tile_size!r}.")
+        self.tile_size = tile_size
+
+    def disable_tiling(self):
+        """Read and make every picture at once again."""
+        self.tile_size = None
+
+    def is_tiled(self, height: int, width: int) -> bool:
+        """Whether a picture of this size in pixels goes through in tiles."""
+        return self.tile_size is not None and max(height, width) > self.tile_size
 
     def check_size(self, height: int, width: int):
         """Raise `ValueError` unless the downsampling divides `height` and `width` (pixels)."""
@@ -209,7 +238,12 @@ class ShowoLFQTokenizer(PreTrainedModel):
                 f"got {tuple(pixel_values.shape)}."
             )
         self.check_size(*pixel_values.shape[-2:])
-        latents = self.quant_conv(self.encoder(pixel_values.to(self.dtype)))  # (batch, bits, h, w)
+        pixel_values = pixel_values.to(self.dtype)
+        factor = self.config.downsampling
+        if self.is_tiled(*pixel_values.shape[-2:]):
+            latents = encode_tiled(self.encode_latents, pixel_values, self.tile_size // factor, factor)
+        else:
+            latents = self.encode_latents(pixel_values)  # (batch, bits, h, w)
         bits = latents > 0
         codes = 2.0 * bits.to(latents.dtype) - 1
         output = ShowoLFQEncoderOutput(
@@ -225,6 +259,10 @@ class ShowoLFQTokenizer(PreTrainedModel):
                 loss = entropy_loss(flat, self.config.entropy_temperature)
             output.entropy_loss = self.config.entropy_weight * loss
         return output
+
+    def encode_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pixels `(batch, 3, H, W)` to latents `(batch, bits, h, w)`."""
+        return self.quant_conv(self.encoder(pixel_values))
 
     def decode_quantized(self, quantized: torch.Tensor) -> torch.Tensor:
         """Codes `(batch, bits, h, w)` to pixels `(batch, 3, H, W)`, not clipped."""
@@ -242,7 +280,12 @@ class ShowoLFQTokenizer(PreTrainedModel):
         """
         self.check_tokens(image_tokens)
         codes = indices_to_codes(image_tokens, self.config.codebook_bits, self.dtype).movedim(-1, 1)
-        return ShowoLFQDecoderOutput(sample=self.decode_quantized(codes).clamp(-1, 1))
+        factor = self.config.downsampling
+        if self.is_tiled(codes.shape[-2] * factor, codes.shape[-1] * factor):
+            pixels = decode_tiled(self.decode_quantized, codes, self.tile_size // factor, factor)
+        else:
+            pixels = self.decode_quantized(codes)
+        return ShowoLFQDecoderOutput(sample=pixels.clamp(-1, 1))
 
     def check_tokens(self, image_tokens: torch.LongTensor):
         """Raise `ValueError` unless `image_tokens` is a (batch, h, w) integer grid of codes in the codebook."""
