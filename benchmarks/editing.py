@@ -1,0 +1,165 @@
+"""How well does the embedded model repaint, vary and extend? Prints the table of docs/editing.md. Run as
+
+    python -m showo_hf.training.emoji --output data/emoji --size 96
+    python benchmarks/editing.py --data data/emoji
+
+What a right name is, and the distance it is told by, stand in `embedded_quality.py`.
+"""
+
+import argparse
+import random
+
+import torch
+from embedded_quality import gallery, hits
+from measuring import print_table
+
+from showo_hf import (
+    EMBEDDED_MODEL,
+    ShowoExtrapolatePipeline,
+    ShowoImg2ImgPipeline,
+    ShowoInpaintPipeline,
+    ShowoT2IPipeline,
+)
+from showo_hf.training.captions import canonical_caption
+from showo_hf.training.emoji import EmojiDataset, load_emoji
+from showo_hf.training.train_image_tokenizer import psnr, to_pixel_values
+
+
+Row = tuple[str, str]
+
+
+def generators(first: int, count: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(first + i) for i in range(count)]
+
+
+def share(value: float) -> str:
+    return f"{value:.0%}"
+
+
+def repainting(
+    parts: dict, data: EmojiDataset, real: torch.Tensor, asked: list[int], steps: int, batch: int
+) -> list[Row]:
+    """Real pictures whose middle, four ninths of it, is painted anew with their own caption, and with none."""
+    pipe = quiet(ShowoInpaintPipeline(**parts))
+    side, factor = pipe.default_grid[0], pipe.patch
+    hole = torch.zeros(side, side, dtype=torch.bool)
+    hole[side // 6 : side - side // 6, side // 6 : side - side // 6] = True
+    pixels_of_hole = hole.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+    painted = {"own": [], "none": []}
+    same, kept, restored = [], [], []
+    for first in range(0, len(asked), batch):
+        rows = asked[first : first + batch]
+        original = to_pixel_values(data.pictures[rows])
+        tokens = pipe.image_tokenizer.encode(original).image_tokens
+        captions = [canonical_caption(data.records[row]) for row in rows]
+        options = {"mask_image": hole, "num_inference_steps": steps}
+        for name, prompts in (("own", captions), ("none", [""] * len(rows))):
+            seeds = generators(first, len(rows))
+            grids = pipe(prompts, tokens, generator=seeds, output_type="latent", **options).images
+            same.append((grids == tokens)[:, ~hole].flatten())
+            painted[name].append(pipe.image_tokenizer.decode(grids).sample)
+        # Outside of the hole and its soft seam, which is one token wide.
+        far = ~torch.nn.functional.max_pool2d(pixels_of_hole[None].float(), 2 * factor + 1, 1, factor)[0].bool()
+        restored.append(psnr_of(painted["own"][-1][..., far], original[..., far]))
+        for_pixels = pipe(
+            captions, (original + 1) / 2, preserve_pixels=True, generator=generators(first, len(rows)),
+            output_type="pt", **options,
+        ).images * 2 - 1  # fmt: skip
+        kept.append((for_pixels - original)[..., far].abs().amax((1, 2)))
+    exact = float((torch.cat(kept) < 1e-6).float().mean())
+    return [
+        ("repainting: known tokens unchanged", share(float(torch.cat(same).float().mean()))),
+        ("repainted with its caption: right name", share(hits(data, real, asked, torch.cat(painted["own"]))["name"])),
+        ("repainted with no words: right name", share(hits(data, real, asked, torch.cat(painted["none"]))["name"])),
+        ("kept part, all from tokens: PSNR", f"{float(torch.cat(restored).mean()):.1f} dB"),
+        ("kept part with `preserve_pixels`: pictures with it exactly as before", share(exact)),
+    ]
+
+
+def psnr_of(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """PSNR of rows of pixels (batch, 3, pixels) in [-1, 1], in dB."""
+    return psnr(one[..., None], other[..., None])
+
+
+def varying(
+    parts: dict, data: EmojiDataset, real: torch.Tensor, asked: list[int], steps: int, batch: int
+) -> list[Row]:
+    """Real pictures varied to the next one's caption, by strength."""
+    pipe = quiet(ShowoImg2ImgPipeline(**parts))
+    rows = []
+    targets = asked[1:] + asked[:1]
+    for strength in (0.5, 0.7, 0.9):
+        made, same = [], []
+        for first in range(0, len(asked), batch):
+            chunk = slice(first, first + batch)
+            tokens = pipe.image_tokenizer.encode(to_pixel_values(data.pictures[asked[chunk]])).image_tokens
+            captions = [canonical_caption(data.records[row]) for row in targets[chunk]]
+            seeds = generators(first, len(captions))
+            grids = pipe(
+                captions, tokens, strength, generator=seeds, num_inference_steps=steps, output_type="latent"
+            ).images
+            same.append((grids == tokens).float().flatten())
+            made.append(pipe.image_tokenizer.decode(grids).sample)
+        name = hits(data, real, targets, torch.cat(made))["name"]
+        rows.append((f"varied to another caption, strength {strength}: right name", share(name)))
+        rows.append((f"varied, strength {strength}: tokens as before", share(float(torch.cat(same).mean()))))
+    return rows
+
+
+def extending(parts: dict, data: EmojiDataset, asked: list[int], steps: int, batch: int, rounds: int = 3) -> list[Row]:
+    """Gradients across the seams between rounds, over those across all other borders of tokens in the new part."""
+    pipe = quiet(ShowoExtrapolatePipeline(**parts))
+    width, factor = pipe.default_grid[1], pipe.patch
+    extent = width // 2
+    seam, other, same = [], [], []
+    for first in range(0, len(asked), batch):
+        rows = asked[first : first + batch]
+        tokens = pipe.image_tokenizer.encode(to_pixel_values(data.pictures[rows])).image_tokens
+        captions = [canonical_caption(data.records[row]) for row in rows]
+        grids = pipe(
+            captions, tokens, "right", rounds=rounds, generator=generators(first, len(rows)),
+            num_inference_steps=steps, output_type="latent",
+        ).images  # fmt: skip
+        same.append((grids[..., :width] == tokens).float().flatten())
+        pixels = pipe.image_tokenizer.decode(grids).sample
+        change = (pixels[..., 1:] - pixels[..., :-1]).abs().mean((1, 2))  # (batch, W - 1)
+        borders = torch.arange(width, grids.shape[-1])  # token columns that something lies left of, in the new part
+        at_seam = (borders - width) % extent == 0
+        across = change[:, borders * factor - 1]
+        seam.append(across[:, at_seam])
+        other.append(across[:, ~at_seam])
+    ratio = float(torch.cat(seam).mean() / torch.cat(other).mean())
+    return [
+        ("extending: known tokens unchanged", share(float(torch.cat(same).mean()))),
+        (f"extended {rounds} rounds: gradient across seams / across other borders of tokens", f"{ratio:.2f}"),
+    ]
+
+
+def quiet(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="the folder that showo_hf.training.emoji wrote")
+    parser.add_argument("--model", default=EMBEDDED_MODEL)
+    parser.add_argument("--pictures", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=25)
+    options = parser.parse_args()
+
+    data = load_emoji(options.data)
+    toneless = [int(row) for row in data.train_indices if data.records[row].tone is None]
+    asked = random.Random(0).sample(toneless, options.pictures)
+    parts = ShowoT2IPipeline.from_pretrained(options.model, dtype=torch.float32).components
+    real = gallery(data)
+    with torch.no_grad():
+        rows = repainting(parts, data, real, asked, options.steps, options.batch_size)
+        rows += varying(parts, data, real, asked, options.steps, options.batch_size)
+        rows += extending(parts, data, asked, options.steps, options.batch_size)
+    print_table((f"{options.pictures} training pictures, {options.steps} steps", "measured"), rows)
+
+
+if __name__ == "__main__":
+    main()
