@@ -7,10 +7,10 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import logging
 
-from showo_hf.pictures import flatten_pictures, load_picture
+from showo_hf.argument_checks import check_share
+from showo_hf.pictures import flatten_pictures, is_token_grid, load_picture
 from showo_hf.schedulers.scheduling_utils import Generators, sample_uniform
 
-from .checks import check_share
 from .encoded_prompts import EncodedPrompts
 from .masks import paste, remasked
 from .picture_pipeline import ShowoPicturePipeline
@@ -48,23 +48,31 @@ class ShowoEditingPipeline(ShowoPicturePipeline):
         if remasking not in REMASKINGS:
             raise ValueError(f"`remasking` must be one of {list(REMASKINGS)}, got {remasking!r}.")
 
-    def check_preserving(self, preserve_pixels: bool, output_type: str):
+    def check_preserving(self, preserve_pixels: bool, images: list[Any] | torch.Tensor, output_type: str):
         """Raise `ValueError` where there are no pixels to put back."""
         if preserve_pixels and output_type == "latent":
             raise ValueError("`preserve_pixels` must be False for `output_type='latent'`, which has no pixels.")
+        if preserve_pixels and isinstance(images, torch.Tensor):
+            raise ValueError("`preserve_pixels` must be False for an `image` of tokens, which has no pixels.")
 
     def load_images(
-        self, image: Any, batch_size: int, height: int | None, width: int | None
+        self, image: Any, num_prompts: int, height: int | None, width: int | None
     ) -> list[Any] | torch.Tensor:
         """
-        One picture, or one for each of the batch, as PIL pictures; token grids as int64 (1 or batch, h, w).
+        One picture, or one for each prompt, as PIL pictures; token grids as int64 (1 or prompts, h, w).
 
         Raises:
             ValueError, TypeError: for what is no picture, another number of them, or grids beside `height` and `width`.
         """
+        if isinstance(image, (list, tuple)) and image and all(map(is_token_grid, image)):
+            if len({one.shape for one in image}) > 1:
+                raise ValueError(
+                    f"`image` must hold token grids of one size, got {[tuple(one.shape) for one in image]}."
+                )
+            image = torch.stack(tuple(image))
         if isinstance(image, torch.Tensor) and image.dtype == torch.int64:
             grids = image[None] if image.ndim == 2 else image
-            expected = 1 if len(grids) == 1 else batch_size
+            expected = 1 if len(grids) == 1 else num_prompts
             self.check_token_grids("image", grids, expected, self.unknown_code - 1)
             if height is not None or width is not None:
                 raise ValueError(
@@ -75,8 +83,10 @@ class ShowoEditingPipeline(ShowoPicturePipeline):
             raise ValueError("`image` must be a token grid for a model without picture tokenizer.")
         self.check_size(height, width)
         pictures = [load_picture(one, "image", max_aspect=torch.inf) for one in flatten_pictures(image)]
-        if len(pictures) not in (1, batch_size):
-            raise ValueError(f"`image` must be one picture or one for each of the {batch_size}, got {len(pictures)}.")
+        if len(pictures) not in (1, num_prompts):
+            raise ValueError(
+                f"`image` must be one picture or one for each of the {num_prompts} prompts, got {len(pictures)}."
+            )
         return pictures
 
     def picture_size(self, size: tuple[int, int], height: int | None, width: int | None) -> tuple[int, int]:
@@ -101,14 +111,16 @@ class ShowoEditingPipeline(ShowoPicturePipeline):
         self, images: list[Any] | torch.Tensor, batch_size: int, height: int | None, width: int | None
     ) -> Source:
         """
-        Loaded pictures to tokens, repeated to the batch.
+        Loaded pictures to tokens, each repeated to make up the batch.
 
         Raises:
             ValueError: for pictures that come out with different sizes.
         """
+        hook = getattr(self.model, "_hf_hook", None)
+        if hook is not None:  # offloaded, and its own `forward` is not what runs first
+            hook.pre_forward(self.model)
         if isinstance(images, torch.Tensor):
-            grids = images.to(self._execution_device)
-            return Source(grids.expand(batch_size, -1, -1), None)
+            return Source(repeat_to(images.to(self._execution_device), batch_size), None)
         sizes = [(picture.height, picture.width) for picture in images]
         wanted = {self.picture_size(size, height, width) for size in sizes}
         if len(wanted) > 1:
@@ -117,11 +129,8 @@ class ShowoEditingPipeline(ShowoPicturePipeline):
             )
         resizer = VaeImageProcessor(vae_scale_factor=self.patch, resample="bicubic")
         pixels = resizer.preprocess(images, *wanted.pop()).to(self._execution_device)
-        hook = getattr(self.model, "_hf_hook", None)
-        if hook is not None:  # offloaded, and its own `forward` is not what runs first
-            hook.pre_forward(self.model)
         tokens = self.image_tokenizer.encode(pixels).image_tokens
-        return Source(tokens.expand(batch_size, -1, -1), pixels.expand(batch_size, -1, -1, -1))
+        return Source(repeat_to(tokens, batch_size), repeat_to(pixels, batch_size))
 
     def first_step(self, num_inference_steps: int, strength: float) -> int:
         """
@@ -147,8 +156,10 @@ class ShowoEditingPipeline(ShowoPicturePipeline):
         """
         The share `strength` of the candidates, (batch, h, w): the most uncertain ones, or random ones.
         """
-        if strength == 1:
+        if strength == 1 or not bool(candidates.any()):
             return candidates
+        if strength == 0:
+            return torch.zeros_like(candidates)
         flat = candidates.flatten(1)
         if remasking == "random":
             order = sample_uniform(flat, generator)
@@ -196,9 +207,8 @@ class ShowoEditingPipeline(ShowoPicturePipeline):
         unknown = self.choose_unknown(
             source.tokens, marked, strength, remasking, prompt, num_images_per_prompt, options.generator
         )
-        if not bool(unknown.any()):
-            logger.warning("There is nothing to paint: the picture comes back as it is.")
-            return self.decode_edited(source.tokens, source, unknown, output_type != "latent", output_type)
+        if not bool(unknown.flatten(1).any(1).all()):
+            logger.warning("There is nothing to paint: a picture comes back as it is.")
         latents = source.tokens.masked_fill(unknown, self.unknown_code)
         options = replace(options, first_step=self.first_step(options.num_inference_steps, strength))
         latents = self.make_pictures(latents, prompt, negative_prompt, num_images_per_prompt, options)
@@ -213,9 +223,17 @@ class ShowoEditingPipeline(ShowoPicturePipeline):
         output_type: str,
     ):
         """
-        Tokens to pictures as `output_type` says; with `preserve_pixels` the original ones where nothing was painted.
+        Tokens to pictures as `output_type` says; with `preserve_pixels`, and of a picture in which nothing was painted, the
+        original pixels where that is so.
         """
-        if output_type == "latent" or not preserve_pixels or source.pixels is None:
+        preserved = ~unknown.flatten(1).any(1) | preserve_pixels  # (batch,)
+        if output_type == "latent" or source.pixels is None or not bool(preserved.any()):
             return self.decode_latents(latents, output_type)
-        pixels = self.image_tokenizer.decode(latents.to(self._execution_device)).sample.float()
-        return self.image_processor.postprocess(paste(pixels, source.pixels, unknown), output_type=output_type)
+        pixels = self.image_tokenizer.decode(latents).sample.float()
+        pixels = torch.where(preserved[:, None, None, None], paste(pixels, source.pixels, unknown), pixels)
+        return self.image_processor.postprocess(pixels, output_type=output_type)
+
+
+def repeat_to(tensor: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Each row as often as makes up a batch; one row for all, or one for each prompt."""
+    return tensor.repeat_interleave(batch_size // len(tensor), 0)

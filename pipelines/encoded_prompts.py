@@ -7,6 +7,8 @@ import torch
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+from .caches import select_rows
+
 
 @dataclass(frozen=True)
 class Composition:
@@ -26,6 +28,11 @@ class Composition:
         """That of a part of the token grid."""
         return replace(self, weights=self.weights[:, rows, columns])
 
+    def select(self, pictures: torch.LongTensor) -> "Composition":
+        """That of some of the pictures, given by their rising numbers, which are counted anew."""
+        kept = torch.isin(self.samples, pictures)
+        return Composition(torch.searchsorted(pictures, self.samples[kept]), self.weights[kept])
+
     def compose(
         self, conditional: Sequence[torch.Tensor], unconditional: Sequence[torch.Tensor], unknown: torch.BoolTensor
     ) -> torch.Tensor:
@@ -41,7 +48,7 @@ class Composition:
         for sample, u in enumerate(unconditional):
             total, left = torch.zeros_like(u), torch.ones_like(u[:, :1])
             for row in (self.samples == sample).nonzero().flatten().tolist():
-                weight = self.weights[row].flatten()[unknown[sample]].to(u).unsqueeze(-1)  # (unknown, 1)
+                weight = self.weights[row].to(u).flatten()[unknown[sample]].unsqueeze(-1)  # (unknown, 1)
                 total, left = total + weight * conditional[row], left - weight
             composed.append(total + left * u)
         return torch.cat(composed)
@@ -83,6 +90,19 @@ class EncodedPrompts:
     def crop(self, rows: slice, columns: slice) -> "EncodedPrompts":
         """The same prompts for a part of the token grid; the cache is shared."""
         return self if self.composition is None else replace(self, composition=self.composition.crop(rows, columns))
+
+    def select(self, pictures: list[int], batch_size: int) -> "EncodedPrompts":
+        """The prompts of some of the pictures, given by their rising numbers, with a cache of their own."""
+        if len(pictures) == batch_size:
+            return self
+        rows = torch.isin(self.sample_of_rows(batch_size).cpu(), torch.tensor(pictures)).nonzero().flatten()
+        first = self.first_position
+        return EncodedPrompts(
+            select_rows(self.cache, rows.tolist()),
+            self.attention_mask[rows.to(self.attention_mask.device)],
+            first if isinstance(first, int) else first[rows.to(first.device)],
+            None if self.composition is None else self.composition.select(torch.tensor(pictures)),
+        )
 
 
 def join_prompts(prompts: Sequence[EncodedPrompts]) -> EncodedPrompts:

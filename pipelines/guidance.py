@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from .checks import check_number
+from showo_hf.argument_checks import check_number
 
 
 def guide(guidance_scale: float, conditional: torch.Tensor, unconditional: torch.Tensor | None = None) -> torch.Tensor:
@@ -31,7 +31,7 @@ def guidance_at(
     interval: tuple[float, float] = (0, 1),
 ) -> float:
     """
-    The guidance scale of a step; 1, which is none, outside of the interval.
+    The guidance scale of a step; 1, which is none, outside of the interval and for a scale below it.
 
     An interval of the steps that are guided is from "Applying guidance in a limited interval", arXiv:2404.07724.
 
@@ -41,7 +41,7 @@ def guidance_at(
         interval: first and last share of the steps, in [0, 1].
     """
     ratio = step / max(1, num_steps - 1)
-    if not interval[0] <= ratio <= interval[1]:
+    if guidance_scale <= 1 or not interval[0] <= ratio <= interval[1]:
         return 1.0
     share = GUIDANCE_SCHEDULES[schedule](ratio)
     return guidance_scale if share == 1 else 1 + (guidance_scale - 1) * share

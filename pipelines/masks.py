@@ -67,7 +67,17 @@ def touched_tokens(mask: torch.Tensor, grid_size: tuple[int, int]) -> torch.Bool
     Args:
         mask (`torch.FloatTensor` of shape `(H, W)`): in [0, 1], at any resolution.
     """
-    return F.adaptive_max_pool2d(mask[None], grid_size)[0] >= MASK_THRESHOLD
+    return fit_mask(mask, grid_size) >= MASK_THRESHOLD
+
+
+def fit_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """A mask (H, W) at another size, (height, width), where each value is the largest of those in its place."""
+    return F.adaptive_max_pool2d(mask[None], size)[0]
+
+
+def token_shares(mask: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+    """The mean of a mask (H, W) over each token's patch, (h, w): those of a mask and of its opposite sum to 1."""
+    return F.adaptive_avg_pool2d(mask[None], grid_size)[0]
 
 
 def remasked(candidates: torch.BoolTensor, share: float, order: torch.Tensor) -> torch.BoolTensor:

@@ -8,9 +8,9 @@ import torch
 from diffusers.utils import BaseOutput, logging
 from PIL import Image
 
+from showo_hf.argument_checks import check_count
 from showo_hf.processing_showo import check_texts
 
-from .checks import check_count
 from .encoded_prompts import EncodedPrompts
 from .pipeline_utils import FillingOptions, ShowoPipelineBase
 from .prompts import check_parts, compose, is_plain, prompt_parts

@@ -8,12 +8,12 @@ import torch
 from diffusers.utils import BaseOutput, logging
 from transformers import LogitsProcessorList
 
+from showo_hf.argument_checks import check_count, check_number
 from showo_hf.pictures import is_token_grid
 from showo_hf.sampling import TextOnly, warpers
 from showo_hf.schedulers.scheduling_utils import Generators, sample_categorical
 
 from .caches import crop_cache
-from .checks import check_count, check_number
 from .conversation import (
     Answer,
     AnswerDone,

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from showo_hf.argument_checks import check_count
 from showo_hf.schedulers.scheduling_utils import Generators
 
-from .checks import check_count
 from .editing_pipeline import ShowoEditingPipeline, Source
 from .picture_pipeline import ShowoImagePipelineOutput
 from .pipeline_utils import FillingOptions
@@ -61,13 +61,14 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
         batch_size = self.check_prompts(prompt, negative_prompt, num_images_per_prompt)
         self.check_filling(options, batch_size)
         self.check_output_type(output_type)
-        self.check_preserving(preserve_pixels, output_type)
         directions = [direction] if isinstance(direction, str) else direction
         if not isinstance(directions, Sequence) or not directions or any(one not in SIDES for one in directions):
             raise ValueError(f"`direction` must be one of {list(SIDES)}, or a list of them, got {direction!r}.")
         check_count("rounds", rounds)
         tokens = self.tokens_of_extent(extent, directions)
-        return self.load_images(image, batch_size, height, width), list(directions) * rounds, tokens, batch_size
+        images = self.load_images(image, batch_size // num_images_per_prompt, height, width)
+        self.check_preserving(preserve_pixels, images, output_type)
+        return images, list(directions) * rounds, tokens, batch_size
 
     def tokens_of_extent(self, extent: int | None, directions: Sequence[str]) -> int:
         """How many tokens a round adds; half a trained side for an `extent` of None."""

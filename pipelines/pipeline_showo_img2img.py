@@ -53,7 +53,7 @@ class ShowoImg2ImgPipeline(ShowoEditingPipeline):
         self.check_filling(options, batch_size)
         self.check_repainting(strength, remasking)
         self.check_output_type(output_type)
-        return self.load_images(image, batch_size, height, width), batch_size
+        return self.load_images(image, batch_size // num_images_per_prompt, height, width), batch_size
 
     @torch.no_grad()
     def __call__(

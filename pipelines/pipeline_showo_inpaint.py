@@ -5,12 +5,14 @@ from typing import Any
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
 
+from showo_hf.argument_checks import check_count
+from showo_hf.pictures import flatten_pictures
 from showo_hf.schedulers.scheduling_utils import Generators
 
-from .checks import check_count
-from .editing_pipeline import ShowoEditingPipeline
-from .masks import MASK_THRESHOLD, check_aspect, load_mask, mask_picture, touched_tokens
+from .editing_pipeline import ShowoEditingPipeline, repeat_to
+from .masks import check_aspect, fit_mask, load_mask, mask_picture, touched_tokens
 from .picture_pipeline import ShowoImagePipelineOutput
 from .pipeline_utils import FillingOptions
 from .prompts import Prompt
@@ -61,11 +63,14 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
         self.check_filling(options, batch_size)
         self.check_repainting(strength, remasking)
         self.check_output_type(output_type)
-        self.check_preserving(preserve_pixels, output_type)
-        images = self.load_images(image, batch_size, height, width)
-        masks = [load_mask(mask) for mask in (mask_image if isinstance(mask_image, (list, tuple)) else [mask_image])]
-        if len(masks) not in (1, batch_size):
-            raise ValueError(f"`mask_image` must be one mask or one for each of the {batch_size}, got {len(masks)}.")
+        num_prompts = batch_size // num_images_per_prompt
+        images = self.load_images(image, num_prompts, height, width)
+        self.check_preserving(preserve_pixels, images, output_type)
+        masks = [load_mask(mask) for mask in flatten_pictures(mask_image)]
+        if len(masks) not in (1, num_prompts):
+            raise ValueError(
+                f"`mask_image` must be one mask or one for each of the {num_prompts} prompts, got {len(masks)}."
+            )
         sizes = (
             [tuple(images.shape[1:])] if isinstance(images, torch.Tensor) else [(p.height, p.width) for p in images]
         )
@@ -141,18 +146,15 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
             output_type,
             options,
         )
-        crop = None
         if padding_mask_crop is not None:
-            picture, whole_mask = images[0], mask_picture(masks[0]).resize(images[0].size)
-            if bool((masks[0] >= MASK_THRESHOLD).any()):
-                height, width = self.picture_size((1, 1), height, width)
-                crop = VaeImageProcessor.get_crop_region(whole_mask, width, height, pad=padding_mask_crop)
-                images, masks = [picture.crop(crop)], [load_mask(whole_mask.crop(crop))]
+            picture, overlay = images[0], mask_picture(fit_mask(masks[0], (images[0].height, images[0].width)))
+            crop = self.crop_region(overlay, padding_mask_crop, height, width)
+            images, masks = [picture.crop(crop)], [load_mask(overlay.crop(crop))]
         source = self.encode_images(images, batch_size, height, width)
         marked = torch.stack([touched_tokens(mask, tuple(source.tokens.shape[1:])) for mask in masks])
         painted = self.repaint(
             source,
-            marked.to(source.tokens.device).expand(batch_size, -1, -1),
+            repeat_to(marked.to(source.tokens.device), batch_size),
             strength,
             remasking,
             preserve_pixels,
@@ -162,6 +164,18 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
             output_type,
             options,
         )
-        if crop is not None:
-            painted = [self.image_processor.apply_overlay(whole_mask, picture, painted[0], crop)]
+        if padding_mask_crop is not None:
+            if strength > 0 and bool(marked.any()):
+                fitted = painted[0].resize((crop[2] - crop[0], crop[3] - crop[1]), Image.Resampling.LANCZOS)
+                picture = self.image_processor.apply_overlay(overlay, picture, fitted, crop)
+            painted = [picture]
         return self.finish(painted, return_dict)
+
+    def crop_region(
+        self, mask: Image.Image, padding: int, height: int | None, width: int | None
+    ) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of what a mask marks, with `padding`, at the aspect to work at; or of it all."""
+        if mask.getbbox() is None:
+            return (0, 0, *mask.size)
+        height, width = self.picture_size(self.default_grid, height, width)
+        return VaeImageProcessor.get_crop_region(mask, width, height, pad=padding)

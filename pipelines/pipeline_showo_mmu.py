@@ -10,13 +10,13 @@ from diffusers.utils import BaseOutput
 from torch.nn import functional as F
 from transformers import BatchFeature, DynamicCache, LogitsProcessorList
 
+from showo_hf.argument_checks import check_count
 from showo_hf.pictures import flatten_pictures, is_token_grid, load_picture
 from showo_hf.processing_showo import check_texts
 from showo_hf.sampling import GeneratorSampling, TextOnly
 from showo_hf.schedulers.scheduling_utils import Generators, check_generators
 
 from .caches import join_rows, select_rows
-from .checks import check_count
 from .pipeline_utils import ShowoPipelineBase
 
 

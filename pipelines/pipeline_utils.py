@@ -15,16 +15,16 @@ from huggingface_hub import snapshot_download
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+from showo_hf.argument_checks import check_count, check_number
 from showo_hf.configuration_showo import ShowoConfig
 from showo_hf.modeling_showo import ShowoForCausalLM
 from showo_hf.modeling_showo_lfq import ShowoLFQTokenizer
 from showo_hf.processing_showo import ShowoProcessor
 from showo_hf.schedulers.scheduling_utils import DiscreteSchedulerMixin, Generators, check_generators
 
-from .checks import check_count, check_number
 from .encoded_prompts import Composition, EncodedPrompts
 from .guidance import check_guidance, guidance_at, guide
-from .windows import plan_windows
+from .windows import Window, plan_windows, share_windows
 
 
 @dataclass(frozen=True)
@@ -243,48 +243,77 @@ class ShowoPipelineBase(DiffusionPipeline):
             RuntimeError: if scheduler or callback leave it unfinished.
         """
         self._guidance_scale = options.guidance_scale
-        windows = plan_windows((latents == self.unknown_code).any(0), self.default_grid)
+        windows = share_windows([plan_windows(one, self.default_grid) for one in latents == self.unknown_code])
         self._num_timesteps = len(windows) * (options.num_inference_steps - options.first_step)
-        attention_masks: dict[torch.Size, Any] = {}  # by the windows' size
         step = 0
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
-            for window in windows:
-                given = latents[:, *window]  # (batch, rows, columns)
-                unknown = (given == self.unknown_code).flatten(1)
-                self.set_timesteps(options.num_inference_steps, tuple(given.shape[1:]), options.temperature)
-                cropped = prompts.crop(*window)
-                if given.shape not in attention_masks:
-                    ids = self.picture_input_ids(given.flatten(1))[prompts.sample_of_rows(len(given))]
-                    attention_masks[given.shape] = self.picture_attention_mask(prompts, ids)
-                tokens = given.flatten(1)
-                if isinstance(self.scheduler, DiscreteSchedulerMixin):
-                    tokens = self.scheduler.initial_sample(tokens, options.generator)
-                    tokens = torch.where(unknown, tokens, given.flatten(1))
-                for i, timestep in enumerate(self.scheduler.timesteps[options.first_step :], options.first_step):
-                    scale = guidance_at(
-                        options.guidance_scale,
-                        i,
-                        options.num_inference_steps,
-                        options.guidance_schedule,
-                        options.guidance_interval,
-                    )
-                    stepped, finished = self.take_step(
-                        tokens, unknown, timestep, cropped, attention_masks[given.shape], scale, options.generator
-                    )
-                    latents = latents.clone()
-                    latents[:, *window] = torch.where(unknown, stepped, given.flatten(1)).view_as(given)
-                    latents = self.call_back(step, timestep, latents, options)
-                    tokens = latents[:, *window].flatten(1)
+            for window, pictures in windows:
+                its_prompts = prompts.select(pictures, len(latents)).crop(*window)
+                for filled in self.fill_window(latents, window, pictures, its_prompts, options, step):
+                    latents = filled
                     progress_bar.update()
                     yield step, self._num_timesteps, latents
                     step += 1
-                    if finished:
-                        break
         if latents.numel() and not 0 <= latents.min() <= latents.max() < self.unknown_code:
             raise RuntimeError(
                 f"A picture has codes from {latents.min().item()} to {latents.max().item()} after its last step, and only "
                 f"those below {self.unknown_code} are known ones."
             )
+
+    def fill_window(
+        self,
+        latents: torch.LongTensor,
+        window: Window,
+        pictures: list[int],
+        prompts: EncodedPrompts,
+        options: FillingOptions,
+        step: int,
+    ) -> Iterator[torch.LongTensor]:
+        """
+        The steps on a window of some of the pictures.
+
+        Args:
+            latents (`torch.LongTensor` of shape `(batch, h, w)`): all pictures.
+            pictures: which of the batch.
+            prompts: those of these pictures, for this window.
+            step: the number of the first step.
+
+        Yields:
+            all pictures after each step.
+        """
+        place = (pictures, *window)
+        given = latents[place].flatten(1)  # (pictures, tokens)
+        unknown = given == self.unknown_code
+        grid_size = tuple(latents[place].shape[1:])
+        generator = options.generator
+        if isinstance(generator, list):
+            generator = [generator[picture] for picture in pictures]
+        self.set_timesteps(options.num_inference_steps, grid_size, options.temperature)
+        ids = self.picture_input_ids(given)[prompts.sample_of_rows(len(given))]
+        attention_mask = self.picture_attention_mask(prompts, ids)
+        tokens, ours = given, isinstance(self.scheduler, DiscreteSchedulerMixin)
+        if ours:
+            tokens = torch.where(unknown, self.scheduler.initial_sample(tokens, generator), given)
+        timesteps = self.scheduler.timesteps[options.first_step :]
+        for i, timestep in enumerate(timesteps):
+            scale = guidance_at(
+                options.guidance_scale,
+                options.first_step + i,
+                options.num_inference_steps,
+                options.guidance_schedule,
+                options.guidance_interval,
+            )
+            stepped, finished = self.take_step(tokens, unknown, timestep, prompts, attention_mask, scale, generator)
+            latents = latents.clone()
+            latents[place] = torch.where(unknown, stepped, given).unflatten(1, grid_size)
+            latents = self.call_back(step + i, timestep, latents, options)
+            tokens = latents[place].flatten(1)
+            yield latents
+            if finished:
+                # What is drawn behind it shall not depend on how soon it, or another picture beside it, was done.
+                for left in timesteps[i + 1 :] if ours else ():
+                    self.scheduler.skip_step(left, tokens, generator)
+                return
 
     def take_step(
         self,
@@ -310,7 +339,8 @@ class ShowoPipelineBase(DiffusionPipeline):
         logits = self.predict_codes(tokens, prompts, attention_mask, guidance_scale, wanted)
         options = {"mask_token_id": self.unknown_code} if takes(scheduler.step, "mask_token_id") else {}
         output = scheduler.step(logits, timestep, tokens, generator=generator, **options)
-        return output.prev_sample, getattr(output, "finished", False)
+        complete = not bool((output.prev_sample == self.unknown_code).any())
+        return output.prev_sample, getattr(output, "finished", complete)
 
     def call_back(
         self, step: int, timestep: torch.Tensor, latents: torch.LongTensor, options: FillingOptions

@@ -9,7 +9,7 @@ import torch
 from showo_hf.processing_showo import check_texts
 
 from .encoded_prompts import Composition
-from .masks import load_mask, touched_tokens
+from .masks import load_mask, token_shares
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class PromptPart:
         text: what to show.
         weight: w, any finite number.
         mask: where the part counts: a picture (white is where), an array or a tensor of any resolution, in [0, 1]. None is
-            everywhere. A token counts as in it where [`masks.touched_tokens`] says so.
+            everywhere. At a token, w is multiplied by the mean of the mask over the token's patch.
     """
 
     text: str
@@ -86,7 +86,7 @@ def compose(prompts: Sequence[Sequence[PromptPart]], grid_size: tuple[int, int])
     weights = [
         part.weight * torch.ones(grid_size)
         if part.mask is None
-        else part.weight * touched_tokens(load_mask(part.mask, "prompt"), grid_size).float()
+        else part.weight * token_shares(load_mask(part.mask, "prompt"), grid_size)
         for parts in prompts
         for part in parts
     ]

@@ -3,6 +3,8 @@
 A model sees one window at a time, with what is known in it already; so memory does not grow with the picture.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from showo_hf.tiling import tile_starts
@@ -45,3 +47,16 @@ def plan_windows(unknown: torch.BoolTensor, window: tuple[int, int]) -> list[Win
             planned.append(rows_and_columns)
             covered[rows_and_columns] = True
     return planned
+
+
+def share_windows(plans: Sequence[Sequence[Window]]) -> list[tuple[Window, list[int]]]:
+    """
+    The windows of several pictures, row by row, each with the numbers of the pictures that have it in their plan.
+
+    So each picture goes through its own windows in its own order, whatever the others are.
+    """
+    shared: dict[tuple[int, int], tuple[Window, list[int]]] = {}
+    for picture, plan in enumerate(plans):
+        for rows, columns in plan:
+            shared.setdefault((rows.start, columns.start), ((rows, columns), []))[1].append(picture)
+    return [shared[start] for start in sorted(shared)]

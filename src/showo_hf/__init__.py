@@ -16,7 +16,13 @@ from .configuration_showo_lfq import ShowoLFQTokenizerConfig
 from .modeling_showo import ShowoForCausalLM
 from .modeling_showo_lfq import ShowoLFQTokenizer
 from .processing_showo import ShowoProcessor
-from .schedulers import MaskGITScheduler
+from .schedulers import (
+    EntropyBoundScheduler,
+    HaltonScheduler,
+    MaskAndReplaceScheduler,
+    MaskGITScheduler,
+    RemaskingScheduler,
+)
 
 
 AutoConfig.register("showo", ShowoConfig, exist_ok=True)
@@ -57,10 +63,14 @@ __all__ = [
     "EMBEDDED_MODEL",
     "AnswerDone",
     "Conversation",
+    "EntropyBoundScheduler",
+    "HaltonScheduler",
     "ImageDone",
     "ImageStep",
+    "MaskAndReplaceScheduler",
     "MaskGITScheduler",
     "PromptPart",
+    "RemaskingScheduler",
     "ShowoAnyToAnyPipeline",
     "ShowoAnyToAnyPipelineOutput",
     "ShowoConfig",

@@ -14,6 +14,12 @@ def positive_integer(text: str) -> int:
     return int(text)
 
 
+def whole_number(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on, got {text!r}")
+    return int(text)
+
+
 def seed_number(text: str) -> int:
     # torch takes seeds up to 2**64 - 1; `--num` counts up from here.
     if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) >= 2**63:
@@ -28,6 +34,14 @@ def finite_number(text: str) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"must be a number, got {text!r}")
+    return number
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    number = finite_number(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {text!r}")
     return number
 
 

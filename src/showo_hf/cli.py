@@ -7,17 +7,18 @@ import os
 import sys
 import traceback
 
-from .commands import ask, caption, chat, convert, export, generate, info
+from .commands import ask, caption, chat, convert, export, extend, generate, info, inpaint, vary
 from .commands.errors import UsageError
 from .commands.info import package_version
 
 
 GOOD, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # exit codes
-COMMANDS = (generate, caption, ask, chat, convert, export, info)  # in the order of the help
+COMMANDS = (generate, inpaint, extend, vary, caption, ask, chat, convert, export, info)  # in the order of the help
 
 EXAMPLES = """\
 examples:
   showo-hf generate "a red apple, flat style" -o apple.png
+  showo-hf vary apple.png "a green apple, flat style" -o green.png
   showo-hf caption apple.png
   showo-hf ask apple.png "is it food?"
   showo-hf chat

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from showo_hf import EMBEDDED_MODEL, cli
-from showo_hf.commands import generate
+from showo_hf.commands import drawing
 from showo_hf.commands.files import replace_file
 from showo_hf.commands.info import model_facts
 
@@ -79,19 +79,19 @@ def three_frames() -> list[Image.Image]:
 
 
 def test_a_film_stays_on_its_last_frame():
-    replace_file(Path("steps.gif"), partial(generate.save_steps, three_frames()))
+    replace_file(Path("steps.gif"), partial(drawing.save_steps, three_frames()))
     with Image.open("steps.gif") as film:
         frames = [
             (frame.convert("RGB").getpixel((0, 0)), frame.info["duration"]) for frame in ImageSequence.Iterator(film)
         ]
-    usual, last = generate.FRAME_MILLISECONDS, generate.LAST_FRAME_MILLISECONDS
+    usual, last = drawing.FRAME_MILLISECONDS, drawing.LAST_FRAME_MILLISECONDS
     assert frames == [((255, 0, 0), usual), ((0, 255, 0), usual), ((0, 0, 255), last)]
 
 
 def test_a_strip_has_the_frames_side_by_side():
-    replace_file(Path("steps.png"), partial(generate.save_steps, three_frames()))
+    replace_file(Path("steps.png"), partial(drawing.save_steps, three_frames()))
     strip = pixels("steps.png")
-    assert strip.shape == (16, 3 * 24 + 2 * generate.STRIP_GAP, 3)
+    assert strip.shape == (16, 3 * 24 + 2 * drawing.STRIP_GAP, 3)
     assert [strip[0, column].tolist() for column in (0, 24, 26, 52)] == [
         [255, 0, 0], [255, 255, 255], [0, 255, 0], [0, 0, 255],
     ]  # fmt: skip
@@ -106,7 +106,7 @@ def test_step_pictures_are_grey_where_nothing_is_known_and_final_where_all_is():
     second[:, 1, 2] = unknown
     finished = [Image.new("RGB", (width * 4, height * 4), colour) for colour in ("red", "blue")]
 
-    films = generate.step_pictures(tokenizer, [first, second, last], finished)
+    films = drawing.step_pictures(tokenizer, [first, second, last], finished)
 
     assert [len(film) for film in films] == [3, 3]
     assert [film[-1] for film in films] == finished
@@ -206,7 +206,7 @@ def test_save_steps_ends_in_the_picture(capfd):
     first = strip[:, :width]
     assert (first == 128).all(-1).mean() > 0.5  # after one step of four most is unknown
     with Image.open("steps-1.gif") as film:
-        assert film.n_frames == 1 + (strip.shape[1] - width) // (width + generate.STRIP_GAP)
+        assert film.n_frames == 1 + (strip.shape[1] - width) // (width + drawing.STRIP_GAP)
 
 
 @pytest.mark.parametrize("more", [["--size", "61x67"]])

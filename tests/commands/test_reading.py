@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import talking
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -105,6 +105,7 @@ def test_a_picture_that_is_gone():
 # What is asked
 
 
+@settings(deadline=None)
 @given(JOBS, st.integers(1, 7))
 def test_batches_keep_the_order_and_ask_one_thing_each(jobs, size):
     found = list(batches(jobs, size))
@@ -116,6 +117,7 @@ def test_batches_keep_the_order_and_ask_one_thing_each(jobs, size):
         assert len(batch) == size or not following or following[0].questions != batch[0].questions
 
 
+@settings(deadline=None)
 @given(JOBS, st.data())
 def test_what_is_answered_is_not_asked_again(jobs, data):
     pictures = [job.picture for job in jobs]

@@ -11,7 +11,7 @@ from showo_hf.schedulers.masking_schedules import get_masking_schedule
 
 
 names = st.one_of(
-    st.sampled_from(["cosine", "linear", "sigmoid"]),
+    st.sampled_from(["arccos", "cosine", "linear", "sigmoid"]),
     st.floats(0.1, 8).map(lambda exponent: f"pow{exponent:.3f}"),
     st.integers(1, 8).map(lambda exponent: f"pow{exponent}"),
 )
@@ -35,6 +35,7 @@ def test_the_masked_share_falls(name, one, other):
 def test_values(ratio):
     at = torch.tensor(ratio)
     assert get_masking_schedule("cosine")(at).item() == pytest.approx(math.cos(ratio * math.pi / 2), abs=1e-6)
+    assert get_masking_schedule("arccos")(at).item() == pytest.approx(math.acos(ratio) / (math.pi / 2), abs=2e-6)
     assert get_masking_schedule("linear")(at).item() == pytest.approx(1 - ratio, abs=2e-6)
     assert get_masking_schedule("pow3")(at).item() == pytest.approx(1 - ratio**3, abs=2e-6)
     assert get_masking_schedule("pow0.5")(at).item() == pytest.approx(1 - ratio**0.5, abs=2e-6)

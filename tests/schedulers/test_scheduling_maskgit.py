@@ -183,6 +183,31 @@ def test_a_cpu_generator_draws_the_same_for_a_gpu():
     assert torch.equal(theirs.cpu(), ours)
 
 
+def test_draws_are_those_of_multinomial_where_some_tokens_are_known():
+    """The original draws for every position; here the distributions of known tokens are not even made."""
+    sample, x, draws = unknown(2, 12), logits(2, 12), generator(5)
+    sample[:, ::3] = 7
+    drawn = torch.multinomial(x.softmax(-1).flatten(0, 1), 1, generator=draws).view(2, 12)
+    guess = scheduler().step(x, 5, sample, generator=generator(5)).pred_original_sample
+    assert torch.equal(guess, torch.where(sample == MASK, drawn, sample))
+
+
+def test_top_k_changes_no_confidence():
+    """With `top_k=1` all tokens are the likeliest ones, and those that the model is least sure of are masked again."""
+    made, x = scheduler(2, masking_schedule="linear", temperature=0.0, top_k=1), logits(1, 12)
+    output = made.step(x, 1, unknown(1, 12), generator=generator())
+    confidence, likeliest = x.softmax(-1).max(-1)
+    assert torch.equal(output.pred_original_sample, likeliest)
+    masked = output.prev_sample == MASK
+    assert masked.sum() == 6 and confidence[masked].max() < confidence[~masked].min()
+
+
+def test_top_k_and_top_p_that_allow_all_change_nothing():
+    plain = list(run(scheduler(), unknown()))[-1][1].prev_sample
+    for options in ({"top_k": CODES}, {"top_p": 1.0}):
+        assert torch.equal(list(run(scheduler(**options), unknown()))[-1][1].prev_sample, plain)
+
+
 # Temperature
 
 
@@ -210,7 +235,8 @@ def test_save_and_load(tmp_path):
     made = scheduler(masking_schedule="pow2", temperature=2.5, temperature_rule="linear")
     made.save_pretrained(tmp_path)
     loaded = MaskGITScheduler.from_pretrained(tmp_path)
-    assert dict(loaded.config) == dict(made.config)
+    for name in ("mask_token_id", "masking_schedule", "temperature", "temperature_rule", "top_k", "top_p"):
+        assert loaded.config[name] == made.config[name]
     loaded.set_timesteps(6)
     runs = [list(run(one, unknown()))[-1][1].prev_sample for one in (made, loaded)]
     assert torch.equal(*runs)
@@ -289,8 +315,8 @@ def test_add_noise_masks_other_tokens_with_another_seed():
     [
         (lambda: MaskGITScheduler(masking_schedule="sine"), "`masking_schedule` must be one of"),
         (lambda: MaskGITScheduler(temperature_rule="none"), "`temperature_rule` must be 'compound' or 'linear'"),
-        (lambda: scheduler(0), "`num_inference_steps` must be at least 1, got 0"),
-        (lambda: scheduler().set_timesteps(3, temperature=-1.0), "`temperature` must not be negative"),
+        (lambda: scheduler(0), "`num_inference_steps` must be an integer of at least 1, got 0"),
+        (lambda: scheduler().set_timesteps(3, temperature=-1.0), "`temperature` must be a finite number .* got -1.0"),
         (lambda: MaskGITScheduler().step(logits(), 0, unknown()), "Call `set_timesteps` before `step`"),
         (lambda: MaskGITScheduler().add_noise(unknown(), 0), "Call `set_timesteps` before `add_noise`"),
         (lambda: scheduler().step(logits()[0], 0, unknown()), r"`model_output` must be \(batch, tokens, codebook\)"),

@@ -6,6 +6,7 @@ import argparse
 import inspect
 import json
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
@@ -87,7 +88,7 @@ def set_scheduler(pipe: DiffusionPipeline, options: argparse.Namespace) -> None:
         raise UsageError(f"`--scheduler-option` has a value that {kind.__name__} refuses: {error}") from error
 
 
-def named_scheduler(name: str) -> type:
+def named_scheduler(name: str) -> type[Any]:
     """The scheduler of that name. `UsageError` if there is none."""
     from ..schedulers import SCHEDULERS
 
@@ -96,7 +97,7 @@ def named_scheduler(name: str) -> type:
     return SCHEDULERS[name]
 
 
-def option_values(kind: type, given: list[tuple[str, str]]) -> dict[str, Any]:
+def option_values(kind: Callable, given: list[tuple[str, str]]) -> dict[str, Any]:
     """The values of options, by name. `UsageError` for names that the scheduler does not have, and for wrong types."""
     parameters = list(inspect.signature(kind).parameters.values())
     # The code of an unknown token is the model's own.

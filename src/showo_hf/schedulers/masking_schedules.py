@@ -18,6 +18,11 @@ def cosine(ratio: torch.Tensor) -> torch.Tensor:
     return torch.cos(ratio * math.pi / 2)
 
 
+def arccos(ratio: torch.Tensor) -> torch.Tensor:
+    """`2 arccos(r) / pi`, the one of Halton-MaskGIT (arXiv:2503.17076)."""
+    return torch.arccos(ratio) * 2 / math.pi
+
+
 def linear(ratio: torch.Tensor) -> torch.Tensor:
     """`1 - r`."""
     return power(ratio, 1.0)
@@ -37,12 +42,12 @@ def sigmoid(ratio: torch.Tensor, start: float = -3.0, end: float = 3.0, temperat
 
 def get_masking_schedule(name: str) -> MaskingSchedule:
     """
-    The schedule called "cosine", "linear", "sigmoid" or "pow<n>" with a positive number n, as in "pow2" or "pow0.5".
+    The schedule called "arccos", "cosine", "linear", "sigmoid" or "pow<n>" with a positive number n, as "pow2" or "pow0.5".
 
     Raises:
         ValueError: for any other name.
     """
-    named = {"cosine": cosine, "linear": linear, "sigmoid": sigmoid}
+    named = {"arccos": arccos, "cosine": cosine, "linear": linear, "sigmoid": sigmoid}
     if name in named:
         return named[name]
     if isinstance(name, str) and name.startswith("pow"):

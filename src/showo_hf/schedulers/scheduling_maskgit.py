@@ -4,19 +4,21 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+from ..argument_checks import check_number
+from .masked_sampling import MaskedSchedulerMixin, falling_temperatures, mask_lowest
 from .masking_schedules import get_masking_schedule
 from .scheduling_utils import (
-    DiscreteSchedulerMixin,
     DiscreteSchedulerOutput,
     Generators,
+    check_choice,
+    check_filter,
     check_step_inputs,
     gumbel_noise,
-    sample_categorical,
     sample_uniform,
 )
 
 
-class MaskGITScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixin):
+class MaskGITScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
     r"""
     Fill in masked tokens over a few steps, the most confident ones first (MaskGIT, arXiv:2202.04200, section 3.2).
 
@@ -26,11 +28,17 @@ class MaskGITScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixin):
 
     Args:
         mask_token_id (`int`, defaults to 8192): the code of an unknown token, equal to the codebook size.
-        masking_schedule (`str`, defaults to `"cosine"`): "cosine", "linear", "sigmoid" or "pow<n>".
+        masking_schedule (`str`, defaults to `"cosine"`): "cosine", "arccos", "linear", "sigmoid" or "pow<n>".
         temperature (`float`, defaults to 1.0): scale of the noise on the confidences, when `set_timesteps` gets none.
         temperature_rule (`str`, defaults to `"compound"`): how the scale falls. "linear" is MaskGIT's: at step i of n it
             is `temperature * (1 - (i + 1) / n)`. "compound" is Show-o's, where each step multiplies what the step
             before left over: `temperature * prod_{j <= i} (1 - (j + 1) / n)`.
+        top_k (`int`, *optional*): tokens are drawn from the `top_k` likeliest codes only; from 1 on.
+        top_p (`float`, *optional*): tokens are drawn from the likeliest codes whose probabilities reach this sum; above 0,
+            at most 1. Confidences are the whole distribution's in any case.
+
+    Raises:
+        ValueError: for settings out of range.
     """
 
     @register_to_config
@@ -40,12 +48,13 @@ class MaskGITScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixin):
         masking_schedule: str = "cosine",
         temperature: float = 1.0,
         temperature_rule: str = "compound",
+        top_k: int | None = None,
+        top_p: float | None = None,
     ):
         get_masking_schedule(masking_schedule)
-        if temperature_rule not in ("compound", "linear"):
-            raise ValueError(f"`temperature_rule` must be 'compound' or 'linear', got {temperature_rule!r}.")
-        self.num_inference_steps: int | None = None
-        self.timesteps: torch.LongTensor | None = None
+        check_number("temperature", temperature)
+        check_choice("temperature_rule", temperature_rule, ("compound", "linear"))
+        check_filter(top_k, top_p)
         self.temperatures: list[float] = []
 
     def set_timesteps(
@@ -58,37 +67,12 @@ class MaskGITScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixin):
         """
         Prepare `num_inference_steps` steps (at least 1); `timesteps` counts down to 0.
 
-        `grid_size` is taken for the sake of other schedulers; confidence does not ask where a token lies.
+        `grid_size` is taken for the sake of other schedulers; confidence does not ask where a token lies. `temperature`
+        replaces the config's.
         """
-        if num_inference_steps < 1:
-            raise ValueError(f"`num_inference_steps` must be at least 1, got {num_inference_steps}.")
+        super().set_timesteps(num_inference_steps, device, grid_size, temperature)
         scale = self.config.temperature if temperature is None else temperature
-        if scale < 0:
-            raise ValueError(f"`temperature` must not be negative, got {scale}.")
-        self.num_inference_steps = num_inference_steps
-        self.timesteps = torch.arange(num_inference_steps, device=device).flip(0)
-        self.temperatures = []
-        left = scale
-        for step in range(num_inference_steps):
-            remaining = 1.0 - (step + 1) / num_inference_steps
-            left *= remaining
-            self.temperatures.append(left if self.config.temperature_rule == "compound" else scale * remaining)
-
-    def mask_ratio(self, ratio: float) -> torch.Tensor:
-        """Share of masked tokens, a float32 scalar, when the share `ratio` of the steps is done."""
-        return get_masking_schedule(self.config.masking_schedule)(torch.tensor(ratio, dtype=torch.float32))
-
-    def num_masked_after(self, step: int, unknown: torch.LongTensor, num_tokens: int) -> torch.LongTensor:
-        """
-        How many tokens are masked again after a step.
-
-        Args:
-            step: index of the step, from 0.
-            unknown (`torch.LongTensor` of shape `(batch, 1)`): unknown tokens before it.
-            num_tokens: all tokens of the picture, the given ones too.
-        """
-        wanted = (num_tokens * self.mask_ratio((step + 1) / self.num_inference_steps)).floor().long()
-        return torch.minimum(unknown - 1, wanted.to(unknown.device)).clamp(min=1)
+        self.temperatures = falling_temperatures(scale, num_inference_steps, self.config.temperature_rule)
 
     def step(
         self,
@@ -111,47 +95,34 @@ class MaskGITScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: for shapes that do not fit, a list of generators of another length, or a missing `set_timesteps`.
         """
-        check_step_inputs(model_output, sample, self.num_inference_steps)
-        step = self.num_inference_steps - 1 - int(timestep)
+        check_step_inputs(model_output, sample, self.num_inference_steps, self.config.mask_token_id)
+        step = self.step_index(timestep)
         unknown = sample == self.config.mask_token_id  # (batch, tokens)
-        probabilities = model_output.float().softmax(-1)
-        drawn = sample_categorical(probabilities, generator)
-        guess = torch.where(unknown, drawn, sample)
+        guess, chosen, _ = self.draw_tokens(model_output, unknown, sample, generator)
         # Drawn in the last step too, so that a generator is left in the same state by any number of known tokens.
         noise = gumbel_noise(guess, generator)
-        if step == self.num_inference_steps - 1:
+        if self.is_last(step):
             prev_sample = guess
         else:
-            chosen = probabilities.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
             confidence = chosen.clamp(1e-20).log() + self.temperatures[step] * noise
             confidence = torch.where(unknown, confidence, torch.inf)  # what is known is never masked
             num_masked = self.num_masked_after(step, unknown.sum(-1, keepdim=True), sample.shape[1])
-            cut_off = confidence.sort(-1).values.gather(-1, num_masked.clamp(max=sample.shape[1] - 1))
-            masked = (confidence < cut_off) & unknown
+            masked = mask_lowest(confidence, num_masked) & unknown
             prev_sample = torch.where(masked, self.config.mask_token_id, guess)
         finished = not bool((prev_sample == self.config.mask_token_id).any())
         if not return_dict:
             return prev_sample, guess, finished
         return DiscreteSchedulerOutput(prev_sample=prev_sample, pred_original_sample=guess, finished=finished)
 
-    def add_noise(
-        self, original_samples: torch.LongTensor, timesteps: int | torch.Tensor, generator: Generators = None
-    ) -> torch.LongTensor:
+    def is_idle(self, timestep: int | torch.Tensor, sample: torch.LongTensor) -> bool:
         """
-        Mask tokens at random, as many as are unknown before the step `timesteps`.
+        Whether a step would fill in nothing, whatever the model says: one unknown token at most is left, for the last.
 
-        Args:
-            original_samples (`torch.LongTensor` of shape `(batch, tokens)`): codes.
-            timesteps (`int` or `torch.Tensor` of shape `()` or `(batch,)`): entries of `timesteps`.
+        So it is in a long run with few unknown tokens, where each step before fills in one.
         """
-        if self.num_inference_steps is None:
-            raise ValueError("Call `set_timesteps` before `add_noise`.")
-        num_tokens = original_samples.shape[1]
-        steps = self.num_inference_steps - 1 - torch.as_tensor(timesteps).reshape(-1)
-        ratios = [self.mask_ratio(step.item() / self.num_inference_steps) for step in steps]
-        counts = (num_tokens * torch.stack(ratios)).floor().long().clamp(min=1).to(original_samples.device)
-        order = sample_uniform(original_samples, generator).argsort(-1).argsort(-1)  # a random rank for each token
-        return torch.where(order < counts.unsqueeze(-1), self.config.mask_token_id, original_samples)
+        return self.leaves_one_token(timestep, sample)
 
-    def __len__(self) -> int:
-        return self.num_inference_steps or 0
+    def skip_step(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
+        """Make the random draws of a step that [`is_idle`], so that the next one draws as if it had been made."""
+        self.skip_tokens(sample, generator)
+        sample_uniform(sample, generator)

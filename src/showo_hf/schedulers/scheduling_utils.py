@@ -1,10 +1,14 @@
 """What the schedulers of discrete diffusion share: their output, their random draws, and their input checks."""
 
+import inspect
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
+
+from ..argument_checks import check_count
 
 
 Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
@@ -37,8 +41,11 @@ class DiscreteSchedulerMixin:
     """
 
     order = 1
-    #: Whether `step` looks at the logits of tokens that are known by now. The pipeline computes no others than it needs.
-    predicts_known_tokens = False
+
+    @property
+    def predicts_known_tokens(self) -> bool:
+        """Whether `step` looks at the logits of tokens that are known by now. The pipeline computes none without need."""
+        return False
 
     def initial_sample(self, sample: torch.LongTensor, generator: Generators = None) -> torch.LongTensor:
         """What the first step begins with where `sample`, (batch, tokens), has the mask id; most begin with the mask."""
@@ -54,16 +61,43 @@ class DiscreteSchedulerMixin:
     @classmethod
     def _get_compatibles(cls) -> list[type]:
         """All discrete schedulers: diffusers then ignores, without a warning, what another one's config has more."""
-        return [kind for kind in all_subclasses(DiscreteSchedulerMixin) if kind is not cls]
+        kinds = all_subclasses(DiscreteSchedulerMixin)
+        return [kind for kind in kinds if kind is not cls and issubclass(kind, SchedulerMixin)]
+
+    def register_to_config(self, **kwargs: Any):
+        """
+        As in diffusers, which notes the entries that were not named, and gives another scheduler its own defaults there.
+
+        An entry that was given by its position is noted as named here, and `mask_token_id` always is: it is the
+        codebook's, so that no other scheduler may have another default.
+        """
+        if "_use_default_values" in kwargs:
+            parameters = inspect.signature(type(self).__init__).parameters
+            kwargs["_use_default_values"] = [
+                name
+                for name in kwargs["_use_default_values"]
+                if name != "mask_token_id" and kwargs[name] == parameters[name].default
+            ]
+        super().register_to_config(**kwargs)  # type: ignore[misc]  # ConfigMixin's
 
 
 def all_subclasses(kind: type) -> list[type]:
     """Subclasses of a class and theirs."""
-    return [found for child in kind.__subclasses__() for found in (child, *all_subclasses(child))]
+    children: list[type] = kind.__subclasses__()
+    return [found for child in children for found in (child, *all_subclasses(child))]
 
 
-def check_step_inputs(model_output: torch.Tensor, sample: torch.LongTensor, num_inference_steps: int | None):
-    """Raise `ValueError` unless `step` was given (batch, tokens, codebook) and (batch, tokens) after `set_timesteps`."""
+def check_step_inputs(
+    model_output: torch.Tensor,
+    sample: torch.LongTensor,
+    num_inference_steps: int | None,
+    num_codes: int | None = None,
+):
+    """
+    Raise `ValueError` unless `step` was given (batch, tokens, codebook) and (batch, tokens) after `set_timesteps`.
+
+    The codebook's size is looked at where `num_codes` says it.
+    """
     if num_inference_steps is None:
         raise ValueError("Call `set_timesteps` before `step`.")
     if model_output.ndim != 3 or sample.shape != model_output.shape[:2]:
@@ -71,8 +105,27 @@ def check_step_inputs(model_output: torch.Tensor, sample: torch.LongTensor, num_
             "`model_output` must be (batch, tokens, codebook) and `sample` (batch, tokens), "
             f"got {tuple(model_output.shape)} and {tuple(sample.shape)}."
         )
+    if num_codes is not None and model_output.shape[-1] != num_codes:
+        raise ValueError(
+            f"`model_output` must hold logits of {num_codes} codes, as `mask_token_id` says, got {model_output.shape[-1]}."
+        )
     if sample.is_floating_point():
         raise ValueError(f"`sample` must hold integer codes, got {sample.dtype}.")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]):
+    """Raise `ValueError` unless `value` is one of `choices`."""
+    if value not in choices:
+        listed = f"{', '.join(repr(choice) for choice in choices[:-1])} or {choices[-1]!r}"
+        raise ValueError(f"`{name}` must be {listed}, got {value!r}.")
+
+
+def check_filter(top_k: int | None, top_p: float | None):
+    """Raise `ValueError` unless `top_k` is None or at least 1, and `top_p` None or above 0 and at most 1."""
+    if top_k is not None:
+        check_count("top_k", top_k)
+    if top_p is not None and not (isinstance(top_p, (int, float)) and 0 < top_p <= 1):
+        raise ValueError(f"`top_p` must be above 0 and at most 1, or None, got {top_p!r}.")
 
 
 def check_generators(generator: Generators, batch_size: int):
@@ -98,6 +151,68 @@ def sample_categorical(probabilities: torch.Tensor, generator: Generators = None
     device = generator.device if generator is not None else probabilities.device
     flat = probabilities.flatten(0, 1).to(device=device, dtype=torch.float32)
     return torch.multinomial(flat, 1, generator=generator).view(probabilities.shape[:2]).to(probabilities.device)
+
+
+def sample_wanted(probabilities: torch.Tensor, wanted: torch.BoolTensor, generator: Generators = None) -> torch.Tensor:
+    """
+    [`sample_categorical`] for some tokens: the same codes, and a generator is left as if all tokens had been drawn.
+
+    `torch.multinomial` gives the code of the largest `p / q` with standard exponential q (an exponential race). So the
+    distributions of the other tokens are not needed, only their share of the q.
+
+    Args:
+        probabilities (`torch.Tensor` of shape `(number of wanted tokens, codes)`, float32): they need not sum to 1.
+        wanted (`torch.BoolTensor` of shape `(batch, tokens)`): the tokens that they belong to, in order.
+
+    Returns:
+        codes, `torch.LongTensor` of shape `(number of wanted tokens,)`.
+    """
+    check_generators(generator, wanted.shape[0])
+    if isinstance(generator, list):
+        parts = probabilities.split(wanted.sum(-1).tolist())
+        rows = zip(parts, wanted, generator, strict=True)
+        return torch.cat([sample_wanted(part, row[None], one) for part, row, one in rows])
+    noise = exponential_noise(wanted, probabilities.shape[-1], generator)
+    if len(probabilities) < len(noise):
+        noise = noise[wanted.flatten().to(noise.device)]
+    race = torch.div(probabilities.to(noise), noise, out=noise)
+    return race.argmax(-1).to(probabilities.device)
+
+
+def exponential_noise(like: torch.Tensor, num_codes: int, generator: torch.Generator | None = None) -> torch.Tensor:
+    """What `torch.multinomial` draws for `like`, (batch, tokens): (batch * tokens, codes) on the generator's device."""
+    device = generator.device if generator is not None else like.device
+    return torch.empty(like.numel(), num_codes, device=device).exponential_(generator=generator)
+
+
+def skip_categorical(like: torch.Tensor, num_codes: int, generator: Generators = None):
+    """Leave a generator as [`sample_categorical`] leaves it, for (batch, tokens) distributions over `num_codes`."""
+    check_generators(generator, like.shape[0])
+    if isinstance(generator, list):
+        for row, one in zip(like, generator, strict=True):
+            exponential_noise(row, num_codes, one)
+    else:
+        exponential_noise(like, num_codes, generator)
+
+
+def keep_likely(probabilities: torch.Tensor, top_k: int | None = None, top_p: float | None = None) -> torch.Tensor:
+    """
+    Probabilities (..., codes) with 0 for unlikely codes; what is left is not scaled to sum to 1.
+
+    Args:
+        top_k: the `top_k` likeliest codes stay, and any as likely as the last of them.
+        top_p: the likeliest codes stay until their sum, the one that crosses included, reaches `top_p` of what `top_k` left
+            (nucleus sampling, arXiv:1904.09751).
+    """
+    if top_k is not None and top_k < probabilities.shape[-1]:
+        least = probabilities.topk(top_k, -1).values[..., -1:]
+        probabilities = torch.where(probabilities < least, 0.0, probabilities)
+    if top_p is not None and top_p < 1:
+        ordered, places = probabilities.sort(-1, descending=True)
+        before = ordered.cumsum(-1) - ordered
+        unlikely = before >= top_p * ordered.sum(-1, keepdim=True)
+        probabilities = probabilities.masked_fill(torch.zeros_like(unlikely).scatter(-1, places, unlikely), 0.0)
+    return probabilities
 
 
 def sample_uniform(like: torch.Tensor, generator: Generators = None) -> torch.Tensor:

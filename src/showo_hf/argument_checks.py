@@ -1,4 +1,4 @@
-"""Checks that every pipeline makes of its arguments."""
+"""Checks of the arguments of pipelines and schedulers."""
 
 import math
 

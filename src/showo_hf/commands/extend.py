@@ -1,0 +1,65 @@
+"""`showo-hf extend`: extend a picture beyond its edges."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..argument_types import positive_integer
+from .drawing import (
+    EXIT_NOTE,
+    OUTPUT_NOTE,
+    add_drawing_options,
+    add_editing_options,
+    check_outputs,
+    draw,
+    read_picture,
+    size_of,
+)
+
+
+EXAMPLES = f"""\
+{OUTPUT_NOTE}
+examples:
+  to the right by half a picture
+    showo-hf extend apple.png "a row of red apples" -o apples.png
+
+  a panorama: five rounds to both sides, in turn
+    showo-hf extend apple.png "a row of red apples" --direction left right --rounds 5 -o panorama.png
+
+{EXIT_NOTE}"""
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
+        "extend",
+        help="extend a picture beyond its edges",
+        description="Extend a picture beyond its edges. Its own tokens stay as they are.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_editing_options(parser)
+    add = parser.add_argument
+    add("--direction", nargs="+", choices=("left", "right", "up", "down"), help="one or several (default: right)")
+    add("--extent", type=positive_integer, metavar="PIXELS", help="what a round adds (default: half a picture)")
+    add("--rounds", type=positive_integer, metavar="N", help="how often the directions are gone through (default: 1)")
+    add("--keep-pixels", action="store_true", help="put the original pixels back")
+    add_drawing_options(parser)
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    check_outputs(options)
+    return draw(
+        options,
+        "ShowoExtrapolatePipeline",
+        options.prompt,
+        {
+            "image": read_picture("IMAGE", options.image),
+            "direction": options.direction,
+            "extent": options.extent,
+            "rounds": options.rounds,
+            "preserve_pixels": options.keep_pixels,
+            **size_of(options),
+        },
+    )

@@ -1,0 +1,197 @@
+"""Tokens in the order of a low-discrepancy sequence: the Halton scheduler (arXiv:2503.17076)."""
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+from ..argument_checks import check_number
+from .masked_sampling import MaskedSchedulerMixin
+from .masking_schedules import get_masking_schedule
+from .scheduling_utils import (
+    DiscreteSchedulerOutput,
+    Generators,
+    check_filter,
+    check_step_inputs,
+    sample_uniform,
+)
+
+
+class HaltonScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
+    r"""
+    Fill in masked tokens in the order of a Halton sequence (Halton-MaskGIT, arXiv:2503.17076, section 4).
+
+    Places that are filled in together, and those filled in before, lie spread over the whole picture, so that tokens of
+    one step depend little on each other. Confidences play no part, and no noise is needed on them.
+
+    A step fills in the first unknown places of the order and leaves
+    `max(1, min(unknown - 1, floor(N * schedule((step + 1) / steps))))` tokens unknown, N being all tokens of the picture.
+    Places that are known already are passed over and do not count. The last step fills in all.
+
+    Args:
+        mask_token_id (`int`, defaults to 8192): the code of an unknown token, equal to the codebook size.
+        masking_schedule (`str`, defaults to `"arccos"`): "arccos" (the paper's), "cosine", "linear", "sigmoid" or "pow<n>".
+        token_temperature (`float`, defaults to 1.0): of the softmax that tokens are drawn from, when `set_timesteps` gets
+            none; 0 draws the likeliest. It is not the `temperature` of [`MaskGITScheduler`], which is noise on the order.
+        top_k (`int`, *optional*): tokens are drawn from the `top_k` likeliest codes only; from 1 on.
+        top_p (`float`, *optional*): tokens are drawn from the likeliest codes whose probabilities reach this sum; above 0,
+            at most 1.
+        roll (`bool`, defaults to `False`): each sample starts at a place of the order of its own, drawn from the generator
+            at the first step, and comes round to the order's beginning. The paper's code has it as an option.
+
+    Raises:
+        ValueError: for settings out of range.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        mask_token_id: int = 8192,
+        masking_schedule: str = "arccos",
+        token_temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        roll: bool = False,
+    ):
+        get_masking_schedule(masking_schedule)
+        check_number("token_temperature", token_temperature)
+        check_filter(top_k, top_p)
+        self.temperature = token_temperature
+        self.grid_size: tuple[int, int] | None = None
+        self.ranks: torch.LongTensor | None = None  # (tokens,): when a place's turn comes
+        self.shifts: torch.LongTensor | None = None  # (batch, 1), from the first step to the last
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int,
+        device: str | torch.device | None = None,
+        grid_size: tuple[int, int] | None = None,
+        temperature: float | None = None,
+    ):
+        """
+        Prepare `num_inference_steps` steps (at least 1); `timesteps` counts down to 0.
+
+        Args:
+            grid_size (`tuple[int, int]`, *optional*): rows and columns of tokens; a square without.
+            temperature (`float`, *optional*): replaces the config's `token_temperature`, from 0 on.
+
+        Raises:
+            ValueError: for numbers out of range.
+        """
+        super().set_timesteps(num_inference_steps, device, grid_size, temperature)
+        if grid_size is not None and (len(grid_size) != 2 or min(grid_size) < 1):
+            raise ValueError(f"`grid_size` must be rows and columns, at least 1 each, got {grid_size!r}.")
+        self.temperature = self.config.token_temperature if temperature is None else temperature
+        self.grid_size, self.ranks, self.shifts = grid_size, None, None
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.LongTensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> DiscreteSchedulerOutput | tuple:
+        """
+        One step of filling in.
+
+        Args:
+            model_output (`torch.Tensor` of shape `(batch, tokens, codebook)`): logits; those of known tokens are not
+                looked at.
+            timestep (`int`): an entry of `timesteps`.
+            sample (`torch.LongTensor` of shape `(batch, tokens)`): codes; `mask_token_id` where unknown. Tokens stand row
+                by row.
+            generator (`torch.Generator` or a list with one a sample, *optional*).
+
+        Raises:
+            ValueError: for shapes that do not fit the others, the grid or, with `roll`, the steps before; a list of
+                generators of another length; or a missing `set_timesteps`.
+        """
+        check_step_inputs(model_output, sample, self.num_inference_steps, self.config.mask_token_id)
+        step = self.step_index(timestep)
+        ranks = self.ranks_of(step, sample, generator)
+        unknown = sample == self.config.mask_token_id  # (batch, tokens)
+        guess, _, _ = self.draw_tokens(model_output, unknown, sample, generator, self.temperature)
+        if self.is_last(step):
+            prev_sample = guess
+        else:
+            num_unknown = unknown.sum(-1, keepdim=True)
+            num_filled = num_unknown - self.num_masked_after(step, num_unknown, sample.shape[1])
+            turns = torch.where(unknown, ranks, sample.shape[1]).argsort(-1).argsort(-1)
+            prev_sample = torch.where(unknown & (turns >= num_filled), self.config.mask_token_id, guess)
+        finished = not bool((prev_sample == self.config.mask_token_id).any())
+        if not return_dict:
+            return prev_sample, guess, finished
+        return DiscreteSchedulerOutput(prev_sample=prev_sample, pred_original_sample=guess, finished=finished)
+
+    def ranks_of(self, step: int, sample: torch.LongTensor, generator: Generators) -> torch.LongTensor:
+        """When each place's turn comes, (1 or batch, tokens); draws the shifts at the first step, if there are any."""
+        num_tokens = sample.shape[1]
+        if self.ranks is None:
+            side = round(num_tokens**0.5)
+            grid_size = self.grid_size or (side, side)
+            if grid_size[0] * grid_size[1] != num_tokens:
+                raise ValueError(
+                    f"`grid_size` of `set_timesteps` must hold the {num_tokens} tokens of `sample`, got {self.grid_size}."
+                )
+            self.ranks = halton_order(*grid_size).argsort().to(sample.device)
+        if len(self.ranks) != num_tokens:
+            raise ValueError(
+                f"`sample` must hold {len(self.ranks)} tokens, as `set_timesteps` said, got {num_tokens}."
+            )
+        if not self.config.roll:
+            return self.ranks.unsqueeze(0)
+        if step == 0 or self.shifts is None:
+            self.shifts = (sample_uniform(sample[:, :1], generator) * num_tokens).long()
+        if len(self.shifts) != len(sample):
+            raise ValueError(
+                f"`sample` must hold {len(self.shifts)} pictures, as at the first step, got {len(sample)}; "
+                "call `set_timesteps` before another batch."
+            )
+        return (self.ranks + self.shifts) % num_tokens
+
+    def is_idle(self, timestep: int | torch.Tensor, sample: torch.LongTensor) -> bool:
+        """Whether a step would fill in nothing: one unknown token at most is left, for the last step."""
+        return self.leaves_one_token(timestep, sample)
+
+    def skip_step(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
+        """Make the random draws of a step that [`is_idle`], so that the next one draws as if it had been made."""
+        self.ranks_of(self.step_index(timestep), sample, generator)
+        self.skip_tokens(sample, generator)
+
+
+def halton_order(height: int, width: int) -> torch.LongTensor:
+    """
+    All places of a grid, row by row from 0 to `height * width - 1`, in the order in which a Halton sequence visits them.
+
+    Point i = 1, 2, ... of the sequence has the radical inverses of i to the bases 2 and 3 as its coordinates, down and
+    across. A place's turn comes when the first point falls into it.
+    """
+    # Each of 2^m by 3^n boxes has one of any 2^m 3^n points in a row, and a place twice as large each way holds a box.
+    num_points = power_from(2, 2 * height) * power_from(3, 2 * width)
+    points = torch.arange(1, num_points + 1)
+    places = scaled_radical_inverse(points, 2, height) * width + scaled_radical_inverse(points, 3, width)
+    first_visit = torch.full((height * width,), num_points + 1).scatter_reduce(0, places, points, "amin")
+    return first_visit.argsort()
+
+
+def power_from(base: int, least: int) -> int:
+    """The smallest power of `base` that is at least `least`."""
+    power = 1
+    while power < least:
+        power *= base
+    return power
+
+
+def scaled_radical_inverse(points: torch.LongTensor, base: int, length: int) -> torch.LongTensor:
+    """
+    `floor(length * phi(i))`, with the digits of i to the base mirrored at the point in phi(i), in [0, 1).
+
+    In integers, as a third is no floating point number and a place must not depend on rounding.
+    """
+    scale = power_from(base, int(points.max()) + 1)
+    mirrored, rest, unit = torch.zeros_like(points), points, scale
+    while unit > 1:
+        unit //= base
+        mirrored = mirrored + rest % base * unit
+        rest = rest // base
+    return mirrored * length // scale

@@ -1,0 +1,99 @@
+"""`showo-hf inpaint`, `extend` and `vary`, run for real with the embedded model."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from showo_hf import cli
+
+
+PROMPT = "a green apple, flat style"
+FAST = ("--steps", "4", "--seed", "3", "--device", "cpu", "--quiet")
+
+
+@pytest.fixture
+def apple(empty_folder) -> Path:
+    """A picture of the trained size: a red disc on white."""
+    rows, columns = np.mgrid[:96, :96]
+    pixels = np.full((96, 96, 3), 255, np.uint8)
+    pixels[(rows - 48) ** 2 + (columns - 48) ** 2 < 36**2] = (200, 20, 30)
+    path = Path("disc.png")
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def pixels(path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def run(*arguments) -> int:
+    return cli.main([*map(str, arguments), *FAST])
+
+
+def test_a_box_is_painted_and_the_rest_kept(apple, capsys):
+    assert run("inpaint", apple, PROMPT, "--box", "32,32,64,64", "--keep-pixels", "-o", "out.png") == cli.GOOD
+    assert capsys.readouterr().out.split() == ["out.png"]
+    before, after = pixels(apple), pixels("out.png")
+    assert np.array_equal(before[:20], after[:20]) and np.array_equal(before[:, 76:], after[:, 76:])
+    assert np.abs(before - after)[36:60, 36:60].mean() > 10
+
+
+def test_a_mask_file_says_the_same_as_its_box(apple):
+    mask = Image.new("L", (192, 192))
+    mask.paste(255, (64, 64, 128, 128))
+    mask.save("mask.png")
+    run("inpaint", apple, PROMPT, "--box", "32,32,64,64", "-o", "box.png", "--save-steps", "box.gif")
+    run("inpaint", apple, PROMPT, "--mask", "mask.png", "-o", "mask-out.png")
+    assert np.array_equal(pixels("box.png"), pixels("mask-out.png"))
+    with Image.open("box.gif") as film:
+        assert film.n_frames > 1
+
+
+def test_a_crop_leaves_what_is_far_away(apple):
+    with Image.open(apple) as picture:
+        picture.resize((300, 300)).save("large.png")
+    run("inpaint", "large.png", PROMPT, "--box", "10,10,40,40", "--crop", "8", "-o", "out.png")
+    before, after = pixels("large.png"), pixels("out.png")
+    assert after.shape == before.shape and np.array_equal(before[60:], after[60:])
+
+
+def test_a_picture_grows_to_the_side_that_is_asked_for(apple):
+    run("extend", apple, PROMPT, "--direction", "left", "up", "--extent", "24", "--keep-pixels", "-o", "out.png")
+    assert pixels("out.png").shape == (120, 120, 3)
+    assert np.array_equal(pixels("out.png")[36:, 36:], pixels(apple)[12:, 12:])
+
+
+def test_variations_follow_strength_and_seed(apple):
+    for name, strength in (("same.png", "0"), ("some.png", "0.5"), ("other.png", "1")):
+        run("vary", apple, PROMPT, "--strength", strength, "--remasking", "random", "-o", name)
+    first, some, other = (pixels(name) for name in ("same.png", "some.png", "other.png"))
+    assert np.array_equal(first, pixels(apple))
+    assert 0 < np.abs(first - some).mean() < np.abs(first - other).mean()
+    run("vary", apple, PROMPT, "--num", "2", "-o", "two.png")
+    assert not np.array_equal(pixels("two-0.png"), pixels("two-1.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["inpaint", "disc.png", PROMPT, "-o", "a.png"], "--mask"),
+        (["inpaint", "disc.png", PROMPT, "--box", "1,2,3", "-o", "a.png"], "--box"),
+        (["inpaint", "disc.png", PROMPT, "--box", "9,2,3,4", "-o", "a.png"], "--box"),
+        (["inpaint", "disc.png", PROMPT, "--box", "0,0,97,96", "-o", "a.png"], "96x96"),
+        (["inpaint", "disc.png", PROMPT, "--mask", "missing.png", "-o", "a.png"], "missing.png"),
+        (["inpaint", "missing.png", PROMPT, "--box", "0,0,9,9", "-o", "a.png"], "missing.png"),
+        (["inpaint", "disc.png", PROMPT, "--box", "0,0,9,9", "--strength", "1.5", "-o", "a.png"], "--strength"),
+        (["inpaint", "disc.png", PROMPT, "--box", "0,0,9,9", "--crop", "4", "--save-steps", "a.gif", "-o", "a.png"],
+         "--crop"),
+        (["extend", "disc.png", PROMPT, "--direction", "north", "-o", "a.png"], "north"),
+        (["extend", "disc.png", PROMPT, "--extent", "10", "-o", "a.png", "-q"], "10"),
+        (["extend", "disc.png", PROMPT, "-o", "a.bmp"], ".png"),
+        (["vary", "disc.png", PROMPT, "--remasking", "none", "-o", "a.png"], "--remasking"),
+        (["vary", "disc.png", PROMPT, "--scheduler", "none", "-o", "a.png"], "--scheduler"),
+    ],
+)  # fmt: skip
+def test_a_wrong_command_line_is_told_in_words(arguments, named, apple, refused):
+    refused(arguments, named)

@@ -1,0 +1,97 @@
+"""Mask-and-replace diffusion by explicit matrices in float64, written from the words and nothing of the package."""
+
+import itertools
+
+import torch
+
+
+def one_step(keep: float, mask: float, codes: int) -> torch.Tensor:
+    """`q(x_t = column | x_{t-1} = row)`: stay, be any code by chance, be masked; the mask is the last state and stays."""
+    replace = (1 - keep - mask) / codes
+    matrix = torch.full((codes + 1, codes + 1), replace, dtype=torch.float64)
+    matrix += keep * torch.eye(codes + 1, dtype=torch.float64)
+    matrix[:, codes] = mask
+    matrix[codes] = torch.tensor([0.0] * codes + [1.0])
+    return matrix
+
+
+def product(matrices, codes: int) -> torch.Tensor:
+    """Steps in a row."""
+    result = torch.eye(codes + 1, dtype=torch.float64)
+    for matrix in matrices:
+        result = result @ matrix
+    return result
+
+
+def bayes(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """q(x_s = j | x_t = i, x_0 = k) as [i, k, j], by Bayes' rule; NaN where x_0 cannot become x_t."""
+    codes = len(first) - 1
+    joint = first[:codes, None, :] * second.T[None]  # [k, i, j] = q(j | k) q(i | j)
+    return (joint / joint.sum(-1, keepdim=True)).transpose(0, 1)
+
+
+def steps_of(keeps: torch.Tensor, masks: torch.Tensor, codes: int) -> list[torch.Tensor]:
+    """The one-step matrices, from the shares A and C that are kept and masked up to each time."""
+    pairs = itertools.pairwise(zip(keeps.tolist(), masks.tolist(), strict=True))
+    return [one_step(late[0] / early[0], 1 - (1 - late[1]) / (1 - early[1]), codes) for early, late in pairs]
+
+
+class JointChain:
+    """
+    The chain of a few tokens that are noised each by itself, all of its states enumerated.
+
+    Args:
+        matrices: one step each, of one token.
+        tokens: how many there are.
+    """
+
+    def __init__(self, matrices: list[torch.Tensor], tokens: int):
+        self.codes, self.tokens, self.times = len(matrices[0]) - 1, tokens, len(matrices)
+        self.states = torch.tensor(list(itertools.product(range(self.codes + 1), repeat=tokens)))
+        self.pictures = [i for i, state in enumerate(self.states) if (state < self.codes).all()]
+        self.upto = [product(matrices[:t], self.codes) for t in range(self.times + 1)]
+        self.posteriors = [bayes(self.upto[t], matrices[t]) for t in range(self.times)]  # of time t, from t + 1
+
+    def noising(self, t: int) -> torch.Tensor:
+        """`q(x_t = column | x_0 = row)` for the states of all tokens."""
+        table = self.upto[t]
+        found = torch.ones(len(self.states), len(self.states), dtype=torch.float64)
+        for i in range(self.tokens):
+            found *= table[self.states[:, i]][:, self.states[:, i]]
+        return found
+
+    def true_posteriors(self, t: int, picture: torch.Tensor) -> torch.Tensor:
+        """q(x_{t-1} | x_t, x_0) of each token at each state: (states, tokens, K + 1)."""
+        return torch.nan_to_num(self.posteriors[t - 1][self.states, picture])
+
+    def model_posteriors(self, t: int, p0: torch.Tensor) -> torch.Tensor:
+        """
+        p(x_{t-1} | x_t), as above, of a model that gives `p0`, (states, tokens, K). A code of absorbing diffusion, which
+        no other can have become, stays.
+        """
+        tables = self.posteriors[t - 1][self.states]  # (states, tokens, K, K + 1)
+        stays = torch.eye(self.codes + 1, dtype=torch.float64)[self.states].unsqueeze(-2)
+        return (p0.unsqueeze(-1) * torch.where(tables.isnan(), stays, tables)).sum(-2)
+
+    def likelihood(self, p0: list[torch.Tensor], prior: torch.Tensor) -> torch.Tensor:
+        """p(x_0) of each state, by all ways back from `prior`, (K + 1,) of each token; `p0[t]` as above."""
+        found = prior[self.states].prod(-1)
+        for t in range(self.times, 0, -1):
+            tables = self.model_posteriors(t, p0[t])
+            back = torch.stack([tables[:, i][:, self.states[:, i]] for i in range(self.tokens)]).prod(0)
+            found = found @ back
+        return found
+
+    def bound(self, p0: list[torch.Tensor], picture: torch.Tensor, prior: torch.Tensor) -> float:
+        """The variational bound of `-log p(x_0)`: a KL for each step and each state on the way, and that of the prior."""
+        index = int((self.states == picture).all(-1).nonzero())
+        total = 0.0
+        for t in range(1, self.times + 1):
+            terms = kl(self.true_posteriors(t, picture), self.model_posteriors(t, p0[t])).sum(-1)  # (states,)
+            total += (self.noising(t)[index] * terms).sum().item()
+        return total + kl(self.upto[-1][picture], prior).sum().item()
+
+
+def kl(q: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """`sum q log (q / p)` over the last dimension."""
+    return torch.where(q > 0, q * (q.clamp(min=1e-300) / p.clamp(min=1e-300)).log(), 0.0).sum(-1)
