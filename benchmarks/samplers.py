@@ -28,6 +28,17 @@ from showo_hf.training.train_image_tokenizer import to_pixel_values
 
 Result = dict[str, Any]
 
+#: What is measured: name in `SCHEDULERS`, and its settings. The models are trained for masks alone, so no code is replaced.
+SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "maskgit": ("maskgit", {}),
+    "halton": ("halton", {}),
+    "entropy-bound": ("entropy-bound", {}),
+    "remasking": ("remasking", {}),
+    "remasking, remdm": ("remasking", {"rule": "remdm"}),
+    "mask-and-replace": ("mask-and-replace", {"mask_share": 1.0}),
+    "mask-and-replace, purity": ("mask-and-replace", {"mask_share": 1.0, "purity": True}),
+}
+
 
 def make(pipe: ShowoT2IPipeline, captions: list[str], batch_size: int, **options) -> tuple[torch.Tensor, Result]:
     """Pictures (N, 3, H, W) in [-1, 1], with the seconds and the steps that one took."""
@@ -82,9 +93,9 @@ def main():
     parser.add_argument("--results", type=Path, required=True, help="JSON lines, one a setting; grows")
     parser.add_argument("--plot", type=Path, help="picture to draw")
     parser.add_argument("--model", default=EMBEDDED_MODEL)
-    parser.add_argument("--samplers", nargs="+", choices=tuple(SCHEDULERS), default=tuple(SCHEDULERS))
+    parser.add_argument("--samplers", nargs="+", choices=tuple(SETTINGS), default=tuple(SETTINGS))
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 16, 32])
-    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.75, 5.0])
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.5, 2.75, 5.0])
     parser.add_argument("--captions", type=int, default=60)
     parser.add_argument("--batch-size", type=int, default=20)
     options = parser.parse_args()
@@ -105,7 +116,8 @@ def main():
     results: list[Result] = [json.loads(line) for line in lines]
     known = {(row["sampler"], row["steps"], row["guidance"]) for row in results}
     for sampler in options.samplers:
-        pipe.scheduler = SCHEDULERS[sampler].from_config(config)
+        name, settings = SETTINGS[sampler]
+        pipe.scheduler = SCHEDULERS[name].from_config(config, **settings)
         for steps in options.steps:
             for guidance in options.guidance:
                 if (sampler, steps, guidance) in known:

@@ -11,7 +11,7 @@ import platform
 import statistics
 import string
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -184,6 +184,37 @@ def memory_rows(device: str, child_options: list[str]) -> list[Row]:
     ]
 
 
+class AllSteps(MaskGITScheduler):
+    """The scheduler without its short cut: every step runs the model."""
+
+    def is_idle(self, timestep, sample) -> bool:
+        return False
+
+
+def repainting_rows(sizes: Sizes, device: str, repeats: int, steps: int = 16, unknown: int = 8) -> list[Row]:
+    """A few tokens painted anew against a whole picture, in as many steps."""
+    pipeline = build_pipeline(sizes, device)
+    whole = ours(pipeline, steps)
+    hole = torch.randperm(whole.shape[1], generator=torch.Generator().manual_seed(0))[:unknown]
+    side = int(sizes.image_tokens**0.5)
+    latents = whole.clone().index_fill_(1, hole.to(device), pipeline.unknown_code).view(1, side, side)
+    ways = {"whole": partial(ours, pipeline, steps), "repainted": partial(ours, pipeline, steps, latents)}
+    times = paired_seconds(ways, repeats, device)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    short = ours(pipeline, steps, latents)
+    pipeline.scheduler = AllSteps.from_config(pipeline.scheduler.config)
+    equal = (short == ours(pipeline, steps, latents)).float().mean().item()
+    return [
+        (
+            f"{unknown} of {sizes.image_tokens} tokens painted anew in {steps} steps: time / that of a whole picture",
+            f"{median_ratio(times['repainted'], times['whole']):.2f} "
+            f"({medians['repainted']:.2f} s, {medians['whole']:.2f} s)",
+            "at most 0.7",
+        ),
+        ("tokens as when every step runs the model", f"{equal:.0%}", "100%"),
+    ]
+
+
 def tokenizer_rows(sizes: Sizes, device: str, repeats: int) -> list[Row]:
     """The picture tokenizer, bf16 against fp32."""
     torch.manual_seed(0)
@@ -207,16 +238,14 @@ def tokenizer_rows(sizes: Sizes, device: str, repeats: int) -> list[Row]:
 
 
 def growth_rows(sizes: Sizes, device: str) -> list[Row]:
-    """What a step costs as the picture grows."""
-    pipeline = build_pipeline(sizes, device)
+    """What a step costs for models of larger pictures; a larger picture of one model is made in windows."""
     rows: list[Row] = []
     first = None
     for tokens in sizes.growth:
-        side = round(tokens**0.5)
-        latents = torch.full((1, side, side), pipeline.scheduler.config.mask_token_id)
-        ours(pipeline, 1, latents)
-        step = min(seconds(partial(ours, pipeline, 2, latents), device) for _ in range(2)) / 2
-        operations = count_operations(partial(ours, pipeline, 1, latents))
+        pipeline = build_pipeline(replace(sizes, image_tokens=tokens), device)
+        ours(pipeline, 1)
+        step = min(seconds(partial(ours, pipeline, 2), device) for _ in range(2)) / 2
+        operations = count_operations(partial(ours, pipeline, 1))
         costs = f"{step:.2f} s, {operations / 1e9:.0f} Gflop, {1e3 * step / tokens:.2f} ms a token"
         if first is None:
             first = step
@@ -258,6 +287,7 @@ def main(arguments: list[str] | None = None):
         return
     rows = [
         *speed_rows(sizes, device, options.repeats),
+        *repainting_rows(sizes, device, options.repeats),
         *memory_rows(device, ["--device", device, *["--small"] * options.small]),
         *tokenizer_rows(sizes, device, options.repeats),
         *growth_rows(sizes, device),

@@ -99,6 +99,9 @@ class ShowoPipelineBase(DiffusionPipeline):
         check_guidance(options.guidance_scale, options.guidance_schedule, options.guidance_interval)
         if options.temperature is not None:
             check_number("temperature", options.temperature)
+            if not takes(self.scheduler.set_timesteps, "temperature"):
+                kind = type(self.scheduler).__name__
+                raise ValueError(f"`temperature` is not an option of {kind}, got {options.temperature}.")
         check_generators(options.generator, batch_size)
         if isinstance(options.generator, list) and not isinstance(self.scheduler, DiscreteSchedulerMixin):
             raise ValueError(
@@ -132,8 +135,6 @@ class ShowoPipelineBase(DiffusionPipeline):
 
     def set_timesteps(self, num_inference_steps: int, grid_size: tuple[int, int], temperature: float | None):
         """Call the scheduler's `set_timesteps` with those of our arguments that it takes."""
-        if temperature is not None and not takes(self.scheduler.set_timesteps, "temperature"):
-            raise ValueError(f"`temperature` is not an option of {type(self.scheduler).__name__}, got {temperature}.")
         wanted = {
             "grid_size": grid_size,
             "block_length": grid_size[0] * grid_size[1],

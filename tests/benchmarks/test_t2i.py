@@ -23,7 +23,7 @@ def run_benchmark(*arguments: str) -> list[list[str]]:
 def test_it_prints_one_table():
     head, *rows = run_benchmark()
     assert head == ["what", "device", "measured", "wanted"]
-    assert len({what for what, *_ in rows}) == len(rows) == 10
+    assert len({what for what, *_ in rows}) == len(rows) == 12
     assert {device for _, device, _, _ in rows} == {"cpu"}
     assert all(any(letter.isdigit() for letter in measured) for _, _, measured, _ in rows), rows
 
@@ -32,6 +32,11 @@ def test_the_pipeline_and_the_plain_loop_give_equal_tokens():
     (first, *others) = t2i.speed_rows(t2i.SMALL, "cpu", repeats=1)
     assert first == ("tokens that are the plain loop's", "100%", "100%")
     assert [wanted for _, _, wanted in others] == ["at least 2.1", "at least 65%", "at least 5"]
+
+
+def test_tokens_painted_anew_are_those_of_all_steps():
+    time, tokens = t2i.repainting_rows(t2i.SMALL, "cpu", repeats=1, unknown=2)
+    assert time[2] == "at most 0.7" and tokens[1:] == ("100%", "100%")
 
 
 def test_the_other_rows():

@@ -160,9 +160,7 @@ def test_a_tuple_instead_of_an_output(pipe):
 # Sizes
 
 
-@pytest.mark.parametrize(
-    "height, width, grid", [(8, 12, (2, 3)), (8, 32, (2, 8)), (None, 12, (4, 3)), (4, 4, (1, 1))]
-)
+@pytest.mark.parametrize("height, width, grid", [(8, 12, (2, 3)), (8, 32, (2, 8)), (None, 12, (4, 3)), (4, 4, (1, 1))])
 def test_a_smaller_size_works_and_warns(pipe, caplog, height, width, grid):
     with caplog.at_level(logging.WARNING):
         found = tokens(pipe, height=height, width=width)

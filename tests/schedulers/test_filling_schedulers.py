@@ -102,6 +102,23 @@ def test_idle_steps_can_be_skipped(kind, grid, steps, seed, listed):
         assert all(torch.equal(*pair) for pair in zip(states, other_states, strict=True))
 
 
+@settings(deadline=None, max_examples=40)
+@given(kinds, grids(), steps_strategy, seeds, st.booleans())
+def test_a_skipped_step_draws_what_a_step_draws(kind, grid, steps, seed, listed):
+    size, sample = grid
+    states = []
+    for skip in (False, True):
+        draws = [generator(seed + i) for i in range(len(sample))] if listed else generator(seed)
+        made = scheduler(kind, steps, size)
+        for step, timestep in enumerate(made.timesteps):
+            if skip:
+                made.skip_step(timestep, sample, draws)
+            else:
+                made.step(logits(sample.shape, step), timestep, sample, generator=draws)
+        states.append([one.get_state() for one in (draws if listed else [draws])])
+    assert all(torch.equal(*pair) for pair in zip(*states, strict=True))
+
+
 @pytest.mark.parametrize("kind", ["maskgit", "halton", "halton, roll"])
 @pytest.mark.parametrize("listed", [False, True])
 def test_a_first_step_that_is_idle_can_be_skipped(kind, listed):

@@ -259,6 +259,16 @@ def test_a_generator_s_state_does_not_depend_on_what_is_known_or_predicted(chose
     assert torch.equal(*states)
 
 
+@settings(max_examples=30, deadline=None)
+@given(options, seeds)
+def test_a_skipped_step_draws_what_a_step_draws(chosen, seed):
+    made, sample = scheduler(3, **chosen), some_sample(seed=seed)
+    draws, skipped = generator(seed), generator(seed)
+    made.step(logits(seed=seed), made.timesteps[0], sample, generator=draws)
+    made.skip_step(made.timesteps[0], sample, skipped)
+    assert torch.equal(draws.get_state(), skipped.get_state())
+
+
 @pytest.mark.gpu
 @settings(max_examples=20, deadline=None)
 @given(options)

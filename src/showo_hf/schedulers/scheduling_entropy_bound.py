@@ -126,6 +126,10 @@ class EntropyBoundScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
             return prev_sample, guess, finished
         return DiscreteSchedulerOutput(prev_sample=prev_sample, pred_original_sample=guess, finished=finished)
 
+    def skip_step(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
+        """Make the random draws of a step, for steps that are left out behind a picture that is done."""
+        self.skip_tokens(sample, generator)
+
     def sort_under_bound(
         self, unknown: torch.BoolTensor, entropies: torch.Tensor, doubt: torch.Tensor
     ) -> tuple[torch.LongTensor, torch.LongTensor]:

@@ -26,6 +26,7 @@ from .scheduling_utils import (
     gumbel_noise,
     sample_categorical,
     sample_uniform,
+    skip_categorical,
 )
 
 
@@ -195,6 +196,13 @@ class MaskAndReplaceScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixi
         if not return_dict:
             return prev_sample, guess, finished
         return DiscreteSchedulerOutput(prev_sample=prev_sample, pred_original_sample=guess, finished=finished)
+
+    def skip_step(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
+        """Make the random draws of a step, for steps that are left out behind a picture that is done."""
+        skip_categorical(sample, self.num_codes, generator)
+        uniforms = 3 + (self.config.truncation_rate < 1) + self.config.purity
+        for _ in range(uniforms):
+            sample_uniform(sample, generator)
 
     def initial_sample(self, sample: torch.LongTensor, generator: Generators = None) -> torch.LongTensor:
         """

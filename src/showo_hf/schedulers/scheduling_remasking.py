@@ -149,6 +149,11 @@ class RemaskingScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
             return prev_sample, guess, finished
         return DiscreteSchedulerOutput(prev_sample=prev_sample, pred_original_sample=guess, finished=finished)
 
+    def skip_step(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
+        """Make the random draws of a step, for steps that are left out behind a picture that is done."""
+        self.skip_tokens(sample, generator)
+        sample_uniform(sample, generator)
+
     def note_given(self, step: int, sample: torch.LongTensor, unknown: torch.BoolTensor):
         """Note which tokens come from outside: those known at the first step, and those that are not as a step left them."""
         if step == 0 or self.latest is None:

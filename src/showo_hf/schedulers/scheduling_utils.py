@@ -56,7 +56,14 @@ class DiscreteSchedulerMixin:
         return False
 
     def skip_step(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
-        """Make the random draws of a step that [`is_idle`], so that the next one draws as if it had been made."""
+        """
+        Make the random draws of a step, and nothing else: one that [`is_idle`], or one behind a picture that is done. What
+        is drawn next is then what it would be, had the step been made. A scheduler that is never idle, nor finished before
+        its last step, needs none.
+        """
+
+    def __bool__(self) -> bool:
+        return True  # though its length is 0 before `set_timesteps`
 
     @classmethod
     def _get_compatibles(cls) -> list[type]:

@@ -1,0 +1,193 @@
+"""Masks: reading them, the tokens that they touch, what is masked again, and the seam. Against plain loops."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from talking import generator
+
+from showo_hf.pipelines.masks import (
+    check_aspect,
+    feathered,
+    fit_mask,
+    load_mask,
+    mask_picture,
+    paste,
+    remasked,
+    token_shares,
+    touched_tokens,
+)
+
+
+SIDES = st.integers(1, 9)
+SEEDS = st.integers(0, 2**16)
+
+
+def noise(*shape, seed=0):
+    return torch.rand(shape, generator=generator(seed))
+
+
+# Reading
+
+
+def half(mode="L"):
+    return Image.fromarray(np.array([[0, 255, 255]] * 2, "uint8")).convert(mode)
+
+
+def test_a_mask_is_read_from_whatever_it_is(tmp_path):
+    half().save(tmp_path / "mask.png")
+    expected = torch.tensor([[0.0, 1.0, 1.0]] * 2)
+    kinds = [half(), half("RGB"), half("1"), half("RGBA"), tmp_path / "mask.png", str(tmp_path / "mask.png")]
+    kinds += [np.array(half()), np.array(half()) > 0, np.array(half())[..., None] / 255]
+    kinds += [expected, expected.double(), expected.bfloat16(), expected[None], expected[..., None], expected > 0]
+    for mask in kinds:
+        found = load_mask(mask)
+        assert found.dtype == torch.float32 and torch.equal(found, expected), mask
+
+
+def test_a_soft_mask_stays_soft_and_what_is_transparent_is_not_marked():
+    soft = torch.tensor([[0.0, 0.25, 1.0]])
+    assert torch.equal(load_mask(soft), soft)
+    grey = Image.fromarray(np.array([[0, 51, 255]], "uint8"))
+    assert torch.allclose(load_mask(grey), torch.tensor([[0.0, 0.2, 1.0]]))
+    white = Image.new("RGBA", (2, 1), (255, 255, 255, 0))
+    white.putpixel((0, 0), (255, 255, 255, 255))
+    assert load_mask(white).tolist() == [[1.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    "mask, error, message",
+    [
+        (None, TypeError, "`mask_image` must hold PIL pictures, arrays, tensors, paths or URLs, got NoneType"),
+        ("no such file", ValueError, "`mask_image` holds a picture that cannot be read"),
+        (torch.zeros(2, 3, 3), ValueError, r"must be \(H, W\), \(H, W, 1\) or \(1, H, W\), got shape \(2, 3, 3\)"),
+        (torch.zeros(0, 3), ValueError, r"got shape \(0, 3\)"),
+        (torch.zeros(3), ValueError, r"got shape \(3,\)"),
+        (torch.zeros(2, 2, dtype=torch.int64), ValueError, "must hold bools, uint8 or floats, got int64"),
+        (np.full((2, 2), 1.5), ValueError, r"as floats must be in \[0, 1\], got 1.5 to 1.5"),
+        (np.full((2, 2), np.nan), ValueError, r"as floats must be in \[0, 1\]"),
+    ],
+)
+def test_what_is_no_mask_is_refused(mask, error, message):
+    with pytest.raises(error, match=message):
+        load_mask(mask)
+
+
+@pytest.mark.parametrize(
+    "mask, size", [((8, 8), (512, 512)), ((85, 128), (512, 768)), ((1, 1), (7, 9)), ((4, 6), (2, 3))]
+)
+def test_any_resolution_of_the_aspect_is_taken(mask, size):
+    check_aspect(torch.zeros(mask), size)
+
+
+@pytest.mark.parametrize("mask, size", [((512, 512), (512, 768)), ((768, 512), (512, 768)), ((100, 104), (512, 512))])
+def test_another_aspect_is_refused(mask, size):
+    wanted = f"the aspect of its picture, which is {size[1]}x{size[0]} .width x height., got {mask[1]}x{mask[0]}"
+    with pytest.raises(ValueError, match=wanted):
+        check_aspect(torch.zeros(mask), size)
+
+
+# Tokens
+
+
+@given(SIDES, SIDES, SIDES, SIDES, SEEDS)
+@settings(max_examples=60, deadline=None)
+def test_a_token_is_touched_if_a_marked_pixel_lies_in_its_patch(height, width, rows, columns, seed):
+    mask = noise(height, width, seed=seed) ** 4  # few are marked
+    expected = torch.zeros(rows, columns, dtype=torch.bool)
+    for y, x in (mask >= 0.5).nonzero().tolist():
+        for row in range(rows):
+            for column in range(columns):
+                # Both as parts of the whole: from y / height to (y + 1) / height, and so on.
+                across = x * columns < (column + 1) * width and column * width < (x + 1) * columns
+                down = y * rows < (row + 1) * height and row * height < (y + 1) * rows
+                expected[row, column] |= across and down
+    assert torch.equal(touched_tokens(mask, (rows, columns)), expected)
+
+
+def test_a_half_counts_as_marked():
+    assert touched_tokens(torch.tensor([[0.49, 0.5]]), (1, 2)).tolist() == [[False, True]]
+
+
+@given(SIDES, SIDES, SIDES, SIDES, SEEDS)
+@settings(max_examples=40, deadline=None)
+def test_shares_of_a_mask_and_its_opposite_sum_to_one(height, width, rows, columns, seed):
+    mask = noise(height, width, seed=seed)
+    shares = token_shares(mask, (rows, columns))
+    assert shares.shape == (rows, columns)
+    torch.testing.assert_close(shares + token_shares(1 - mask, (rows, columns)), torch.ones(rows, columns))
+    if height % rows == width % columns == 0:
+        patches = mask.view(rows, height // rows, columns, width // columns)
+        torch.testing.assert_close(shares, patches.mean((1, 3)))
+
+
+def test_no_mark_is_lost_at_another_size():
+    mask = torch.zeros(64, 64)
+    mask[37, 5] = 1
+    assert fit_mask(mask, (16, 16)).nonzero().tolist() == [[9, 1]]
+    assert (load_mask(mask_picture(mask)) == mask).all()
+
+
+@given(st.integers(1, 4), st.integers(1, 12), st.floats(0, 1), SEEDS)
+@settings(max_examples=80, deadline=None)
+def test_a_share_of_the_candidates_is_masked_again(batch, tokens, share, seed):
+    candidates, order = noise(batch, tokens, seed=seed) < 0.6, noise(batch, tokens, seed=seed + 1)
+    found = remasked(candidates, share, order)
+    for those, ranks, masked in zip(candidates, order, found, strict=True):
+        count = round(share * int(those.sum()) + 1e-9)
+        if share > 0 and those.any():
+            count = max(1, count)
+        assert abs(int(masked.sum()) - count) <= (abs(share * int(those.sum()) % 1 - 0.5) < 1e-3)
+        assert not (masked & ~those).any()
+        if masked.any() and (those & ~masked).any():
+            assert ranks[masked].max() < ranks[those & ~masked].min()
+
+
+def test_shares_of_nothing_and_of_all():
+    candidates, order = torch.tensor([[True, False, True]]), torch.tensor([[0.0, 1.0, 2.0]])
+    assert torch.equal(remasked(candidates, 1, order), candidates)
+    assert not remasked(candidates, 0, order).any()
+    assert remasked(candidates, 1e-9, order).tolist() == [[True, False, False]]
+
+
+# Pixels
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.sampled_from([1, 2, 4, 8]), SEEDS)
+@settings(max_examples=40, deadline=None)
+def test_a_seam_is_one_patch_wide(rows, columns, patch, seed):
+    unknown = noise(1, rows, columns, seed=seed) < 0.25
+    share = feathered(unknown, patch)
+    assert share.shape == (1, 1, rows * patch, columns * patch) and share.min() >= 0 and share.max() <= 1
+    places = unknown[0].nonzero().tolist()
+    for y in range(rows * patch):
+        for x in range(columns * patch):
+            # Pixels to the nearest painted patch, the larger of down and across: 0 in it.
+            distance = min(
+                (
+                    max(
+                        row * patch - y, y - (row + 1) * patch + 1, column * patch - x, x - (column + 1) * patch + 1, 0
+                    )
+                    for row, column in places
+                ),
+                default=10**6,
+            )
+            value = share[0, 0, y, x].item()
+            assert distance > 0 or value == 1
+            assert distance == 0 or len(places) > 1 or value < 1, "between two painted patches it may be 1"
+            assert (value == 0) == (distance > 2 * (patch // 2))
+
+
+def test_pixels_far_away_come_back_bit_for_bit():
+    unknown = torch.zeros(2, 6, 6, dtype=torch.bool)
+    unknown[0, 0, 0] = True
+    painted, original = noise(2, 3, 24, 24, seed=1), noise(2, 3, 24, 24, seed=2)
+    found = paste(painted, original, unknown)
+    assert torch.equal(found[0, :, :4, :4], painted[0, :, :4, :4])
+    assert torch.equal(found[0, :, 8:], original[0, :, 8:]) and torch.equal(found[0, :, :, 8:], original[0, :, :, 8:])
+    assert torch.equal(found[1], original[1])
+    seam = found[0, :, 4:8, :4]
+    low, high = (pick(painted[0], original[0])[:, 4:8, :4] for pick in (torch.minimum, torch.maximum))
+    assert (low < seam).all() and (seam < high).all()

@@ -1,0 +1,119 @@
+"""Extending pictures: sides, rounds, and the pixels that were there."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from painting import PROMPTS, WINDOW, edit, encoded, make
+from PIL import Image
+from talking import Calls, generator, grid, pixels
+
+from showo_hf import PromptPart, ShowoExtrapolatePipeline
+
+
+@pytest.fixture
+def extrapolate():
+    return make(ShowoExtrapolatePipeline)
+
+
+@pytest.mark.parametrize(
+    "direction, shape, place",
+    [
+        ("left", (4, 6), (slice(None), slice(2, None))),
+        ("right", (4, 6), (slice(None), slice(None, 4))),
+        ("up", (6, 4), (slice(2, None), slice(None))),
+        ("down", (6, 4), (slice(None, 4), slice(None))),
+        (["left", "up"], (6, 6), (slice(2, None), slice(2, None))),
+        (("up", "down", "left", "right"), (8, 8), (slice(2, 6), slice(2, 6))),
+    ],
+)
+def test_all_sides(extrapolate, direction, shape, place):
+    found = edit(extrapolate, PROMPTS[:2], image=grid(shape=(2, 4, 4)), direction=direction)
+    assert found.shape == (2, *shape) and found.max() < tiny.CODES
+    assert torch.equal(found[:, *place], grid(shape=(2, 4, 4)))
+    as_pt = edit(extrapolate, direction=direction, output_type="pt")
+    assert as_pt.shape == (1, 3, tiny.FACTOR * shape[0], tiny.FACTOR * shape[1])
+
+
+def test_a_panorama_by_one_call_is_that_of_several(extrapolate):
+    calls = Calls(extrapolate)
+    panorama = edit(extrapolate, rounds=5, direction=["right", "left"])
+    calls.handle.remove()
+    assert panorama.shape == (1, 4, 4 + 5 * 4) and torch.equal(panorama[0, :, 10:14], grid())
+    assert [shape for shape in calls if shape[0] == 2 and shape[1] == WINDOW] == [(2, WINDOW)] * 5 * 2 * 4
+    draws, grown = generator(), grid()
+    for _ in range(5):
+        for direction in ("right", "left"):
+            grown = edit(extrapolate, image=grown, direction=direction, generator=draws)
+    assert torch.equal(panorama, grown)
+
+
+def test_new_tokens_follow_what_is_beside_them(extrapolate):
+    """Of a picture that is longer than a window, only what lies in the window counts."""
+    long = grid(shape=(4, 8))
+    other_end, other_edge = long.clone(), long.clone()
+    other_end[:, :4] = grid(1)
+    other_edge[:, 6:] = grid(2)[:, 2:]
+    expected = edit(extrapolate, image=long)[..., 8:]
+    assert torch.equal(edit(extrapolate, image=other_end)[..., 8:], expected)
+    assert not torch.equal(edit(extrapolate, image=other_edge)[..., 8:], expected)
+
+
+@pytest.mark.parametrize(
+    "extent, direction, added", [(None, "right", 2), (4, "up", 1), (12, "left", 3), (None, ["left", "down"], 2)]
+)
+def test_the_extent_is_told_in_pixels_and_is_half_a_side_by_default(extrapolate, extent, direction, added):
+    shape = edit(extrapolate, extent=extent, direction=direction).shape
+    assert sum(shape[1:]) == 8 + added * (1 if isinstance(direction, str) else 2)
+
+
+def test_preserved_pixels_come_back_bit_for_bit(extrapolate):
+    picture = pixels()
+    options = {"image": picture, "direction": ["right", "up"], "extent": 4, "output_type": "pil"}
+    (found,) = edit(extrapolate, preserve_pixels=True, **options)
+    (decoded,) = edit(extrapolate, **options)
+    assert found.size == (20, 20)
+    found, decoded, original = (np.array(one) for one in (found, decoded, picture))
+    assert np.array_equal(found[8:, :12], original[4:, :12])
+    assert np.array_equal(found[:4], decoded[:4]) and np.array_equal(found[:, 16:], decoded[:, 16:])
+    assert not np.array_equal(found[4:8, :12], original[:4, :12]), "the seam"
+
+
+def test_a_picture_is_encoded_once_and_its_tokens_stay(extrapolate):
+    picture = pixels()
+    assert torch.equal(edit(extrapolate, image=picture, rounds=3)[..., :4], encoded(picture, extrapolate))
+
+
+def test_parts_of_a_prompt_lie_on_the_picture_as_it_grows(extrapolate):
+    """A part for the right half of the picture with its new tokens, all of which lie there."""
+    right = Image.new("L", (2, 1))
+    right.putpixel((1, 0), 255)
+    regional = edit(
+        extrapolate, [PromptPart("owl", mask=right), PromptPart("two hearts", mask=np.array([[255, 0]], "uint8"))]
+    )
+    assert torch.equal(regional, edit(extrapolate, "owl"))
+
+
+@pytest.mark.parametrize(
+    "inputs, message",
+    [
+        (
+            {"direction": "north"},
+            r"`direction` must be one of \['left', 'right', 'up', 'down'\], or a list of them, got 'north'",
+        ),
+        ({"direction": ["left", "north"]}, r"got \['left', 'north'\]"),
+        ({"direction": []}, r"`direction` must be one of .*, got \[\]"),
+        ({"direction": None}, "`direction` must be one of .*, got None"),
+        ({"extent": 6}, "`extent` must be a multiple of 4 pixels from 4 to 12, got 6"),
+        ({"extent": 16}, "`extent` must be a multiple of 4 pixels from 4 to 12, got 16"),
+        ({"extent": 0}, "`extent` must be a multiple of 4 pixels from 4 to 12, got 0"),
+        ({"extent": 4.0}, "`extent` must be a multiple of 4 pixels from 4 to 12, got 4.0"),
+        ({"rounds": 0}, "`rounds` must be an integer of at least 1, got 0"),
+    ],
+)
+def test_wrong_input_is_refused_before_any_work(extrapolate, inputs, message):
+    calls = Calls(extrapolate)
+    with pytest.raises(ValueError, match=message):
+        edit(extrapolate, **inputs)
+    calls.handle.remove()
+    assert calls == []

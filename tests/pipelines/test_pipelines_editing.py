@@ -1,0 +1,306 @@
+"""What is common to the pipelines that begin with a picture; for each of them."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from painting import KINDS, OWN, PROMPTS, edit, encoded, from_words, make
+from PIL import Image
+from talking import PROCESSOR, Calls, generator, grid, pixels
+
+from showo_hf import (
+    MaskGITScheduler,
+    PromptPart,
+    ShowoExtrapolatePipeline,
+    ShowoImagePipelineOutput,
+    ShowoImg2ImgPipeline,
+    ShowoInpaintPipeline,
+    ShowoT2IPipeline,
+)
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
+def kind(request) -> type:
+    return request.param
+
+
+@pytest.fixture
+def editor(kind):
+    return make(kind)
+
+
+def given_part(kind: type, grids: torch.Tensor) -> torch.Tensor:
+    """The part of edited grids, or of pictures, where the given one lies; without the hole."""
+    if kind is ShowoExtrapolatePipeline:
+        return grids[..., : grids.shape[-1] // 6 * 4]
+    return grids
+
+
+# Pictures of any kind, and what comes out
+
+
+def test_a_picture_may_be_anything_that_holds_pixels_or_tokens(editor, tmp_path):
+    picture = pixels()
+    picture.save(tmp_path / "picture.png")
+    array, codes = np.array(picture), encoded(picture, editor)
+    expected = edit(editor, image=codes)
+    kinds = [picture, array, array / 255, torch.tensor(array).movedim(-1, 0), torch.tensor(array)[None] / 255]
+    kinds += [tmp_path / "picture.png", str(tmp_path / "picture.png"), [picture], codes[0], [codes[0]]]
+    for image in kinds:
+        assert torch.equal(edit(editor, image=image), expected), type(image)
+
+
+def test_known_tokens_stay_exactly_as_they_are(kind, editor):
+    known = grid()
+    before, found = known.clone(), edit(editor, image=known)
+    assert torch.equal(known, before) and found.max() < tiny.CODES
+    same = given_part(kind, found)[0] == known
+    assert not torch.equal(found[0, :4, :4], known) or kind is ShowoExtrapolatePipeline
+    if kind is ShowoInpaintPipeline:
+        assert same[OWN[kind]["mask_image"] == 0].all()
+    elif kind is ShowoImg2ImgPipeline:
+        assert same.sum() >= 16 - round(0.6 * 16)
+    else:
+        assert found.shape == (1, 4, 6) and same.all()
+
+
+def test_output_types(editor):
+    codes = edit(editor)
+    as_pt = edit(editor, output_type="pt")
+    torch.testing.assert_close(as_pt, (editor.image_tokenizer.decode(codes).sample.detach() / 2 + 0.5).clamp(0, 1))
+    as_np = edit(editor, output_type="np")
+    np.testing.assert_allclose(as_np, as_pt.movedim(1, -1).numpy(), atol=1e-6)
+    (as_pil,) = edit(editor, output_type="pil")
+    assert np.array_equal(np.asarray(as_pil), (as_np[0] * 255).round().astype("uint8"))
+    options = {"image": grid(), "num_inference_steps": 4, "output_type": "latent", **OWN[type(editor)]}
+    output = editor("a red apple", **options, generator=generator())
+    assert isinstance(output, ShowoImagePipelineOutput) and torch.equal(output.images, codes)
+    (plain,) = editor("a red apple", **options, generator=generator(), return_dict=False)
+    assert torch.equal(plain, codes)
+
+
+def test_a_picture_is_worked_on_at_the_trained_size_or_as_asked(kind, editor):
+    more = 2 if kind is ShowoExtrapolatePipeline else 0
+    options = {"mask_image": torch.ones(2, 3)} if kind is ShowoInpaintPipeline else {}
+    wide = pixels(size=(30, 45))  # height, width
+    assert edit(editor, image=wide, **options).shape == (1, 4, 6 + more)
+    assert edit(editor, image=wide, width=24, **options).shape == (1, 4, 6 + more)
+    assert edit(editor, image=wide, height=20, **options).shape == (1, 5, 8 + more)
+    assert edit(editor, image=wide, height=16, width=16, **options).shape == (1, 4, 4 + more)
+
+
+def test_text_guides_and_a_negative_prompt_leads_away(editor):
+    plain = edit(editor, "owl", guidance_scale=4.0)
+    assert not torch.equal(plain, edit(editor, "two hearts", guidance_scale=4.0))
+    assert not torch.equal(plain, edit(editor, "owl", guidance_scale=4.0, negative_prompt="two hearts"))
+    unguided = edit(editor, "owl", guidance_scale=1.0)
+    assert torch.equal(unguided, edit(editor, "owl", negative_prompt="owl", guidance_scale=4.0))
+    assert torch.equal(unguided, edit(editor, "owl", guidance_scale=4.0, guidance_interval=(0.9, 0.95)))
+
+
+# Batches and draws
+
+
+LEFT = torch.tensor([[1.0, 0.0]] * 2)
+COMPOSED = [[PromptPart("owl", mask=LEFT), PromptPart("two hearts", 0.5)], "a green pear", [PromptPart("owl", 2.0)]]
+
+
+@pytest.mark.parametrize(
+    "prompts, options",
+    [
+        (PROMPTS, {}),
+        (PROMPTS, {"strength": 0.5}),
+        (PROMPTS, {"strength": 0.5, "remasking": "random"}),
+        (PROMPTS, {"guidance_scale": 1.0}),
+        (COMPOSED, {}),
+        (COMPOSED, {"strength": 0.5}),
+    ],
+)
+def test_a_batch_with_a_generator_each_gives_what_each_gives_alone(kind, editor, prompts, options):
+    if kind is ShowoExtrapolatePipeline and "strength" in options:
+        options = {"direction": ["up", "right"], "rounds": 2}
+    grids, generators = grid(shape=(3, 4, 4)), [generator(number) for number in range(3)]
+    together = edit(editor, prompts, image=grids, generator=generators, **options)
+    for number, prompt in enumerate(prompts):
+        alone = edit(editor, prompt, number, image=grids[number], **options)
+        assert torch.equal(together[number : number + 1], alone), number
+
+
+def test_pictures_and_seeds(editor):
+    assert torch.equal(edit(editor, PROMPTS), edit(editor, PROMPTS, image=grid().expand(3, -1, -1)))
+    assert not torch.equal(edit(editor, PROMPTS), edit(editor, PROMPTS, seed=1))
+    torch.manual_seed(3)
+    first = edit(editor, generator=None)
+    torch.manual_seed(3)
+    assert torch.equal(first, edit(editor, generator=None))
+
+
+def test_more_pictures_of_a_prompt_are_of_the_prompt_s_own_picture(editor):
+    grids = grid(shape=(2, 4, 4))
+    found = edit(editor, PROMPTS[:2], image=grids, num_images_per_prompt=2)
+    repeated = edit(editor, [one for one in PROMPTS[:2] for _ in range(2)], image=grids.repeat_interleave(2, 0))
+    assert torch.equal(found, repeated)
+    as_pt = edit(editor, PROMPTS[:2], image=[pixels(0), pixels(1)], num_images_per_prompt=2, output_type="pt")
+    assert len(as_pt) == 4
+
+
+# Callbacks
+
+
+def test_the_callback_sees_each_step_and_can_replace_the_tokens(editor):
+    seen = []
+
+    def note(pipe, step, timestep, tensors):
+        assert pipe is editor and pipe.guidance_scale == 3.0
+        seen.append((step, tensors["latents"].clone()))
+        return {"latents": tensors["latents"].masked_fill(tensors["latents"] == tiny.CODES, 7)}
+
+    found = edit(editor, callback_on_step_end=note, guidance_scale=3.0)
+    assert [step for step, _ in seen] == list(range(editor.num_timesteps))
+    assert (seen[0][1] == tiny.CODES).any() and not any((latents == tiny.CODES).any() for _, latents in seen[1:])
+    assert torch.equal(found, seen[-1][1])
+    asked = []
+    edit(editor, callback_on_step_end=lambda *args: asked.append(args[-1]), callback_on_step_end_tensor_inputs=[])
+    assert asked and not any(asked)
+
+
+# Components, devices, dtypes
+
+
+def test_a_saved_pipeline_is_loaded_by_its_class_and_by_the_others(kind, editor, tmp_path):
+    editor.save_pretrained(tmp_path)
+    loaded = kind.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert type(loaded) is kind and torch.equal(edit(loaded), edit(editor))
+    other = ShowoT2IPipeline.from_pretrained(tmp_path)
+    assert isinstance(other, ShowoT2IPipeline)
+    other.set_progress_bar_config(disable=True)
+    grids = other("a red apple", num_inference_steps=4, generator=generator(), output_type="latent").images
+    assert torch.equal(grids, from_words())
+
+
+def test_components_rebuild_the_pipeline(kind, editor):
+    assert set(editor.components) == {"model", "processor", "scheduler"}
+    for again in (kind(**editor.components), kind.from_pipe(make(ShowoT2IPipeline))):
+        again.set_progress_bar_config(disable=True)
+        assert torch.equal(edit(again), edit(editor))
+
+
+def own_model():
+    return tiny.showo("llama", text_ids=PROCESSOR.pad_token_id)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(kind, dtype):
+    pipe = make(kind, own_model()).to(dtype)
+    options = {} if kind is ShowoImg2ImgPipeline else {"preserve_pixels": True}
+    found = edit(pipe, image=pixels(), output_type="pt", **options)
+    assert found.dtype == torch.float32 and found.isfinite().all() and found.std() > 0
+
+
+def test_offloading_changes_no_pixel(kind, editor):
+    offloaded = make(kind, own_model())
+    offloaded.enable_model_cpu_offload(device="cpu")
+    for image in (pixels(), grid()):
+        assert torch.equal(edit(offloaded, image=image, output_type="pt"), edit(editor, image=image, output_type="pt"))
+
+
+@pytest.mark.gpu
+def test_offloading_from_a_gpu(kind):
+    pipe = make(kind, own_model())
+    pipe.enable_model_cpu_offload()
+    for image in (pixels(), grid()):
+        assert edit(pipe, COMPOSED, image=image, output_type="pt").isfinite().all()
+        assert pipe.model.device.type == "cpu"
+
+
+def test_a_model_without_picture_tokenizer_takes_and_gives_token_grids(kind, editor):
+    model = tiny.showo("llama", text_ids=PROCESSOR.pad_token_id, pictures=False)
+    pipe = make(kind, model)
+    options = {"extent": 2} if kind is ShowoExtrapolatePipeline else {}  # tokens for pixels
+    assert edit(pipe, **options).shape == edit(editor).shape
+    with pytest.raises(ValueError, match="`image` must be a token grid for a model without picture tokenizer"):
+        edit(pipe, image=pixels(), **options)
+    with pytest.raises(ValueError, match="`output_type` must be 'latent'"):
+        edit(pipe, output_type="pil", **options)
+
+
+# Wrong input, refused before any work
+
+
+@pytest.mark.parametrize(
+    "inputs, error, message",
+    [
+        ({"prompt": None}, TypeError, "`prompt` must be a text or a list of texts, got NoneType"),
+        ({"prompt": [[PromptPart("owl")], 3]}, TypeError, "lists of `PromptPart`, got int in it"),
+        ({"prompt": [PromptPart("owl", float("nan"))]}, ValueError, "finite weights, got nan for 'owl'"),
+        ({"prompt": [PromptPart("owl", mask=torch.ones(3))]}, ValueError, r"`prompt` as an array must be \(H, W\)"),
+        ({"negative_prompt": ["a", "b"]}, ValueError, "`negative_prompt` must be one text or one for each of the 1"),
+        ({"image": None}, ValueError, "`image` must be one picture or one for each of the 1 prompts, got 0"),
+        ({"image": [pixels(), pixels()]}, ValueError, "one for each of the 1 prompts, got 2"),
+        ({"image": "no such file"}, ValueError, "`image` holds a picture that cannot be read"),
+        ({"image": 3}, TypeError, "`image` must hold PIL pictures, arrays, tensors, paths or URLs, got int"),
+        ({"image": torch.full((3, 8, 8), 1.5)}, ValueError, r"`image` as floats must be in \[0, 1\]"),
+        ({"image": grid(shape=(2, 4, 4))}, ValueError, "`image` must hold 1 grids"),
+        ({"image": grid(shape=(16,))}, ValueError, "`image` must be an int64 tensor of shape"),
+        ({"image": torch.full((4, 4), tiny.CODES)}, ValueError, "codes from 0 to 63, got 64 to 64"),
+        ({"image": [grid(), grid(shape=(4, 5))]}, ValueError, "`image` must hold token grids of one size"),
+        ({"height": 16}, ValueError, "`height` and `width` must be None for an `image` of tokens"),
+        ({"image": pixels(), "height": 15}, ValueError, "`height` must be a positive multiple of 4 pixels, got 15"),
+        ({"num_inference_steps": 0}, ValueError, "`num_inference_steps` must be an integer of at least 1"),
+        ({"num_images_per_prompt": 0}, ValueError, "`num_images_per_prompt` must be an integer of at least 1"),
+        ({"guidance_scale": -1.0}, ValueError, "`guidance_scale` must be a finite number"),
+        (
+            {"guidance_schedule": "steep"},
+            ValueError,
+            r"must be one of \['constant', 'cosine', 'linear'\], got 'steep'",
+        ),
+        ({"guidance_interval": (0.5, 0.2)}, ValueError, "must be two rising numbers"),
+        ({"guidance_interval": 0.5}, ValueError, "`guidance_interval` must be two numbers, got 0.5"),
+        ({"temperature": -1.0}, ValueError, "`temperature` must be a finite number"),
+        ({"output_type": "jpeg"}, ValueError, "`output_type` must be 'pil', 'np', 'pt' or 'latent', got 'jpeg'"),
+        ({"generator": [generator()] * 2}, ValueError, "a list of 1, got a list of 2"),
+        ({"callback_on_step_end_tensor_inputs": ["logits"]}, ValueError, r"among \['latents'\], got \['logits'\]"),
+    ],
+)
+def test_wrong_input_is_refused_before_any_work(editor, inputs, error, message):
+    calls = Calls(editor)
+    with pytest.raises(error, match=message):
+        edit(editor, **({"prompt": "owl"} | inputs))
+    calls.handle.remove()
+    assert calls == []
+
+
+@pytest.mark.parametrize("inputs", [{"strength": 1.1}, {"strength": -0.1}, {"strength": "1"}, {"strength": True}])
+@pytest.mark.parametrize("kind", [ShowoInpaintPipeline, ShowoImg2ImgPipeline])
+def test_a_strength_outside_0_to_1_is_refused(kind, inputs):
+    with pytest.raises(ValueError, match="`strength` must be a number from 0 to 1, got"):
+        edit(make(kind), **inputs)
+    with pytest.raises(ValueError, match=r"`remasking` must be one of \['uncertain', 'random'\], got 'worst'"):
+        edit(make(kind), remasking="worst")
+
+
+@pytest.mark.parametrize("kind", [ShowoInpaintPipeline, ShowoExtrapolatePipeline])
+def test_pixels_cannot_be_preserved_where_there_are_none(kind):
+    with pytest.raises(ValueError, match="`preserve_pixels` must be False for `output_type='latent'`"):
+        edit(make(kind), image=pixels(), preserve_pixels=True)
+    with pytest.raises(ValueError, match="`preserve_pixels` must be False for an `image` of tokens"):
+        edit(make(kind), preserve_pixels=True, output_type="pil")
+
+
+def test_a_scheduler_of_another_codebook_is_refused(editor):
+    editor.scheduler = MaskGITScheduler()
+    with pytest.raises(ValueError, match="must be the model's codebook size, 64, got 8192"):
+        edit(editor)
+
+
+def test_pictures_of_different_aspects_need_a_size():
+    pipe = make(ShowoImg2ImgPipeline)
+    images = [pixels(size=(16, 24)), pixels(size=(16, 16))]
+    with pytest.raises(ValueError, match=r"pictures of one aspect, .* got sizes \[\(16, 16\), \(16, 24\)\]"):
+        edit(pipe, PROMPTS[:2], image=images)
+    assert edit(pipe, PROMPTS[:2], image=images, height=16, width=24).shape == (2, 4, 6)
+
+
+def test_pil_pictures_come_out(editor):
+    assert [type(image) for image in edit(editor, PROMPTS, image=pixels(), output_type="pil")] == [Image.Image] * 3
