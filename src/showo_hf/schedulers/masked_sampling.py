@@ -8,7 +8,9 @@ from ..argument_checks import check_count, check_number
 from .masking_schedules import get_masking_schedule
 from .scheduling_utils import (
     DiscreteSchedulerMixin,
+    DiscreteSchedulerOutput,
     Generators,
+    check_step_inputs,
     keep_likely,
     sample_uniform,
     sample_wanted,
@@ -42,12 +44,13 @@ class MaskedSchedulerMixin(DiscreteSchedulerMixin):
     Mixin of the schedulers of absorbing diffusion: a token is unknown (the mask) or chosen.
 
     `timesteps` counts down to 0. A scheduler has the config entries `mask_token_id`, `masking_schedule`, `top_k` and
-    `top_p`.
+    `top_p`, and says by `choose_masked` which tokens are unknown after a step.
     """
 
     config: Any  # ConfigMixin's
     num_inference_steps: int | None = None
     timesteps: torch.LongTensor | None = None
+    softmax_temperature = 1.0  # of the distributions that tokens are drawn from
 
     def set_timesteps(
         self,
@@ -84,6 +87,58 @@ class MaskedSchedulerMixin(DiscreteSchedulerMixin):
             raise ValueError(f"`timestep` must be from 0 to {last}, an entry of `timesteps`, got {int(timestep)}.")
         return last - int(timestep)
 
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.LongTensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> DiscreteSchedulerOutput | tuple:
+        """
+        One step: draws every unknown token, and lets some of them be unknown again.
+
+        Args:
+            model_output (`torch.Tensor` of shape `(batch, tokens, codebook)`): logits. Those of known tokens are not
+                looked at, though numbers are drawn for them too, so that the draws do not depend on what is known.
+            timestep (`int`): an entry of `timesteps`.
+            sample (`torch.LongTensor` of shape `(batch, tokens)`): codes, row by row; `mask_token_id` where unknown.
+            generator (`torch.Generator` or a list with one a sample, *optional*).
+
+        Raises:
+            ValueError: for shapes that do not fit each other, the grid or the steps before; a list of generators of another
+                length; or a missing `set_timesteps`.
+        """
+        check_step_inputs(model_output, sample, self.num_inference_steps, self.config.mask_token_id)
+        step = self.step_index(timestep)
+        unknown = sample == self.config.mask_token_id  # (batch, tokens)
+        self.begin_step(step, sample, unknown, generator)
+        draw = self.draw_tokens(model_output, unknown, sample, generator)
+        masked = self.choose_masked(step, unknown, draw, generator)
+        prev_sample = draw.guess if masked is None else torch.where(masked, self.config.mask_token_id, draw.guess)
+        finished = masked is None or not bool((prev_sample == self.config.mask_token_id).any())
+        finished = self.end_step(step, prev_sample, finished)
+        if not return_dict:
+            return prev_sample, draw.guess, finished
+        return DiscreteSchedulerOutput(prev_sample=prev_sample, pred_original_sample=draw.guess, finished=finished)
+
+    def begin_step(self, step: int, sample: torch.LongTensor, unknown: torch.BoolTensor, generator: Generators):
+        """Whatever a scheduler does before tokens are drawn."""
+
+    def choose_masked(
+        self, step: int, unknown: torch.BoolTensor, draw: TokenDraw, generator: Generators
+    ) -> torch.BoolTensor | None:
+        """
+        Where tokens are unknown after a step, (batch, tokens); None where everything is known.
+
+        Its random draws are the same in every step, whatever is known.
+        """
+        raise NotImplementedError
+
+    def end_step(self, step: int, prev_sample: torch.LongTensor, finished: bool) -> bool:
+        """Whatever a scheduler keeps of a step; whether no further one would change anything."""
+        return finished
+
     def is_last(self, step: int) -> bool:
         """Whether no step comes behind that of index `step`."""
         return step == self.num_inference_steps - 1
@@ -116,10 +171,9 @@ class MaskedSchedulerMixin(DiscreteSchedulerMixin):
         unknown: torch.BoolTensor,
         sample: torch.LongTensor,
         generator: Generators = None,
-        temperature: float = 1.0,
     ) -> TokenDraw:
         """
-        A code for each unknown token, from the softmax of its logits at `temperature`, as `top_k` and `top_p` allow.
+        A code for each unknown token, from the softmax of its logits, as `top_k` and `top_p` allow.
 
         Numbers are drawn for the known tokens too, so that a generator's state does not depend on what is known.
 
@@ -130,8 +184,8 @@ class MaskedSchedulerMixin(DiscreteSchedulerMixin):
         if not bool(unknown.all()):
             logits = logits[unknown.flatten()]
         logits = logits.float()  # (unknown tokens, codes)
-        if temperature != 1.0:
-            logits = logits / max(temperature, LEAST_TEMPERATURE)
+        if self.softmax_temperature != 1.0:
+            logits = logits / max(self.softmax_temperature, LEAST_TEMPERATURE)
         probabilities = logits.softmax(-1)
         likely = keep_likely(probabilities, self.config.top_k, self.config.top_p)
         codes = sample_wanted(likely, unknown, generator)

@@ -5,14 +5,12 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..argument_checks import check_number
-from .masked_sampling import MaskedSchedulerMixin
+from .masked_sampling import MaskedSchedulerMixin, TokenDraw
 from .masking_schedules import get_masking_schedule
 from .scheduling_utils import (
-    DiscreteSchedulerOutput,
     Generators,
     check_choice,
     check_filter,
-    check_step_inputs,
 )
 
 
@@ -68,7 +66,7 @@ class EntropyBoundScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         get_masking_schedule(masking_schedule)
         check_number("token_temperature", token_temperature)
         check_filter(top_k, top_p)
-        self.temperature = token_temperature
+        self.softmax_temperature = token_temperature
 
     def set_timesteps(
         self,
@@ -83,48 +81,21 @@ class EntropyBoundScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         `grid_size` is taken for the sake of other schedulers. `temperature` replaces the config's `token_temperature`.
         """
         super().set_timesteps(num_inference_steps, device, grid_size, temperature)
-        self.temperature = self.config.token_temperature if temperature is None else temperature
+        self.softmax_temperature = self.config.token_temperature if temperature is None else temperature
 
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: int | torch.Tensor,
-        sample: torch.LongTensor,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> DiscreteSchedulerOutput | tuple:
-        """
-        One step of filling in; the last that is needed when `finished` is True.
-
-        Args:
-            model_output (`torch.Tensor` of shape `(batch, tokens, codebook)`): logits; those of known tokens are not
-                looked at.
-            timestep (`int`): an entry of `timesteps`.
-            sample (`torch.LongTensor` of shape `(batch, tokens)`): codes; `mask_token_id` where unknown.
-            generator (`torch.Generator` or a list with one a sample, *optional*).
-
-        Raises:
-            ValueError: for shapes that do not fit, a list of generators of another length, or a missing `set_timesteps`.
-        """
-        check_step_inputs(model_output, sample, self.num_inference_steps, self.config.mask_token_id)
-        step = self.step_index(timestep)
-        unknown = sample == self.config.mask_token_id  # (batch, tokens)
-        guess, _, likely = self.draw_tokens(model_output, unknown, sample, generator, self.temperature)
+    def choose_masked(
+        self, step: int, unknown: torch.BoolTensor, draw: TokenDraw, generator: Generators
+    ) -> torch.BoolTensor | None:
+        """What does not stay under the bound, nor is due."""
         if self.is_last(step):
-            prev_sample = guess
-        else:
-            probabilities = likely / likely.sum(-1, keepdim=True)  # (unknown tokens, codes)
-            entropies = torch.special.entr(probabilities).sum(-1).double()
-            doubt = entropies if self.config.sort_by == "entropy" else -probabilities.amax(-1).double()
-            turns, under_bound = self.sort_under_bound(unknown, entropies, doubt)
-            num_unknown = unknown.sum(-1, keepdim=True)
-            due = num_unknown - self.num_masked_after(step, num_unknown, sample.shape[1])
-            filled = turns < torch.maximum(under_bound, due)
-            prev_sample = torch.where(unknown & ~filled, self.config.mask_token_id, guess)
-        finished = not bool((prev_sample == self.config.mask_token_id).any())
-        if not return_dict:
-            return prev_sample, guess, finished
-        return DiscreteSchedulerOutput(prev_sample=prev_sample, pred_original_sample=guess, finished=finished)
+            return None
+        probabilities = draw.probabilities / draw.probabilities.sum(-1, keepdim=True)  # (unknown tokens, codes)
+        entropies = torch.special.entr(probabilities).sum(-1).double()
+        doubt = entropies if self.config.sort_by == "entropy" else -probabilities.amax(-1).double()
+        turns, under_bound = self.sort_under_bound(unknown, entropies, doubt)
+        num_unknown = unknown.sum(-1, keepdim=True)
+        due = num_unknown - self.num_masked_after(step, num_unknown, unknown.shape[1])
+        return unknown & (turns >= torch.maximum(under_bound, due))
 
     def skip_step(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
         """Make the random draws of a step, for steps that are left out behind a picture that is done."""

@@ -5,13 +5,11 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..argument_checks import check_number
-from .masked_sampling import MaskedSchedulerMixin
+from .masked_sampling import MaskedSchedulerMixin, TokenDraw
 from .masking_schedules import get_masking_schedule
 from .scheduling_utils import (
-    DiscreteSchedulerOutput,
     Generators,
     check_filter,
-    check_step_inputs,
     sample_uniform,
 )
 
@@ -55,7 +53,7 @@ class HaltonScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         get_masking_schedule(masking_schedule)
         check_number("token_temperature", token_temperature)
         check_filter(top_k, top_p)
-        self.temperature = token_temperature
+        self.softmax_temperature = token_temperature
         self.grid_size: tuple[int, int] | None = None
         self.ranks: torch.LongTensor | None = None  # (tokens,): when a place's turn comes
         self.shifts: torch.LongTensor | None = None  # (batch, 1), from the first step to the last
@@ -80,51 +78,11 @@ class HaltonScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         super().set_timesteps(num_inference_steps, device, grid_size, temperature)
         if grid_size is not None and (len(grid_size) != 2 or min(grid_size) < 1):
             raise ValueError(f"`grid_size` must be rows and columns, at least 1 each, got {grid_size!r}.")
-        self.temperature = self.config.token_temperature if temperature is None else temperature
+        self.softmax_temperature = self.config.token_temperature if temperature is None else temperature
         self.grid_size, self.ranks, self.shifts = grid_size, None, None
 
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: int | torch.Tensor,
-        sample: torch.LongTensor,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> DiscreteSchedulerOutput | tuple:
-        """
-        One step of filling in.
-
-        Args:
-            model_output (`torch.Tensor` of shape `(batch, tokens, codebook)`): logits; those of known tokens are not
-                looked at.
-            timestep (`int`): an entry of `timesteps`.
-            sample (`torch.LongTensor` of shape `(batch, tokens)`): codes; `mask_token_id` where unknown. Tokens stand row
-                by row.
-            generator (`torch.Generator` or a list with one a sample, *optional*).
-
-        Raises:
-            ValueError: for shapes that do not fit the others, the grid or, with `roll`, the steps before; a list of
-                generators of another length; or a missing `set_timesteps`.
-        """
-        check_step_inputs(model_output, sample, self.num_inference_steps, self.config.mask_token_id)
-        step = self.step_index(timestep)
-        ranks = self.ranks_of(step, sample, generator)
-        unknown = sample == self.config.mask_token_id  # (batch, tokens)
-        guess, _, _ = self.draw_tokens(model_output, unknown, sample, generator, self.temperature)
-        if self.is_last(step):
-            prev_sample = guess
-        else:
-            num_unknown = unknown.sum(-1, keepdim=True)
-            num_filled = num_unknown - self.num_masked_after(step, num_unknown, sample.shape[1])
-            turns = torch.where(unknown, ranks, sample.shape[1]).argsort(-1).argsort(-1)
-            prev_sample = torch.where(unknown & (turns >= num_filled), self.config.mask_token_id, guess)
-        finished = not bool((prev_sample == self.config.mask_token_id).any())
-        if not return_dict:
-            return prev_sample, guess, finished
-        return DiscreteSchedulerOutput(prev_sample=prev_sample, pred_original_sample=guess, finished=finished)
-
-    def ranks_of(self, step: int, sample: torch.LongTensor, generator: Generators) -> torch.LongTensor:
-        """When each place's turn comes, (1 or batch, tokens); draws the shifts at the first step, if there are any."""
+    def begin_step(self, step: int, sample: torch.LongTensor, unknown: torch.BoolTensor, generator: Generators):
+        """Make the order, and at the first step draw where in it each sample begins, if `roll` wants that."""
         num_tokens = sample.shape[1]
         if self.ranks is None:
             side = round(num_tokens**0.5)
@@ -139,7 +97,7 @@ class HaltonScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
                 f"`sample` must hold {len(self.ranks)} tokens, as `set_timesteps` said, got {num_tokens}."
             )
         if not self.config.roll:
-            return self.ranks.unsqueeze(0)
+            return
         if step == 0 or self.shifts is None:
             self.shifts = (sample_uniform(sample[:, :1], generator) * num_tokens).long()
         if len(self.shifts) != len(sample):
@@ -147,7 +105,21 @@ class HaltonScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
                 f"`sample` must hold {len(self.shifts)} pictures, as at the first step, got {len(sample)}; "
                 "call `set_timesteps` before another batch."
             )
-        return (self.ranks + self.shifts) % num_tokens
+
+    def choose_masked(
+        self, step: int, unknown: torch.BoolTensor, draw: TokenDraw, generator: Generators
+    ) -> torch.BoolTensor | None:
+        """All but the first unknown places of the order."""
+        if self.is_last(step):
+            return None
+        num_tokens, num_unknown = unknown.shape[1], unknown.sum(-1, keepdim=True)
+        num_filled = num_unknown - self.num_masked_after(step, num_unknown, num_tokens)
+        turns = torch.where(unknown, self.shifted_ranks(), num_tokens).argsort(-1).argsort(-1)
+        return unknown & (turns >= num_filled)
+
+    def shifted_ranks(self) -> torch.LongTensor:
+        """When each place's turn comes, (1 or batch, tokens)."""
+        return self.ranks.unsqueeze(0) if self.shifts is None else (self.ranks + self.shifts) % len(self.ranks)
 
     def is_idle(self, timestep: int | torch.Tensor, sample: torch.LongTensor) -> bool:
         """Whether a step would fill in nothing: one unknown token at most is left, for the last step."""
@@ -155,7 +127,7 @@ class HaltonScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
 
     def skip_step(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
         """Make the random draws of a step that [`is_idle`], so that the next one draws as if it had been made."""
-        self.ranks_of(self.step_index(timestep), sample, generator)
+        self.begin_step(self.step_index(timestep), sample, sample == self.config.mask_token_id, generator)
         self.skip_tokens(sample, generator)
 
 

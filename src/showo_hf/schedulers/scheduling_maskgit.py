@@ -5,14 +5,12 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..argument_checks import check_number
-from .masked_sampling import MaskedSchedulerMixin, falling_temperatures, mask_lowest
+from .masked_sampling import MaskedSchedulerMixin, TokenDraw, falling_temperatures, mask_lowest
 from .masking_schedules import get_masking_schedule
 from .scheduling_utils import (
-    DiscreteSchedulerOutput,
     Generators,
     check_choice,
     check_filter,
-    check_step_inputs,
     gumbel_noise,
     sample_uniform,
 )
@@ -74,45 +72,18 @@ class MaskGITScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         scale = self.config.temperature if temperature is None else temperature
         self.temperatures = falling_temperatures(scale, num_inference_steps, self.config.temperature_rule)
 
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: int | torch.Tensor,
-        sample: torch.LongTensor,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> DiscreteSchedulerOutput | tuple:
-        """
-        One step of filling in.
-
-        Args:
-            model_output (`torch.Tensor` of shape `(batch, tokens, codebook)`): logits. Those of known tokens are not
-                looked at, though numbers are drawn for them too, so that the draws do not depend on what is known.
-            timestep (`int`): an entry of `timesteps`.
-            sample (`torch.LongTensor` of shape `(batch, tokens)`): codes; `mask_token_id` where unknown.
-            generator (`torch.Generator` or a list with one a sample, *optional*).
-
-        Raises:
-            ValueError: for shapes that do not fit, a list of generators of another length, or a missing `set_timesteps`.
-        """
-        check_step_inputs(model_output, sample, self.num_inference_steps, self.config.mask_token_id)
-        step = self.step_index(timestep)
-        unknown = sample == self.config.mask_token_id  # (batch, tokens)
-        guess, chosen, _ = self.draw_tokens(model_output, unknown, sample, generator)
+    def choose_masked(
+        self, step: int, unknown: torch.BoolTensor, draw: TokenDraw, generator: Generators
+    ) -> torch.BoolTensor | None:
+        """The least confident of the tokens that were just drawn."""
         # Drawn in the last step too, so that a generator is left in the same state by any number of known tokens.
-        noise = gumbel_noise(guess, generator)
+        noise = gumbel_noise(draw.guess, generator)
         if self.is_last(step):
-            prev_sample = guess
-        else:
-            confidence = chosen.clamp(1e-20).log() + self.temperatures[step] * noise
-            confidence = torch.where(unknown, confidence, torch.inf)  # what is known is never masked
-            num_masked = self.num_masked_after(step, unknown.sum(-1, keepdim=True), sample.shape[1])
-            masked = mask_lowest(confidence, num_masked) & unknown
-            prev_sample = torch.where(masked, self.config.mask_token_id, guess)
-        finished = not bool((prev_sample == self.config.mask_token_id).any())
-        if not return_dict:
-            return prev_sample, guess, finished
-        return DiscreteSchedulerOutput(prev_sample=prev_sample, pred_original_sample=guess, finished=finished)
+            return None
+        confidence = draw.chosen.clamp(1e-20).log() + self.temperatures[step] * noise
+        confidence = torch.where(unknown, confidence, torch.inf)  # what is known is never masked
+        num_masked = self.num_masked_after(step, unknown.sum(-1, keepdim=True), unknown.shape[1])
+        return mask_lowest(confidence, num_masked) & unknown
 
     def is_idle(self, timestep: int | torch.Tensor, sample: torch.LongTensor) -> bool:
         """

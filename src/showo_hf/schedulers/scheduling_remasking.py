@@ -5,14 +5,12 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..argument_checks import check_number
-from .masked_sampling import MaskedSchedulerMixin, falling_temperatures
+from .masked_sampling import MaskedSchedulerMixin, TokenDraw, falling_temperatures
 from .masking_schedules import get_masking_schedule
 from .scheduling_utils import (
-    DiscreteSchedulerOutput,
     Generators,
     check_choice,
     check_filter,
-    check_step_inputs,
     gumbel_noise,
     sample_uniform,
 )
@@ -103,58 +101,39 @@ class RemaskingScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         self.temperatures = falling_temperatures(scale, num_inference_steps, self.config.temperature_rule)
         self.forget()
 
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: int | torch.Tensor,
-        sample: torch.LongTensor,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> DiscreteSchedulerOutput | tuple:
-        """
-        One step of filling in and masking again.
-
-        Args:
-            model_output (`torch.Tensor` of shape `(batch, tokens, codebook)`): logits; those of known tokens are not
-                looked at.
-            timestep (`int`): an entry of `timesteps`.
-            sample (`torch.LongTensor` of shape `(batch, tokens)`): codes; `mask_token_id` where unknown.
-            generator (`torch.Generator` or a list with one a sample, *optional*).
-
-        Raises:
-            ValueError: for shapes that do not fit the others or the steps before, a list of generators of another length,
-                or a missing `set_timesteps`.
-        """
-        check_step_inputs(model_output, sample, self.num_inference_steps, self.config.mask_token_id)
-        step = self.step_index(timestep)
-        unknown = sample == self.config.mask_token_id  # (batch, tokens)
-        self.note_given(step, sample, unknown)
-        guess, chosen, _ = self.draw_tokens(model_output, unknown, sample, generator)
+    def choose_masked(
+        self, step: int, unknown: torch.BoolTensor, draw: TokenDraw, generator: Generators
+    ) -> torch.BoolTensor | None:
+        """Of all tokens that were not given those that the rule says; none at the end."""
         free = ~self.given
         # Both rules draw one uniform number a token at each step, the last too: a generator's state tells nothing.
         if self.config.rule == "mask_predict":
-            confidence = chosen.clamp(1e-20).log() + self.temperatures[step] * gumbel_noise(sample, generator)
+            confidence = draw.chosen.clamp(1e-20).log() + self.temperatures[step] * gumbel_noise(draw.guess, generator)
             self.confidence = torch.where(unknown, confidence, self.confidence)
             masked = self.least_confident(step, free)
-            settled = bool((free.sum(-1) <= 1).all())  # a lone token is filled in at once and stays
         else:
-            masked = self.randomly_masked(step, unknown, sample_uniform(sample, generator)) & free
-            settled = not bool(free.any())
-        finished = settled or self.is_last(step)
-        prev_sample = guess if finished else torch.where(masked, self.config.mask_token_id, guess)
+            masked = self.randomly_masked(step, unknown, sample_uniform(draw.guess, generator)) & free
+        return None if self.is_settled(step) else masked
+
+    def end_step(self, step: int, prev_sample: torch.LongTensor, finished: bool) -> bool:
+        """Keep the sample; a picture without masks is not finished while some of it may be masked again."""
+        settled = self.is_settled(step)
         self.latest = prev_sample.clone()  # a callback may write into the other
         if self.is_last(step):
             self.forget()
-        if not return_dict:
-            return prev_sample, guess, finished
-        return DiscreteSchedulerOutput(prev_sample=prev_sample, pred_original_sample=guess, finished=finished)
+        return settled
+
+    def is_settled(self, step: int) -> bool:
+        """Whether nothing is masked after a step: after the last one, and where there is nothing that could be."""
+        lone = int(self.config.rule == "mask_predict")  # a single token is filled in at once and stays
+        return self.is_last(step) or bool(((~self.given).sum(-1) <= lone).all())
 
     def skip_step(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
         """Make the random draws of a step, for steps that are left out behind a picture that is done."""
         self.skip_tokens(sample, generator)
         sample_uniform(sample, generator)
 
-    def note_given(self, step: int, sample: torch.LongTensor, unknown: torch.BoolTensor):
+    def begin_step(self, step: int, sample: torch.LongTensor, unknown: torch.BoolTensor, generator: Generators):
         """Note which tokens come from outside: those known at the first step, and those that are not as a step left them."""
         if step == 0 or self.latest is None:
             self.given = ~unknown
