@@ -31,12 +31,24 @@ BATCH_SIZE = 8  # pictures made at once; bounds the memory, whatever `--num` is
 STRIP_GAP = 2  # white pixels between the pictures of a strip
 FRAME_MILLISECONDS, LAST_FRAME_MILLISECONDS = 200, 2000
 
-OUTPUT_NOTE = """\
+NOTES = """\
 The file names of the finished pictures go to stdout, one a line; everything else goes to stderr.
-"""
-EXIT_NOTE = """\
+
+examples:
+{examples}
 exit codes: 0 all pictures are written, 1 something failed, 2 the command was not understood, 130 interrupted
 """
+
+
+def drawing_parser(subparsers: Any, name: str, summary: str, more: str, examples: str) -> argparse.ArgumentParser:
+    """The parser of a command that makes pictures; its help is the summary, and `more` in `--help`."""
+    return subparsers.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}{more}.",
+        epilog=NOTES.format(examples=examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def add_drawing_options(parser: argparse.ArgumentParser) -> None:

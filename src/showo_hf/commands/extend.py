@@ -7,36 +7,28 @@ from typing import Any
 
 from ..argument_types import positive_integer
 from .drawing import (
-    EXIT_NOTE,
-    OUTPUT_NOTE,
     add_drawing_options,
     add_editing_options,
     check_outputs,
     draw,
+    drawing_parser,
     read_picture,
     size_of,
 )
 
 
-EXAMPLES = f"""\
-{OUTPUT_NOTE}
-examples:
+EXAMPLES = """\
   to the right by half a picture
     showo-hf extend apple.png "a row of red apples" -o apples.png
 
   a panorama: five rounds to both sides, in turn
     showo-hf extend apple.png "a row of red apples" --direction left right --rounds 5 -o panorama.png
-
-{EXIT_NOTE}"""
+"""
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    parser = subparsers.add_parser(
-        "extend",
-        help="extend a picture beyond its edges",
-        description="Extend a picture beyond its edges. Its own tokens stay as they are.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = drawing_parser(
+        subparsers, "extend", "extend a picture beyond its edges", ". Its own tokens stay as they are", EXAMPLES
     )
     add_editing_options(parser)
     add = parser.add_argument

@@ -6,12 +6,10 @@ import argparse
 from typing import Any
 
 from ..argument_types import picture_size
-from .drawing import EXIT_NOTE, OUTPUT_NOTE, add_drawing_options, add_save_steps, draw, size_of
+from .drawing import add_drawing_options, add_save_steps, draw, drawing_parser, size_of
 
 
-EXAMPLES = f"""\
-{OUTPUT_NOTE}
-examples:
+EXAMPLES = """\
   a picture that can be made again
     showo-hf generate "a red apple, flat style" --seed 7 -o apple.png
 
@@ -29,18 +27,11 @@ examples:
 
   another model: a folder, or a name on the Hugging Face Hub
     showo-hf generate "a lighthouse at dusk" --model path/to/folder --size 256x384 -o lighthouse.png
-
-{EXIT_NOTE}"""
+"""
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    parser = subparsers.add_parser(
-        "generate",
-        help="make pictures from words",
-        description="Make pictures from words.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = drawing_parser(subparsers, "generate", "make pictures from words", "", EXAMPLES)
     parser.add_argument("prompt", help="what to show, in English")
     parser.add_argument("--size", type=picture_size, metavar="HEIGHT[xWIDTH]", help="in pixels (default: the model's)")
     add_drawing_options(parser)

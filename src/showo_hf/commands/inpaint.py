@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..argument_types import whole_number
 from .drawing import (
-    EXIT_NOTE,
-    OUTPUT_NOTE,
     add_drawing_options,
     add_editing_options,
     add_repainting_options,
     add_save_steps,
     check_outputs,
     draw,
+    drawing_parser,
     read_picture,
     size_of,
 )
@@ -26,9 +25,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-EXAMPLES = f"""\
-{OUTPUT_NOTE}
-examples:
+EXAMPLES = """\
   paint what is white in the mask
     showo-hf inpaint apple.png "a green apple, flat style" --mask mask.png -o green.png
 
@@ -37,17 +34,16 @@ examples:
 
   a small part of a photograph, at full size, and the rest of its pixels as they are
     showo-hf inpaint photo.jpg "a red door" --mask mask.png --crop 32 -o painted.png
-
-{EXIT_NOTE}"""
+"""
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    parser = subparsers.add_parser(
+    parser = drawing_parser(
+        subparsers,
         "inpaint",
-        help="paint a part of a picture anew",
-        description="Paint a part of a picture anew: what a mask marks. Everything else keeps its tokens.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "paint a part of a picture anew",
+        ": what a mask marks. Everything else keeps its tokens",
+        EXAMPLES,
     )
     add_editing_options(parser)
     add = parser.add_argument
