@@ -9,7 +9,6 @@ borders and elsewhere.
 
 import argparse
 import json
-import sys
 
 import torch
 from measuring import in_child, peak_memory_of, print_table
@@ -82,7 +81,7 @@ def differences(model: str, side: int, pictures: int, device: str = "cpu") -> di
     }
 
 
-def main():
+def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=EMBEDDED_MODEL)
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024, 2048], help="pixels a side")
@@ -90,7 +89,7 @@ def main():
     parser.add_argument("--trained", type=int, default=256, help="pixels a side of a tile of the full-size tokenizer")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # a size, and "tiled" or "whole"
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.one:
         print(json.dumps(memory(int(options.one[0]), options.one[1] == "tiled", options.trained, options.device)))
         return
@@ -102,7 +101,7 @@ def main():
             if way == "whole" and size > options.largest_whole:
                 row += ["-", "-"]
                 continue
-            found = in_child(sys.argv[0], "--one", str(size), way, *common)
+            found = in_child(__file__, "--one", str(size), way, *common)
             row += [f"{found[part] / MB:.0f}" for part in ("encode", "decode")]
         rows.append(row)
     print_table(("pixels a side", "encode, MB", "decode, MB", "encode in tiles, MB", "decode in tiles, MB"), rows)

@@ -87,7 +87,7 @@ def plot(results: list[Result], guidance: float, file: Path):
     figure.savefig(file, dpi=120)
 
 
-def main():
+def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="the folder that showo_hf.training.emoji wrote")
     parser.add_argument("--results", type=Path, required=True, help="JSON lines, one a setting; grows")
@@ -98,13 +98,13 @@ def main():
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.5, 2.75, 5.0])
     parser.add_argument("--captions", type=int, default=60)
     parser.add_argument("--batch-size", type=int, default=20)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     data = load_emoji(options.data)
     rng = random.Random(0)
     halves = (data.train_indices, data.held_out_indices)
     toneless = [[int(row) for row in half if data.records[row].tone is None] for half in halves]
-    asked = [row for half in toneless for row in rng.sample(half, options.captions // 2)]
+    asked = [row for half in toneless for row in rng.sample(half, min(len(half), options.captions // 2))]
     captions = [canonical_caption(data.records[row]) for row in asked]
     real = gallery(data)
     wanted = shrink(to_pixel_values(data.pictures[asked]), FRECHET_SIZE)
@@ -149,7 +149,7 @@ def main():
         ],
     )
     if options.plot is not None:
-        plot(results, options.guidance[len(options.guidance) // 2], options.plot)
+        plot(results, options.guidance[(len(options.guidance) - 1) // 2], options.plot)
 
 
 if __name__ == "__main__":

@@ -3,5 +3,25 @@
 import sys
 from pathlib import Path
 
+import pytest
+import small_emoji
+import tiny
+
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """A prepared data set."""
+    folder = tmp_path_factory.mktemp("emoji")
+    small_emoji.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> str:
+    """A saved pipeline."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny.pipeline(tiny.processor()).save_pretrained(folder)
+    return str(folder)

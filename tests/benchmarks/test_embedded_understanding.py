@@ -1,64 +1,24 @@
 """The benchmark of the embedded model's understanding: its questions, its judgement, and a run on a few pictures."""
 
-import dataclasses
 import json
 import random
 from collections import Counter
 
 import embedded_understanding as benchmark
-import numpy as np
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image
+from small_emoji import RECORDS, THINGS, make_record
 
 from showo_hf import ShowoMMUPipeline
 from showo_hf.training.colours import main_colour
 from showo_hf.training.conversations import Question, kinds_of
-from showo_hf.training.emoji import STYLES, EmojiRecord, load_emoji
+from showo_hf.training.emoji import load_emoji
 
 
-THINGS = {
-    "1F34E": ("red apple", ("apple",), "food-fruit", "red"),
-    "1F34F": ("green apple", (), "food-fruit", "green"),
-    "1F438": ("frog", (), "animal-amphibian", "green"),
-    "1F433": ("spouting whale", ("whale",), "animal-marine", "blue"),
-    "1F4F0": ("newspaper", (), "book-paper", None),  # of no kind, and of no colour
-}
-
-
-def make_record(unified, style, tone=None, held_out=False) -> EmojiRecord:
-    name, synonyms, subcategory, _ = THINGS[unified]
-    return EmojiRecord(unified, unified, style, name, synonyms, tone, "", subcategory, held_out)
-
-
-RECORDS = [make_record(unified, style, held_out=style == "noto") for unified in THINGS for style in STYLES]
 APPLE = make_record("1F34E", "twemoji")
 PHRASES = benchmark.known_phrases(RECORDS)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A prepared data set: a disc for each thing in each style, and one picture with a skin tone on each side."""
-    folder = tmp_path_factory.mktemp("emoji")
-    records = [*RECORDS, make_record("1F438", "noto", "dark", True), make_record("1F438", "twemoji", "dark")]
-    pictures = []
-    for record in records:
-        picture = Image.new("RGB", (16, 16), "white")
-        ImageDraw.Draw(picture).ellipse((2, 2, 13, 13), fill=THINGS[record.unified][3] or "white")
-        pictures.append(np.asarray(picture))
-    np.save(folder / "pictures.npy", np.stack(pictures))
-    lines = [json.dumps(dataclasses.asdict(record)) for record in records]
-    (folder / "records.jsonl").write_text("\n".join(lines) + "\n")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tiny.pipeline(tiny.processor()).save_pretrained(folder)
-    return str(folder)
 
 
 def run(capsys, folder, model, *more) -> str:
