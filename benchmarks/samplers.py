@@ -69,11 +69,12 @@ def plot(results: list[Result], guidance: float, file: Path):
     for sampler in dict.fromkeys(row["sampler"] for row in results):
         rows = [row for row in results if row["sampler"] == sampler and row["guidance"] == guidance]
         rows.sort(key=lambda row: row["steps"])
-        axes.plot([row["steps_run"] for row in rows], [row["name"] for row in rows], "o-", label=sampler)
+        axes.plot([row["steps_run"] for row in rows], [row["name"] for row in rows], "o-", label=sampler, alpha=0.7)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set(xlabel="steps that ran", ylabel="right name", title=f"Quality against time, guidance {guidance:g}")
+    title = f"Quality against time, guidance {guidance:g}"
+    axes.set(xlabel="steps that ran", ylabel="right name", ylim=(0, 1), title=title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(file, dpi=110)
