@@ -131,7 +131,11 @@ def build_demo(pipe: DiffusionPipeline) -> gr.Blocks:
                     steps = gr.Slider(1, MAX_STEPS, usual["num_inference_steps"], step=1, precision=0, label="Steps")
                     guidance = gr.Slider(1.0, MAX_GUIDANCE, usual["guidance_scale"], step=0.25, label="Guidance")
                     temperature = gr.Slider(
-                        0.0, MAX_TEMPERATURE, pipe.scheduler.config.get("temperature", 1.0), step=0.1, label="Temperature"
+                        0.0,
+                        MAX_TEMPERATURE,
+                        pipe.scheduler.config.get("temperature", 1.0),
+                        step=0.1,
+                        label="Temperature",
                     )
                     count = gr.Slider(1, MAX_PICTURES, value=1, step=1, precision=0, label="Pictures")
                     seed = gr.Number(None, minimum=0, maximum=MAX_SEED, precision=0, label="Seed (empty: a new one)")
