@@ -15,6 +15,7 @@ from .encoded_prompts import EncodedPrompts
 from .masks import paste, remasked
 from .picture_pipeline import ShowoPicturePipeline
 from .pipeline_utils import FillingOptions
+from .prompts import PromptBatch
 from .windows import plan_windows
 
 
@@ -116,9 +117,7 @@ class ShowoEditingPipeline(ShowoPicturePipeline):
         Raises:
             ValueError: for pictures that come out with different sizes.
         """
-        hook = getattr(self.model, "_hf_hook", None)
-        if hook is not None:  # offloaded, and its own `forward` is not what runs first
-            hook.pre_forward(self.model)
+        self.load_offloaded()
         if isinstance(images, torch.Tensor):
             return Source(repeat_to(images.to(self._execution_device), batch_size), None)
         sizes = [(picture.height, picture.width) for picture in images]
@@ -149,8 +148,7 @@ class ShowoEditingPipeline(ShowoPicturePipeline):
         candidates: torch.BoolTensor,
         strength: float,
         remasking: str,
-        prompt: Any,
-        num_images_per_prompt: int,
+        batch: PromptBatch,
         generator: Generators,
     ) -> torch.BoolTensor:
         """
@@ -164,7 +162,7 @@ class ShowoEditingPipeline(ShowoPicturePipeline):
         if remasking == "random":
             order = sample_uniform(flat, generator)
         else:
-            prompts = self.encode_prompt(prompt, None, num_images_per_prompt, False, tuple(tokens.shape[1:]))
+            prompts = self.encode_batch(replace(batch, negative_prompt=None), False, tuple(tokens.shape[1:]))
             order = self.likelihoods(tokens, prompts, generator).flatten(1)
         return remasked(flat, strength, order).view_as(candidates)
 
@@ -197,21 +195,17 @@ class ShowoEditingPipeline(ShowoPicturePipeline):
         strength: float,
         remasking: str,
         preserve_pixels: bool,
-        prompt: Any,
-        negative_prompt: Any,
-        num_images_per_prompt: int,
+        batch: PromptBatch,
         output_type: str,
         options: FillingOptions,
     ) -> Any:
         """The pictures with the marked tokens, (batch, h, w), or a share `strength` of them, painted anew."""
-        unknown = self.choose_unknown(
-            source.tokens, marked, strength, remasking, prompt, num_images_per_prompt, options.generator
-        )
+        unknown = self.choose_unknown(source.tokens, marked, strength, remasking, batch, options.generator)
         if not bool(unknown.flatten(1).any(1).all()):
             logger.warning("There is nothing to paint: a picture comes back as it is.")
         latents = source.tokens.masked_fill(unknown, self.unknown_code)
         options = replace(options, first_step=self.first_step(options.num_inference_steps, strength))
-        latents = self.make_pictures(latents, prompt, negative_prompt, num_images_per_prompt, options)
+        latents = self.make_pictures(latents, batch, options)
         return self.decode_edited(latents, source, unknown, preserve_pixels, output_type)
 
     def decode_edited(

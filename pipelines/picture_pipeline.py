@@ -13,7 +13,7 @@ from showo_hf.processing_showo import check_texts
 
 from .encoded_prompts import EncodedPrompts
 from .pipeline_utils import FillingOptions, ShowoPipelineBase
-from .prompts import check_parts, compose, is_plain, prompt_parts
+from .prompts import PromptBatch, check_parts, compose, is_plain, load_masks, prompt_parts
 
 
 logger = logging.get_logger(__name__)
@@ -35,8 +35,8 @@ class ShowoImagePipelineOutput(BaseOutput):
 class ShowoPicturePipeline(ShowoPipelineBase):
     """Base of the pipelines that make a picture of each prompt; components `model`, `processor`, `scheduler`."""
 
-    def check_prompts(self, prompt: Any, negative_prompt: Any, num_images_per_prompt: int) -> int:
-        """Raise `ValueError` or `TypeError` for prompts that are wrong; the number of pictures is returned."""
+    def check_prompts(self, prompt: Any, negative_prompt: Any, num_images_per_prompt: int) -> PromptBatch:
+        """Raise `ValueError` or `TypeError` for prompts that are wrong; they are returned, with loaded masks."""
         prompts = prompt_parts(prompt)
         check_parts(prompts)
         if negative_prompt is not None:
@@ -47,8 +47,7 @@ class ShowoPicturePipeline(ShowoPipelineBase):
                     f"got {len(negative)}."
                 )
         check_count("num_images_per_prompt", num_images_per_prompt)
-        compose(prompts, self.default_grid)  # reads the masks
-        return len(prompts) * num_images_per_prompt
+        return PromptBatch([load_masks(parts) for parts in prompts], negative_prompt, num_images_per_prompt)
 
     @property
     def patch(self) -> int:
@@ -95,16 +94,18 @@ class ShowoPicturePipeline(ShowoPipelineBase):
         Without a negative prompt the unconditional one is the empty text. Prompts that are made of parts need it with any
         guidance; `grid_size` is what their masks are laid on, the trained grid by default.
         """
-        prompts = prompt_parts(prompt)
-        pictures = [parts for parts in prompts for _ in range(num_images_per_prompt)]
-        wanted = [part.text for parts in pictures for part in parts]
-        if do_classifier_free_guidance or not all(map(is_plain, prompts)):
-            negative = check_texts("negative_prompt", negative_prompt or "")
-            negative = negative * len(prompts) if len(negative) == 1 else negative
-            wanted += [text for text in negative for _ in range(num_images_per_prompt)]
+        batch = PromptBatch(prompt_parts(prompt), negative_prompt, num_images_per_prompt)
+        return self.encode_batch(batch, do_classifier_free_guidance, grid_size or self.default_grid)
+
+    def encode_batch(self, batch: PromptBatch, guided: bool, grid_size: tuple[int, int]) -> EncodedPrompts:
+        """[`encode_prompt`] for prompts that were checked."""
+        wanted = [part.text for parts in batch.pictures for part in parts]
+        if guided or not all(map(is_plain, batch.prompts)):
+            negative = check_texts("negative_prompt", batch.negative_prompt or "")
+            negative = negative * len(batch.prompts) if len(negative) == 1 else negative
+            wanted += [text for text in negative for _ in range(batch.num_images_per_prompt)]
         texts = list(dict.fromkeys(wanted))
-        composition = compose(pictures, grid_size or self.default_grid)
-        return self.encode_rows(texts, [texts.index(text) for text in wanted], composition)
+        return self.encode_rows(texts, [texts.index(text) for text in wanted], compose(batch.pictures, grid_size))
 
     def warn_of_size(self, grid: tuple[int, int]):
         """Warn of a grid with a side that is shorter than the trained one; longer ones are made in windows."""
@@ -115,18 +116,18 @@ class ShowoPicturePipeline(ShowoPipelineBase):
             )
 
     def make_pictures(
-        self,
-        latents: torch.LongTensor,
-        prompt: Any,
-        negative_prompt: Any,
-        num_images_per_prompt: int,
-        options: FillingOptions,
+        self, latents: torch.LongTensor, batch: PromptBatch, options: FillingOptions
     ) -> torch.LongTensor:
         """The grids (batch, h, w) with everything filled in; nothing is encoded where nothing is unknown."""
         if not bool((latents == self.unknown_code).any()):
             return latents
-        guided = options.guidance_scale > 1
-        prompts = self.encode_prompt(prompt, negative_prompt, num_images_per_prompt, guided, tuple(latents.shape[1:]))
+        prompts = self.encode_batch(batch, options.guidance_scale > 1, tuple(latents.shape[1:]))
+        return self.fill_all(latents, prompts, options)
+
+    def fill_all(
+        self, latents: torch.LongTensor, prompts: EncodedPrompts, options: FillingOptions
+    ) -> torch.LongTensor:
+        """What [`fill_in`] comes to, (batch, h, w)."""
         for _, _, filled in self.fill_in(latents, prompts, options):
             latents = filled
         return latents

@@ -167,9 +167,7 @@ class ShowoAnyToAnyPipeline(ShowoPipelineBase):
         parts = [part for part in picture_parts(messages) if not is_token_grid(part["image"])]
         if parts:
             pixels = self.processor.image_processor([part["image"] for part in parts], return_tensors="pt")
-            hook = getattr(self.model, "_hf_hook", None)
-            if hook is not None:  # offloaded, and its own `forward` is not what runs first
-                hook.pre_forward(self.model)
+            self.load_offloaded()
             grids = self.image_tokenizer.encode(pixels["pixel_values"].to(self._execution_device)).image_tokens
             for part, grid in zip(parts, grids.cpu(), strict=True):
                 part["image"] = grid

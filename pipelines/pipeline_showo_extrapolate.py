@@ -1,6 +1,7 @@
 """Extending a picture beyond its edges."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from showo_hf.schedulers.scheduling_utils import Generators
 from .editing_pipeline import ShowoEditingPipeline, Source
 from .picture_pipeline import ShowoImagePipelineOutput
 from .pipeline_utils import FillingOptions
-from .prompts import Prompt
+from .prompts import Prompt, PromptBatch, compose
 
 
 #: What is put before and behind a grid (batch, h, w): left, right, top, bottom.
@@ -52,23 +53,23 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
         num_images_per_prompt,
         output_type,
         options: FillingOptions,
-    ) -> tuple[list[Any] | torch.Tensor, list[str], int, int]:
+    ) -> tuple[list[Any] | torch.Tensor, list[str], int, PromptBatch]:
         """
         Raise `ValueError` or `TypeError` for wrong arguments, before any work; pictures, directions of all rounds, tokens a
-        round and the number of pictures to make are returned.
+        round and the checked prompts are returned.
         """
         self.check_components()
-        batch_size = self.check_prompts(prompt, negative_prompt, num_images_per_prompt)
-        self.check_filling(options, batch_size)
+        batch = self.check_prompts(prompt, negative_prompt, num_images_per_prompt)
+        self.check_filling(options, batch.batch_size)
         self.check_output_type(output_type)
         directions = [direction] if isinstance(direction, str) else direction
         if not isinstance(directions, Sequence) or not directions or any(one not in SIDES for one in directions):
             raise ValueError(f"`direction` must be one of {list(SIDES)}, or a list of them, got {direction!r}.")
         check_count("rounds", rounds)
         tokens = self.tokens_of_extent(extent, directions)
-        images = self.load_images(image, batch_size // num_images_per_prompt, height, width)
+        images = self.load_images(image, len(batch.prompts), height, width)
         self.check_preserving(preserve_pixels, images, output_type)
-        return images, list(directions) * rounds, tokens, batch_size
+        return images, list(directions) * rounds, tokens, batch
 
     def tokens_of_extent(self, extent: int | None, directions: Sequence[str]) -> int:
         """How many tokens a round adds; half a trained side for an `extent` of None."""
@@ -124,7 +125,7 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
             ValueError, TypeError: for arguments that are wrong, before any work starts.
         """
         options = FillingOptions.pick(locals())
-        images, directions, extent_tokens, batch_size = self.check_inputs(
+        images, directions, extent_tokens, batch = self.check_inputs(
             prompt,
             image,
             direction,
@@ -138,11 +139,14 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
             output_type,
             options,
         )
-        source = self.encode_images(images, batch_size, height, width)
+        source = self.encode_images(images, batch.batch_size, height, width)
         latents, painted = source.tokens, torch.zeros_like(source.tokens, dtype=torch.bool)
+        prompts = self.encode_batch(batch, guidance_scale > 1, tuple(latents.shape[1:]))
         for side in directions:
             latents, painted, source = self.extend(latents, painted, source, side, extent_tokens)
-            latents = self.make_pictures(latents, prompt, negative_prompt, num_images_per_prompt, options)
+            # The regions of parts are laid on the picture as it is now.
+            prompts = replace(prompts, composition=compose(batch.pictures, tuple(latents.shape[1:])))
+            latents = self.fill_all(latents, prompts, options)
         extended = self.decode_edited(latents, source, painted, preserve_pixels, output_type)
         return self.finish(extended, return_dict)
 

@@ -10,7 +10,7 @@ from showo_hf.schedulers.scheduling_utils import Generators
 from .editing_pipeline import ShowoEditingPipeline
 from .picture_pipeline import ShowoImagePipelineOutput
 from .pipeline_utils import FillingOptions
-from .prompts import Prompt
+from .prompts import Prompt, PromptBatch
 
 
 class ShowoImg2ImgPipeline(ShowoEditingPipeline):
@@ -43,17 +43,17 @@ class ShowoImg2ImgPipeline(ShowoEditingPipeline):
         num_images_per_prompt,
         output_type,
         options: FillingOptions,
-    ) -> tuple[list[Any] | torch.Tensor, int]:
+    ) -> tuple[list[Any] | torch.Tensor, PromptBatch]:
         """
-        Raise `ValueError` or `TypeError` for wrong arguments, before any work; pictures and the number of pictures to make
-        are returned.
+        Raise `ValueError` or `TypeError` for wrong arguments, before any work; pictures and the checked prompts are
+        returned.
         """
         self.check_components()
-        batch_size = self.check_prompts(prompt, negative_prompt, num_images_per_prompt)
-        self.check_filling(options, batch_size)
+        batch = self.check_prompts(prompt, negative_prompt, num_images_per_prompt)
+        self.check_filling(options, batch.batch_size)
         self.check_repainting(strength, remasking)
         self.check_output_type(output_type)
-        return self.load_images(image, batch_size // num_images_per_prompt, height, width), batch_size
+        return self.load_images(image, len(batch.prompts), height, width), batch
 
     @torch.no_grad()
     def __call__(
@@ -92,7 +92,7 @@ class ShowoImg2ImgPipeline(ShowoEditingPipeline):
             ValueError, TypeError: for arguments that are wrong, before any work starts.
         """
         options = FillingOptions.pick(locals())
-        images, batch_size = self.check_inputs(
+        images, batch = self.check_inputs(
             prompt,
             image,
             negative_prompt,
@@ -104,7 +104,7 @@ class ShowoImg2ImgPipeline(ShowoEditingPipeline):
             output_type,
             options,
         )
-        source = self.encode_images(images, batch_size, height, width)
+        source = self.encode_images(images, batch.batch_size, height, width)
         everything = torch.ones_like(source.tokens, dtype=torch.bool)
         varied = self.repaint(
             source,
@@ -112,9 +112,7 @@ class ShowoImg2ImgPipeline(ShowoEditingPipeline):
             strength,
             remasking,
             False,
-            prompt,
-            negative_prompt,
-            num_images_per_prompt,
+            batch,
             output_type,
             options,
         )

@@ -15,7 +15,7 @@ from .editing_pipeline import ShowoEditingPipeline, repeat_to
 from .masks import check_aspect, fit_mask, load_mask, mask_picture, touched_tokens
 from .picture_pipeline import ShowoImagePipelineOutput
 from .pipeline_utils import FillingOptions
-from .prompts import Prompt
+from .prompts import Prompt, PromptBatch
 
 
 class ShowoInpaintPipeline(ShowoEditingPipeline):
@@ -53,17 +53,17 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
         num_images_per_prompt,
         output_type,
         options: FillingOptions,
-    ) -> tuple[list[Any] | torch.Tensor, list[torch.Tensor], int]:
+    ) -> tuple[list[Any] | torch.Tensor, list[torch.Tensor], PromptBatch]:
         """
-        Raise `ValueError` or `TypeError` for wrong arguments, before any work; pictures, masks and the number of pictures
-        to make are returned.
+        Raise `ValueError` or `TypeError` for wrong arguments, before any work; pictures, masks and the checked
+        prompts are returned.
         """
         self.check_components()
-        batch_size = self.check_prompts(prompt, negative_prompt, num_images_per_prompt)
-        self.check_filling(options, batch_size)
+        batch = self.check_prompts(prompt, negative_prompt, num_images_per_prompt)
+        self.check_filling(options, batch.batch_size)
         self.check_repainting(strength, remasking)
         self.check_output_type(output_type)
-        num_prompts = batch_size // num_images_per_prompt
+        num_prompts = len(batch.prompts)
         images = self.load_images(image, num_prompts, height, width)
         self.check_preserving(preserve_pixels, images, output_type)
         masks = [load_mask(mask) for mask in flatten_pictures(mask_image)]
@@ -78,11 +78,11 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
             check_aspect(masks[number % len(masks)], sizes[number % len(sizes)])
         if padding_mask_crop is not None:
             check_count("padding_mask_crop", padding_mask_crop, least=0)
-            if isinstance(images, torch.Tensor) or output_type != "pil" or batch_size > 1:
+            if isinstance(images, torch.Tensor) or output_type != "pil" or batch.batch_size > 1:
                 raise ValueError(
                     "`padding_mask_crop` must be None unless one picture is given and 'pil' is asked for."
                 )
-        return images, masks, batch_size
+        return images, masks, batch
 
     @torch.no_grad()
     def __call__(
@@ -131,7 +131,7 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
             ValueError, TypeError: for arguments that are wrong, before any work starts.
         """
         options = FillingOptions.pick(locals())
-        images, masks, batch_size = self.check_inputs(
+        images, masks, batch = self.check_inputs(
             prompt,
             image,
             mask_image,
@@ -150,17 +150,15 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
             picture, overlay = images[0], mask_picture(fit_mask(masks[0], (images[0].height, images[0].width)))
             crop = self.crop_region(overlay, padding_mask_crop, height, width)
             images, masks = [picture.crop(crop)], [load_mask(overlay.crop(crop))]
-        source = self.encode_images(images, batch_size, height, width)
+        source = self.encode_images(images, batch.batch_size, height, width)
         marked = torch.stack([touched_tokens(mask, tuple(source.tokens.shape[1:])) for mask in masks])
         painted = self.repaint(
             source,
-            repeat_to(marked.to(source.tokens.device), batch_size),
+            repeat_to(marked.to(source.tokens.device), batch.batch_size),
             strength,
             remasking,
             preserve_pixels,
-            prompt,
-            negative_prompt,
-            num_images_per_prompt,
+            batch,
             output_type,
             options,
         )

@@ -8,7 +8,7 @@ from showo_hf.schedulers.scheduling_utils import Generators
 
 from .picture_pipeline import ShowoImagePipelineOutput, ShowoPicturePipeline
 from .pipeline_utils import FillingOptions
-from .prompts import Prompt
+from .prompts import Prompt, PromptBatch
 
 
 class ShowoT2IPipeline(ShowoPicturePipeline):
@@ -41,16 +41,16 @@ class ShowoT2IPipeline(ShowoPicturePipeline):
         latents,
         output_type,
         options: FillingOptions,
-    ) -> int:
-        """Raise `ValueError` or `TypeError` for wrong arguments, before any work; the number of pictures is returned."""
+    ) -> PromptBatch:
+        """Raise `ValueError` or `TypeError` for wrong arguments, before any work; the checked prompts are returned."""
         self.check_components()
-        batch_size = self.check_prompts(prompt, negative_prompt, num_images_per_prompt)
-        self.check_filling(options, batch_size)
+        batch = self.check_prompts(prompt, negative_prompt, num_images_per_prompt)
+        self.check_filling(options, batch.batch_size)
         self.check_output_type(output_type)
         self.check_size(height, width)
         if latents is not None:
-            self.check_latents(latents, batch_size, height, width)
-        return batch_size
+            self.check_latents(latents, batch.batch_size, height, width)
+        return batch
 
     def check_latents(self, latents: torch.Tensor, batch_size: int, height: int | None, width: int | None):
         """Raise `ValueError` unless `latents` is a (batch, h, w) grid of codes or the mask id, of the asked-for size."""
@@ -128,9 +128,9 @@ class ShowoT2IPipeline(ShowoPicturePipeline):
             ValueError, TypeError: for arguments that are wrong, before any work starts.
         """
         options = FillingOptions.pick(locals())
-        batch_size = self.check_inputs(
+        batch = self.check_inputs(
             prompt, negative_prompt, height, width, num_images_per_prompt, latents, output_type, options
         )
-        latents = self.prepare_latents(batch_size, height, width, latents)
-        latents = self.make_pictures(latents, prompt, negative_prompt, num_images_per_prompt, options)
+        latents = self.prepare_latents(batch.batch_size, height, width, latents)
+        latents = self.make_pictures(latents, batch, options)
         return self.finish(self.decode_latents(latents, output_type), return_dict)

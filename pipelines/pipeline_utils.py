@@ -340,8 +340,10 @@ class ShowoPipelineBase(DiffusionPipeline):
         logits = self.predict_codes(tokens, prompts, attention_mask, guidance_scale, wanted)
         options = {"mask_token_id": self.unknown_code} if takes(scheduler.step, "mask_token_id") else {}
         output = scheduler.step(logits, timestep, tokens, generator=generator, **options)
-        complete = not bool((output.prev_sample == self.unknown_code).any())
-        return output.prev_sample, getattr(output, "finished", complete)
+        finished = getattr(output, "finished", None)
+        if finished is None:  # diffusers' own do not say so
+            finished = not bool((output.prev_sample == self.unknown_code).any())
+        return output.prev_sample, finished
 
     def call_back(
         self, step: int, timestep: torch.Tensor, latents: torch.LongTensor, options: FillingOptions
@@ -352,6 +354,12 @@ class ShowoPipelineBase(DiffusionPipeline):
         tensors = {name: latents for name in options.callback_on_step_end_tensor_inputs or ()}
         replaced = options.callback_on_step_end(self, step, timestep, tensors) or {}
         return replaced.get("latents", latents).reshape(latents.shape)
+
+    def load_offloaded(self):
+        """Bring an offloaded model to its device, where a part of it runs before its own `forward` does."""
+        hook = getattr(self.model, "_hf_hook", None)
+        if hook is not None:
+            hook.pre_forward(self.model)
 
     @torch.no_grad()
     def decode_latents(self, latents: torch.LongTensor, output_type: str):

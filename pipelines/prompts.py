@@ -1,7 +1,8 @@
 """Prompts that are made of several: with weights, and for regions of the picture."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -54,6 +55,37 @@ def prompt_parts(prompt: Any) -> list[tuple[PromptPart, ...]]:
     return [tuple(one) if is_composed(one) else (PromptPart(one),) for one in prompt]
 
 
+@dataclass(frozen=True)
+class PromptBatch:
+    """
+    The checked prompts of a call.
+
+    Args:
+        prompts: the parts of each prompt, with loaded masks.
+        negative_prompt: one text for all of them, or one for each.
+        num_images_per_prompt: pictures of each prompt.
+    """
+
+    prompts: list[tuple[PromptPart, ...]]
+    negative_prompt: str | Sequence[str] | None = None
+    num_images_per_prompt: int = 1
+
+    @property
+    def pictures(self) -> list[tuple[PromptPart, ...]]:
+        """The parts of each picture's prompt."""
+        return [parts for parts in self.prompts for _ in range(self.num_images_per_prompt)]
+
+    @property
+    def batch_size(self) -> int:
+        """How many pictures there are to make."""
+        return len(self.prompts) * self.num_images_per_prompt
+
+
+def load_masks(parts: Sequence[PromptPart]) -> tuple[PromptPart, ...]:
+    """Parts whose masks are tensors (H, W), so that no file is read twice; errors as in [`masks.load_mask`]."""
+    return tuple(part if part.mask is None else replace(part, mask=load_mask(part.mask, "prompt")) for part in parts)
+
+
 def is_composed(prompt: Any) -> bool:
     """Whether a prompt is a list of parts."""
     return isinstance(prompt, (list, tuple)) and bool(prompt) and all(isinstance(one, PromptPart) for one in prompt)
@@ -66,7 +98,7 @@ def check_parts(prompts: Sequence[Sequence[PromptPart]]):
         if (
             isinstance(part.weight, bool)
             or not isinstance(part.weight, (int, float))
-            or part.weight - part.weight != 0
+            or not math.isfinite(part.weight)
         ):
             raise ValueError(
                 f"`prompt` must have parts with finite weights, got {part.weight!r} for {part.text!r:.40}."

@@ -52,6 +52,15 @@ def test_a_mask_file_says_the_same_as_its_box(apple):
         assert film.n_frames > 1
 
 
+def test_what_is_transparent_in_a_mask_is_not_painted(apple):
+    mask = Image.new("RGBA", (96, 96))
+    mask.paste((255, 255, 255, 255), (32, 32, 64, 64))
+    mask.save("mask.png")
+    run("inpaint", apple, PROMPT, "--mask", "mask.png", "-o", "mask-out.png")
+    run("inpaint", apple, PROMPT, "--box", "32,32,64,64", "-o", "box.png")
+    assert np.array_equal(pixels("mask-out.png"), pixels("box.png"))
+
+
 def test_a_crop_leaves_what_is_far_away(apple):
     with Image.open(apple) as picture:
         picture.resize((300, 300)).save("large.png")

@@ -117,3 +117,21 @@ def test_wrong_input_is_refused_before_any_work(extrapolate, inputs, message):
         edit(extrapolate, **inputs)
     calls.handle.remove()
     assert calls == []
+
+
+def test_texts_and_masks_are_read_once_however_many_rounds_there_are(extrapolate, tmp_path):
+    file = tmp_path / "mask.png"
+    Image.fromarray(np.repeat(np.uint8([[0, 255]]), 2, 0)).save(file)
+    parts = [PromptPart("owl", mask=str(file)), PromptPart("two hearts")]
+    expected = edit(extrapolate, [parts], rounds=3)
+    prompts = []
+
+    def note(model, args, kwargs):
+        if not bool((kwargs["input_ids"] == model.config.soi_token_id).any()):
+            prompts.append(kwargs["input_ids"].shape)
+            file.unlink()  # what is not read by now never will be
+
+    handle = extrapolate.model.register_forward_pre_hook(note, with_kwargs=True)
+    found = edit(extrapolate, [parts], rounds=3)
+    handle.remove()
+    assert torch.equal(found, expected) and len(prompts) == 1

@@ -6,6 +6,7 @@ import argparse
 import math
 import secrets
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,15 +103,16 @@ def read_picture(option: str, name: str) -> Image.Image:
         raise UsageError(str(error)) from error
 
 
-def draw(options: argparse.Namespace, kind: str, prompt: str, extra: dict[str, Any]) -> int:
+def draw(options: argparse.Namespace, kind: str, arguments_of: Callable[[argparse.Namespace], dict[str, Any]]) -> int:
     """
     Make the pictures and print their names. What can be checked without the model is checked before it is loaded.
 
     Args:
         kind: name of the pipeline's class.
-        extra: its arguments beside those of `add_drawing_options`; None where the pipeline's own default is meant.
+        arguments_of: its arguments beside those of `add_drawing_options`; None where the pipeline's own default is meant.
     """
     check_outputs(options)
+    extra = arguments_of(options)
     check_scheduler(options)
     if options.model is not None:
         check_model(options.model)
@@ -128,7 +130,7 @@ def draw(options: argparse.Namespace, kind: str, prompt: str, extra: dict[str, A
         batch = slice(start, min(start + BATCH_SIZE, options.num))
         recorder = StepRecorder() if step_outputs else None
         seeds = range(seed + batch.start, seed + batch.stop)
-        pictures = make_pictures(pipe, options, prompt, seeds, extra, recorder)
+        pictures = make_pictures(pipe, options, seeds, extra, recorder)
         for path, picture in zip(outputs[batch], pictures, strict=True):
             replace_file(path, picture.save)
             print(path, flush=True)
@@ -153,7 +155,6 @@ def check_outputs(options: argparse.Namespace) -> None:
 def make_pictures(
     pipe: DiffusionPipeline,
     options: argparse.Namespace,
-    prompt: str,
     seeds: range,
     extra: dict[str, Any],
     recorder: StepRecorder | None,
@@ -173,7 +174,7 @@ def make_pictures(
     # One generator a picture, always on the CPU: each picture can be made again alone, with the same draws on any device.
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     try:
-        return pipe(prompt, num_images_per_prompt=len(seeds), generator=generators, **given).images
+        return pipe(options.prompt, num_images_per_prompt=len(seeds), generator=generators, **given).images
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
 

@@ -9,7 +9,6 @@ from ..argument_types import positive_integer
 from .drawing import (
     add_drawing_options,
     add_editing_options,
-    check_outputs,
     draw,
     drawing_parser,
     read_picture,
@@ -41,17 +40,16 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    check_outputs(options)
-    return draw(
-        options,
-        "ShowoExtrapolatePipeline",
-        options.prompt,
-        {
-            "image": read_picture("IMAGE", options.image),
-            "direction": options.direction,
-            "extent": options.extent,
-            "rounds": options.rounds,
-            "preserve_pixels": options.keep_pixels,
-            **size_of(options),
-        },
-    )
+    return draw(options, "ShowoExtrapolatePipeline", arguments_of)
+
+
+def arguments_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The pipeline's arguments that only this command has."""
+    return {
+        "image": read_picture("IMAGE", options.image),
+        "direction": options.direction,
+        "extent": options.extent,
+        "rounds": options.rounds,
+        "preserve_pixels": options.keep_pixels,
+        **size_of(options),
+    }

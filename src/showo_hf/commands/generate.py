@@ -40,4 +40,4 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    return draw(options, "ShowoT2IPipeline", options.prompt, size_of(options))
+    return draw(options, "ShowoT2IPipeline", size_of)

@@ -12,7 +12,6 @@ from .drawing import (
     add_editing_options,
     add_repainting_options,
     add_save_steps,
-    check_outputs,
     draw,
     drawing_parser,
     read_picture,
@@ -22,6 +21,7 @@ from .errors import UsageError
 
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
 
 
@@ -61,26 +61,35 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     if options.crop is not None and options.save_steps is not None:
         raise UsageError("`--save-steps` must be left out with `--crop`, whose steps are of a part of the picture")
-    check_outputs(options)
+    return draw(options, "ShowoInpaintPipeline", arguments_of)
+
+
+def arguments_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The pipeline's arguments that only this command has."""
     image = read_picture("IMAGE", options.image)
     if options.box is not None:
         mask = box_mask(options.box, image.size)
     else:
-        mask = read_picture("--mask", options.mask).convert("L")
-    return draw(
-        options,
-        "ShowoInpaintPipeline",
-        options.prompt,
-        {
-            "image": image,
-            "mask_image": mask,
-            "strength": options.strength,
-            "remasking": options.remasking,
-            "preserve_pixels": options.keep_pixels,
-            "padding_mask_crop": options.crop,
-            **size_of(options),
-        },
-    )
+        mask = read_mask(options.mask)
+    return {
+        "image": image,
+        "mask_image": mask,
+        "strength": options.strength,
+        "remasking": options.remasking,
+        "preserve_pixels": options.keep_pixels,
+        "padding_mask_crop": options.crop,
+        **size_of(options),
+    }
+
+
+def read_mask(name: str) -> torch.Tensor:
+    """A mask file or URL, (H, W) in [0, 1]. `UsageError` if it cannot be read."""
+    from ..pipelines.masks import load_mask
+
+    try:
+        return load_mask(name, "--mask")
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def box(text: str) -> tuple[int, int, int, int]:

@@ -10,7 +10,6 @@ from .drawing import (
     add_editing_options,
     add_repainting_options,
     add_save_steps,
-    check_outputs,
     draw,
     drawing_parser,
     read_picture,
@@ -43,15 +42,14 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    check_outputs(options)
-    return draw(
-        options,
-        "ShowoImg2ImgPipeline",
-        options.prompt,
-        {
-            "image": read_picture("IMAGE", options.image),
-            "strength": options.strength,
-            "remasking": options.remasking,
-            **size_of(options),
-        },
-    )
+    return draw(options, "ShowoImg2ImgPipeline", arguments_of)
+
+
+def arguments_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The pipeline's arguments that only this command has."""
+    return {
+        "image": read_picture("IMAGE", options.image),
+        "strength": options.strength,
+        "remasking": options.remasking,
+        **size_of(options),
+    }
