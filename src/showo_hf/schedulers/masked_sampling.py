@@ -77,6 +77,10 @@ class MaskedSchedulerMixin(DiscreteSchedulerMixin):
             check_number("temperature", temperature)
         self.num_inference_steps = num_inference_steps
         self.timesteps = torch.arange(num_inference_steps, device=device).flip(0)
+        self.begin_run(grid_size, temperature)
+
+    def begin_run(self, grid_size: tuple[int, int] | None, temperature: float | None):
+        """Whatever a scheduler prepares for the steps that were set, and forgets of those before."""
 
     def step_index(self, timestep: int | torch.Tensor) -> int:
         """Steps before the one at `timestep`. `ValueError` for what is no entry of `timesteps`, or before they are set."""

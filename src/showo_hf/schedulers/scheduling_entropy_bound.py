@@ -68,19 +68,8 @@ class EntropyBoundScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         check_filter(top_k, top_p)
         self.softmax_temperature = token_temperature
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int,
-        device: str | torch.device | None = None,
-        grid_size: tuple[int, int] | None = None,
-        temperature: float | None = None,
-    ):
-        """
-        Prepare `num_inference_steps` steps at the most (at least 1); `timesteps` counts down to 0.
-
-        `grid_size` is taken for the sake of other schedulers. `temperature` replaces the config's `token_temperature`.
-        """
-        super().set_timesteps(num_inference_steps, device, grid_size, temperature)
+    def begin_run(self, grid_size: tuple[int, int] | None, temperature: float | None):
+        """`temperature` replaces the config's `token_temperature`."""
         self.softmax_temperature = self.config.token_temperature if temperature is None else temperature
 
     def choose_masked(

@@ -58,24 +58,8 @@ class HaltonScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         self.ranks: torch.LongTensor | None = None  # (tokens,): when a place's turn comes
         self.shifts: torch.LongTensor | None = None  # (batch, 1), from the first step to the last
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int,
-        device: str | torch.device | None = None,
-        grid_size: tuple[int, int] | None = None,
-        temperature: float | None = None,
-    ):
-        """
-        Prepare `num_inference_steps` steps (at least 1); `timesteps` counts down to 0.
-
-        Args:
-            grid_size (`tuple[int, int]`, *optional*): rows and columns of tokens; a square without.
-            temperature (`float`, *optional*): replaces the config's `token_temperature`, from 0 on.
-
-        Raises:
-            ValueError: for numbers out of range.
-        """
-        super().set_timesteps(num_inference_steps, device, grid_size, temperature)
+    def begin_run(self, grid_size: tuple[int, int] | None, temperature: float | None):
+        """Begin a new order; `temperature` replaces the config's `token_temperature`. `ValueError` for a wrong grid."""
         if grid_size is not None and (len(grid_size) != 2 or min(grid_size) < 1):
             raise ValueError(f"`grid_size` must be rows and columns, at least 1 each, got {grid_size!r}.")
         self.softmax_temperature = self.config.token_temperature if temperature is None else temperature

@@ -55,22 +55,10 @@ class MaskGITScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         check_filter(top_k, top_p)
         self.temperatures: list[float] = []
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int,
-        device: str | torch.device | None = None,
-        grid_size: tuple[int, int] | None = None,
-        temperature: float | None = None,
-    ):
-        """
-        Prepare `num_inference_steps` steps (at least 1); `timesteps` counts down to 0.
-
-        `grid_size` is taken for the sake of other schedulers; confidence does not ask where a token lies. `temperature`
-        replaces the config's.
-        """
-        super().set_timesteps(num_inference_steps, device, grid_size, temperature)
+    def begin_run(self, grid_size: tuple[int, int] | None, temperature: float | None):
+        """Prepare the noise on the confidences; `temperature` replaces the config's."""
         scale = self.config.temperature if temperature is None else temperature
-        self.temperatures = falling_temperatures(scale, num_inference_steps, self.config.temperature_rule)
+        self.temperatures = falling_temperatures(scale, self.num_inference_steps, self.config.temperature_rule)
 
     def choose_masked(
         self, step: int, unknown: torch.BoolTensor, draw: TokenDraw, generator: Generators

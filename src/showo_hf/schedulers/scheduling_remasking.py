@@ -84,21 +84,10 @@ class RemaskingScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         self.confidence = None  # noted when a token was chosen, float32
         self.latest = None  # codes after the step before
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int,
-        device: str | torch.device | None = None,
-        grid_size: tuple[int, int] | None = None,
-        temperature: float | None = None,
-    ):
-        """
-        Prepare `num_inference_steps` steps (at least 1), and forget the batch before; `timesteps` counts down to 0.
-
-        `grid_size` is taken for the sake of other schedulers. `temperature` replaces the config's.
-        """
-        super().set_timesteps(num_inference_steps, device, grid_size, temperature)
+    def begin_run(self, grid_size: tuple[int, int] | None, temperature: float | None):
+        """Prepare the noise on the confidences; `temperature` replaces the config's. Forget the batch before."""
         scale = self.config.temperature if temperature is None else temperature
-        self.temperatures = falling_temperatures(scale, num_inference_steps, self.config.temperature_rule)
+        self.temperatures = falling_temperatures(scale, self.num_inference_steps, self.config.temperature_rule)
         self.forget()
 
     def choose_masked(
