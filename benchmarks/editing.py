@@ -1,4 +1,4 @@
-"""How well does the embedded model repaint, vary and extend? Prints the table of docs/editing.md. Run as
+"""How well does the embedded model repaint, vary and extend? Prints the table of docs/benchmarks.md. Run as
 
     python -m showo_hf.training.emoji --output data/emoji --size 96
     python benchmarks/editing.py --data data/emoji

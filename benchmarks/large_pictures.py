@@ -1,4 +1,4 @@
-"""What does a large picture cost, and what do tiles change? Prints the tables of docs/editing.md. Run as
+"""What does a large picture cost, and what do tiles change? Prints the tables of docs/extending.md. Run as
 
     python benchmarks/large_pictures.py
 
