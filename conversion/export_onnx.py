@@ -129,6 +129,11 @@ def load_pipeline(folder: Path, dtype: str) -> ShowoT2IPipeline:
         raise ConversionError(f"`folder` must hold a model with a picture tokenizer, '{folder}' has none")
     if not isinstance(pipe.scheduler, MaskGITScheduler):
         raise ConversionError(f"the scheduler must be a MaskGITScheduler, got {type(pipe.scheduler).__name__}")
+    for name in ("top_k", "top_p"):
+        if pipe.scheduler.config[name] is not None:
+            raise ConversionError(
+                f"the scheduler's `{name}` must be None, which the runner does not know, got {pipe.scheduler.config[name]}"
+            )
     pipe.check_components()
     pipe.model.eval().requires_grad_(False)
     return pipe

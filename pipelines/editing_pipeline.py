@@ -9,6 +9,7 @@ from diffusers.utils import logging
 
 from showo_hf.argument_checks import check_share
 from showo_hf.pictures import flatten_pictures, is_token_grid, load_picture
+from showo_hf.schedulers.masking_schedules import get_masking_schedule
 from showo_hf.schedulers.scheduling_utils import Generators, sample_uniform
 
 from .encoded_prompts import EncodedPrompts
@@ -52,9 +53,13 @@ class ShowoEditingPipeline(ShowoPicturePipeline):
     def check_preserving(self, preserve_pixels: bool, images: list[Any] | torch.Tensor, output_type: str):
         """Raise `ValueError` where there are no pixels to put back."""
         if preserve_pixels and output_type == "latent":
-            raise ValueError("`preserve_pixels` must be False for `output_type='latent'`, which has no pixels.")
+            raise ValueError(
+                "`preserve_pixels` must be False for `output_type='latent'`, which has no pixels, got True."
+            )
         if preserve_pixels and isinstance(images, torch.Tensor):
-            raise ValueError("`preserve_pixels` must be False for an `image` of tokens, which has no pixels.")
+            raise ValueError(
+                "`preserve_pixels` must be False for an `image` of tokens, which has no pixels, got True."
+            )
 
     def load_images(
         self, image: Any, num_prompts: int, height: int | None, width: int | None
@@ -63,7 +68,8 @@ class ShowoEditingPipeline(ShowoPicturePipeline):
         One picture, or one for each prompt, as PIL pictures; token grids as int64 (1 or prompts, h, w).
 
         Raises:
-            ValueError, TypeError: for what is no picture, another number of them, or grids beside `height` and `width`.
+            ValueError, TypeError: for what is no picture, another number of them, pictures that come out with different
+                sizes, or grids beside `height` and `width`.
         """
         if isinstance(image, (list, tuple)) and image and all(map(is_token_grid, image)):
             if len({one.shape for one in image}) > 1:
@@ -77,16 +83,24 @@ class ShowoEditingPipeline(ShowoPicturePipeline):
             self.check_token_grids("image", grids, expected, self.unknown_code - 1)
             if height is not None or width is not None:
                 raise ValueError(
-                    "`height` and `width` must be None for an `image` of tokens, which has a size of its own."
+                    "`height` and `width` must be None for an `image` of tokens, which has a size of its own, "
+                    f"got {height} and {width}."
                 )
             return grids
         if self.image_tokenizer is None:
-            raise ValueError("`image` must be a token grid for a model without picture tokenizer.")
+            raise ValueError(
+                f"`image` must be a token grid for a model without picture tokenizer, got {type(image).__name__}."
+            )
         self.check_size(height, width)
         pictures = [load_picture(one, "image", max_aspect=torch.inf) for one in flatten_pictures(image)]
         if len(pictures) not in (1, num_prompts):
             raise ValueError(
                 f"`image` must be one picture or one for each of the {num_prompts} prompts, got {len(pictures)}."
+            )
+        sizes = {self.picture_size((picture.height, picture.width), height, width) for picture in pictures}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"`image` must hold pictures of one aspect, or `height` and `width` be given, got sizes {sorted(sizes)}."
             )
         return pictures
 
@@ -111,23 +125,15 @@ class ShowoEditingPipeline(ShowoPicturePipeline):
     def encode_images(
         self, images: list[Any] | torch.Tensor, batch_size: int, height: int | None, width: int | None
     ) -> Source:
-        """
-        Loaded pictures to tokens, each repeated to make up the batch.
-
-        Raises:
-            ValueError: for pictures that come out with different sizes.
-        """
+        """Loaded pictures to tokens, each repeated to make up the batch."""
         self.load_offloaded()
         if isinstance(images, torch.Tensor):
+            self.warn_of_size(tuple(images.shape[1:]))
             return Source(repeat_to(images.to(self._execution_device), batch_size), None)
-        sizes = [(picture.height, picture.width) for picture in images]
-        wanted = {self.picture_size(size, height, width) for size in sizes}
-        if len(wanted) > 1:
-            raise ValueError(
-                f"`image` must hold pictures of one aspect, or `height` and `width` be given, got sizes {sorted(wanted)}."
-            )
+        size = self.picture_size((images[0].height, images[0].width), height, width)
+        self.warn_of_size((size[0] // self.patch, size[1] // self.patch))
         resizer = VaeImageProcessor(vae_scale_factor=self.patch, resample="bicubic")
-        pixels = resizer.preprocess(images, *wanted.pop()).to(self._execution_device)
+        pixels = resizer.preprocess(images, *size).to(self._execution_device)
         tokens = self.image_tokenizer.encode(pixels).image_tokens
         return Source(repeat_to(tokens, batch_size), repeat_to(pixels, batch_size))
 
@@ -138,8 +144,8 @@ class ShowoEditingPipeline(ShowoPicturePipeline):
         """
         if strength == 1:
             return 0
-        unknown_after = getattr(self.scheduler, "mask_ratio", lambda ratio: 1 - ratio)
-        shares = [float(unknown_after((step + 1) / num_inference_steps)) for step in range(num_inference_steps)]
+        unknown_after = get_masking_schedule(getattr(self.scheduler.config, "masking_schedule", "linear"))
+        shares = unknown_after(torch.arange(1, num_inference_steps + 1) / num_inference_steps)
         return next((step for step, share in enumerate(shares) if share < strength), num_inference_steps - 1)
 
     def choose_unknown(
@@ -223,6 +229,7 @@ class ShowoEditingPipeline(ShowoPicturePipeline):
         preserved = ~unknown.flatten(1).any(1) | preserve_pixels  # (batch,)
         if output_type == "latent" or source.pixels is None or not bool(preserved.any()):
             return self.decode_latents(latents, output_type)
+        self.load_offloaded()
         pixels = self.image_tokenizer.decode(latents).sample.float()
         pixels = torch.where(preserved[:, None, None, None], paste(pixels, source.pixels, unknown), pixels)
         return self.image_processor.postprocess(pixels, output_type=output_type)

@@ -95,13 +95,24 @@ class EncodedPrompts:
         """The prompts of some of the pictures, given by their rising numbers, with a cache of their own."""
         if len(pictures) == batch_size:
             return self
-        rows = torch.isin(self.sample_of_rows(batch_size).cpu(), torch.tensor(pictures)).nonzero().flatten()
+        wanted = torch.tensor(pictures)
+        rows = torch.isin(self.sample_of_rows(batch_size).cpu(), wanted).nonzero().flatten()
+        return self.keep(rows, None if self.composition is None else self.composition.select(wanted))
+
+    def without_guidance(self, batch_size: int) -> "EncodedPrompts":
+        """The conditional rows, with a cache of their own; all rows where a composition needs the unconditional ones."""
+        if self.composition is not None or self.num_rows == batch_size:
+            return self
+        return self.keep(torch.arange(batch_size))
+
+    def keep(self, rows: torch.LongTensor, composition: Composition | None = None) -> "EncodedPrompts":
+        """Some of the rows, with a cache of their own."""
         first = self.first_position
         return EncodedPrompts(
             select_rows(self.cache, rows.tolist()),
             self.attention_mask[rows.to(self.attention_mask.device)],
             first if isinstance(first, int) else first[rows.to(first.device)],
-            None if self.composition is None else self.composition.select(torch.tensor(pictures)),
+            composition,
         )
 
 

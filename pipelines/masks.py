@@ -75,6 +75,12 @@ def fit_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.adaptive_max_pool2d(mask[None], size)[0]
 
 
+def cut(mask: torch.Tensor, box: tuple[int, int, int, int]) -> torch.Tensor:
+    """The part of a mask (H, W) in a box: left, top, right and bottom."""
+    left, top, right, bottom = box
+    return mask[top:bottom, left:right]
+
+
 def token_shares(mask: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
     """The mean of a mask (H, W) over each token's patch, (h, w): those of a mask and of its opposite sum to 1."""
     return F.adaptive_avg_pool2d(mask[None], grid_size)[0]

@@ -1,6 +1,8 @@
 """What the pipelines share that make one picture a prompt: prompts, sizes, the call's frame."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from showo_hf.processing_showo import check_texts
 from .encoded_prompts import EncodedPrompts
 from .pipeline_utils import FillingOptions, ShowoPipelineBase
 from .prompts import PromptBatch, check_parts, compose, is_plain, load_masks, prompt_parts
+from .windows import Window
 
 
 logger = logging.get_logger(__name__)
@@ -63,7 +66,7 @@ class ShowoPicturePipeline(ShowoPipelineBase):
                 "`height` and `width` need a picture tokenizer; give `latents` of the wanted grid instead."
             )
         for name, value in (("height", height), ("width", width)):
-            if value is not None and (not isinstance(value, int) or value < self.patch or value % self.patch):
+            if value is not None and (not isinstance(value, Integral) or value < self.patch or value % self.patch):
                 raise ValueError(f"`{name}` must be a positive multiple of {self.patch} pixels, got {value}.")
 
     def check_token_grids(self, name: str, grids: Any, batch_size: int, largest: int):
@@ -94,7 +97,7 @@ class ShowoPicturePipeline(ShowoPipelineBase):
         Without a negative prompt the unconditional one is the empty text. Prompts that are made of parts need it with any
         guidance; `grid_size` is what their masks are laid on, the trained grid by default.
         """
-        batch = PromptBatch(prompt_parts(prompt), negative_prompt, num_images_per_prompt)
+        batch = self.check_prompts(prompt, negative_prompt, num_images_per_prompt)
         return self.encode_batch(batch, do_classifier_free_guidance, grid_size or self.default_grid)
 
     def encode_batch(self, batch: PromptBatch, guided: bool, grid_size: tuple[int, int]) -> EncodedPrompts:
@@ -125,10 +128,14 @@ class ShowoPicturePipeline(ShowoPipelineBase):
         return self.fill_all(latents, prompts, options)
 
     def fill_all(
-        self, latents: torch.LongTensor, prompts: EncodedPrompts, options: FillingOptions
+        self,
+        latents: torch.LongTensor,
+        prompts: EncodedPrompts,
+        options: FillingOptions,
+        windows: Sequence[tuple[Window, list[int]]] | None = None,
     ) -> torch.LongTensor:
         """What [`fill_in`] comes to, (batch, h, w)."""
-        for _, _, filled in self.fill_in(latents, prompts, options):
+        for _, _, filled in self.fill_in(latents, prompts, options, windows):
             latents = filled
         return latents
 

@@ -1,7 +1,8 @@
 """Extending a picture beyond its edges."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -13,11 +14,11 @@ from showo_hf.schedulers.scheduling_utils import Generators
 from .editing_pipeline import ShowoEditingPipeline, Source
 from .picture_pipeline import ShowoImagePipelineOutput
 from .pipeline_utils import FillingOptions
-from .prompts import Prompt, PromptBatch, compose
+from .prompts import Prompt, PromptBatch
+from .windows import Window, plan_windows
 
 
-#: What is put before and behind a grid (batch, h, w): left, right, top, bottom.
-SIDES = {"left": (1, 0, 0, 0), "right": (0, 1, 0, 0), "up": (0, 0, 1, 0), "down": (0, 0, 0, 1)}
+SIDES = ("left", "right", "up", "down")
 
 
 class ShowoExtrapolatePipeline(ShowoEditingPipeline):
@@ -77,7 +78,12 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
         if extent is None:
             return max(1, min(sides) // 2)
         most = (min(sides) - 1) * self.patch  # so that a window sees something of the picture
-        if isinstance(extent, bool) or not isinstance(extent, int) or extent % self.patch or not 0 < extent <= most:
+        if (
+            isinstance(extent, bool)
+            or not isinstance(extent, Integral)
+            or extent % self.patch
+            or not 0 < extent <= most
+        ):
             raise ValueError(
                 f"`extent` must be a multiple of {self.patch} pixels from {self.patch} to {most}, got {extent!r}."
             )
@@ -111,6 +117,7 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
         Extend a picture. Arguments that are not named here are those of [`ShowoT2IPipeline.__call__`].
 
         Args:
+            prompt: masks of [`PromptPart`] lie on the finished picture, with all that was added.
             image: the picture, or one for each prompt, as in [`ShowoInpaintPipeline.__call__`].
             direction (`str` or a list, defaults to `"right"`): "left", "right", "up" or "down"; several are taken in turn.
             extent (`int`, *optional*): pixels that a round adds: a multiple of a token's, and less than the trained side;
@@ -139,27 +146,53 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
             output_type,
             options,
         )
-        source = self.encode_images(images, batch.batch_size, height, width)
-        latents, painted = source.tokens, torch.zeros_like(source.tokens, dtype=torch.bool)
+        given = self.encode_images(images, batch.batch_size, height, width)
+        regions = grown_regions(tuple(given.tokens.shape[1:]), directions, extent_tokens)
+        source, painted = self.extend(given, regions)
+        latents = source.tokens.masked_fill(painted, self.unknown_code)
+        everyone = list(range(batch.batch_size))
+        windows = [(window, everyone) for window in self.plan_rounds(regions)]
         prompts = self.encode_batch(batch, guidance_scale > 1, tuple(latents.shape[1:]))
-        for side in directions:
-            latents, painted, source = self.extend(latents, painted, source, side, extent_tokens)
-            # The regions of parts are laid on the picture as it is now.
-            prompts = replace(prompts, composition=compose(batch.pictures, tuple(latents.shape[1:])))
-            latents = self.fill_all(latents, prompts, options)
+        latents = self.fill_all(latents, prompts, options, windows)
         extended = self.decode_edited(latents, source, painted, preserve_pixels, output_type)
         return self.finish(extended, return_dict)
 
-    def extend(
-        self, latents: torch.LongTensor, painted: torch.BoolTensor, source: Source, side: str, extent: int
-    ) -> tuple[torch.LongTensor, torch.BoolTensor, Source]:
-        """Unknown tokens at a side of a grid (batch, h, w), marked as painted, and grey pixels beside the original ones."""
-        padding = tuple(extent * count for count in SIDES[side])
+    def extend(self, source: Source, regions: list[Window]) -> tuple[Source, torch.BoolTensor]:
+        """Pictures in the middle of what they grow to, with grey pixels around them, and what is new, (batch, h, w)."""
+        (rows, columns), (all_rows, all_columns) = regions[0], regions[-1]
+        padding = (columns.start, all_columns.stop - columns.stop, rows.start, all_rows.stop - rows.stop)
         pixels = source.pixels
         if pixels is not None:
             pixels = F.pad(pixels, tuple(self.patch * count for count in padding))
-        return (
-            F.pad(latents, padding, value=self.unknown_code),
-            F.pad(painted, padding, value=True),
-            Source(F.pad(source.tokens, padding), pixels),
-        )
+        painted = F.pad(torch.zeros_like(source.tokens, dtype=torch.bool), padding, value=True)
+        return Source(F.pad(source.tokens, padding), pixels), painted
+
+    def plan_rounds(self, regions: list[Window]) -> Iterator[Window]:
+        """The windows of all rounds, each of which sees nothing but the picture as it is by then."""
+        for known, grown in pairwise(regions):
+            unknown = torch.zeros(regions[-1][0].stop, regions[-1][1].stop, dtype=torch.bool)
+            unknown[grown] = True
+            unknown[known] = False
+            top, left = (axis.start for axis in grown)
+            for rows, columns in plan_windows(unknown[grown], self.default_grid):
+                yield slice(top + rows.start, top + rows.stop), slice(left + columns.start, left + columns.stop)
+
+
+def grown_regions(size: tuple[int, int], directions: Sequence[str], extent: int) -> list[Window]:
+    """
+    Where the picture lies in the finished grid at first, and after each round; the last one is the whole grid.
+
+    Args:
+        size: rows and columns of the given picture.
+        extent: tokens that a round adds.
+    """
+    top, left = (sum(side == before for side in directions) * extent for before in ("up", "left"))
+    bottom, right = top + size[0], left + size[1]
+    regions = [(slice(top, bottom), slice(left, right))]
+    for side in directions:
+        top -= extent * (side == "up")
+        bottom += extent * (side == "down")
+        left -= extent * (side == "left")
+        right += extent * (side == "right")
+        regions.append((slice(top, bottom), slice(left, right)))
+    return regions

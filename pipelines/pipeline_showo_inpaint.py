@@ -12,7 +12,7 @@ from showo_hf.pictures import flatten_pictures
 from showo_hf.schedulers.scheduling_utils import Generators
 
 from .editing_pipeline import ShowoEditingPipeline, repeat_to
-from .masks import check_aspect, fit_mask, load_mask, mask_picture, touched_tokens
+from .masks import MASK_THRESHOLD, check_aspect, cut, fit_mask, load_mask, mask_picture, touched_tokens
 from .picture_pipeline import ShowoImagePipelineOutput
 from .pipeline_utils import FillingOptions
 from .prompts import Prompt, PromptBatch
@@ -79,8 +79,10 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
         if padding_mask_crop is not None:
             check_count("padding_mask_crop", padding_mask_crop, least=0)
             if isinstance(images, torch.Tensor) or output_type != "pil" or batch.batch_size > 1:
+                got = "tokens" if isinstance(images, torch.Tensor) else f"{batch.batch_size} and {output_type!r}"
                 raise ValueError(
-                    "`padding_mask_crop` must be None unless one picture is given and 'pil' is asked for."
+                    "`padding_mask_crop` must be None unless one picture of pixels is changed and 'pil' is asked for, "
+                    f"got {padding_mask_crop} with {got}."
                 )
         return images, masks, batch
 
@@ -147,9 +149,10 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
             options,
         )
         if padding_mask_crop is not None:
-            picture, overlay = images[0], mask_picture(fit_mask(masks[0], (images[0].height, images[0].width)))
-            crop = self.crop_region(overlay, padding_mask_crop, height, width)
-            images, masks = [picture.crop(crop)], [load_mask(overlay.crop(crop))]
+            picture, size = images[0], (images[0].height, images[0].width)
+            mask = fit_mask(masks[0], size)
+            crop = self.crop_region(mask, padding_mask_crop, height, width)
+            images, masks, batch = [picture.crop(crop)], [cut(mask, crop)], batch.crop(crop, size)
         source = self.encode_images(images, batch.batch_size, height, width)
         marked = torch.stack([touched_tokens(mask, tuple(source.tokens.shape[1:])) for mask in masks])
         painted = self.repaint(
@@ -165,15 +168,20 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
         if padding_mask_crop is not None:
             if strength > 0 and bool(marked.any()):
                 fitted = painted[0].resize((crop[2] - crop[0], crop[3] - crop[1]), Image.Resampling.LANCZOS)
+                overlay = Image.new("L", picture.size)  # nothing of what lies outside of the crop changes
+                overlay.paste(mask_picture(masks[0]), crop[:2])
                 picture = self.image_processor.apply_overlay(overlay, picture, fitted, crop)
             painted = [picture]
         return self.finish(painted, return_dict)
 
     def crop_region(
-        self, mask: Image.Image, padding: int, height: int | None, width: int | None
+        self, mask: torch.Tensor, padding: int, height: int | None, width: int | None
     ) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom of what a mask marks, with `padding`, at the aspect to work at; or of it all."""
-        if mask.getbbox() is None:
-            return (0, 0, *mask.size)
+        """
+        Left, top, right and bottom of what a mask (H, W) marks, with `padding`, at the aspect to work at; or of it all.
+        """
+        marked = mask >= MASK_THRESHOLD
+        if not bool(marked.any()):
+            return (0, 0, *reversed(mask.shape))
         height, width = self.picture_size(self.default_grid, height, width)
-        return VaeImageProcessor.get_crop_region(mask, width, height, pad=padding)
+        return VaeImageProcessor.get_crop_region(mask_picture(marked.float()), width, height, pad=padding)

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,6 +46,11 @@ class FillingOptions:
     def pick(cls, values: Mapping[str, Any]) -> "FillingOptions":
         """Those among the arguments of a call."""
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+    def scale_at(self, step: int) -> float:
+        """The guidance scale of a step, from 0."""
+        over_steps = self.guidance_schedule, self.guidance_interval
+        return guidance_at(self.guidance_scale, step, self.num_inference_steps, *over_steps)
 
 
 class ShowoPipelineBase(DiffusionPipeline):
@@ -96,6 +102,12 @@ class ShowoPipelineBase(DiffusionPipeline):
     def check_filling(self, options: FillingOptions, batch_size: int):
         """Raise `ValueError` or `TypeError` for wrong options of the steps."""
         check_count("num_inference_steps", options.num_inference_steps)
+        most = getattr(self.scheduler.config, "num_train_timesteps", math.inf)
+        if options.num_inference_steps > most:
+            raise ValueError(
+                f"`num_inference_steps` must be at most the `num_train_timesteps` of this {type(self.scheduler).__name__}, "
+                f"{most}, got {options.num_inference_steps}."
+            )
         check_guidance(options.guidance_scale, options.guidance_schedule, options.guidance_interval)
         if options.temperature is not None:
             check_number("temperature", options.temperature)
@@ -227,7 +239,11 @@ class ShowoPipelineBase(DiffusionPipeline):
         return full
 
     def fill_in(
-        self, latents: torch.LongTensor, prompts: EncodedPrompts, options: FillingOptions
+        self,
+        latents: torch.LongTensor,
+        prompts: EncodedPrompts,
+        options: FillingOptions,
+        windows: Sequence[tuple[Window, list[int]]] | None = None,
     ) -> Iterator[tuple[int, int, torch.LongTensor]]:
         """
         Fill in the unknown tokens, step by step; known ones stay.
@@ -236,6 +252,8 @@ class ShowoPipelineBase(DiffusionPipeline):
 
         Args:
             latents (`torch.LongTensor` of shape `(batch, h, w)`): codes, the codebook size where unknown.
+            windows: in this order, each with the pictures of the batch that it is filled in of; planned for what is unknown
+                by default.
 
         Yields:
             after each step its number, the number of steps at most, and the grid so far; at last the finished one.
@@ -244,7 +262,8 @@ class ShowoPipelineBase(DiffusionPipeline):
             RuntimeError: if scheduler or callback leave it unfinished.
         """
         self._guidance_scale = options.guidance_scale
-        windows = share_windows([plan_windows(one, self.default_grid) for one in latents == self.unknown_code])
+        if windows is None:
+            windows = share_windows([plan_windows(one, self.default_grid) for one in latents == self.unknown_code])
         self._num_timesteps = len(windows) * (options.num_inference_steps - options.first_step)
         step = 0
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
@@ -290,23 +309,21 @@ class ShowoPipelineBase(DiffusionPipeline):
         if isinstance(generator, list):
             generator = [generator[picture] for picture in pictures]
         self.set_timesteps(options.num_inference_steps, grid_size, options.temperature)
-        ids = self.picture_input_ids(given)[prompts.sample_of_rows(len(given))]
-        attention_mask = self.picture_attention_mask(prompts, ids)
         tokens, ours = given, isinstance(self.scheduler, DiscreteSchedulerMixin)
         if ours:
             tokens = torch.where(unknown, self.scheduler.initial_sample(tokens, generator), given)
+        contexts = {}  # prompts and mask of the steps with guidance, and of those without
         timesteps = self.scheduler.timesteps[options.first_step :]
         for i, timestep in enumerate(timesteps):
-            scale = guidance_at(
-                options.guidance_scale,
-                options.first_step + i,
-                options.num_inference_steps,
-                options.guidance_schedule,
-                options.guidance_interval,
-            )
-            stepped, finished = self.take_step(tokens, unknown, timestep, prompts, attention_mask, scale, generator)
+            scale = options.scale_at(options.first_step + i)
+            guided = scale != 1
+            if guided not in contexts:
+                its_prompts = prompts if guided else prompts.without_guidance(len(given))
+                ids = self.picture_input_ids(given)[its_prompts.sample_of_rows(len(given))]
+                contexts[guided] = its_prompts, self.picture_attention_mask(its_prompts, ids)
+            stepped, finished = self.take_step(tokens, unknown, timestep, *contexts[guided], scale, generator)
             latents = latents.clone()
-            latents[place] = torch.where(unknown, stepped, given).unflatten(1, grid_size)
+            latents[place] = torch.where(unknown, stepped, tokens).unflatten(1, grid_size)
             latents = self.call_back(step + i, timestep, latents, options)
             tokens = latents[place].flatten(1)
             yield latents
@@ -366,6 +383,7 @@ class ShowoPipelineBase(DiffusionPipeline):
         """A token grid (batch, h, w) to pictures as `output_type` says; "latent" gives the grid."""
         if output_type == "latent":
             return latents
+        self.load_offloaded()
         pixels = self.image_tokenizer.decode(latents.to(self._execution_device)).sample
         return self.image_processor.postprocess(pixels.float(), output_type=output_type)
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, TypeAlias
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from showo_hf.processing_showo import check_texts
 
 from .encoded_prompts import Composition
-from .masks import load_mask, token_shares
+from .masks import cut, load_mask, token_shares
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,14 @@ class PromptBatch:
         """The parts of each picture's prompt."""
         return [parts for parts in self.prompts for _ in range(self.num_images_per_prompt)]
 
+    def crop(self, box: tuple[int, int, int, int], size: tuple[int, int]) -> "PromptBatch":
+        """The prompts for a part of a picture of `size`, (height, width): left, top, right and bottom, in pixels."""
+
+        def cropped(part: PromptPart) -> PromptPart:
+            return part if part.mask is None else replace(part, mask=cut(token_shares(part.mask, size), box))
+
+        return replace(self, prompts=[tuple(map(cropped, parts)) for parts in self.prompts])
+
     @property
     def batch_size(self) -> int:
         """How many pictures there are to make."""
@@ -94,12 +103,10 @@ def is_composed(prompt: Any) -> bool:
 def check_parts(prompts: Sequence[Sequence[PromptPart]]):
     """Raise `TypeError` or `ValueError` for a text that is none, or a weight that is no finite number."""
     for part in (part for parts in prompts for part in parts):
+        if not isinstance(part.text, str):
+            raise TypeError(f"`prompt` must have parts with one text each, got {type(part.text).__name__}.")
         check_texts("prompt", part.text)
-        if (
-            isinstance(part.weight, bool)
-            or not isinstance(part.weight, (int, float))
-            or not math.isfinite(part.weight)
-        ):
+        if isinstance(part.weight, bool) or not isinstance(part.weight, Real) or not math.isfinite(part.weight):
             raise ValueError(
                 f"`prompt` must have parts with finite weights, got {part.weight!r} for {part.text!r:.40}."
             )
@@ -111,14 +118,12 @@ def is_plain(parts: Sequence[PromptPart]) -> bool:
 
 
 def compose(prompts: Sequence[Sequence[PromptPart]], grid_size: tuple[int, int]) -> Composition | None:
-    """How the parts of each picture's prompt come together on a grid; None where all are plain."""
+    """How the parts of each picture's prompt, with loaded masks, come together on a grid; None where all are plain."""
     if all(map(is_plain, prompts)):
         return None
     samples = [sample for sample, parts in enumerate(prompts) for _ in parts]
     weights = [
-        part.weight * torch.ones(grid_size)
-        if part.mask is None
-        else part.weight * token_shares(load_mask(part.mask, "prompt"), grid_size)
+        part.weight * torch.ones(grid_size) if part.mask is None else part.weight * token_shares(part.mask, grid_size)
         for parts in prompts
         for part in parts
     ]

@@ -87,6 +87,14 @@ def test_sixteen_bits_are_scaled(tmp_path):
     assert [load_picture(tmp_path / "deep.png").getpixel((x, 0))[0] for x in range(3)] == [0, 100, 255]
 
 
+def test_grey_of_floats_is_scaled():
+    picture = Image.fromarray(np.array([[0, 0.2, 1]], "float32"))
+    assert picture.mode == "F" and [load_picture(picture).getpixel((x, 0))[0] for x in range(3)] == [0, 51, 255]
+    for wrong in (-1, 300, np.nan):
+        with pytest.raises(ValueError, match="`images` must have floats from 0 to 1, or to 255, got"):
+            load_picture(Image.fromarray(np.full((1, 1), wrong, "float32")))
+
+
 def test_an_animation_gives_its_first_frame(tmp_path):
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])

@@ -43,6 +43,14 @@ def test_what_looks_at_one_token_alone_is_the_same_in_tiles(height, width, tile)
     assert torch.equal(pooled, codes)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_sums_of_tiles_are_exact_in_every_dtype(dtype):
+    codes = torch.full((1, 1, 40, 34), 0.9, dtype=dtype)
+    found = decode_tiled(lambda part: part.repeat_interleave(16, -1).repeat_interleave(16, -2), codes, 32, 16)
+    assert found.dtype == dtype and found.shape == (1, 1, 640, 544)
+    torch.testing.assert_close(found, torch.full_like(found, 0.9))
+
+
 def test_a_tokenizer_takes_large_pictures_in_tiles_and_small_ones_whole():
     tokenizer = tiny.lfq()
     sizes = []

@@ -37,6 +37,13 @@ def finite_number(text: str) -> float:
     return number
 
 
+def number_from_zero(text: str) -> float:
+    number = finite_number(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 on, got {text!r}")
+    return number
+
+
 def share(text: str) -> float:
     """A number from 0 to 1."""
     number = finite_number(text)

@@ -44,7 +44,7 @@ def load_picture(image: Any, name: str = "images", max_aspect: float = MAX_ASPEC
     A picture as RGB.
 
     Transparency is laid on white, the first frame of an animation is taken, the camera's orientation is applied, and
-    16-bit grey is scaled to 8 bits. Of a very long picture only the middle is kept.
+    grey of 16 bits, or of floats, is scaled to 8 bits. Of a very long picture only the middle is kept.
 
     Args:
         image: a PIL picture; an array or tensor (H, W, 1, 3 or 4 channels), (channels, H, W) or (H, W), uint8 or floats
@@ -68,7 +68,7 @@ def load_grey(image: Any, name: str) -> Image.Image:
 
 
 def read_picture(image: str | Path | Image.Image, name: str) -> Image.Image:
-    """The whole picture in its own mode, the camera's orientation applied; errors as in [`load_picture`]."""
+    """The whole picture, in a mode of 8 bits, the camera's orientation applied; errors as in [`load_picture`]."""
     if not isinstance(image, (str, Path, Image.Image)):
         raise TypeError(
             f"`{name}` must hold PIL pictures, arrays, tensors, paths or URLs, got {type(image).__name__}: {image!r:.80}."
@@ -76,7 +76,7 @@ def read_picture(image: str | Path | Image.Image, name: str) -> Image.Image:
     try:
         picture = open_picture(image)
         picture.load()
-        return ImageOps.exif_transpose(picture)
+        picture = ImageOps.exif_transpose(picture)
     except Image.DecompressionBombError as error:
         raise ValueError(f"`{name}` holds a picture that is too large: {describe(image)}. {error}") from error
     except Exception as error:  # Pillow's plugins, httpx and base64 raise what they like
@@ -84,6 +84,7 @@ def read_picture(image: str | Path | Image.Image, name: str) -> Image.Image:
         raise ValueError(
             f"`{name}` holds a picture that cannot be read: {describe(image)} ({reason:.200})."
         ) from error
+    return in_eight_bits(picture, name)
 
 
 def open_picture(image: str | Path | Image.Image) -> Image.Image:
@@ -138,11 +139,24 @@ def array_to_picture(array: np.ndarray | torch.Tensor, name: str) -> Image.Image
     return Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values)
 
 
+def in_eight_bits(picture: Image.Image, name: str) -> Image.Image:
+    """Grey of 16 bits, or of floats up to 1 or to 255, to 8 bits; others as they are. `ValueError` for other floats."""
+    if picture.mode != "F" and not picture.mode.startswith("I"):
+        return picture
+    values = np.asarray(picture).astype(np.float64)
+    if picture.mode == "F":
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
+            raise ValueError(
+                f"`{name}` must have floats from 0 to 1, or to 255, got {values.min():.3g} to {values.max():.3g}."
+            )
+        values = values * (255 if values.max() <= 1 else 1)
+    else:
+        values = values / (257 if values.max() > 255 else 1)
+    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+
+
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """Any mode to RGB: transparency on white, 16-bit grey scaled."""
-    if picture.mode.startswith("I;16") or picture.mode == "I":
-        grey = np.asarray(picture).astype(np.float64) / (257 if np.asarray(picture).max() > 255 else 1)
-        return Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    """Any mode of 8 bits to RGB, transparency on white."""
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

@@ -46,7 +46,7 @@ def decode_tiled(
     """
     Codes (batch, bits, h, w) to pixels (batch, channels, H, W), tile by tile, faded into each other where they overlap.
 
-    Arguments are those of [`encode_tiled`].
+    Arguments are those of [`encode_tiled`]. Sums are in float32 at least, whatever `decode` gives.
     """
     height, width = codes.shape[-2:]
     pixels = weights = None
@@ -54,12 +54,13 @@ def decode_tiled(
         for columns, _ in kept_parts(width, tile):
             part = decode(codes[..., rows, columns])
             if pixels is None:
-                pixels = part.new_zeros(*part.shape[:2], height * factor, width * factor)
-                weights = part.new_zeros(height * factor, width * factor)
-            share = tent(part.shape[-2]).to(part)[:, None] * tent(part.shape[-1]).to(part)
+                sums = {"dtype": torch.promote_types(part.dtype, torch.float32), "device": part.device}
+                pixels = torch.zeros(*part.shape[:2], height * factor, width * factor, **sums)
+                weights = torch.zeros(height * factor, width * factor, **sums)
+            share = tent(part.shape[-2]).to(weights)[:, None] * tent(part.shape[-1]).to(weights)
             pixels[..., in_pixels(rows, factor), in_pixels(columns, factor)] += part * share
             weights[in_pixels(rows, factor), in_pixels(columns, factor)] += share
-    return pixels / weights
+    return (pixels / weights).to(part.dtype)
 
 
 def kept_parts(size: int, tile: int) -> Iterator[tuple[slice, slice]]:

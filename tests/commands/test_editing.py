@@ -85,6 +85,14 @@ def test_variations_follow_strength_and_seed(apple):
     assert not np.array_equal(pixels("two-0.png"), pixels("two-1.png"))
 
 
+def test_the_steps_of_a_growing_picture_have_its_size_from_the_first_on(apple):
+    run("extend", apple, PROMPT, "--extent", "24", "--rounds", "2", "-o", "out.png", "--save-steps", "steps.gif")
+    with Image.open("steps.gif") as film:
+        assert film.n_frames == 8 and film.size == (144, 96)
+        first = np.asarray(film.convert("RGB"))
+    assert (abs(first[:, 120:].astype(int) - 128) < 3).all(), "the second round is unknown yet"
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -97,6 +105,10 @@ def test_variations_follow_strength_and_seed(apple):
         (["inpaint", "disc.png", PROMPT, "--box", "0,0,9,9", "--strength", "1.5", "-o", "a.png"], "--strength"),
         (["inpaint", "disc.png", PROMPT, "--box", "0,0,9,9", "--crop", "4", "--save-steps", "a.gif", "-o", "a.png"],
          "--crop"),
+        (["inpaint", "disc.png", PROMPT, "--box", "0,0,9,9", "--crop", "4", "--num", "2", "-o", "a.png"], "--num"),
+        (["inpaint", "disc.png", PROMPT, "--mask", "wide.png", "-o", "a.png"], "`--mask` must have the aspect"),
+        (["vary", "disc.png", PROMPT, "--guidance", "-1", "-o", "a.png"], "--guidance"),
+        (["vary", "disc.png", PROMPT, "--temperature", "-1", "-o", "a.png"], "--temperature"),
         (["extend", "disc.png", PROMPT, "--direction", "north", "-o", "a.png"], "north"),
         (["extend", "disc.png", PROMPT, "--extent", "10", "-o", "a.png", "-q"], "10"),
         (["extend", "disc.png", PROMPT, "-o", "a.bmp"], ".png"),
@@ -105,4 +117,5 @@ def test_variations_follow_strength_and_seed(apple):
     ],
 )  # fmt: skip
 def test_a_wrong_command_line_is_told_in_words(arguments, named, apple, refused):
+    Image.new("L", (96, 48), 255).save("wide.png")
     refused(arguments, named)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from diffusers import AmusedScheduler, BlockRefinementScheduler
 from PIL import Image
 
 from showo_hf import MaskGITScheduler, ShowoAnyToAnyPipeline, ShowoT2IPipeline, cli
@@ -47,6 +48,20 @@ def test_the_list(command, capsys):
     for line, kind in zip(lines, SCHEDULERS.values(), strict=True):
         summary = line.split("  ", 1)[1].strip()
         assert len(line) <= 140 and summary.endswith(".") and summary == kind.__doc__.split("\n")[1].strip()
+
+
+@pytest.mark.parametrize("kind", [AmusedScheduler, BlockRefinementScheduler])
+def test_a_model_with_a_scheduler_of_diffusers_makes_each_picture_by_its_seed(kind, taught_folder, tmp_path):
+    folder = tmp_path / "model"
+    pipe = ShowoT2IPipeline.from_pretrained(taught_folder)
+    pipe.scheduler = kind(**({"mask_token_id": tiny.CODES} if kind is AmusedScheduler else {}))
+    pipe.save_pretrained(folder)
+    common = ["--model", str(folder), "--device", "cpu", "--quiet", "--steps", "4"]
+    assert cli.main(["generate", "an owl", "-o", "a.png", "--seed", "5", "--num", "2", *common]) == cli.GOOD
+    assert cli.main(["generate", "an owl", "-o", "b.png", "--seed", "6", *common]) == cli.GOOD
+    assert (pixels("a-1.png") == pixels("b.png")).all()
+    # The other one takes the likeliest codes by default, whatever the seed.
+    assert (pixels("a-0.png") == pixels("b.png")).all() == (kind is BlockRefinementScheduler)
 
 
 @pytest.mark.parametrize("name", NAMES)

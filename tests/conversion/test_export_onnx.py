@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -328,6 +329,16 @@ def test_a_model_without_picture_tokenizer_is_refused(processor, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name, value", [("top_k", 5), ("top_p", 0.9)])
+def test_a_scheduler_that_the_runner_does_not_know_is_refused(saved, tmp_path, name, value):
+    folder = tmp_path / "pipeline"
+    shutil.copytree(saved, folder)
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    with pytest.raises(ConversionError, match=f"the scheduler's `{name}` must be None, .* got {value}"):
+        export_onnx(folder, tmp_path / "onnx")
+
+
 def test_a_graph_that_computes_something_else_is_not_kept(processor, tmp_path):
     pipe = tiny.pipeline(processor)
     pipe.model.model.layers[0].mlp.up_proj.weight.data.fill_(torch.nan)

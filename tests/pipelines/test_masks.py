@@ -47,6 +47,18 @@ def test_a_mask_is_read_from_whatever_it_is(tmp_path):
         assert found.dtype == torch.float32 and torch.equal(found, expected), mask
 
 
+def test_a_mask_of_more_than_8_bits_or_of_floats_has_its_whole_range(tmp_path):
+    soft = np.array([[0.0, 0.2, 0.6, 1.0]], "float32")
+    expected = torch.from_numpy(soft)
+    sixteen = Image.fromarray((soft * 65535).round().astype("uint16"))
+    sixteen.save(tmp_path / "mask.png")
+    floats = (Image.fromarray(soft), Image.fromarray(255 * soft))
+    for mask in (sixteen, sixteen.convert("I"), tmp_path / "mask.png", *floats):
+        torch.testing.assert_close(load_mask(mask), expected, rtol=0, atol=1 / 500)
+    with pytest.raises(ValueError, match="`mask_image` must have floats from 0 to 1, or to 255, got 0 to 256"):
+        load_mask(Image.fromarray(256 * soft))
+
+
 def test_a_soft_mask_stays_soft_and_what_is_transparent_is_not_marked():
     soft = torch.tensor([[0.0, 0.25, 1.0]])
     assert torch.equal(load_mask(soft), soft)

@@ -48,6 +48,20 @@ def test_a_panorama_by_one_call_is_that_of_several(extrapolate):
     assert torch.equal(panorama, grown)
 
 
+def test_steps_are_counted_over_all_rounds(extrapolate):
+    seen = []
+
+    def note(pipe, step, timestep, tensors):
+        latents = tensors["latents"]
+        assert torch.equal(latents[..., 4:8], grid()[None])
+        seen.append((step, pipe.num_timesteps, tuple(latents.shape), int((latents == tiny.CODES).sum())))
+
+    edit(extrapolate, direction=["left", "right"], rounds=2, callback_on_step_end=note)
+    steps, totals, shapes, left = zip(*seen, strict=True)
+    assert steps == tuple(range(16)) and set(totals) == {16} and set(shapes) == {(1, 4, 12)}
+    assert left[3::4] == (24, 16, 8, 0) and list(left) == sorted(left, reverse=True)
+
+
 def test_new_tokens_follow_what_is_beside_them(extrapolate):
     """Of a picture that is longer than a window, only what lies in the window counts."""
     long = grid(shape=(4, 8))
@@ -84,14 +98,37 @@ def test_a_picture_is_encoded_once_and_its_tokens_stay(extrapolate):
     assert torch.equal(edit(extrapolate, image=picture, rounds=3)[..., :4], encoded(picture, extrapolate))
 
 
-def test_parts_of_a_prompt_lie_on_the_picture_as_it_grows(extrapolate):
-    """A part for the right half of the picture with its new tokens, all of which lie there."""
-    right = Image.new("L", (2, 1))
-    right.putpixel((1, 0), 255)
-    regional = edit(
-        extrapolate, [PromptPart("owl", mask=right), PromptPart("two hearts", mask=np.array([[255, 0]], "uint8"))]
-    )
-    assert torch.equal(regional, edit(extrapolate, "owl"))
+@pytest.mark.parametrize("direction, order", [("right", [0, 0, 1, 2]), ("left", [2, 1, 0, 0])])
+def test_parts_of_a_prompt_lie_on_the_finished_picture(extrapolate, direction, order):
+    """Of two rounds the first is an owl, the second two hearts; the given half is anything."""
+    parts = [
+        PromptPart(text, mask=np.uint8([[255 * (number == place) for place in order]]))
+        for number, text in enumerate(["a green pear", "owl", "two hearts"])
+    ]
+    draws, grown = generator(), grid()
+    for text in ("owl", "two hearts"):
+        grown = edit(extrapolate, text, image=grown, direction=direction, generator=draws)
+    found = edit(extrapolate, [parts], image=grid(), direction=direction, rounds=2, generator=generator())
+    assert torch.equal(found, grown)
+
+
+def test_parts_of_a_prompt_lie_on_a_picture_that_grows_to_all_sides(extrapolate):
+    directions, draws, grown = ["up", "left", "down", "right"], generator(), grid()
+    for direction in directions:
+        grown = edit(extrapolate, direction, image=grown, direction=direction, generator=draws)
+    masks = {
+        "up": (slice(0, 2), slice(2, 6)),
+        "left": (slice(0, 6), slice(0, 2)),
+        "down": (slice(6, 8), slice(0, 6)),
+        "right": (slice(0, 8), slice(6, 8)),
+    }
+    parts = []
+    for text, place in masks.items():
+        mask = torch.zeros(8, 8)
+        mask[place] = 1
+        parts.append(PromptPart(text, mask=mask))
+    found = edit(extrapolate, [parts], image=grid(), direction=directions, generator=generator())
+    assert torch.equal(found, grown)
 
 
 @pytest.mark.parametrize(

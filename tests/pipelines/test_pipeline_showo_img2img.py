@@ -5,10 +5,11 @@ import logging
 import pytest
 import tiny
 import torch
+from diffusers import AmusedScheduler
 from painting import PROMPTS, edit, from_words, make, watched
 from talking import PROCESSOR, Calls, generator, grid, pixels
 
-from showo_hf import MaskGITScheduler, ShowoImg2ImgPipeline
+from showo_hf import MaskAndReplaceScheduler, MaskGITScheduler, ShowoImg2ImgPipeline
 from showo_hf.pipelines.editing_pipeline import GROUPS
 from showo_hf.schedulers import SCHEDULERS
 from showo_hf.schedulers.scheduling_utils import sample_uniform
@@ -46,8 +47,7 @@ def test_strength_is_the_share_of_tokens_that_is_made_anew(remasking, strength, 
 
 @pytest.mark.parametrize("schedule, strength, steps", [("linear", 0.5, 6), ("linear", 0.05, 1), ("cosine", 0.45, 4)])
 def test_steps_that_would_leave_more_unknown_are_left_out(schedule, strength, steps):
-    scheduler = MaskGITScheduler(mask_token_id=tiny.CODES, masking_schedule=schedule)
-    pipe, seen = make(ShowoImg2ImgPipeline, scheduler=scheduler), []
+    pipe, seen = varying(MaskGITScheduler, schedule), []
     edit(
         pipe,
         strength=strength,
@@ -56,6 +56,17 @@ def test_steps_that_would_leave_more_unknown_are_left_out(schedule, strength, st
         callback_on_step_end=lambda pipe, step, timestep, tensors: seen.append((step, int(timestep))),
     )
     assert seen == [(step, steps - 1 - step) for step in range(steps)] and pipe.num_timesteps == steps
+
+
+@pytest.mark.parametrize("kind", [MaskAndReplaceScheduler, AmusedScheduler])
+def test_steps_are_left_out_by_the_masking_schedule_of_any_scheduler(kind):
+    pipe = varying(kind, "cosine")
+    edit(pipe, strength=0.45, num_inference_steps=12, remasking="random")
+    assert pipe.num_timesteps == 4
+
+
+def varying(kind, schedule):
+    return make(ShowoImg2ImgPipeline, scheduler=kind(mask_token_id=tiny.CODES, masking_schedule=schedule))
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))

@@ -10,7 +10,7 @@ from painting import MIDDLE, PROMPTS, WatchedScheduler, edit, encoded, from_word
 from PIL import Image
 from talking import Calls, generator, grid, pixels
 
-from showo_hf import MaskGITScheduler, ShowoInpaintPipeline
+from showo_hf import MaskGITScheduler, PromptPart, ShowoInpaintPipeline
 
 
 @pytest.fixture
@@ -156,6 +156,29 @@ def test_a_crop_around_the_mask_is_painted_at_full_size(inpaint, size, marked, p
     assert not np.array_equal(np.array(found)[inside], np.array(picture)[inside])
 
 
+def test_what_is_hardly_marked_makes_no_crop_larger_and_changes_nothing_outside(inpaint):
+    picture, soft = pixels(size=(40, 40)), torch.zeros(40, 40)
+    soft[8:20, 8:20] = 0.02
+    soft[12:20, 12:20] = 1
+    everywhere = soft.clamp(min=0.02)
+    options = {"image": picture, "padding_mask_crop": 0, "output_type": "pil"}
+    (expected,) = edit(inpaint, mask_image=(soft == 1), **options)
+    for mask in (soft, everywhere):
+        (found,) = edit(inpaint, mask_image=mask, **options)
+        assert np.array_equal(np.array(found), np.array(expected))
+
+
+def test_parts_of_a_prompt_keep_their_place_when_a_crop_is_painted(inpaint):
+    picture, mask = pixels(size=(40, 40)), Image.new("L", (40, 40))
+    mask.paste(255, (24, 4, 40, 20))
+    left = torch.tensor([[1.0, 0.0]])
+    parts = [PromptPart("owl", mask=left), PromptPart("two hearts", mask=1 - left)]
+    options = {"image": picture, "mask_image": mask, "padding_mask_crop": 0, "output_type": "pil"}
+    (found,), (right,) = edit(inpaint, [parts], **options), edit(inpaint, "two hearts", **options)
+    assert np.array_equal(np.array(found), np.array(right))
+    assert not np.array_equal(np.array(found), np.array(edit(inpaint, "owl", **options)[0]))
+
+
 def test_a_thin_mark_at_a_high_resolution_is_not_lost_in_cropping():
     thin = torch.zeros(160, 160)
     thin[81, 60:100] = 1
@@ -175,9 +198,12 @@ def test_a_crop_with_nothing_to_paint_gives_the_whole_picture(inpaint, nothing, 
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"output_type": "pt"}, "`padding_mask_crop` must be None unless one picture is given and 'pil' is asked for"),
-        ({"image": grid()}, "`padding_mask_crop` must be None unless"),
-        ({"num_images_per_prompt": 2}, "`padding_mask_crop` must be None unless"),
+        (
+            {"output_type": "pt"},
+            "unless one picture of pixels is changed and 'pil' is asked for, got 2 with 1 and 'pt'",
+        ),
+        ({"image": grid()}, "`padding_mask_crop` must be None unless .*, got 2 with tokens"),
+        ({"num_images_per_prompt": 2}, "`padding_mask_crop` must be None unless .*, got 2 with 2 and 'pil'"),
         ({"padding_mask_crop": -1}, "`padding_mask_crop` must be an integer of at least 0, got -1"),
         ({"padding_mask_crop": 1.5}, "`padding_mask_crop` must be an integer"),
     ],

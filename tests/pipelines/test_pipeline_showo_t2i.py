@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from PIL import Image
 
 from showo_hf import MaskGITScheduler, ShowoImagePipelineOutput, ShowoT2IPipeline
@@ -233,6 +234,20 @@ def test_the_callback_can_replace_the_tokens(pipe):
     assert tokens(pipe, callback_on_step_end=one_more)[0, 0, 0] == 5
 
 
+def test_the_callback_can_replace_given_tokens(pipe):
+    latents = torch.full((1, 4, 4), tiny.CODES)
+    latents[0, 3] = 1
+
+    def other_corner(its_pipe, step, timestep, tensors):
+        if step == 0:
+            changed = tensors["latents"].clone()
+            changed[0, 3, 3] = 5
+            return {"latents": changed}
+
+    found = tokens(pipe, latents=latents, callback_on_step_end=other_corner)
+    assert found[0, 3].tolist() == [1, 1, 1, 5]
+
+
 def test_the_callback_gets_only_the_tensors_asked_for(pipe):
     seen = []
     tokens(
@@ -297,6 +312,20 @@ def test_offloading_changes_no_token(processor, pipe):
     offloaded.enable_model_cpu_offload(device="cpu")
     for _ in range(2):
         assert torch.equal(tokens(offloaded, PROMPTS, output_type="pt"), expected)
+
+
+def test_an_offloaded_model_is_loaded_to_decode_a_finished_grid(processor):
+    """Where nothing is unknown, the picture tokenizer is the first to run."""
+    pipe, loads = tiny.pipeline(processor), []
+
+    class Hook(ModelHook):
+        def pre_forward(self, module, *args, **kwargs):
+            loads.append(module)
+            return args, kwargs
+
+    add_hook_to_module(pipe.model, Hook())
+    pipe("owl", latents=torch.zeros(1, 4, 4, dtype=torch.long), output_type="pt")
+    assert loads == [pipe.model]
 
 
 @pytest.mark.gpu

@@ -9,6 +9,7 @@ from PIL import Image
 from talking import PROCESSOR, Calls, generator, grid, pixels
 
 from showo_hf import (
+    MaskAndReplaceScheduler,
     MaskGITScheduler,
     PromptPart,
     ShowoExtrapolatePipeline,
@@ -87,6 +88,35 @@ def test_a_picture_is_worked_on_at_the_trained_size_or_as_asked(kind, editor):
     assert edit(editor, image=wide, width=24, **options).shape == (1, 4, 6 + more)
     assert edit(editor, image=wide, height=20, **options).shape == (1, 5, 8 + more)
     assert edit(editor, image=wide, height=16, width=16, **options).shape == (1, 4, 4 + more)
+
+
+@pytest.mark.parametrize("image", [pixels(size=(8, 16)), grid(shape=(2, 4))], ids=["pixels", "tokens"])
+def test_a_smaller_size_works_and_warns(kind, editor, caplog, image):
+    options = {"height": 8, "width": 16} if isinstance(image, Image.Image) else {}
+    if kind is ShowoInpaintPipeline:
+        options["mask_image"] = torch.ones(1, 2)
+    with caplog.at_level("WARNING"):
+        found = edit(editor, image=image, **options)
+    assert found.shape[1:2] == (2,) and found.max() < tiny.CODES
+    assert "trained on grids of 4x4 tokens; 2x4 may look worse" in caplog.text
+
+
+def test_more_steps_than_the_scheduler_has_times_are_refused_before_any_work(editor):
+    editor.scheduler = MaskAndReplaceScheduler(mask_token_id=tiny.CODES, num_train_timesteps=10)
+    calls = Calls(editor)
+    with pytest.raises(
+        ValueError, match="`num_inference_steps` must be at most .* MaskAndReplaceScheduler, 10, got 11"
+    ):
+        edit(editor, num_inference_steps=11)
+    assert calls == []
+
+
+def test_numbers_may_be_numpy_s(kind, editor):
+    options = {"extent": np.int64(8)} if kind is ShowoExtrapolatePipeline else {"strength": np.float32(0.5)}
+    plain = {name: value.item() for name, value in options.items()}
+    steps, scale = {"num_inference_steps": np.int64(3)}, {"guidance_scale": np.float32(2.5)}
+    expected = edit(editor, num_inference_steps=3, guidance_scale=2.5, **plain)
+    assert torch.equal(edit(editor, **steps, **scale, **options), expected)
 
 
 def test_text_guides_and_a_negative_prompt_leads_away(editor):

@@ -7,9 +7,9 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from painting import PROMPTS, edit, from_words, make
+from painting import PROMPTS, WINDOW, edit, from_words, make
 from PIL import Image
-from talking import PROCESSOR, generator, grid
+from talking import PROCESSOR, Calls, generator, grid
 
 from showo_hf import PromptPart, ShowoInpaintPipeline, ShowoT2IPipeline
 from showo_hf.pipelines.encoded_prompts import Composition
@@ -75,6 +75,14 @@ def test_schedules_and_intervals_in_a_pipeline():
     assert len({tuple(one.flatten().tolist()) for one in (plain, late, none)}) == 3
 
 
+def test_steps_outside_of_the_interval_run_no_unconditional_rows():
+    pipe = make(ShowoT2IPipeline)
+    calls = Calls(pipe)
+    pipe("owl", num_inference_steps=4, guidance_interval=(0.3, 0.7), generator=generator(), output_type="latent")
+    calls.handle.remove()
+    assert calls[1:] == [(1, WINDOW), (2, WINDOW), (2, WINDOW), (1, WINDOW)]
+
+
 # Parts
 
 
@@ -87,6 +95,17 @@ def test_prompts_are_texts_and_lists_of_parts():
     for wrong in (part, [part, "heart"], [[part, "heart"]], [[]], [[part], None]):
         with pytest.raises(TypeError, match="`prompt` must be a"):
             prompt_parts(wrong)
+
+
+def test_a_part_has_one_text():
+    with pytest.raises(TypeError, match="`prompt` must have parts with one text each, got list"):
+        from_words([PromptPart(["owl", "heart"])])
+
+
+def test_encoding_prompts_checks_them():
+    pipe = make(ShowoT2IPipeline)
+    with pytest.raises(ValueError, match="`negative_prompt` must be one text or one for each of the 3 prompts, got 2"):
+        pipe.encode_prompt(PROMPTS, ["owl", "heart"])
 
 
 def test_only_prompts_that_are_not_plain_are_composed():

@@ -50,6 +50,16 @@ def test_all_is_filled_in_and_what_is_known_stays(kind, grid, schedule, steps, s
     assert (after != MASK).all()
 
 
+@EACH
+def test_logits_with_gradients_are_taken(kind):
+    made, sample = scheduler(kind, 3, (3, 3)), unknown()
+    timestep = made.timesteps[0]
+    expected = made.step(logits(sample.shape), timestep, sample, generator=generator()).prev_sample
+    made = scheduler(kind, 3, (3, 3))
+    tracked = logits(sample.shape).requires_grad_()
+    assert torch.equal(made.step(tracked, timestep, sample, generator=generator()).prev_sample, expected)
+
+
 @settings(deadline=None, max_examples=60)
 @given(kinds, grids(), steps_strategy, seeds)
 def test_a_list_of_generators_gives_what_each_gives_alone(kind, grid, steps, seed):

@@ -206,6 +206,13 @@ def test_purity_weight_sharpens_where_the_model_is_sure():
     torch.testing.assert_close(shares, wanted / wanted.sum(), rtol=0, atol=0.012)
 
 
+def test_a_large_purity_weight_draws_the_likeliest():
+    made = scheduler(1, codes=4, purity_weight=1e4)
+    row = torch.tensor([0.2, 0.5, 0.3, 0.0])
+    found = made.step(row.log().expand(1, 50, 4), 10, torch.full((1, 50), 4), generator=generator()).prev_sample
+    assert (found == 1).all()
+
+
 @pytest.mark.parametrize("mask_share", [0.7, 1.0])
 def test_purity_fills_in_where_the_model_is_sure(mask_share):
     sure = torch.zeros(1, 6000, CODES)

@@ -179,7 +179,7 @@ def test_another_batch_within_a_run_is_refused():
         ({"sigma_rule": "max"}, "`sigma_rule` must be 'cap' or 'rescale', got 'max'"),
         ({"temperature_rule": "none"}, "`temperature_rule` must be 'compound' or 'linear', got 'none'"),
         ({"temperature": -1.0}, "`temperature` must be a finite number that is not negative, got -1.0"),
-        ({"eta": 1.5}, "`eta` must be from 0 to 1, got 1.5"),
+        ({"eta": 1.5}, "`eta` must be a number from 0 to 1, got 1.5"),
     ],
 )
 def test_wrong_settings_are_refused(options, message):

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 import showo_hf
 from showo_hf.schedulers import SCHEDULERS
-from showo_hf.schedulers.scheduling_utils import keep_likely, sample_categorical, sample_wanted, skip_categorical
+from showo_hf.schedulers.scheduling_utils import (
+    NOISE_ROWS,
+    keep_likely,
+    sample_categorical,
+    sample_wanted,
+    skip_categorical,
+)
 
 
 # Draws
@@ -34,12 +40,15 @@ def test_some_tokens_are_drawn_as_among_all(batch, tokens, codes, listed, seed):
         assert all(torch.equal(first, other) for other in others)
 
 
-def test_draws_at_the_size_of_the_published_models():
-    probabilities = torch.randn(1, 40, 8192, generator=generator(1)).softmax(-1)
-    everything, draws = torch.ones(1, 40, dtype=torch.bool), (generator(), generator())
+@pytest.mark.parametrize("tokens", [40, NOISE_ROWS, 2 * NOISE_ROWS + 1])
+@pytest.mark.parametrize("every", [1, 3, 1000])
+def test_draws_at_the_size_of_the_published_models(tokens, every):
+    probabilities = torch.randn(1, tokens, 8192, generator=generator(1)).softmax(-1)
+    wanted, draws = torch.arange(tokens)[None] % every == 0, [generator() for _ in range(3)]
     expected = torch.multinomial(probabilities[0], 1, generator=draws[0])[:, 0]
-    assert torch.equal(sample_wanted(probabilities[0], everything, draws[1]), expected)
-    assert torch.equal(draws[0].get_state(), draws[1].get_state())
+    assert torch.equal(sample_wanted(probabilities[wanted], wanted, draws[1]), expected[wanted[0]])
+    skip_categorical(wanted, 8192, draws[2])
+    assert all(torch.equal(draws[0].get_state(), one.get_state()) for one in draws)
 
 
 def test_the_default_generator_is_used_where_none_is_given():

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
-from ..argument_types import finite_number, positive_integer, seed_number
+from ..argument_types import number_from_zero, positive_integer, seed_number
 from .conversations import Message, conversation_text, read_conversation
 from .errors import CommandError, UsageError
 from .files import check_output, replace_file, save_numbered
@@ -78,8 +78,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("-o", "--output", type=Path, default=Path(), metavar="FOLDER", help="for the pictures (default: this one)")
     add("--load", type=Path, metavar="FILE.json", help="go on with a conversation that /save wrote")
     add("--steps", type=positive_integer, metavar="N", help="steps from nothing to a picture (default: the model's)")
-    add("--guidance", type=finite_number, metavar="G", help="pull of the words on pictures; 1 is none")
-    add("--temperature", type=finite_number, metavar="T", help="randomness of pictures (default: the model's)")
+    add("--guidance", type=number_from_zero, metavar="G", help="pull of the words on pictures; 1 is none")
+    add("--temperature", type=number_from_zero, metavar="T", help="randomness of pictures (default: the model's)")
     add("--seed", type=seed_number, metavar="N", help="makes it repeatable (default: a new one, told on stderr)")
     add("--max-new-tokens", type=positive_integer, metavar="N", help="longest answer in words (default: 256 tokens)")
     add("--max-images", type=natural_number, metavar="N", help="most pictures in an answer (default: 4)")

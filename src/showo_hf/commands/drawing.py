@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..argument_types import finite_number, picture_size, positive_integer, seed_number, share
+from ..argument_types import number_from_zero, picture_size, positive_integer, seed_number, share
 from .errors import UsageError
 from .files import check_output, numbered, replace_file
 from .loading import add_loading_options, check_model, choose_device, load_pipeline
@@ -58,8 +58,8 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", type=Path, required=True, help=f"picture to write ({', '.join(PICTURE_SUFFIXES)})")
     add("--negative-prompt", metavar="WORDS", help="what to keep away from")
     add("--steps", type=positive_integer, metavar="N", help="steps from nothing to a picture (default: the model's)")
-    add("--guidance", type=finite_number, metavar="G", help="pull of the words; 1 is none (default: the model's)")
-    add("--temperature", type=finite_number, metavar="T", help="randomness of the order (default: the model's)")
+    add("--guidance", type=number_from_zero, metavar="G", help="pull of the words; 1 is none (default: the model's)")
+    add("--temperature", type=number_from_zero, metavar="T", help="randomness of the order (default: the model's)")
     add("--seed", type=seed_number, metavar="N", help="makes it repeatable (default: a new one, told on stderr)")
     add("--num", type=positive_integer, default=1, metavar="N", help="number of pictures, from seed on (default: 1)")
     add_scheduler_options(parser)
@@ -126,8 +126,9 @@ def draw(options: argparse.Namespace, kind: str, arguments_of: Callable[[argpars
     outputs = numbered(options.output, options.num)
     save = getattr(options, "save_steps", None)
     step_outputs = numbered(save, options.num) if save else []
-    for start in range(0, options.num, BATCH_SIZE):
-        batch = slice(start, min(start + BATCH_SIZE, options.num))
+    batch_size = BATCH_SIZE if draws_by_picture(pipe) else 1
+    for start in range(0, options.num, batch_size):
+        batch = slice(start, min(start + batch_size, options.num))
         recorder = StepRecorder() if step_outputs else None
         seeds = range(seed + batch.start, seed + batch.stop)
         pictures = make_pictures(pipe, options, seeds, extra, recorder)
@@ -173,10 +174,18 @@ def make_pictures(
     given = {name: value for name, value in wanted.items() if value is not None}
     # One generator a picture, always on the CPU: each picture can be made again alone, with the same draws on any device.
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    generator = generators if draws_by_picture(pipe) else generators[0]
     try:
-        return pipe(options.prompt, num_images_per_prompt=len(seeds), generator=generators, **given).images
+        return pipe(options.prompt, num_images_per_prompt=len(seeds), generator=generator, **given).images
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
+
+
+def draws_by_picture(pipe: DiffusionPipeline) -> bool:
+    """Whether the scheduler takes a generator for each picture of a batch; diffusers' own take one for all."""
+    from ..schedulers.scheduling_utils import DiscreteSchedulerMixin
+
+    return isinstance(pipe.scheduler, DiscreteSchedulerMixin)
 
 
 class StepRecorder:

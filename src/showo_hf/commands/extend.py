@@ -9,6 +9,7 @@ from ..argument_types import positive_integer
 from .drawing import (
     add_drawing_options,
     add_editing_options,
+    add_save_steps,
     draw,
     drawing_parser,
     read_picture,
@@ -36,6 +37,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--rounds", type=positive_integer, metavar="N", help="how often the directions are gone through (default: 1)")
     add("--keep-pixels", action="store_true", help="put the original pixels back")
     add_drawing_options(parser)
+    add_save_steps(parser)
     return parser
 
 

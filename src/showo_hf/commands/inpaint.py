@@ -61,6 +61,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     if options.crop is not None and options.save_steps is not None:
         raise UsageError("`--save-steps` must be left out with `--crop`, whose steps are of a part of the picture")
+    if options.crop is not None and options.num > 1:
+        raise UsageError(f"`--num` must be 1 with `--crop`, which makes one picture at a time, got {options.num}")
     return draw(options, "ShowoInpaintPipeline", arguments_of)
 
 
@@ -70,7 +72,7 @@ def arguments_of(options: argparse.Namespace) -> dict[str, Any]:
     if options.box is not None:
         mask = box_mask(options.box, image.size)
     else:
-        mask = read_mask(options.mask)
+        mask = read_mask(options.mask, image.size)
     return {
         "image": image,
         "mask_image": mask,
@@ -82,12 +84,17 @@ def arguments_of(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def read_mask(name: str) -> torch.Tensor:
-    """A mask file or URL, (H, W) in [0, 1]. `UsageError` if it cannot be read."""
-    from ..pipelines.masks import load_mask
+def read_mask(name: str, size: tuple[int, int]) -> torch.Tensor:
+    """
+    A mask file or URL, (H, W) in [0, 1]. `UsageError` if it cannot be read, or has not the aspect of the picture's size,
+    (width, height).
+    """
+    from ..pipelines.masks import check_aspect, load_mask
 
     try:
-        return load_mask(name, "--mask")
+        mask = load_mask(name, "--mask")
+        check_aspect(mask, size[::-1], "--mask")
+        return mask
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -79,12 +79,14 @@ class EntropyBoundScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         if self.is_last(step):
             return None
         probabilities = draw.probabilities / draw.probabilities.sum(-1, keepdim=True)  # (unknown tokens, codes)
-        entropies = torch.special.entr(probabilities).sum(-1).double()
-        doubt = entropies if self.config.sort_by == "entropy" else -probabilities.amax(-1).double()
-        turns, under_bound = self.sort_under_bound(unknown, entropies, doubt)
-        num_unknown = unknown.sum(-1, keepdim=True)
-        due = num_unknown - self.num_masked_after(step, num_unknown, unknown.shape[1])
-        return unknown & (turns >= torch.maximum(under_bound, due))
+        # One number a token, which is little: in float64 on the CPU, as not all devices have it.
+        places = unknown.cpu()
+        entropies = torch.special.entr(probabilities).sum(-1).cpu().double()
+        doubt = entropies if self.config.sort_by == "entropy" else -probabilities.amax(-1).cpu().double()
+        turns, under_bound = self.sort_under_bound(places, entropies, doubt)
+        num_unknown = places.sum(-1, keepdim=True)
+        due = num_unknown - self.num_masked_after(step, num_unknown, places.shape[1])
+        return (places & (turns >= torch.maximum(under_bound, due))).to(unknown.device)
 
     def skip_step(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
         """Make the random draws of a step, for steps that are left out behind a picture that is done."""

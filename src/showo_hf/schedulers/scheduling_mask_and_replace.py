@@ -218,8 +218,8 @@ class MaskAndReplaceScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixi
     def draw_original(self, probabilities: torch.Tensor, generator: Generators = None) -> torch.LongTensor:
         """Draws of x_0, (batch, tokens), from (batch, tokens, K) probabilities, sharpened and truncated by the config."""
         if self.config.purity_weight > 0:
-            sharper = probabilities ** (1 + self.config.purity_weight * probabilities.amax(-1, keepdim=True))
-            probabilities = sharper / sharper.sum(-1, keepdim=True)
+            power = 1 + self.config.purity_weight * probabilities.amax(-1, keepdim=True)
+            probabilities = (power * probabilities.log()).softmax(-1)
         drawn = sample_categorical(probabilities, generator)
         if self.config.truncation_rate < 1:
             uniform = sample_uniform(drawn, generator)
@@ -265,9 +265,9 @@ class MaskAndReplaceScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixi
         if importance and bool((self.loss_counts >= 10).all()):
             weights = self.squared_losses.sqrt() + 1e-10
             weights[0] = weights[1:].max() if len(weights) > 1 else 1.0  # the likelihood term is of another size
-        probabilities = (weights / weights.sum()).to("cpu" if generator is None else generator.device)
+        probabilities = (weights / weights.sum()).float().to("cpu" if generator is None else generator.device)
         drawn = torch.multinomial(probabilities, batch_size, replacement=True, generator=generator)
-        return drawn + 1, probabilities[drawn].float()
+        return drawn + 1, probabilities[drawn]
 
     def update_history(self, timesteps: torch.LongTensor, terms: torch.Tensor):
         """Note the `term` of the training loss, (batch,), at `timesteps` (batch,)."""

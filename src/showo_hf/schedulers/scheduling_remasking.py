@@ -4,7 +4,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from ..argument_checks import check_number
+from ..argument_checks import check_number, check_share
 from .masked_sampling import MaskedSchedulerMixin, TokenDraw, falling_temperatures
 from .masking_schedules import get_masking_schedule
 from .scheduling_utils import (
@@ -72,8 +72,7 @@ class RemaskingScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         check_number("temperature", temperature)
         check_choice("temperature_rule", temperature_rule, ("compound", "linear"))
         check_choice("sigma_rule", sigma_rule, ("cap", "rescale"))
-        if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 0 <= eta <= 1:
-            raise ValueError(f"`eta` must be from 0 to 1, got {eta!r}.")
+        check_share("eta", eta)
         check_filter(top_k, top_p)
         self.temperatures: list[float] = []
         self.forget()

@@ -1,7 +1,9 @@
 """What the schedulers of discrete diffusion share: their output, their random draws, and their input checks."""
 
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeAlias
 
 import torch
@@ -10,6 +12,8 @@ from diffusers.utils import BaseOutput
 
 from ..argument_checks import check_count
 
+
+NOISE_ROWS = 64  # tokens whose noise is drawn at a time on a CPU
 
 Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
 
@@ -131,7 +135,7 @@ def check_filter(top_k: int | None, top_p: float | None):
     """Raise `ValueError` unless `top_k` is None or at least 1, and `top_p` None or above 0 and at most 1."""
     if top_k is not None:
         check_count("top_k", top_k)
-    if top_p is not None and not (isinstance(top_p, (int, float)) and 0 < top_p <= 1):
+    if top_p is not None and not (isinstance(top_p, Real) and 0 < top_p <= 1):
         raise ValueError(f"`top_p` must be above 0 and at most 1, or None, got {top_p!r}.")
 
 
@@ -179,27 +183,40 @@ def sample_wanted(probabilities: torch.Tensor, wanted: torch.BoolTensor, generat
         parts = probabilities.split(wanted.sum(-1).tolist())
         rows = zip(parts, wanted, generator, strict=True)
         return torch.cat([sample_wanted(part, row[None], one) for part, row, one in rows])
-    noise = exponential_noise(wanted, probabilities.shape[-1], generator)
-    if len(probabilities) < len(noise):
-        noise = noise[wanted.flatten().to(noise.device)]
-    race = torch.div(probabilities.to(noise), noise, out=noise)
-    return race.argmax(-1).to(probabilities.device)
+    device = wanted.device if generator is None else generator.device
+    at_hand, codes, first = probabilities.detach().to(device, torch.float32), [], 0
+    for rows, noise in exponential_noise(wanted, probabilities.shape[-1], generator):
+        noise = noise if bool(rows.all()) else noise[rows]
+        part = at_hand[first : first + len(noise)]
+        codes.append(torch.div(part, noise, out=noise).argmax(-1))
+        first += len(noise)
+    return torch.cat(codes).to(probabilities.device)
 
 
-def exponential_noise(like: torch.Tensor, num_codes: int, generator: torch.Generator | None = None) -> torch.Tensor:
-    """What `torch.multinomial` draws for `like`, (batch, tokens): (batch * tokens, codes) on the generator's device."""
-    device = generator.device if generator is not None else like.device
-    return torch.empty(like.numel(), num_codes, device=device).exponential_(generator=generator)
+def exponential_noise(
+    like: torch.Tensor, num_codes: int, generator: torch.Generator | None = None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """
+    What `torch.multinomial` draws for `like`, (batch, tokens), on the generator's device.
+
+    Yields:
+        some entries of `like` in turn, (rows,), and their noise, (rows, codes), to be used before the next. On a CPU, where
+        draws follow one another, these are few at a time: that needs little memory, and is faster.
+    """
+    like = like.flatten().to(like.device if generator is None else generator.device)
+    at_once = NOISE_ROWS if like.device.type == "cpu" else like.numel()
+    noise = torch.empty(min(at_once, like.numel()), num_codes, device=like.device)
+    for rows in like.split(at_once):
+        yield rows, noise[: len(rows)].exponential_(generator=generator)
 
 
 def skip_categorical(like: torch.Tensor, num_codes: int, generator: Generators = None):
     """Leave a generator as [`sample_categorical`] leaves it, for (batch, tokens) distributions over `num_codes`."""
     check_generators(generator, like.shape[0])
-    if isinstance(generator, list):
-        for row, one in zip(like, generator, strict=True):
-            exponential_noise(row, num_codes, one)
-    else:
-        exponential_noise(like, num_codes, generator)
+    pairs = zip(like, generator, strict=True) if isinstance(generator, list) else [(like, generator)]
+    for rows, one in pairs:
+        for _ in exponential_noise(rows, num_codes, one):
+            pass
 
 
 def keep_likely(probabilities: torch.Tensor, top_k: int | None = None, top_p: float | None = None) -> torch.Tensor:
