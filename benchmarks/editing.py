@@ -7,6 +7,7 @@ What a right name is, and the distance it is told by, stand in `embedded_quality
 """
 
 import argparse
+import math
 import random
 
 import torch
@@ -107,33 +108,50 @@ def varying(
     return rows
 
 
-def extending(parts: dict, data: EmojiDataset, asked: list[int], steps: int, batch: int, rounds: int = 3) -> list[Row]:
-    """Gradients across the seams between rounds, over those across all other borders of tokens in the new part."""
+def extending(parts: dict, data: EmojiDataset, asked: list[int], steps: int, batch: int) -> list[Row]:
+    """Pictures of twice the width at least, in rounds of few tokens, of half a picture, and of as many as there can be."""
     pipe = quiet(ShowoExtrapolatePipeline(**parts))
     width, factor = pipe.default_grid[1], pipe.patch
-    extent = width // 2
-    seam, other, same = [], [], []
-    for first in range(0, len(asked), batch):
-        rows = asked[first : first + batch]
-        tokens = pipe.image_tokenizer.encode(to_pixel_values(data.pictures[rows])).image_tokens
-        captions = [canonical_caption(data.records[row]) for row in rows]
-        grids = pipe(
-            captions, tokens, "right", rounds=rounds, generator=generators(first, len(rows)),
-            num_inference_steps=steps, output_type="latent",
-        ).images  # fmt: skip
-        same.append((grids[..., :width] == tokens).float().flatten())
-        pixels = pipe.image_tokenizer.decode(grids).sample
-        change = (pixels[..., 1:] - pixels[..., :-1]).abs().mean((1, 2))  # (batch, W - 1)
-        borders = torch.arange(width, grids.shape[-1])  # token columns that something lies left of, in the new part
-        at_seam = (borders - width) % extent == 0
-        across = change[:, borders * factor - 1]
-        seam.append(across[:, at_seam])
-        other.append(across[:, ~at_seam])
-    ratio = float(torch.cat(seam).mean() / torch.cat(other).mean())
-    return [
-        ("extending: known tokens unchanged", share(float(torch.cat(same).mean()))),
-        (f"extended {rounds} rounds: gradient across seams / across other borders of tokens", f"{ratio:.2f}"),
-    ]
+    same, rows = [], []
+    for extent in dict.fromkeys((max(2, width // 6), width // 2, width - 1)):
+        rounds = max(2, math.ceil(width / extent))
+        grown, given = [], []
+        for first in range(0, len(asked), batch):
+            chunk = asked[first : first + batch]
+            tokens = pipe.image_tokenizer.encode(to_pixel_values(data.pictures[chunk])).image_tokens
+            captions = [canonical_caption(data.records[row]) for row in chunk]
+            grids = pipe(
+                captions, tokens, "right", extent * factor, rounds, generator=generators(first, len(chunk)),
+                num_inference_steps=steps, output_type="latent",
+            ).images  # fmt: skip
+            same.append((grids[..., :width] == tokens).float().flatten())
+            grown.append(pipe.image_tokenizer.decode(grids).sample)
+            given.append(pipe.image_tokenizer.decode(tokens).sample)
+        seams = torch.arange(width, width + rounds * extent, extent)
+        here = seam_visibility(torch.cat(grown), seams, width, factor)
+        there = seam_visibility(torch.cat(given), torch.tensor([width - extent]), width - extent, factor)
+        what = (
+            f"extended by {extent * factor} pixels, {rounds} rounds: gradient across seams / other borders of tokens"
+        )
+        rows.append((f"{what} (the same columns of the given pictures)", f"{here:.2f} ({there:.2f})"))
+    return [("extending: known tokens unchanged", share(float(torch.cat(same).mean()))), *rows]
+
+
+def seam_visibility(pixels: torch.Tensor, seams: torch.LongTensor, first: int, factor: int) -> float:
+    """
+    Gradients across seams over those across the other borders of tokens.
+
+    Args:
+        pixels (`torch.Tensor` of shape `(batch, 3, H, W)`).
+        seams: columns of tokens that a seam lies left of.
+        first: the first column of tokens that counts; what lies left of it is looked at only across its border.
+        factor: pixels of a token's side.
+    """
+    change = (pixels[..., 1:] - pixels[..., :-1]).abs().mean((0, 1, 2))  # (W - 1,)
+    borders = torch.arange(max(1, first), pixels.shape[-1] // factor)
+    at_seam = torch.isin(borders, seams)
+    across = change[borders * factor - 1]
+    return float(across[at_seam].mean() / across[~at_seam].mean())
 
 
 def quiet(pipe):

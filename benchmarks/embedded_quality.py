@@ -74,8 +74,10 @@ def generate(pipeline: ShowoT2IPipeline, captions: list[str], seed: int, batch_s
     return torch.cat(pictures)
 
 
-def hits(data: EmojiDataset, real: torch.Tensor, asked: list[int], pictures: torch.Tensor) -> dict[str, float]:
-    """Shares of right names (within the style, and over all styles) and of right styles."""
+def each_hit(
+    data: EmojiDataset, real: torch.Tensor, asked: list[int], pictures: torch.Tensor
+) -> dict[str, list[bool]]:
+    """Of each picture: whether its name (within the style, and over all styles) and its style are right."""
     queries = shrink(pictures, COMPARED_SIZE)
     styles = np.array([record.style for record in data.records])
     overall = nearest(queries, real).tolist()
@@ -85,10 +87,15 @@ def hits(data: EmojiDataset, real: torch.Tensor, asked: list[int], pictures: tor
         within.append(int(candidates[nearest(query[None], real[candidates]).item()]))
     names = [record.unified for record in data.records]
     return {
-        "name": float(np.mean([names[a] == names[b] for a, b in zip(asked, within, strict=True)])),
-        "name_any_style": float(np.mean([names[a] == names[b] for a, b in zip(asked, overall, strict=True)])),
-        "style": float(np.mean([styles[a] == styles[b] for a, b in zip(asked, overall, strict=True)])),
+        "name": [names[a] == names[b] for a, b in zip(asked, within, strict=True)],
+        "name_any_style": [names[a] == names[b] for a, b in zip(asked, overall, strict=True)],
+        "style": [bool(styles[a] == styles[b]) for a, b in zip(asked, overall, strict=True)],
     }
+
+
+def hits(data: EmojiDataset, real: torch.Tensor, asked: list[int], pictures: torch.Tensor) -> dict[str, float]:
+    """Shares of right names (within the style, and over all styles) and of right styles."""
+    return {name: float(np.mean(found)) for name, found in each_hit(data, real, asked, pictures).items()}
 
 
 def choose(data: EmojiDataset, count: int, seed: int) -> dict[str, list[int]]:

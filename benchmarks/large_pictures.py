@@ -4,7 +4,8 @@
 
 The first table is of the full-size picture tokenizer with random weights: memory of encoding and decoding, whole and in
 tiles of the trained size. The second is of the embedded model's trained one: how far tiles are from the whole, near their
-borders and elsewhere.
+borders and elsewhere. The third is of text to picture by a whole model of the published size, with random weights: one
+step a window, since memory is the same in each.
 """
 
 import argparse
@@ -12,12 +13,14 @@ import json
 
 import torch
 from measuring import in_child, peak_memory_of, print_table
+from t2i import PROMPT, Sizes, build_pipeline
 
 from showo_hf import EMBEDDED_MODEL, ShowoLFQTokenizer, ShowoLFQTokenizerConfig, ShowoT2IPipeline
 from showo_hf.tiling import kept_parts
 
 
 MB = 2**20
+PUBLISHED = Sizes(hidden_size=2048, layers=24, heads=32)
 
 
 @torch.no_grad()
@@ -35,6 +38,23 @@ def memory(size: int, tiled: bool, trained: int, device: str = "cpu") -> dict[st
     found = peak_memory_of(lambda: tokenizer.decode(encoded["tokens"]), device)
     result["decode"] = found["peak"] - found["before"]
     return result
+
+
+@torch.no_grad()
+def text_to_picture(size: int, trained: int, device: str = "cpu", sizes: Sizes = PUBLISHED) -> dict[str, int]:
+    """One picture of `size` pixels by a transformer in bf16: windows, bytes of the model, and the most above it."""
+    config = ShowoLFQTokenizerConfig(sample_size=trained, **sizes.tokenizer_options)
+    pipe = build_pipeline(sizes, device, torch.bfloat16, config)
+    pipe.image_tokenizer.enable_tiling()
+    steps: list[int] = []
+    options = {
+        "num_inference_steps": 1,
+        "generator": torch.Generator().manual_seed(0),
+        "callback_on_step_end": lambda its_pipe, step, timestep, tensors: steps.append(step),
+    }
+    found = peak_memory_of(lambda: pipe(PROMPT, height=size, width=size, **options), device)
+    model = sum(tensor.nbytes for tensor in (*pipe.model.parameters(), *pipe.model.buffers()))
+    return {"windows": len(steps), "model": model, "above": found["peak"] - found["before"]}
 
 
 def near_borders(length: int, tile: int, margin: int) -> torch.BoolTensor:
@@ -88,10 +108,15 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--largest-whole", type=int, default=512, help="the largest size that is tried without tiles")
     parser.add_argument("--trained", type=int, default=256, help="pixels a side of a tile of the full-size tokenizer")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # a size, and "tiled" or "whole"
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # a size, and "tiled", "whole" or "made"
     options = parser.parse_args(arguments)
     if options.one:
-        print(json.dumps(memory(int(options.one[0]), options.one[1] == "tiled", options.trained, options.device)))
+        size, way = int(options.one[0]), options.one[1]
+        if way == "made":
+            found = text_to_picture(size, options.trained, options.device)
+        else:
+            found = memory(size, way == "tiled", options.trained, options.device)
+        print(json.dumps(found))
         return
     rows = []
     common = ("--trained", str(options.trained), "--device", options.device)
@@ -113,6 +138,11 @@ def main(arguments: list[str] | None = None):
             ["same codes, PSNR in dB", *(f"{found[f'pixels, {place}']:.1f}" for place in ("borders", "elsewhere"))],
         ],
     )
+    rows = []
+    for size in options.sizes:
+        found = in_child(__file__, "--one", str(size), "made", *common)
+        rows.append([size, found["windows"], *(f"{found[part] / MB:.0f}" for part in ("model", "above"))])
+    print_table(("pixels a side", "windows", "model, MB", "above the model, MB"), rows)
 
 
 if __name__ == "__main__":

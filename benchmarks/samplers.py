@@ -5,6 +5,8 @@
 
 Each setting makes the same pictures, those of held-out and training captions alike, with the same seeds. What is measured
 is told in `embedded_quality.py`. Settings that stand in the file of results already are not measured again.
+
+The steps of a picture are those that it takes alone: in a batch it waits for the slowest.
 """
 
 import argparse
@@ -15,8 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from embedded_quality import FRECHET_SIZE, frechet_distance, gallery, hits, shrink
+from embedded_quality import FRECHET_SIZE, each_hit, frechet_distance, gallery, shrink
 from measuring import print_table
 
 from showo_hf import EMBEDDED_MODEL, ShowoT2IPipeline
@@ -33,50 +36,97 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "maskgit": ("maskgit", {}),
     "halton": ("halton", {}),
     "entropy-bound": ("entropy-bound", {}),
+    "entropy-bound, 16 nats": ("entropy-bound", {"entropy_bound": 16.0}),
     "remasking": ("remasking", {}),
     "remasking, remdm": ("remasking", {"rule": "remdm"}),
     "mask-and-replace": ("mask-and-replace", {"mask_share": 1.0}),
     "mask-and-replace, purity": ("mask-and-replace", {"mask_share": 1.0, "purity": True}),
 }
 
+#: Sampler and steps that the right names of the others are compared with, picture by picture.
+REFERENCE = ("maskgit", 16)
+
+
+def steps_alone(unfinished: list[torch.BoolTensor]) -> list[int]:
+    """The steps that each picture of a batch would take alone, from what is unfinished (batch,) after each step."""
+    after = torch.stack(unfinished)  # (steps, batch)
+    number = torch.arange(1, len(after) + 1)[:, None]
+    return ((number * after).amax(0) + 1).tolist()
+
+
+def difference(one: Result, other: Result) -> tuple[float, float]:
+    """How many more names are right with `one`, as a share, and the standard error over the pairs of pictures."""
+    pairs = np.subtract(one["names"], other["names"], dtype=float)
+    return float(pairs.mean()), float(pairs.std(ddof=1) / len(pairs) ** 0.5)
+
 
 def make(pipe: ShowoT2IPipeline, captions: list[str], batch_size: int, **options) -> tuple[torch.Tensor, Result]:
-    """Pictures (N, 3, H, W) in [-1, 1], with the seconds and the steps that one took."""
-    pictures, seconds, steps = [], [], []
+    """Pictures (N, 3, H, W) in [-1, 1], with the seconds of a picture and step, and the steps that one took, means."""
+    pictures, seconds, steps, steps_of_batches = [], [], [], 0
     for first in range(0, len(captions), batch_size):
         chunk = captions[first : first + batch_size]
-        done: list[int] = []
+        unfinished: list[torch.BoolTensor] = []
+
+        def note(its_pipe, step, timestep, tensors, unfinished=unfinished):
+            unfinished.append((tensors["latents"] == its_pipe.unknown_code).flatten(1).any(1))
+
         generators = [torch.Generator().manual_seed(first + i) for i in range(len(chunk))]
         start = time.perf_counter()
-        made = pipe(
-            chunk,
-            generator=generators,
-            output_type="pt",
-            callback_on_step_end=lambda its_pipe, step, timestep, tensors, done=done: done.append(step),
-            **options,
-        )
-        seconds.append((time.perf_counter() - start) / len(chunk))
-        steps.append(len(done))
+        made = pipe(chunk, generator=generators, output_type="pt", callback_on_step_end=note, **options)
+        seconds.append(time.perf_counter() - start)
+        steps_of_batches += len(unfinished) * len(chunk)
+        steps += steps_alone(unfinished)
         pictures.append(made.images.float() * 2 - 1)
-    return torch.cat(pictures), {"seconds": statistics.median(seconds), "steps_run": statistics.mean(steps)}
+    cost = {"seconds_a_step": sum(seconds) / steps_of_batches, "steps_run": statistics.mean(steps)}
+    return torch.cat(pictures), cost
+
+
+def table(results: list[Result], guidance: float) -> tuple[tuple[str, ...], list[list[Any]]]:
+    """Head and rows for one guidance scale."""
+    reference = next((row for row in results if (row["sampler"], row["steps"]) == REFERENCE), None)
+    rows = []
+    for row in results:
+        against = "-"
+        if reference is not None and row is not reference:
+            more, error = difference(row, reference)
+            against = f"{100 * more:+.1f} ± {100 * error:.1f}"
+        shares = f"{row['name']:.0%}", against, f"{row['style']:.0%}", f"{row['frechet']:.2f}"
+        rows.append([row["sampler"], row["steps"], f"{row['steps_run']:.1f}", *shares])
+    against = "points against {} {}".format(*REFERENCE)
+    head = ("steps at most", "steps run", "right name", against, "right style", "distance")
+    return (f"guidance {guidance:g}", *head), rows
+
+
+def times(results: list[Result]) -> str:
+    """Milliseconds of a picture and step with each sampler: the median over its settings."""
+    found: dict[str, list[float]] = {}
+    for row in results:
+        found.setdefault(row["sampler"], []).append(1000 * row["seconds_a_step"])
+    return ", ".join(f"{sampler} {statistics.median(values):.0f}" for sampler, values in found.items())
 
 
 def plot(results: list[Result], guidance: float, file: Path):
     """Right names against the steps that ran, a line for each sampler, at one guidance scale."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), constrained_layout=True)
+    figure, axes = pyplot.subplots(figsize=(8.5, 4.2), layout="constrained")
+    results = [row for row in results if row["guidance"] == guidance]
     for sampler in dict.fromkeys(row["sampler"] for row in results):
-        rows = [row for row in results if row["sampler"] == sampler and row["guidance"] == guidance]
-        rows.sort(key=lambda row: row["steps"])
-        axes.plot([row["steps_run"] for row in rows], [row["name"] for row in rows], "o-", label=sampler, alpha=0.7)
+        rows = sorted((row for row in results if row["sampler"] == sampler), key=lambda row: row["steps_run"])
+        steps, names = ([row[what] for row in rows] for what in ("steps_run", "name"))
+        (line,) = axes.plot(steps, names, "o-", label=sampler, alpha=0.7)
+        if sampler == REFERENCE[0]:
+            errors = [(share * (1 - share) / len(row["names"])) ** 0.5 for share, row in zip(names, rows, strict=True)]
+            lower, upper = (np.add(names, np.multiply(sign, errors)) for sign in (-1, 1))
+            label = f"one standard error of {sampler}"
+            axes.fill_between(steps, lower, upper, color=line.get_color(), alpha=0.15, linewidth=0, label=label)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    title = f"Quality against time, guidance {guidance:g}"
-    axes.set(xlabel="steps that ran", ylabel="right name", ylim=(0, 1), title=title)
+    axes.set(xlabel="steps that ran, mean of the pictures", ylabel="right name")
+    axes.set_title(f"Quality against time, guidance {guidance:g}")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(file, dpi=110)
 
 
@@ -87,9 +137,9 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--plot", type=Path, help="picture to draw")
     parser.add_argument("--model", default=EMBEDDED_MODEL)
     parser.add_argument("--samplers", nargs="+", choices=tuple(SETTINGS), default=tuple(SETTINGS))
-    parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 16, 32])
-    parser.add_argument("--guidance", type=float, nargs="+", default=[1.5, 2.75, 5.0])
-    parser.add_argument("--captions", type=int, default=60)
+    parser.add_argument("--steps", type=int, nargs="+", default=[2, 4, 8, 16, 32])
+    parser.add_argument("--guidance", type=float, nargs="+", default=[2.75, 5.0])
+    parser.add_argument("--captions", type=int, default=120)
     parser.add_argument("--batch-size", type=int, default=20)
     options = parser.parse_args(arguments)
 
@@ -118,29 +168,16 @@ def main(arguments: list[str] | None = None):
                 pictures, cost = make(
                     pipe, captions, options.batch_size, num_inference_steps=steps, guidance_scale=guidance
                 )
-                found = hits(data, real, asked, pictures)
-                row = {"sampler": sampler, "steps": steps, "guidance": guidance, "name": found["name"]}
-                row |= {"style": found["style"], **cost}
+                found = each_hit(data, real, asked, pictures)
+                row = {"sampler": sampler, "steps": steps, "guidance": guidance, "names": found["name"]}
+                row |= {"name": statistics.mean(found["name"]), "style": statistics.mean(found["style"]), **cost}
                 row["frechet"] = frechet_distance(shrink(pictures, FRECHET_SIZE), wanted)
                 results.append(row)
                 with options.results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
-    print_table(
-        ("sampler", "steps", "guidance", "right name", "right style", "distance", "steps run", "ms a picture"),
-        [
-            [
-                row["sampler"],
-                row["steps"],
-                f"{row['guidance']:g}",
-                f"{row['name']:.0%}",
-                f"{row['style']:.0%}",
-                f"{row['frechet']:.2f}",
-                f"{row['steps_run']:.1f}",
-                f"{1000 * row['seconds']:.0f}",
-            ]
-            for row in results
-        ],
-    )
+    for guidance in options.guidance:
+        print_table(*table([row for row in results if row["guidance"] == guidance], guidance))
+    print(f"Milliseconds a picture and step: {times(results)}")
     if options.plot is not None:
         plot(results, options.guidance[(len(options.guidance) - 1) // 2], options.plot)
 

@@ -104,8 +104,13 @@ def letter_tokenizer(size: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end, unk_token=end)
 
 
-def build_pipeline(sizes: Sizes, device: str, dtype: torch.dtype = torch.float32) -> ShowoT2IPipeline:
-    """A pipeline without picture tokenizer, with random weights."""
+def build_pipeline(
+    sizes: Sizes,
+    device: str,
+    dtype: torch.dtype = torch.float32,
+    image_tokenizer_config: ShowoLFQTokenizerConfig | None = None,
+) -> ShowoT2IPipeline:
+    """A pipeline with random weights; a picture tokenizer, if there is one, stays in fp32."""
     torch.manual_seed(0)
     text_config = PhiConfig(
         vocab_size=58498,
@@ -116,10 +121,15 @@ def build_pipeline(sizes: Sizes, device: str, dtype: torch.dtype = torch.float32
         max_position_embeddings=8192,
         qk_layernorm=True,
     )
-    model = ShowoForCausalLM(ShowoConfig(text_config=text_config, num_image_tokens=sizes.image_tokens)).eval()
+    config = ShowoConfig(
+        text_config=text_config, num_image_tokens=sizes.image_tokens, image_tokenizer_config=image_tokenizer_config
+    )
+    model = ShowoForCausalLM(config).eval().to(dtype)
+    if model.image_tokenizer is not None:
+        model.image_tokenizer.float()
     tokenizer = add_showo_tokens(letter_tokenizer(50295))
     processor = ShowoProcessor(showo_image_processor(256), tokenizer, num_image_tokens=sizes.image_tokens)
-    pipeline = ShowoT2IPipeline(model.to(dtype), processor, MaskGITScheduler())
+    pipeline = ShowoT2IPipeline(model, processor, MaskGITScheduler())
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 

@@ -7,6 +7,7 @@ import mmap
 import measuring
 import pytest
 import t2i
+import torch
 
 
 def run_benchmark(*arguments: str) -> list[list[str]]:
@@ -58,13 +59,25 @@ def test_peak_memory_is_that_of_the_call():
     held = bytearray(megabytes * 2**20)  # before the call, so it does not count as the call's
 
     def touch():
-        # Pages of its own: the allocator may have as much at hand that earlier tests gave back.
         with mmap.mmap(-1, megabytes * 2**20) as pages:
             pages[:: mmap.PAGESIZE] = b"1" * (len(pages) // mmap.PAGESIZE)
 
     found = measuring.peak_memory_of(touch)
     assert megabytes * 2**20 * 0.9 < found["peak"] - found["before"] < 2 * megabytes * 2**20
     assert found["before"] >= len(held)
+
+
+@pytest.mark.skipif(not measuring.can_measure_memory("cpu"), reason="needs Linux's /proc")
+def test_peak_memory_counts_what_the_allocator_had_at_hand():
+    blocks, size = 1000, 40_000  # small blocks lie in the heap; the last one keeps it from shrinking by itself
+
+    def allocate():
+        return [torch.ones(size // 4) for _ in range(blocks)]
+
+    last = allocate()[-1]
+    found = measuring.peak_memory_of(allocate)
+    assert found["peak"] - found["before"] > blocks * size * 0.9
+    assert last.numel() == size // 4
 
 
 @pytest.mark.gpu
