@@ -133,7 +133,12 @@ def plot(results: list[Result], guidance: float, file: Path):
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="the folder that showo_hf.training.emoji wrote")
-    parser.add_argument("--results", type=Path, required=True, help="JSON lines, one a setting; grows")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        required=True,
+        help="JSON lines, one a setting; grows",
+    )
     parser.add_argument("--plot", type=Path, help="picture to draw")
     parser.add_argument("--model", default=EMBEDDED_MODEL)
     parser.add_argument("--samplers", nargs="+", choices=tuple(SETTINGS), default=tuple(SETTINGS))
@@ -156,7 +161,9 @@ def main(arguments: list[str] | None = None):
     config = pipe.scheduler.config
 
     lines = options.results.read_text(encoding="utf-8").splitlines() if options.results.exists() else []
-    results: list[Result] = [json.loads(line) for line in lines]
+    rows = [json.loads(line) for line in lines]
+    # Lines of another number of captions do not count: they cannot be compared, picture by picture.
+    results: list[Result] = [row for row in rows if len(row.get("names", ())) == len(captions)]
     known = {(row["sampler"], row["steps"], row["guidance"]) for row in results}
     for sampler in options.samplers:
         name, settings = SETTINGS[sampler]

@@ -15,7 +15,7 @@ from showo_hf.schedulers.scheduling_utils import Generators, sample_uniform
 from .encoded_prompts import EncodedPrompts
 from .masks import paste, remasked
 from .picture_pipeline import ShowoPicturePipeline
-from .pipeline_utils import FillingOptions
+from .pipeline_utils import FillingOptions, own_entry
 from .prompts import PromptBatch
 from .windows import plan_windows
 
@@ -144,7 +144,7 @@ class ShowoEditingPipeline(ShowoPicturePipeline):
         """
         if strength == 1:
             return 0
-        unknown_after = get_masking_schedule(getattr(self.scheduler.config, "masking_schedule", "linear"))
+        unknown_after = get_masking_schedule(own_entry(self.scheduler, "masking_schedule", "linear"))
         shares = unknown_after(torch.arange(1, num_inference_steps + 1) / num_inference_steps)
         return next((step for step, share in enumerate(shares) if share < strength), num_inference_steps - 1)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from diffusers.utils import BaseOutput, logging
 from PIL import Image
 
-from showo_hf.argument_checks import check_count
+from showo_hf.argument_checks import check_count, is_integer
 from showo_hf.processing_showo import check_texts
 
 from .encoded_prompts import EncodedPrompts
@@ -66,7 +65,7 @@ class ShowoPicturePipeline(ShowoPipelineBase):
                 "`height` and `width` need a picture tokenizer; give `latents` of the wanted grid instead."
             )
         for name, value in (("height", height), ("width", width)):
-            if value is not None and (not isinstance(value, Integral) or value < self.patch or value % self.patch):
+            if value is not None and (not is_integer(value) or value < self.patch or value % self.patch):
                 raise ValueError(f"`{name}` must be a positive multiple of {self.patch} pixels, got {value}.")
 
     def check_token_grids(self, name: str, grids: Any, batch_size: int, largest: int):

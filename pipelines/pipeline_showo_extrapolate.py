@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from showo_hf.argument_checks import check_count
+from showo_hf.argument_checks import check_count, is_integer
 from showo_hf.schedulers.scheduling_utils import Generators
 
 from .editing_pipeline import ShowoEditingPipeline, Source
@@ -78,12 +77,7 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
         if extent is None:
             return max(1, min(sides) // 2)
         most = (min(sides) - 1) * self.patch  # so that a window sees something of the picture
-        if (
-            isinstance(extent, bool)
-            or not isinstance(extent, Integral)
-            or extent % self.patch
-            or not 0 < extent <= most
-        ):
+        if not is_integer(extent) or extent % self.patch or not 0 < extent <= most:
             raise ValueError(
                 f"`extent` must be a multiple of {self.patch} pixels from {self.patch} to {most}, got {extent!r}."
             )

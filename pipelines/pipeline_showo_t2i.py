@@ -111,7 +111,7 @@ class ShowoT2IPipeline(ShowoPicturePipeline):
             guidance_schedule (`str`, defaults to `"constant"`): how g - 1 goes over the steps: "constant", or rising from
                 0 to its full value as "linear" or "cosine".
             guidance_interval (`tuple[float, float]`, defaults to `(0, 1)`): the share of the steps, from first to last,
-                that are guided; the others cost half as much.
+                that are guided; the others cost half as much, but for prompts of parts.
             temperature (`float`, *optional*): noise on the choice of tokens; the scheduler's own by default.
             num_images_per_prompt (`int`, defaults to 1): pictures of each prompt.
             generator (`torch.Generator` or a list with one a picture, *optional*): makes the result repeatable. With a

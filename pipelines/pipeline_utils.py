@@ -92,7 +92,7 @@ class ShowoPipelineBase(DiffusionPipeline):
             if ours != theirs:
                 raise ValueError(f"`processor` and `model` do not fit: `{name}` is {ours} and {theirs}.")
         size = self.model.config.codebook_size
-        mask = getattr(self.scheduler.config, "mask_token_id", size)  # some of diffusers' own are told at each step
+        mask = own_entry(self.scheduler, "mask_token_id", size)  # some of diffusers' own are told at each step
         if mask != size:
             raise ValueError(
                 f"`scheduler.config.mask_token_id` must be the model's codebook size, {size}, got {mask}; "
@@ -102,7 +102,7 @@ class ShowoPipelineBase(DiffusionPipeline):
     def check_filling(self, options: FillingOptions, batch_size: int):
         """Raise `ValueError` or `TypeError` for wrong options of the steps."""
         check_count("num_inference_steps", options.num_inference_steps)
-        most = getattr(self.scheduler.config, "num_train_timesteps", math.inf)
+        most = own_entry(self.scheduler, "num_train_timesteps", math.inf)
         if options.num_inference_steps > most:
             raise ValueError(
                 f"`num_inference_steps` must be at most the `num_train_timesteps` of this {type(self.scheduler).__name__}, "
@@ -315,6 +315,7 @@ class ShowoPipelineBase(DiffusionPipeline):
         contexts = {}  # prompts and mask of the steps with guidance, and of those without
         timesteps = self.scheduler.timesteps[options.first_step :]
         for i, timestep in enumerate(timesteps):
+            unknown = unknown | (tokens == self.unknown_code)  # a callback may take given tokens back
             scale = options.scale_at(options.first_step + i)
             guided = scale != 1
             if guided not in contexts:
@@ -346,7 +347,7 @@ class ShowoPipelineBase(DiffusionPipeline):
         """
         One step of the scheduler on `tokens` (batch, tokens): the tokens after it, and whether it was the last.
 
-        `unknown` are those that were not given. Where the step would fill in nothing the model does not run.
+        `unknown` are those that the pipeline may fill in. Where the step would fill in nothing the model does not run.
         """
         scheduler, wanted = self.scheduler, None
         if isinstance(scheduler, DiscreteSchedulerMixin):
@@ -439,6 +440,11 @@ def full_module_name(name: str | None) -> str | None:
     package = __name__.split(".")[0]
     full_names = (full for full in sys.modules if full.startswith(f"{package}.") and full.endswith(f".{name}"))
     return next(full_names, name)
+
+
+def own_entry(scheduler: Any, name: str, default: Any) -> Any:
+    """An entry of a scheduler's config that its class has: `from_config` keeps those of other classes beside them."""
+    return scheduler.config[name] if takes(type(scheduler).__init__, name) else default
 
 
 def takes(function: Callable, name: str) -> bool:

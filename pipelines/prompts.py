@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 from typing import Any, TypeAlias
 
 import torch
 
+from showo_hf.argument_checks import is_number
 from showo_hf.processing_showo import check_texts
 
 from .encoded_prompts import Composition
@@ -106,7 +106,7 @@ def check_parts(prompts: Sequence[Sequence[PromptPart]]):
         if not isinstance(part.text, str):
             raise TypeError(f"`prompt` must have parts with one text each, got {type(part.text).__name__}.")
         check_texts("prompt", part.text)
-        if isinstance(part.weight, bool) or not isinstance(part.weight, Real) or not math.isfinite(part.weight):
+        if not is_number(part.weight) or not math.isfinite(part.weight):
             raise ValueError(
                 f"`prompt` must have parts with finite weights, got {part.weight!r} for {part.text!r:.40}."
             )

@@ -40,7 +40,8 @@ def plan_windows(unknown: torch.BoolTensor, window: tuple[int, int]) -> list[Win
     rows, columns = (unknown.any(dim).nonzero().flatten() for dim in (1, 0))
     tops = window_starts(int(rows[0]), int(rows[-1]), unknown.shape[0], window[0])
     lefts = window_starts(int(columns[0]), int(columns[-1]), unknown.shape[1], window[1])
-    windows = [(slice(top, top + window[0]), slice(left, left + window[1])) for top in tops for left in lefts]
+    height, width = (min(most, size) for most, size in zip(window, unknown.shape, strict=True))
+    windows = [(slice(top, top + height), slice(left, left + width)) for top in tops for left in lefts]
     planned, covered = [], torch.zeros_like(unknown)
     for rows_and_columns in windows:
         if bool((unknown & ~covered)[rows_and_columns].any()):

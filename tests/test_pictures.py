@@ -95,6 +95,12 @@ def test_grey_of_floats_is_scaled():
             load_picture(Image.fromarray(np.full((1, 1), wrong, "float32")))
 
 
+@pytest.mark.parametrize("mode", ["F", "I", "RGB"])
+def test_an_empty_picture_is_refused(mode):
+    with pytest.raises(ValueError, match=f"`images` holds an empty picture: a 0x3 {mode} picture"):
+        load_picture(Image.new(mode, (0, 3)))
+
+
 def test_an_animation_gives_its_first_frame(tmp_path):
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])

@@ -84,6 +84,8 @@ def read_picture(image: str | Path | Image.Image, name: str) -> Image.Image:
         raise ValueError(
             f"`{name}` holds a picture that cannot be read: {describe(image)} ({reason:.200})."
         ) from error
+    if not (picture.width and picture.height):
+        raise ValueError(f"`{name}` holds an empty picture: {describe(image)}.")
     return in_eight_bits(picture, name)
 
 

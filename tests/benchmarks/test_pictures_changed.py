@@ -35,16 +35,19 @@ def test_each_sampler_is_measured_once_and_drawn(capsys, folder, model, tmp_path
         "--guidance",
         "2",
     ]
+    results.write_text(json.dumps({"sampler": "maskgit", "steps": 2, "guidance": 2.0, "names": [True]}) + "\n")
     samplers.main([*arguments, "--samplers", "maskgit", "--steps", "2"])
     first = results.read_text()
     samplers.main([*arguments, "--steps", "2", "4", "--plot", str(plot)])
-    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    _, *rows = [json.loads(line) for line in results.read_text().splitlines()]  # the first is of another caption
     assert results.read_text().startswith(first) and len(rows) == 2 * len(samplers.SETTINGS)
     assert {(row["sampler"], row["steps"]) for row in rows} == {(s, n) for s in samplers.SETTINGS for n in (2, 4)}
     assert all(0 <= row["name"] <= 1 and row["frechet"] >= 0 and row["seconds_a_step"] > 0 for row in rows)
     assert all(1 <= row["steps_run"] <= row["steps"] for row in rows)
     printed = capsys.readouterr().out
-    assert "| guidance 2 | steps at most |" in printed and all(f"{name} " in printed for name in samplers.SETTINGS)
+    assert "| guidance 2 | steps at most |" in printed and all(
+        f"| {name} | 4 |" in printed for name in samplers.SETTINGS
+    )
     with Image.open(plot) as picture:
         assert picture.width > picture.height > 300
 

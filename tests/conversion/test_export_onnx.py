@@ -328,7 +328,6 @@ def test_a_model_without_picture_tokenizer_is_refused(processor, tmp_path):
     assert os.listdir(tmp_path) == ["saved"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name, value", [("top_k", 5), ("top_p", 0.9)])
 def test_a_scheduler_that_the_runner_does_not_know_is_refused(saved, tmp_path, name, value):
     folder = tmp_path / "pipeline"
@@ -339,6 +338,7 @@ def test_a_scheduler_that_the_runner_does_not_know_is_refused(saved, tmp_path, n
         export_onnx(folder, tmp_path / "onnx")
 
 
+@pytest.mark.slow
 def test_a_graph_that_computes_something_else_is_not_kept(processor, tmp_path):
     pipe = tiny.pipeline(processor)
     pipe.model.model.layers[0].mlp.up_proj.weight.data.fill_(torch.nan)

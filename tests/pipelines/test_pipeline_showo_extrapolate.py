@@ -48,6 +48,17 @@ def test_a_panorama_by_one_call_is_that_of_several(extrapolate):
     assert torch.equal(panorama, grown)
 
 
+@pytest.mark.parametrize("shape", [(3, 5), (1, 1), (2, 9), (9, 2)])
+@pytest.mark.parametrize("directions", [["down", "down"], ["right", "left"], ["up", "right"]])
+def test_rounds_of_a_picture_that_is_smaller_than_a_window_keep_to_their_own(extrapolate, shape, directions):
+    image, draws = grid(shape=shape), generator()
+    together = edit(extrapolate, image=image, direction=directions, extent=4)
+    grown = image
+    for direction in directions:
+        grown = edit(extrapolate, image=grown, direction=direction, extent=4, generator=draws)
+    assert torch.equal(together, grown)
+
+
 def test_steps_are_counted_over_all_rounds(extrapolate):
     seen = []
 

@@ -11,7 +11,15 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from PIL import Image
 
-from showo_hf import MaskGITScheduler, ShowoImagePipelineOutput, ShowoT2IPipeline
+from showo_hf import (
+    EntropyBoundScheduler,
+    HaltonScheduler,
+    MaskAndReplaceScheduler,
+    MaskGITScheduler,
+    RemaskingScheduler,
+    ShowoImagePipelineOutput,
+    ShowoT2IPipeline,
+)
 
 
 PROMPTS = ["owl", "a green pear", "two hearts"]  # of different length
@@ -246,6 +254,26 @@ def test_the_callback_can_replace_given_tokens(pipe):
 
     found = tokens(pipe, latents=latents, callback_on_step_end=other_corner)
     assert found[0, 3].tolist() == [1, 1, 1, 5]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [MaskGITScheduler, HaltonScheduler, EntropyBoundScheduler, RemaskingScheduler, MaskAndReplaceScheduler],
+)
+def test_the_callback_can_take_given_tokens_back(processor, kind):
+    pipe = tiny.pipeline(processor)
+    pipe.scheduler = kind(mask_token_id=tiny.CODES)
+    latents = torch.full((1, 4, 4), tiny.CODES)
+    latents[0, 3] = 1
+
+    def unknown_corner(its_pipe, step, timestep, tensors):
+        if step == 0:
+            changed = tensors["latents"].clone()
+            changed[0, 3, 3] = tiny.CODES
+            return {"latents": changed}
+
+    found = tokens(pipe, latents=latents, callback_on_step_end=unknown_corner)
+    assert found[0, 3, :3].tolist() == [1, 1, 1] and found.max() < tiny.CODES
 
 
 def test_the_callback_gets_only_the_tensors_asked_for(pipe):

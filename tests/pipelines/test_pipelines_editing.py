@@ -1,5 +1,7 @@
 """What is common to the pipelines that begin with a picture; for each of them."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import tiny
@@ -111,12 +113,36 @@ def test_more_steps_than_the_scheduler_has_times_are_refused_before_any_work(edi
     assert calls == []
 
 
+def test_entries_of_another_scheduler_do_not_count(editor):
+    theirs = MaskAndReplaceScheduler(mask_token_id=tiny.CODES, num_train_timesteps=3)
+    editor.scheduler = MaskGITScheduler.from_config(theirs.config)
+    found = edit(editor, num_inference_steps=4)
+    editor.scheduler = MaskGITScheduler(mask_token_id=tiny.CODES)
+    assert torch.equal(found, edit(editor, num_inference_steps=4))
+
+
 def test_numbers_may_be_numpy_s(kind, editor):
     options = {"extent": np.int64(8)} if kind is ShowoExtrapolatePipeline else {"strength": np.float32(0.5)}
     plain = {name: value.item() for name, value in options.items()}
     steps, scale = {"num_inference_steps": np.int64(3)}, {"guidance_scale": np.float32(2.5)}
     expected = edit(editor, num_inference_steps=3, guidance_scale=2.5, **plain)
     assert torch.equal(edit(editor, **steps, **scale, **options), expected)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"guidance_scale": Fraction(5, 2)}, "`guidance_scale` must be a finite number"),
+        ({"num_inference_steps": Fraction(4)}, "`num_inference_steps` must be an integer"),
+        ({"prompt": [PromptPart("owl", Fraction(3, 2))]}, "`prompt` must have parts with finite weights"),
+        ({"prompt": [PromptPart("owl", True)]}, "`prompt` must have parts with finite weights"),
+    ],
+)
+def test_other_kinds_of_numbers_are_refused_before_any_work(editor, options, message):
+    calls = Calls(editor)
+    with pytest.raises(ValueError, match=message):
+        edit(editor, **options)
+    assert calls == []
 
 
 def test_text_guides_and_a_negative_prompt_leads_away(editor):

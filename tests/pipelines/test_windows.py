@@ -29,6 +29,7 @@ def test_windows_cover_what_is_unknown_and_see_what_is_known_by_then(region):
     left = unknown.clone()
     for number, place in enumerate(plan_windows(unknown, window)):
         expected = tuple(min(side, size) for side, size in zip(window, unknown.shape, strict=True))
+        assert all(axis.stop <= size for axis, size in zip(place, unknown.shape, strict=True))
         assert left[place].shape == expected, "it lies inside, and is no larger than the trained grid"
         assert left[place].any(), "none is made for nothing"
         assert number == 0 or not left[place].all(), "only the first one may see nothing"

@@ -2,6 +2,7 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AmusedScheduler, BlockRefinementScheduler
@@ -133,6 +134,14 @@ def test_the_mask_is_kept_however_it_was_given(cls):
         for other in SCHEDULERS.values():
             assert other.from_config(made.config).config.mask_token_id == 64
     assert AmusedScheduler.from_config(cls().config).config.mask_token_id == cls().config.mask_token_id
+
+
+@pytest.mark.parametrize("cls", SCHEDULERS.values())
+def test_settings_of_numpy_can_be_saved(cls, tmp_path):
+    plain = settings_of(cls)
+    made = cls(**{name: value if isinstance(value, str) else np.array(value)[()] for name, value in plain.items()})
+    made.save_pretrained(tmp_path)
+    assert same_entries(cls.from_pretrained(tmp_path), cls(**plain), plain)
 
 
 @pytest.mark.parametrize("cls", SCHEDULERS.values())

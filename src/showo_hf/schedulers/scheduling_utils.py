@@ -3,14 +3,14 @@
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
-from ..argument_checks import check_count
+from ..argument_checks import check_count, is_number
 
 
 NOISE_ROWS = 64  # tokens whose noise is drawn at a time on a CPU
@@ -80,8 +80,9 @@ class DiscreteSchedulerMixin:
         As in diffusers, which notes the entries that were not named, and gives another scheduler its own defaults there.
 
         An entry that was given by its position is noted as named here, and `mask_token_id` always is: it is the
-        codebook's, so that no other scheduler may have another default.
+        codebook's, so that no other scheduler may have another default. NumPy's numbers become Python's, which can be saved.
         """
+        kwargs = {name: value.item() if isinstance(value, np.generic) else value for name, value in kwargs.items()}
         if "_use_default_values" in kwargs:
             parameters = inspect.signature(type(self).__init__).parameters
             kwargs["_use_default_values"] = [
@@ -135,7 +136,7 @@ def check_filter(top_k: int | None, top_p: float | None):
     """Raise `ValueError` unless `top_k` is None or at least 1, and `top_p` None or above 0 and at most 1."""
     if top_k is not None:
         check_count("top_k", top_k)
-    if top_p is not None and not (isinstance(top_p, Real) and 0 < top_p <= 1):
+    if top_p is not None and not (is_number(top_p) and 0 < top_p <= 1):
         raise ValueError(f"`top_p` must be above 0 and at most 1, or None, got {top_p!r}.")
 
 
