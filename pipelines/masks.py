@@ -20,7 +20,7 @@ def load_mask(mask: Any, name: str = "mask_image") -> torch.Tensor:
 
     Args:
         mask: a PIL picture (white is where to paint), an array or tensor (H, W), (H, W, 1) or (1, H, W) of bools, uint8 or
-            floats in [0, 1], or a path or URL of a picture.
+            floats in [0, 1], or a path or URL of a picture. Of 8 bits 255 is where to paint; or 1, where nothing is above.
         name: the argument that errors name.
 
     Raises:
@@ -29,7 +29,7 @@ def load_mask(mask: Any, name: str = "mask_image") -> torch.Tensor:
     if isinstance(mask, torch.Tensor):
         mask = mask.detach().cpu().float().numpy() if mask.dtype.is_floating_point else mask.detach().cpu().numpy()
     if not isinstance(mask, np.ndarray):
-        return torch.from_numpy(np.array(load_grey(mask, name), dtype=np.float32)) / 255
+        mask = np.array(load_grey(mask, name))
     values = mask
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
         values = values[..., 0] if values.shape[-1] == 1 else values[0]
@@ -38,7 +38,7 @@ def load_mask(mask: Any, name: str = "mask_image") -> torch.Tensor:
             f"`{name}` as an array must be (H, W), (H, W, 1) or (1, H, W), got shape {tuple(mask.shape)}."
         )
     if values.dtype == np.uint8:
-        return torch.from_numpy(values.astype(np.float32)) / 255
+        return torch.from_numpy(values.astype(np.float32)) / (255 if values.max() > 1 else 1)
     if values.dtype != np.bool_ and not np.issubdtype(values.dtype, np.floating):
         raise ValueError(f"`{name}` as an array must hold bools, uint8 or floats, got {values.dtype}.")
     values = values.astype(np.float32)

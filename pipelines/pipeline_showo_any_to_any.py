@@ -182,7 +182,7 @@ class ShowoAnyToAnyPipeline(ShowoPipelineBase):
 
     def prepare_latents(self) -> torch.LongTensor:
         """A picture of which nothing is known, (1, h, w)."""
-        return torch.full((1, *self.default_grid), self.scheduler.config.mask_token_id, device=self._execution_device)
+        return torch.full((1, *self.default_grid), self.unknown_code, device=self._execution_device)
 
     # Text
 

@@ -81,7 +81,7 @@ class ShowoMMUPipeline(ShowoPipelineBase):
         """
         Pictures, prompts, and the picture that each prompt is about; `ValueError` or `TypeError` for wrong arguments.
         """
-        self.check_components()
+        self.check_processor()
         check_count("batch_size", batch_size)
         prompts = check_texts("prompts", prompts)
         given = flatten_pictures(images)

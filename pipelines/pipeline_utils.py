@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AmusedScheduler, DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from huggingface_hub import snapshot_download
 from torch.nn import functional as F
@@ -86,12 +86,28 @@ class ShowoPipelineBase(DiffusionPipeline):
         return self._num_timesteps
 
     def check_components(self):
-        """Raise `ValueError` unless scheduler and processor fit the model: mask id, and places in the vocabulary."""
+        """Raise `ValueError` unless processor and scheduler fit the model."""
+        self.check_processor()
+        self.check_scheduler()
+
+    def check_processor(self):
+        """Raise `ValueError` unless the processor has the model's places in the vocabulary."""
         for name in ("image_token_offset", "mask_token_id", "codebook_size", "max_text_length"):
             ours, theirs = getattr(self.processor, name), getattr(self.model.config, name)
             if ours != theirs:
                 raise ValueError(f"`processor` and `model` do not fit: `{name}` is {ours} and {theirs}.")
-        size = self.model.config.codebook_size
+
+    def check_scheduler(self):
+        """Raise `ValueError` unless the scheduler fills in masked tokens, and has the model's mask id."""
+        size, kind = self.model.config.codebook_size, type(self.scheduler)
+        told = takes(kind.__init__, "mask_token_id") or takes(kind.step, "mask_token_id")
+        if not told and not isinstance(self.scheduler, DiscreteSchedulerMixin):
+            raise ValueError(f"`scheduler` must be one of masked tokens, got {kind.__name__}.")
+        if issubclass(kind, AmusedScheduler) and self.scheduler.config.masking_schedule not in ("cosine", "linear"):
+            raise ValueError(
+                f"`scheduler.config.masking_schedule` must be 'cosine' or 'linear' for {kind.__name__}, "
+                f"got {self.scheduler.config.masking_schedule!r}."
+            )
         mask = own_entry(self.scheduler, "mask_token_id", size)  # some of diffusers' own are told at each step
         if mask != size:
             raise ValueError(

@@ -25,8 +25,9 @@ class PromptPart:
     Args:
         text: what to show.
         weight: w, any finite number.
-        mask: where the part counts: a picture (white is where), an array or a tensor of any resolution, in [0, 1]. None is
-            everywhere. At a token, w is multiplied by the mean of the mask over the token's patch.
+        mask: where the part counts: a picture (white is where), an array or a tensor of any resolution, in [0, 1], which is
+            stretched over the picture. None is everywhere. At a token, w is multiplied by the mean of the mask over the
+            token's patch.
     """
 
     text: str
@@ -46,6 +47,11 @@ def prompt_parts(prompt: Any) -> list[tuple[PromptPart, ...]]:
     """
     if is_composed(prompt):
         prompt = [prompt]
+    if isinstance(prompt, (list, tuple)) and any(isinstance(one, PromptPart) for one in prompt):
+        kinds = sorted({type(one).__name__ for one in prompt})
+        raise TypeError(
+            f"`prompt` must be a list of `PromptPart` alone, or of texts and such lists, got {kinds} in it."
+        )
     if not (isinstance(prompt, (list, tuple)) and any(map(is_composed, prompt))):
         return [(PromptPart(text),) for text in check_texts("prompt", prompt)]
     for one in prompt:
@@ -92,7 +98,9 @@ class PromptBatch:
 
 def load_masks(parts: Sequence[PromptPart]) -> tuple[PromptPart, ...]:
     """Parts whose masks are tensors (H, W), so that no file is read twice; errors as in [`masks.load_mask`]."""
-    return tuple(part if part.mask is None else replace(part, mask=load_mask(part.mask, "prompt")) for part in parts)
+    return tuple(
+        part if part.mask is None else replace(part, mask=load_mask(part.mask, "PromptPart.mask")) for part in parts
+    )
 
 
 def is_composed(prompt: Any) -> bool:

@@ -62,6 +62,8 @@ def test_a_model_with_a_scheduler_of_diffusers_makes_each_picture_by_its_seed(ki
     assert (pixels("a-1.png") == pixels("b.png")).all()
     # The other one takes the likeliest codes by default, whatever the seed.
     assert (pixels("a-0.png") == pixels("b.png")).all() == (kind is BlockRefinementScheduler)
+    # One of ours takes its place, with the mask id of the model, which not all of diffusers' have.
+    assert cli.main(["generate", "an owl", "-o", "c.png", *common, "--scheduler", "maskgit"]) == cli.GOOD
 
 
 @pytest.mark.parametrize("name", NAMES)

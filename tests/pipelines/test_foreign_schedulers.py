@@ -3,11 +3,11 @@
 import pytest
 import tiny
 import torch
-from diffusers import AmusedScheduler, BlockRefinementScheduler
+from diffusers import AmusedScheduler, BlockRefinementScheduler, DDIMScheduler, VQDiffusionScheduler
 from painting import LARGE, MIDDLE, PROMPTS, edit, hole, make
-from talking import Calls, generator, grid
+from talking import Calls, answer, generator, grid, taught
 
-from showo_hf import ShowoImg2ImgPipeline, ShowoInpaintPipeline, ShowoT2IPipeline
+from showo_hf import ShowoExtrapolatePipeline, ShowoImg2ImgPipeline, ShowoInpaintPipeline, ShowoT2IPipeline
 
 
 @pytest.fixture(params=[AmusedScheduler, BlockRefinementScheduler], ids=lambda kind: kind.__name__)
@@ -61,6 +61,11 @@ def test_a_picture_that_is_done_needs_no_more_steps():
     assert len(calls) == 1 + 1, "the first step is as sure as it needs to be of all tokens"
 
 
+def test_a_picture_is_extended(foreign):
+    found = edit(foreign(ShowoExtrapolatePipeline), direction=["left", "down"])
+    assert found.shape == (1, 6, 6) and found.max() < tiny.CODES and torch.equal(found[0, :4, 2:], grid())
+
+
 @pytest.mark.parametrize("remasking", ["uncertain", "random"])
 def test_variations(foreign, remasking):
     found = edit(foreign(ShowoImg2ImgPipeline), strength=0.5, remasking=remasking)
@@ -78,6 +83,38 @@ def test_a_list_of_generators_is_refused_with_a_clear_message(foreign):
             ValueError, match=f"must be a single one for a {type(pipe.scheduler).__name__}, got a list of 3"
         ):
             call(pipe, generator=generators)
+
+
+def test_a_conversation_draws_with_any_of_them(foreign):
+    pipe = taught()
+    pipe.scheduler = foreign(ShowoT2IPipeline).scheduler
+    first, again = (answer(pipe, "two hearts", max_new_tokens=30).content for _ in range(2))
+    grids, others = ([part["image"] for part in content if part["type"] == "image"] for content in (first, again))
+    assert grids and all(one.shape == (4, 4) and one.max() < tiny.CODES for one in grids)
+    assert all(torch.equal(one, other) for one, other in zip(grids, others, strict=True))
+
+
+@pytest.mark.parametrize(
+    "scheduler, message",
+    [
+        (DDIMScheduler(), "`scheduler` must be one of masked tokens, got DDIMScheduler"),
+        (
+            VQDiffusionScheduler(num_vec_classes=tiny.CODES + 1),
+            "must be one of masked tokens, got VQDiffusionScheduler",
+        ),
+        (
+            AmusedScheduler(tiny.CODES, "arccos"),
+            "`scheduler.config.masking_schedule` must be 'cosine' or 'linear' for Amused",
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", [ShowoT2IPipeline, ShowoInpaintPipeline])
+def test_what_does_not_fit_is_refused_before_any_work(kind, scheduler, message):
+    pipe = make(kind, scheduler=scheduler)
+    calls = Calls(pipe)
+    with pytest.raises(ValueError, match=message):
+        from_words(pipe) if kind is ShowoT2IPipeline else edit(pipe)
+    assert calls == []
 
 
 def test_an_amused_scheduler_of_another_codebook_is_refused():

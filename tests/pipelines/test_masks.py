@@ -47,6 +47,14 @@ def test_a_mask_is_read_from_whatever_it_is(tmp_path):
         assert found.dtype == torch.float32 and torch.equal(found, expected), mask
 
 
+def test_a_mask_of_0_and_1_in_8_bits():
+    values = np.array([[0, 1, 1]] * 2, "uint8")
+    for mask in (values, torch.tensor(values), Image.fromarray(values)):
+        assert load_mask(mask).tolist() == values.tolist()
+    assert load_mask(0 * values).max() == 0
+    assert torch.equal(load_mask(values + 1), torch.tensor(values + 1) / 255), "something is above 1"
+
+
 def test_a_mask_of_more_than_8_bits_or_of_floats_has_its_whole_range(tmp_path):
     soft = np.array([[0.0, 0.2, 0.6, 1.0]], "float32")
     expected = torch.from_numpy(soft)

@@ -290,7 +290,12 @@ def test_a_model_without_picture_tokenizer_takes_and_gives_token_grids(kind, edi
         ({"prompt": None}, TypeError, "`prompt` must be a text or a list of texts, got NoneType"),
         ({"prompt": [[PromptPart("owl")], 3]}, TypeError, "lists of `PromptPart`, got int in it"),
         ({"prompt": [PromptPart("owl", float("nan"))]}, ValueError, "finite weights, got nan for 'owl'"),
-        ({"prompt": [PromptPart("owl", mask=torch.ones(3))]}, ValueError, r"`prompt` as an array must be \(H, W\)"),
+        ({"prompt": [PromptPart("owl", mask=torch.ones(3))]}, ValueError, r"`PromptPart.mask` as an array must be"),
+        (
+            {"prompt": [PromptPart("owl"), "two hearts"]},
+            TypeError,
+            r"must be a list of `PromptPart` alone, .* got \['PromptPart', 'str'\] in it",
+        ),
         ({"negative_prompt": ["a", "b"]}, ValueError, "`negative_prompt` must be one text or one for each of the 1"),
         ({"image": None}, ValueError, "`image` must be one picture or one for each of the 1 prompts, got 0"),
         ({"image": [pixels(), pixels()]}, ValueError, "one for each of the 1 prompts, got 2"),
