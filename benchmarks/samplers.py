@@ -133,12 +133,7 @@ def plot(results: list[Result], guidance: float, file: Path):
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="the folder that showo_hf.training.emoji wrote")
-    parser.add_argument(
-        "--results",
-        type=Path,
-        required=True,
-        help="JSON lines, one a setting; grows",
-    )
+    parser.add_argument("--results", type=Path, required=True, help="JSON lines, one a setting; grows")
     parser.add_argument("--plot", type=Path, help="picture to draw")
     parser.add_argument("--model", default=EMBEDDED_MODEL)
     parser.add_argument("--samplers", nargs="+", choices=tuple(SETTINGS), default=tuple(SETTINGS))

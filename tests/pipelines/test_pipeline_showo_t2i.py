@@ -11,15 +11,8 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from PIL import Image
 
-from showo_hf import (
-    EntropyBoundScheduler,
-    HaltonScheduler,
-    MaskAndReplaceScheduler,
-    MaskGITScheduler,
-    RemaskingScheduler,
-    ShowoImagePipelineOutput,
-    ShowoT2IPipeline,
-)
+from showo_hf import MaskGITScheduler, ShowoImagePipelineOutput, ShowoT2IPipeline
+from showo_hf.schedulers import SCHEDULERS
 
 
 PROMPTS = ["owl", "a green pear", "two hearts"]  # of different length
@@ -256,10 +249,7 @@ def test_the_callback_can_replace_given_tokens(pipe):
     assert found[0, 3].tolist() == [1, 1, 1, 5]
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [MaskGITScheduler, HaltonScheduler, EntropyBoundScheduler, RemaskingScheduler, MaskAndReplaceScheduler],
-)
+@pytest.mark.parametrize("kind", SCHEDULERS.values())
 def test_the_callback_can_take_given_tokens_back(processor, kind):
     pipe = tiny.pipeline(processor)
     pipe.scheduler = kind(mask_token_id=tiny.CODES)

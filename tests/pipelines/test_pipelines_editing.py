@@ -290,7 +290,11 @@ def test_a_model_without_picture_tokenizer_takes_and_gives_token_grids(kind, edi
         ({"prompt": None}, TypeError, "`prompt` must be a text or a list of texts, got NoneType"),
         ({"prompt": [[PromptPart("owl")], 3]}, TypeError, "lists of `PromptPart`, got int in it"),
         ({"prompt": [PromptPart("owl", float("nan"))]}, ValueError, "finite weights, got nan for 'owl'"),
-        ({"prompt": [PromptPart("owl", mask=torch.ones(3))]}, ValueError, r"`PromptPart.mask` as an array must be"),
+        (
+            {"prompt": [PromptPart("owl", mask=torch.ones(3))]},
+            ValueError,
+            r"`PromptPart.mask` as an array must be \(H, W\)",
+        ),
         (
             {"prompt": [PromptPart("owl"), "two hearts"]},
             TypeError,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import secrets
 import shlex
 import signal
@@ -18,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
-from ..argument_types import number_from_zero, positive_integer, seed_number
+from ..argument_types import number_from_zero, positive_integer, seed_number, whole_number
 from .conversations import Message, conversation_text, read_conversation
 from .errors import CommandError, UsageError
 from .files import check_output, replace_file, save_numbered
@@ -82,16 +81,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--temperature", type=number_from_zero, metavar="T", help="randomness of pictures (default: the model's)")
     add("--seed", type=seed_number, metavar="N", help="makes it repeatable (default: a new one, told on stderr)")
     add("--max-new-tokens", type=positive_integer, metavar="N", help="longest answer in words (default: 256 tokens)")
-    add("--max-images", type=natural_number, metavar="N", help="most pictures in an answer (default: 4)")
+    add("--max-images", type=whole_number, metavar="N", help="most pictures in an answer (default: 4)")
     add_scheduler_options(parser)
     add_loading_options(parser)
     return parser
-
-
-def natural_number(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on, got {text!r}")
-    return int(text)
 
 
 def run(options: argparse.Namespace) -> int:
