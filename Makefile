@@ -20,9 +20,9 @@ TEST_INSTALLED = $(VENV)/test-installed.stamp
 
 demo: $(INSTALLED)
 	@mkdir -p "$(dir $(DEMO_OUTPUT))"
-	@echo "Making a picture of \"$(DEMO_PROMPT)\" ..."
+	@echo "Making an image of \"$(DEMO_PROMPT)\" ..."
 	@$(VENV)/bin/showo-hf generate "$(DEMO_PROMPT)" --seed 0 --output "$(DEMO_OUTPUT)" > /dev/null
-	@echo "The picture is in $(DEMO_OUTPUT)"
+	@echo "The image is in $(DEMO_OUTPUT)"
 
 test: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)

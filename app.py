@@ -1,4 +1,4 @@
-"""The Gradio app: layout and event wiring. The pictures are made by the pipeline.
+"""The Gradio app: layout and event wiring. The images are made by the pipeline.
 
 `python app.py` starts it; `SHOWO_MODEL` names another model than the embedded one, as a folder or a name on the Hub.
 """
@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from showo_hf import EMBEDDED_MODEL, ShowoMMUPipeline, ShowoT2IPipeline
-from showo_hf.pictures import load_picture
+from showo_hf.processing.images import load_image
 
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ MAX_PROMPT_LENGTH = 300
 MAX_STEPS = 50
 MAX_GUIDANCE = 20.0
 MAX_TEMPERATURE = 4.0
-MAX_PICTURES = 4
+MAX_IMAGES = 4
 MAX_SEED = 2**31 - 1
 MAX_WAITING = 20  # people in the queue
 MAX_ANSWER = 64  # ids
@@ -37,14 +37,14 @@ EXAMPLES = [
     "a red apple, 3d style",
     "3d emoji of a smiling cat with heart eyes",
     "an owl in noto style",
-    "flat picture of a rocket",
+    "flat image of a rocket",
 ]
 QUESTIONS = ["what is this?", "is it food?", "what is the main colour?", "in which style is it drawn?"]
-FAILED = "The picture could not be made. Please try again with other settings."
+FAILED = "The image could not be made. Please try again with other settings."
 NOT_ANSWERED = "The question could not be answered. Please try again with another one."
 
 
-def check_prompt(prompt: str | None, missing: str = "Please write what the picture should show.") -> str:
+def check_prompt(prompt: str | None, missing: str = "Please write what the image should show.") -> str:
     """The prompt without white space around it; a `gr.Error` for the user if it is empty or too long."""
     prompt = (prompt or "").strip()
     if not prompt:
@@ -54,10 +54,10 @@ def check_prompt(prompt: str | None, missing: str = "Please write what the pictu
     return prompt
 
 
-def picture_maker(pipe: DiffusionPipeline) -> Callable:
-    """The function behind the button: the values of the page to (pictures with captions, seed of the first one)."""
+def image_maker(pipe: DiffusionPipeline) -> Callable:
+    """The function behind the button: the values of the page to (images with captions, seed of the first one)."""
 
-    def make_pictures(
+    def make_images(
         prompt: str,
         steps: int,
         guidance: float,
@@ -76,7 +76,7 @@ def picture_maker(pipe: DiffusionPipeline) -> Callable:
             return callback_kwargs
 
         try:
-            pictures = pipe(
+            images = pipe(
                 prompt,
                 num_inference_steps=steps,
                 guidance_scale=guidance,
@@ -87,27 +87,27 @@ def picture_maker(pipe: DiffusionPipeline) -> Callable:
             ).images
         except Exception as error:
             # The log tells us everything, the stranger nothing about this machine.
-            logger.exception("a picture could not be made")
+            logger.exception("an image could not be made")
             raise gr.Error(FAILED, print_exception=False) from error
-        return [(picture, f"seed {seed}") for picture, seed in zip(pictures, seeds, strict=True)], first
+        return [(image, f"seed {seed}") for image, seed in zip(images, seeds, strict=True)], first
 
-    return make_pictures
+    return make_images
 
 
 def question_answerer(pipe: DiffusionPipeline) -> Callable:
-    """The function behind the other button: a picture's file and a question to the answer."""
+    """The function behind the other button: an image's file and a question to the answer."""
     asking = ShowoMMUPipeline(**pipe.components)
 
     def answer(file: str | None, question: str) -> str:
         question = check_prompt(question, "Please write a question.")
         if not file:
-            raise gr.Error("Please choose a picture.", print_exception=False)
+            raise gr.Error("Please choose an image.", print_exception=False)
         try:
-            picture = load_picture(file)
+            image = load_image(file)
         except ValueError as error:
-            raise gr.Error("This file cannot be read as a picture.", print_exception=False) from error
+            raise gr.Error("This file cannot be read as an image.", print_exception=False) from error
         try:
-            return asking(picture, question, max_new_tokens=MAX_ANSWER).texts[0]
+            return asking(image, question, max_new_tokens=MAX_ANSWER).texts[0]
         except Exception as error:
             logger.exception("a question could not be answered")
             raise gr.Error(NOT_ANSWERED, print_exception=False) from error
@@ -119,8 +119,8 @@ def build_demo(pipe: DiffusionPipeline) -> gr.Blocks:
     """The app around a loaded pipeline. `demo.launch()` starts it. The settings start at the pipeline's defaults."""
     usual = {name: parameter.default for name, parameter in inspect.signature(pipe.__call__).parameters.items()}
     with gr.Blocks(title="Show-o", analytics_enabled=False) as demo:
-        gr.Markdown("# Show-o\nOne model that makes pictures from words, and answers questions about pictures.")
-        with gr.Tab("Text to picture"), gr.Row():
+        gr.Markdown("# Show-o\nOne model that makes images from words, and answers questions about images.")
+        with gr.Tab("Text to image"), gr.Row():
             with gr.Column():
                 prompt = gr.Textbox(
                     label="What to show", placeholder=EXAMPLES[0], max_length=MAX_PROMPT_LENGTH, autofocus=True
@@ -137,15 +137,15 @@ def build_demo(pipe: DiffusionPipeline) -> gr.Blocks:
                         step=0.1,
                         label="Temperature",
                     )
-                    count = gr.Slider(1, MAX_PICTURES, value=1, step=1, precision=0, label="Pictures")
+                    count = gr.Slider(1, MAX_IMAGES, value=1, step=1, precision=0, label="Images")
                     seed = gr.Number(None, minimum=0, maximum=MAX_SEED, precision=0, label="Seed (empty: a new one)")
             with gr.Column():
-                gallery = gr.Gallery(label="Pictures", columns=2, format="png", object_fit="contain")
-                used_seed = gr.Number(label="Seed of the first picture", interactive=False, precision=0)
-        with gr.Tab("Questions about a picture"), gr.Row():
+                gallery = gr.Gallery(label="Images", columns=2, format="png", object_fit="contain")
+                used_seed = gr.Number(label="Seed of the first image", interactive=False, precision=0)
+        with gr.Tab("Questions about an image"), gr.Row():
             with gr.Column():
                 # By name, so that what was sent is opened by our own reader alone.
-                file = gr.File(label="Picture", file_types=["image"], type="filepath")
+                file = gr.File(label="Image", file_types=["image"], type="filepath")
                 question = gr.Textbox(label="Question", value=QUESTIONS[0], max_length=MAX_PROMPT_LENGTH)
                 ask = gr.Button("Ask", variant="primary")
                 gr.Examples(QUESTIONS, inputs=question, label="Questions to try", cache_examples=False)
@@ -159,7 +159,7 @@ def build_demo(pipe: DiffusionPipeline) -> gr.Blocks:
         )
         gr.on(
             [button.click, prompt.submit],
-            picture_maker(pipe),
+            image_maker(pipe),
             inputs=[prompt, steps, guidance, temperature, seed, count],
             outputs=[gallery, used_seed],
             api_name="generate",

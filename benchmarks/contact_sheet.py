@@ -9,14 +9,14 @@ import random
 import torch
 from diffusers.utils import make_image_grid
 
+from recipes.emoji.captions import caption
+from recipes.emoji.emoji import load_emoji
 from showo_hf import EMBEDDED_MODEL, ShowoT2IPipeline
-from showo_hf.training.captions import caption
-from showo_hf.training.emoji import load_emoji
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="the folder that showo_hf.training.emoji wrote")
+    parser.add_argument("--data", required=True, help="the folder that recipes.emoji.emoji wrote")
     parser.add_argument("--output", required=True)
     parser.add_argument("--model", default=EMBEDDED_MODEL)
     parser.add_argument("--rows", type=int, default=8)
@@ -32,8 +32,8 @@ def main():
     captions = [caption(data.records[row], rng) for row in rng.sample(toneless, count)]
     pipeline = ShowoT2IPipeline.from_pretrained(options.model, dtype=torch.float32)
     generators = [torch.Generator().manual_seed(options.seed + i) for i in range(count)]
-    pictures = pipeline(captions, generator=generators).images
-    make_image_grid(pictures, options.rows, options.columns).save(options.output)
+    images = pipeline(captions, generator=generators).images
+    make_image_grid(images, options.rows, options.columns).save(options.output)
     for first in range(0, count, options.columns):
         print(" | ".join(captions[first : first + options.columns]))
 

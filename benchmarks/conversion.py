@@ -69,7 +69,7 @@ def child_convert(
 
 
 def child_load(folder: Path) -> dict:
-    """Load in bf16 and make one picture, and tell time and memory."""
+    """Load in bf16 and make one image, and tell time and memory."""
     from showo_hf import ShowoT2IPipeline
 
     with AnonymousPeak() as memory:
@@ -80,13 +80,13 @@ def child_load(folder: Path) -> dict:
     with AnonymousPeak() as making:
         start = time.perf_counter()
         pipe(PROMPT, num_inference_steps=18, generator=torch.Generator().manual_seed(0))
-        picture = time.perf_counter() - start
+        image = time.perf_counter() - start
     return {
         "load_seconds": loading,
         "load_peak": memory.above_start,
         "weights": held,
-        "picture_seconds": picture,
-        "picture_peak": making.above_start,
+        "image_seconds": image,
+        "image_peak": making.above_start,
     }
 
 
@@ -169,13 +169,13 @@ def main(arguments: list[str] | None = None):
         )
         loaded = in_child(__file__, "--child", "load", str(root / "converted"))
         print_table(
-            ["loading in bf16, then one 256x256 picture in 18 steps", "measured"],
+            ["loading in bf16, then one 256x256 image in 18 steps", "measured"],
             [
                 ["weights", f"{loaded['weights'] / 1e9:.2f} GB"],
                 ["peak memory while loading / weights", f"{loaded['load_peak'] / loaded['weights']:.2f}"],
                 ["time to load", f"{loaded['load_seconds']:.1f} s"],
-                ["time of the picture", f"{loaded['picture_seconds']:.1f} s"],
-                ["peak memory above the loaded model", f"{loaded['picture_peak'] / 1e9:.2f} GB"],
+                ["time of the image", f"{loaded['image_seconds']:.1f} s"],
+                ["peak memory above the loaded model", f"{loaded['image_peak'] / 1e9:.2f} GB"],
             ],
         )
 

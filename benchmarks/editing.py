@@ -1,6 +1,6 @@
 """How well does the embedded model repaint, vary and extend? Prints the table of docs/benchmarks.md. Run as
 
-    python -m showo_hf.training.emoji --output data/emoji --size 96
+    python -m recipes.emoji.emoji --output data/emoji --size 96
     python benchmarks/editing.py --data data/emoji
 
 What a right name is, and the distance it is told by, stand in `embedded_quality.py`.
@@ -14,6 +14,9 @@ import torch
 from embedded_quality import gallery, hits
 from measuring import print_table
 
+from recipes.emoji.captions import canonical_caption
+from recipes.emoji.emoji import EmojiDataset, load_emoji
+from recipes.emoji.train_image_tokenizer import psnr, to_pixel_values
 from showo_hf import (
     EMBEDDED_MODEL,
     ShowoExtrapolatePipeline,
@@ -21,9 +24,6 @@ from showo_hf import (
     ShowoInpaintPipeline,
     ShowoT2IPipeline,
 )
-from showo_hf.training.captions import canonical_caption
-from showo_hf.training.emoji import EmojiDataset, load_emoji
-from showo_hf.training.train_image_tokenizer import psnr, to_pixel_values
 
 
 Row = tuple[str, str]
@@ -40,7 +40,7 @@ def share(value: float) -> str:
 def repainting(
     parts: dict, data: EmojiDataset, real: torch.Tensor, asked: list[int], steps: int, batch: int
 ) -> list[Row]:
-    """Real pictures whose middle, four ninths of it, is painted anew with their own caption, and with none."""
+    """Real images whose middle, four ninths of it, is painted anew with their own caption, and with none."""
     pipe = quiet(ShowoInpaintPipeline(**parts))
     side, factor = pipe.default_grid[0], pipe.patch
     hole = torch.zeros(side, side, dtype=torch.bool)
@@ -51,7 +51,7 @@ def repainting(
     same, kept, restored = [], [], []
     for first in range(0, len(asked), batch):
         rows = asked[first : first + batch]
-        original = to_pixel_values(data.pictures[rows])
+        original = to_pixel_values(data.images[rows])
         tokens = pipe.image_tokenizer.encode(original).image_tokens
         captions = [canonical_caption(data.records[row]) for row in rows]
         options = {"mask_image": hole, "num_inference_steps": steps}
@@ -74,7 +74,7 @@ def repainting(
         ("repainted with its caption: right name", share(hits(data, real, asked, torch.cat(painted["own"]))["name"])),
         ("repainted with no words: right name", share(hits(data, real, asked, torch.cat(painted["none"]))["name"])),
         ("kept part, all from tokens: PSNR", f"{float(torch.cat(restored).mean()):.1f} dB"),
-        ("kept part with `preserve_pixels`: pictures with it exactly as before", share(exact)),
+        ("kept part with `preserve_pixels`: images with it exactly as before", share(exact)),
     ]
 
 
@@ -86,7 +86,7 @@ def psnr_of(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 def varying(
     parts: dict, data: EmojiDataset, real: torch.Tensor, asked: list[int], steps: int, batch: int
 ) -> list[Row]:
-    """Real pictures varied to the next one's caption, by strength."""
+    """Real images varied to the next one's caption, by strength."""
     pipe = quiet(ShowoImg2ImgPipeline(**parts))
     rows = []
     targets = asked[1:] + asked[:1]
@@ -94,7 +94,7 @@ def varying(
         made, same = [], []
         for first in range(0, len(asked), batch):
             chunk = slice(first, first + batch)
-            tokens = pipe.image_tokenizer.encode(to_pixel_values(data.pictures[asked[chunk]])).image_tokens
+            tokens = pipe.image_tokenizer.encode(to_pixel_values(data.images[asked[chunk]])).image_tokens
             captions = [canonical_caption(data.records[row]) for row in targets[chunk]]
             seeds = generators(first, len(captions))
             grids = pipe(
@@ -109,7 +109,7 @@ def varying(
 
 
 def extending(parts: dict, data: EmojiDataset, asked: list[int], steps: int, batch: int) -> list[Row]:
-    """Pictures of twice the width at least, in rounds of few tokens, of half a picture, and of as many as there can be."""
+    """Images of twice the width at least, in rounds of few tokens, of half an image, and of as many as there can be."""
     pipe = quiet(ShowoExtrapolatePipeline(**parts))
     width, factor = pipe.default_grid[1], pipe.patch
     same, rows = [], []
@@ -118,7 +118,7 @@ def extending(parts: dict, data: EmojiDataset, asked: list[int], steps: int, bat
         grown, given = [], []
         for first in range(0, len(asked), batch):
             chunk = asked[first : first + batch]
-            tokens = pipe.image_tokenizer.encode(to_pixel_values(data.pictures[chunk])).image_tokens
+            tokens = pipe.image_tokenizer.encode(to_pixel_values(data.images[chunk])).image_tokens
             captions = [canonical_caption(data.records[row]) for row in chunk]
             grids = pipe(
                 captions, tokens, "right", extent * factor, rounds, generator=generators(first, len(chunk)),
@@ -133,7 +133,7 @@ def extending(parts: dict, data: EmojiDataset, asked: list[int], steps: int, bat
         what = (
             f"extended by {extent * factor} pixels, {rounds} rounds: gradient across seams / other borders of tokens"
         )
-        rows.append((f"{what} (the same columns of the given pictures)", f"{here:.2f} ({there:.2f})"))
+        rows.append((f"{what} (the same columns of the given images)", f"{here:.2f} ({there:.2f})"))
     return [("extending: known tokens unchanged", share(float(torch.cat(same).mean()))), *rows]
 
 
@@ -161,23 +161,23 @@ def quiet(pipe):
 
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="the folder that showo_hf.training.emoji wrote")
+    parser.add_argument("--data", required=True, help="the folder that recipes.emoji.emoji wrote")
     parser.add_argument("--model", default=EMBEDDED_MODEL)
-    parser.add_argument("--pictures", type=int, default=100)
+    parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=25)
     options = parser.parse_args(arguments)
 
     data = load_emoji(options.data)
     toneless = [int(row) for row in data.train_indices if data.records[row].tone is None]
-    asked = random.Random(0).sample(toneless, min(len(toneless), options.pictures))
+    asked = random.Random(0).sample(toneless, min(len(toneless), options.images))
     parts = ShowoT2IPipeline.from_pretrained(options.model, dtype=torch.float32).components
     real = gallery(data)
     with torch.no_grad():
         rows = repainting(parts, data, real, asked, options.steps, options.batch_size)
         rows += varying(parts, data, real, asked, options.steps, options.batch_size)
         rows += extending(parts, data, asked, options.steps, options.batch_size)
-    print_table((f"{options.pictures} training pictures, {options.steps} steps", "measured"), rows)
+    print_table((f"{options.images} training images, {options.steps} steps", "measured"), rows)
 
 
 if __name__ == "__main__":

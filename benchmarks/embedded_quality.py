@@ -1,10 +1,10 @@
 """How good is the embedded model? Prints the numbers of docs/training.md. Run as
 
-    python -m showo_hf.training.emoji --output data/emoji --size 96
+    python -m recipes.emoji.emoji --output data/emoji --size 96
     python benchmarks/embedded_quality.py --data data/emoji
 
-A generated picture is a hit when the nearest real picture shows the asked-for emoji. Nearest is by the mean squared
-difference of RGB after averaging to 32x32 pixels, over all pictures of the asked-for style, held-out ones and all skin
+A generated image is a hit when the nearest real image shows the asked-for emoji. Nearest is by the mean squared
+difference of RGB after averaging to 32x32 pixels, over all images of the asked-for style, held-out ones and all skin
 tones included; a skin tone does not count, since all tones of an emoji have one name.
 """
 
@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from recipes.emoji.captions import canonical_caption
+from recipes.emoji.emoji import EmojiDataset, load_emoji
+from recipes.emoji.train_image_tokenizer import psnr, to_pixel_values
 from showo_hf import EMBEDDED_MODEL, ShowoLFQTokenizer, ShowoT2IPipeline
-from showo_hf.training.captions import canonical_caption
-from showo_hf.training.emoji import EmojiDataset, load_emoji
-from showo_hf.training.train_image_tokenizer import psnr, to_pixel_values
 
 
 COMPARED_SIZE = 32  # pixels a side in the distance
@@ -28,14 +28,14 @@ FRECHET_SIZE = 6  # pixels a side in the Frechet distance's features
 
 
 def shrink(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    """Pictures (N, 3, H, W) averaged to `size` pixels a side, as rows (N, 3 * size * size)."""
+    """Images (N, 3, H, W) averaged to `size` pixels a side, as rows (N, 3 * size * size)."""
     return F.adaptive_avg_pool2d(pixels, size).flatten(1)
 
 
 def gallery(data: EmojiDataset, size: int = COMPARED_SIZE) -> torch.Tensor:
-    """All real pictures, shrunk: (N, 3 * size * size)."""
+    """All real images, shrunk: (N, 3 * size * size)."""
     chunks = np.array_split(np.arange(len(data.records)), 32)
-    return torch.cat([shrink(to_pixel_values(data.pictures[rows]), size) for rows in chunks])
+    return torch.cat([shrink(to_pixel_values(data.images[rows]), size) for rows in chunks])
 
 
 def nearest(queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
@@ -54,31 +54,29 @@ def frechet_distance(one: torch.Tensor, other: torch.Tensor) -> float:
 
 @torch.no_grad()
 def tokenizer_quality(tokenizer: ShowoLFQTokenizer, data: EmojiDataset, batch_size: int = 64) -> dict[str, float]:
-    """PSNR of held-out pictures (mean over the pictures, in dB) and the share of codes that training pictures use."""
+    """PSNR of held-out images (mean over the images, in dB) and the share of codes that training images use."""
     values, used = [], torch.zeros(tokenizer.config.codebook_size, dtype=torch.bool)
     for rows in torch.from_numpy(data.held_out_indices).split(batch_size):
-        pixels = to_pixel_values(data.pictures[rows.numpy()])
+        pixels = to_pixel_values(data.images[rows.numpy()])
         values.append(psnr(tokenizer(pixels).sample.clamp(-1, 1), pixels))
     for rows in torch.from_numpy(data.train_indices).split(batch_size):
-        used[tokenizer.encode(to_pixel_values(data.pictures[rows.numpy()])).image_tokens.flatten()] = True
+        used[tokenizer.encode(to_pixel_values(data.images[rows.numpy()])).image_tokens.flatten()] = True
     return {"held_out_psnr_db": torch.cat(values).mean().item(), "codes_used": used.float().mean().item()}
 
 
 def generate(pipeline: ShowoT2IPipeline, captions: list[str], seed: int, batch_size: int, **options) -> torch.Tensor:
-    """Pictures (N, 3, H, W) in [-1, 1]; the picture of caption i has a generator of its own, seeded `seed + i`."""
-    pictures = []
+    """Images (N, 3, H, W) in [-1, 1]; the image of caption i has a generator of its own, seeded `seed + i`."""
+    images = []
     for first in range(0, len(captions), batch_size):
         chunk = captions[first : first + batch_size]
         generators = [torch.Generator().manual_seed(seed + first + i) for i in range(len(chunk))]
-        pictures.append(pipeline(chunk, generator=generators, output_type="pt", **options).images.float() * 2 - 1)
-    return torch.cat(pictures)
+        images.append(pipeline(chunk, generator=generators, output_type="pt", **options).images.float() * 2 - 1)
+    return torch.cat(images)
 
 
-def each_hit(
-    data: EmojiDataset, real: torch.Tensor, asked: list[int], pictures: torch.Tensor
-) -> dict[str, list[bool]]:
-    """Of each picture: whether its name (within the style, and over all styles) and its style are right."""
-    queries = shrink(pictures, COMPARED_SIZE)
+def each_hit(data: EmojiDataset, real: torch.Tensor, asked: list[int], images: torch.Tensor) -> dict[str, list[bool]]:
+    """Of each image: whether its name (within the style, and over all styles) and its style are right."""
+    queries = shrink(images, COMPARED_SIZE)
     styles = np.array([record.style for record in data.records])
     overall = nearest(queries, real).tolist()
     within = []
@@ -93,13 +91,13 @@ def each_hit(
     }
 
 
-def hits(data: EmojiDataset, real: torch.Tensor, asked: list[int], pictures: torch.Tensor) -> dict[str, float]:
+def hits(data: EmojiDataset, real: torch.Tensor, asked: list[int], images: torch.Tensor) -> dict[str, float]:
     """Shares of right names (within the style, and over all styles) and of right styles."""
-    return {name: float(np.mean(found)) for name, found in each_hit(data, real, asked, pictures).items()}
+    return {name: float(np.mean(found)) for name, found in each_hit(data, real, asked, images).items()}
 
 
 def choose(data: EmojiDataset, count: int, seed: int) -> dict[str, list[int]]:
-    """The measured rows: `count` training pictures at random, and every held-out pair of emoji and style once."""
+    """The measured rows: `count` training images at random, and every held-out pair of emoji and style once."""
     train = random.Random(seed).sample(data.train_indices.tolist(), min(count, len(data.train_indices)))
     held_out = [int(row) for row in data.held_out_indices if data.records[row].tone is None]
     return {"training": train, "held out": held_out}
@@ -107,7 +105,7 @@ def choose(data: EmojiDataset, count: int, seed: int) -> dict[str, list[int]]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="the folder that showo_hf.training.emoji wrote")
+    parser.add_argument("--data", required=True, help="the folder that recipes.emoji.emoji wrote")
     parser.add_argument("--model", default=EMBEDDED_MODEL)
     parser.add_argument("--captions", type=int, default=500, help="training captions to try")
     parser.add_argument("--steps", type=int, help="sampling steps; the pipeline's own by default")
@@ -115,7 +113,7 @@ def main():
     parser.add_argument("--temperature", type=float)
     parser.add_argument("--batch-size", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--skip-tokenizer", action="store_true", help="do not measure the picture tokenizer")
+    parser.add_argument("--skip-tokenizer", action="store_true", help="do not measure the image tokenizer")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     options = parser.parse_args()
 
@@ -135,21 +133,21 @@ def main():
     for name, asked in choose(data, options.captions, options.seed).items():
         captions = [canonical_caption(data.records[row]) for row in asked]
         start = time.perf_counter()
-        pictures = generate(pipeline, captions, options.seed, options.batch_size, **sampling)
+        images = generate(pipeline, captions, options.seed, options.batch_size, **sampling)
         elapsed = time.perf_counter() - start
-        result[name] = {"pictures": len(asked), **hits(data, real, asked, pictures)}
-        wanted = shrink(to_pixel_values(data.pictures[asked]), FRECHET_SIZE)
-        result[name]["frechet"] = frechet_distance(shrink(pictures, FRECHET_SIZE), wanted)
-        result[name]["seconds_a_picture"] = elapsed / len(asked)
+        result[name] = {"images": len(asked), **hits(data, real, asked, images)}
+        wanted = shrink(to_pixel_values(data.images[asked]), FRECHET_SIZE)
+        result[name]["frechet"] = frechet_distance(shrink(images, FRECHET_SIZE), wanted)
+        result[name]["seconds_an_image"] = elapsed / len(asked)
         if toneless := [i for i, row in enumerate(asked) if data.records[row].tone is None]:
             rows = [asked[i] for i in toneless]
             result[f"{name}, without skin tones"] = {
-                "pictures": len(rows),
-                **hits(data, real, rows, pictures[toneless]),
+                "images": len(rows),
+                **hits(data, real, rows, images[toneless]),
             }
     halves = np.random.RandomState(options.seed).permutation(data.train_indices)[: 2 * options.captions]
-    one, other = (shrink(to_pixel_values(data.pictures[half]), FRECHET_SIZE) for half in np.array_split(halves, 2))
-    result["real against real"] = {"pictures": len(one), "frechet": frechet_distance(one, other)}
+    one, other = (shrink(to_pixel_values(data.images[half]), FRECHET_SIZE) for half in np.array_split(halves, 2))
+    result["real against real"] = {"images": len(one), "frechet": frechet_distance(one, other)}
     if options.json:
         print(json.dumps(result))
         return

@@ -1,12 +1,12 @@
 """How well does the embedded model understand emoji? Prints the tables of docs/training.md. Run as
 
-    python -m showo_hf.training.emoji --output data/emoji --size 96
+    python -m recipes.emoji.emoji --output data/emoji --size 96
     python benchmarks/embedded_understanding.py --data data/emoji
 
-Pictures without skin tone: all that are held out, and some of the training set. Of each it asks name, caption, style,
+Images without skin tone: all that are held out, and some of the training set. Of each it asks name, caption, style,
 and, where they have one, kind and main colour; and one question with the answer yes and one with the answer no about
 name, style, kind and colour. Answers are generated, the likeliest word at each place. Beside the model stand two that
-see no picture: the model with plain white before it, and the commonest right answer of the training set.
+see no image: the model with plain white before it, and the commonest right answer of the training set.
 
 "Named" means that the longest name or synonym of an emoji that an answer holds is one of the emoji shown.
 """
@@ -27,11 +27,9 @@ from measuring import print_table
 from PIL import Image
 from tqdm.auto import tqdm
 
-from showo_hf import EMBEDDED_MODEL, ShowoMMUPipeline
-from showo_hf.argument_types import positive_integer, seed_number
-from showo_hf.training.captions import CANONICAL_STYLE, canonical_caption, with_article
-from showo_hf.training.colours import main_colour
-from showo_hf.training.conversations import (
+from recipes.emoji.captions import CANONICAL_STYLE, canonical_caption, with_article
+from recipes.emoji.colours import main_colour
+from recipes.emoji.conversations import (
     ALL_KINDS,
     ANSWERED_COLOURS,
     CAPTION_QUESTIONS,
@@ -44,11 +42,13 @@ from showo_hf.training.conversations import (
     Question,
     kinds_of,
 )
-from showo_hf.training.emoji import STYLES, EmojiDataset, EmojiRecord, load_emoji
+from recipes.emoji.emoji import STYLES, EmojiDataset, EmojiRecord, load_emoji
+from showo_hf import EMBEDDED_MODEL, ShowoMMUPipeline
+from showo_hf.utils.argument_types import positive_integer, seed_number
 
 
 MAX_NEW_TOKENS = 40  # the longest caption has 23 ids
-#: What is measured, in the order of the table, with what is wanted of held-out pictures, in percent.
+#: What is measured, in the order of the table, with what is wanted of held-out images, in percent.
 MEASURES: dict[str, float | None] = {
     "name, word for word": None,
     "name": 50,
@@ -72,7 +72,7 @@ Phrases = Mapping[tuple[str, ...], str]
 def questions_about(
     record: EmojiRecord, colour: str | None, others: Sequence[EmojiRecord], rng: random.Random
 ) -> list[Question]:
-    """All questions about a picture, always in the same words; only what a "no" is about is drawn."""
+    """All questions about an image, always in the same words; only what a "no" is about is drawn."""
     kinds = kinds_of(record)
     questions = [
         Question("name", NAME_QUESTIONS[0], f"{with_article(record.name)}."),
@@ -150,7 +150,7 @@ def judge(question: Question, record: EmojiRecord, answer: str, phrases: Phrases
 
 @dataclass(frozen=True)
 class Asked:
-    """A question about a picture, with the answers that were given to it, by who gave them."""
+    """A question about an image, with the answers that were given to it, by who gave them."""
 
     record: EmojiRecord
     question: Question
@@ -173,9 +173,9 @@ def commonest_answers(records: Sequence[EmojiRecord], colours: Sequence[str | No
     return answers
 
 
-def ask(pipe: ShowoMMUPipeline, picture: Image.Image, questions: Sequence[str], batch_size: int) -> list[str]:
-    """The model's answers to questions about one picture, which is read once."""
-    return pipe(picture, list(questions), max_new_tokens=MAX_NEW_TOKENS, batch_size=batch_size).texts
+def ask(pipe: ShowoMMUPipeline, image: Image.Image, questions: Sequence[str], batch_size: int) -> list[str]:
+    """The model's answers to questions about one image, which is read once."""
+    return pipe(image, list(questions), max_new_tokens=MAX_NEW_TOKENS, batch_size=batch_size).texts
 
 
 def ask_about(
@@ -187,24 +187,22 @@ def ask_about(
     seed: int,
     batch_size: int,
 ) -> list[Asked]:
-    """All questions about all pictures, with everybody's answers."""
+    """All questions about all images, with everybody's answers."""
     asked = []
-    for row in tqdm(rows, desc="pictures", disable=not sys.stderr.isatty()):
+    for row in tqdm(rows, desc="images", disable=not sys.stderr.isatty()):
         record = data.records[row]
-        # Seeded by the picture, so that it is asked the same however many others there are.
+        # Seeded by the image, so that it is asked the same however many others there are.
         rng = random.Random(f"{seed} {record.code} {record.style}")
-        questions = questions_about(record, main_colour(data.pictures[row]), others, rng)
-        texts = ask(pipe, Image.fromarray(data.pictures[row]), [q.text for q in questions], batch_size)
+        questions = questions_about(record, main_colour(data.images[row]), others, rng)
+        texts = ask(pipe, Image.fromarray(data.images[row]), [q.text for q in questions], batch_size)
         for question, text in zip(questions, texts, strict=True):
             answers = {"model": text, "commonest answer": commonest.get(question.kind, "yes.")}
             asked.append(Asked(record, question, answers))
     different = list(dict.fromkeys(one.question.text for one in asked))
-    height, width = data.pictures.shape[1:3]
+    height, width = data.images.shape[1:3]
     white = Image.new("RGB", (width, height), "white")
     blind = dict(zip(different, ask(pipe, white, different, batch_size), strict=True))
-    return [
-        Asked(one.record, one.question, one.answers | {"white picture": blind[one.question.text]}) for one in asked
-    ]
+    return [Asked(one.record, one.question, one.answers | {"white image": blind[one.question.text]}) for one in asked]
 
 
 # Results
@@ -239,15 +237,15 @@ def choose(data: EmojiDataset, held_out: int | None, training: int, seed: int) -
     return chosen
 
 
-def print_result(name: str, pictures: int, summary: Mapping[str, Mapping[str, float]]):
-    """One set of pictures as a table; shares in percent."""
-    who = ("model", "white picture", "commonest answer")
+def print_result(name: str, images: int, summary: Mapping[str, Mapping[str, float]]):
+    """One set of images as a table; shares in percent."""
+    who = ("model", "white image", "commonest answer")
     rows = []
     for measure, row in summary.items():
         wanted = MEASURES[measure] if name == "held out" else None
         cells = [f"{row[one]:.1%}" for one in who]
         rows.append([measure, row["questions"], *cells, f"at least {wanted}%" if wanted else ""])
-    print(f"{name}, {pictures} pictures\n")
+    print(f"{name}, {images} images\n")
     print_table(["right answers", "questions", *who, "wanted"], rows)
 
 
@@ -262,10 +260,10 @@ def write_answers(path: Path, sets: Mapping[str, Sequence[Asked]]):
 
 def main(arguments: Sequence[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--data", required=True, help="the folder that showo_hf.training.emoji wrote")
+    parser.add_argument("--data", required=True, help="the folder that recipes.emoji.emoji wrote")
     parser.add_argument("--model", default=EMBEDDED_MODEL, help="a pipeline folder or Hub name")
-    parser.add_argument("--captions", type=positive_integer, default=500, help="training pictures to ask about")
-    parser.add_argument("--held-out", type=positive_integer, help="held-out pictures to ask about; all by default")
+    parser.add_argument("--captions", type=positive_integer, default=500, help="training images to ask about")
+    parser.add_argument("--held-out", type=positive_integer, help="held-out images to ask about; all by default")
     parser.add_argument("--batch-size", type=positive_integer, default=16, help="questions answered at once")
     parser.add_argument("--seed", type=seed_number, default=0)
     parser.add_argument("--answers", type=Path, help="a file for all questions and answers, as JSON lines")
@@ -277,7 +275,7 @@ def main(arguments: Sequence[str] | None = None):
     phrases = known_phrases(data.records)
     known = without_tone(data, data.train_indices)
     others = [data.records[row] for row in known]
-    commonest = commonest_answers(others, [main_colour(data.pictures[row]) for row in known])
+    commonest = commonest_answers(others, [main_colour(data.images[row]) for row in known])
     chosen = choose(data, options.held_out, options.captions, options.seed)
     sets = {
         name: ask_about(pipe, data, rows, others, commonest, options.seed, options.batch_size)
@@ -287,7 +285,7 @@ def main(arguments: Sequence[str] | None = None):
         write_answers(options.answers, sets)
     results = {name: summarize(asked, phrases) for name, asked in sets.items()}
     if options.json:
-        print(json.dumps({name: {"pictures": len(chosen[name]), **summary} for name, summary in results.items()}))
+        print(json.dumps({name: {"images": len(chosen[name]), **summary} for name, summary in results.items()}))
         return
     for name, summary in results.items():
         print_result(name, len(chosen[name]), summary)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from showo_hf.configuration_showo import ShowoConfig
 from showo_hf.conversion.export_showo import CONFIG_DEFAULTS, IMAGE_TOKENIZER_CONFIG, quantizer_constants, split_names
 from showo_hf.conversion.safetensors_writer import TensorSpec, write_shards
 from showo_hf.conversion.weight_names import is_attention_kernel
-from showo_hf.modeling_showo import ShowoForCausalLM
+from showo_hf.models.configuration_showo import ShowoConfig
+from showo_hf.models.modeling_showo import ShowoForCausalLM
 
 
 FORMATS = ("safetensors", "bin", "sharded safetensors", "sharded bin")
@@ -25,7 +25,7 @@ TOKENIZER_BITS = 13
 
 
 def config_of(hidden: int, layers: int, intermediate: int, head_dim: int = 64) -> ShowoConfig:
-    """A model with the published vocabulary, phi-1.5's shape by default, and the published picture tokenizer."""
+    """A model with the published vocabulary, phi-1.5's shape by default, and the published image tokenizer."""
     return ShowoConfig(
         text_config={
             "model_type": "phi",
@@ -41,7 +41,7 @@ def config_of(hidden: int, layers: int, intermediate: int, head_dim: int = 64) -
 
 
 def original_specs(config: ShowoConfig) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
-    """Names and shapes of the original's transformer and of its picture tokenizer."""
+    """Names and shapes of the original's transformer and of its image tokenizer."""
     with torch.device("meta"):
         state = ShowoForCausalLM(config).state_dict()
     showo, tokenizer, _ = split_names(state, config)

@@ -2,7 +2,7 @@
 
     python benchmarks/onnx_t2i.py
 
-The embedded model, or `--model FOLDER`, makes the same picture with torch and with ONNX Runtime, each in processes of
+The embedded model, or `--model FOLDER`, makes the same image with torch and with ONNX Runtime, each in processes of
 its own and in turn. (A script called onnx.py would be imported for the package of that name.)
 """
 
@@ -31,7 +31,7 @@ ONNX_PACKAGES = ("numpy", "onnxruntime", "pillow", "tokenizers")  # what generat
 
 
 def eager_maker(folder: str, threads: int) -> Callable[[], object]:
-    """What makes a picture with torch."""
+    """What makes an image with torch."""
     import torch
 
     torch.set_num_threads(threads)
@@ -64,13 +64,13 @@ def onnx_runner(folder: Path):
 
 
 def onnx_maker(folder: str, threads: int) -> Callable[[], object]:
-    """What makes a picture with ONNX Runtime."""
+    """What makes an image with ONNX Runtime."""
     model = onnx_runner(Path(folder)).OnnxShowo(folder, threads)
     return lambda: model([PROMPT], steps=STEPS, guidance_scale=GUIDANCE)[0]
 
 
 def report_child(way: str, folder: str, threads: int, repeats: int, started: float):
-    """Print as JSON: seconds to the first picture, of a later one, and the most memory that the process had."""
+    """Print as JSON: seconds to the first image, of a later one, and the most memory that the process had."""
     make = (eager_maker if way == WAYS[0] else onnx_maker)(folder, threads)
     make()
     first = time.time() - started
@@ -81,7 +81,7 @@ def report_child(way: str, folder: str, threads: int, repeats: int, started: flo
         times.append(time.perf_counter() - start)
     if way != WAYS[0] and "torch" in sys.modules:
         raise RuntimeError("torch was imported where it should not be needed.")
-    print(json.dumps({"first": first, "picture": min(times), "peak": peak_bytes()}))
+    print(json.dumps({"first": first, "image": min(times), "peak": peak_bytes()}))
 
 
 def peak_bytes() -> int:
@@ -134,8 +134,8 @@ def installed_bytes(*names: str) -> int:
 
 def quality(model: str, folder: Path) -> dict[str, float]:
     """
-    Against torch: the share of unknown codes, over all steps of a picture, whose best guess is the same; the share of
-    codes of that picture that the encoder gives again alike; and the decoder's PSNR in dB.
+    Against torch: the share of unknown codes, over all steps of an image, whose best guess is the same; the share of
+    codes of that image that the encoder gives again alike; and the decoder's PSNR in dB.
     """
     import numpy as np
     import torch
@@ -153,7 +153,7 @@ def quality(model: str, folder: Path) -> dict[str, float]:
     call = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "callback_on_step_end": remember}
     tokens = pipe(PROMPT, generator=generator, output_type="latent", **call).images
     encoded, small_encoded = pipe.encode_prompt(PROMPT, None, 1, True), small.encode_prompts([PROMPT, ""])
-    mask = pipe.picture_attention_mask(encoded, pipe.picture_input_ids(tokens.flatten(1)).repeat(2, 1))
+    mask = pipe.image_attention_mask(encoded, pipe.image_input_ids(tokens.flatten(1)).repeat(2, 1))
     equal = []
     for state in (state.flatten(1) for state in states[:-1]):
         best = pipe.predict_codes(state, encoded, mask, GUIDANCE).argmax(-1)
@@ -188,8 +188,8 @@ def rows(model: str, scratch: Path, rounds: int, threads: int, repeats: int) -> 
     close = {way: quality(model, folders[way]) for way in WAYS[1:]}
     packages = [installed_bytes("showo-hf"), *[installed_bytes(*ONNX_PACKAGES)] * 2]
     return [
-        ("time of a picture / eager's", *ratio_cells(found, "picture", "s")),
-        ("start of Python to the first picture / eager's", *ratio_cells(found, "first", "s")),
+        ("time of an image / eager's", *ratio_cells(found, "image", "s")),
+        ("start of Python to the first image / eager's", *ratio_cells(found, "first", "s")),
         ("peak memory of the process / eager's", *ratio_cells(found, "peak", "MB", 1e-6)),
         ("the model's folder (the pipeline's as it is stored)", *megabytes(map(folder_bytes, folders.values()), 1)),
         ("packages that must be installed", *megabytes(packages)),
@@ -220,7 +220,7 @@ def main(arguments: list[str] | None = None):
     add = parser.add_argument
     add("--model", help="a pipeline folder (default: the embedded model)")
     add("--rounds", type=int, default=5, help="processes of each way")
-    add("--repeats", type=int, default=5, help="pictures in a process after its first; the fastest counts")
+    add("--repeats", type=int, default=5, help="images in a process after its first; the fastest counts")
     add("--threads", type=int, default=os.cpu_count())
     add("--child", choices=WAYS, help="only measure one way, in this process")
     add("--folder", help="what the child loads")

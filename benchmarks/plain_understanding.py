@@ -1,4 +1,4 @@
-"""Answers about a picture as the original Show-o code writes them: no cache, and everything again for each new id.
+"""Answers about an image as the original Show-o code writes them: no cache, and everything again for each new id.
 
 It is the yardstick of `understanding_speed.py`, written for clarity; it shares the model's weights with `generate`.
 """
@@ -11,7 +11,7 @@ from showo_hf import ShowoForCausalLM
 @torch.no_grad()
 def plain_answer(model: ShowoForCausalLM, input_ids: torch.LongTensor, max_new_tokens: int) -> torch.LongTensor:
     """
-    The likeliest ids (1, max_new_tokens) behind `mmu soi picture eoi sot text` (1, length), one after the other.
+    The likeliest ids (1, max_new_tokens) behind `mmu soi image eoi sot text` (1, length), one after the other.
 
     Each step runs the whole sequence through the model, and makes the logits of the whole vocabulary at every place.
     """
@@ -27,8 +27,8 @@ def omni_mask(input_ids: torch.LongTensor, eoi_token_id: int, dtype: torch.dtype
     """What is added to the attention scores, (1, 1, length, length): 0 where a row sees a column, else the least number."""
     length = input_ids.shape[1]
     seen = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()
-    picture_end = int((input_ids[0] == eoi_token_id).nonzero()[0])
-    seen[:, : picture_end + 1] = True  # the picture, and the task token before it
+    image_end = int((input_ids[0] == eoi_token_id).nonzero()[0])
+    seen[:, : image_end + 1] = True  # the image, and the task token before it
     return torch.zeros(1, 1, length, length, dtype=dtype, device=input_ids.device).masked_fill(~seen, lowest(dtype))
 
 

@@ -4,8 +4,8 @@
     python benchmarks/quantization.py
 
 "Same inputs" feeds the tokens of the fp32 run at each step to every variant and compares the likeliest codes. "Whole run"
-compares the tokens that come out with the same seed, where one other token early on leads to another picture. The time is
-that of one picture's tokens.
+compares the tokens that come out with the same seed, where one other token early on leads to another image. The time is
+that of one image's tokens.
 """
 
 import argparse
@@ -100,14 +100,14 @@ def likeliest_codes(pipeline: ShowoT2IPipeline, prompts: list[str], grids: list[
     encoded = pipeline.encode_prompt(prompts, None, 1, True)
     codes = []
     for tokens in (grid.flatten(1) for grid in grids):
-        mask = pipeline.picture_attention_mask(encoded, pipeline.picture_input_ids(tokens).repeat(2, 1))
+        mask = pipeline.image_attention_mask(encoded, pipeline.image_input_ids(tokens).repeat(2, 1))
         logits = pipeline.predict_codes(tokens, encoded, mask, GUIDANCE)  # (batch, tokens, codebook)
         codes.append(logits.argmax(-1)[tokens == pipeline.scheduler.config.mask_token_id])
     return torch.cat(codes)
 
 
 def psnr(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of pixels in [0, 1], over all pictures."""
+    """Peak signal-to-noise ratio in dB of pixels in [0, 1], over all images."""
     error = F.mse_loss(one, other).item()
     return -10 * math.log10(error) if error else math.inf
 
@@ -123,7 +123,7 @@ def measure(folder: str, prompts: list[str], steps: int, repeats: int) -> list[t
     plain = load(folder, variants()["fp32"])
     grids = make_tokens(plain, prompts, steps)
     wanted = likeliest_codes(plain, prompts, grids[:-1])
-    pictures = plain.decode_latents(grids[-1], "pt")
+    images = plain.decode_latents(grids[-1], "pt")
     for name, options in variants().items():
         pipeline = load(folder, options)
         found = make_tokens(pipeline, prompts, steps)[-1]
@@ -135,7 +135,7 @@ def measure(folder: str, prompts: list[str], steps: int, repeats: int) -> list[t
                 f"{weight_bytes(pipeline.model) / 1e6:.1f}",
                 share(likeliest_codes(pipeline, prompts, grids[:-1]), wanted),
                 share(found, grids[-1]),
-                f"{psnr(pipeline.decode_latents(found, 'pt'), pictures):.1f}",
+                f"{psnr(pipeline.decode_latents(found, 'pt'), images):.1f}",
                 f"{median_ratio(times['it'], times['fp32']):.2f}",
             )
         )

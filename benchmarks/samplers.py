@@ -1,12 +1,12 @@
 """Which sampler, how many steps, how much guidance? Prints the table of docs/samplers.md and draws its plot. Run as
 
-    python -m showo_hf.training.emoji --output data/emoji --size 96
+    python -m recipes.emoji.emoji --output data/emoji --size 96
     python benchmarks/samplers.py --data data/emoji --results samplers.jsonl --plot docs/images/samplers.png
 
-Each setting makes the same pictures, those of held-out and training captions alike, with the same seeds. What is measured
+Each setting makes the same images, those of held-out and training captions alike, with the same seeds. What is measured
 is told in `embedded_quality.py`. Settings that stand in the file of results already are not measured again.
 
-The steps of a picture are those that it takes alone: in a batch it waits for the slowest.
+The steps of an image are those that it takes alone: in a batch it waits for the slowest.
 """
 
 import argparse
@@ -22,11 +22,11 @@ import torch
 from embedded_quality import FRECHET_SIZE, each_hit, frechet_distance, gallery, shrink
 from measuring import print_table
 
+from recipes.emoji.captions import canonical_caption
+from recipes.emoji.emoji import load_emoji
+from recipes.emoji.train_image_tokenizer import to_pixel_values
 from showo_hf import EMBEDDED_MODEL, ShowoT2IPipeline
 from showo_hf.schedulers import SCHEDULERS
-from showo_hf.training.captions import canonical_caption
-from showo_hf.training.emoji import load_emoji
-from showo_hf.training.train_image_tokenizer import to_pixel_values
 
 
 Result = dict[str, Any]
@@ -43,26 +43,26 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "mask-and-replace, purity": ("mask-and-replace", {"mask_share": 1.0, "purity": True}),
 }
 
-#: Sampler and steps that the right names of the others are compared with, picture by picture.
+#: Sampler and steps that the right names of the others are compared with, image by image.
 REFERENCE = ("maskgit", 16)
 
 
 def steps_alone(unfinished: list[torch.BoolTensor]) -> list[int]:
-    """The steps that each picture of a batch would take alone, from what is unfinished (batch,) after each step."""
+    """The steps that each image of a batch would take alone, from what is unfinished (batch,) after each step."""
     after = torch.stack(unfinished)  # (steps, batch)
     number = torch.arange(1, len(after) + 1)[:, None]
     return ((number * after).amax(0) + 1).tolist()
 
 
 def difference(one: Result, other: Result) -> tuple[float, float]:
-    """How many more names are right with `one`, as a share, and the standard error over the pairs of pictures."""
+    """How many more names are right with `one`, as a share, and the standard error over the pairs of images."""
     pairs = np.subtract(one["names"], other["names"], dtype=float)
     return float(pairs.mean()), float(pairs.std(ddof=1) / len(pairs) ** 0.5)
 
 
 def make(pipe: ShowoT2IPipeline, captions: list[str], batch_size: int, **options) -> tuple[torch.Tensor, Result]:
-    """Pictures (N, 3, H, W) in [-1, 1], with the seconds of a picture and step, and the steps that one took, means."""
-    pictures, seconds, steps, steps_of_batches = [], [], [], 0
+    """Images (N, 3, H, W) in [-1, 1], with the seconds of an image and step, and the steps that one took, means."""
+    images, seconds, steps, steps_of_batches = [], [], [], 0
     for first in range(0, len(captions), batch_size):
         chunk = captions[first : first + batch_size]
         unfinished: list[torch.BoolTensor] = []
@@ -76,9 +76,9 @@ def make(pipe: ShowoT2IPipeline, captions: list[str], batch_size: int, **options
         seconds.append(time.perf_counter() - start)
         steps_of_batches += len(unfinished) * len(chunk)
         steps += steps_alone(unfinished)
-        pictures.append(made.images.float() * 2 - 1)
+        images.append(made.images.float() * 2 - 1)
     cost = {"seconds_a_step": sum(seconds) / steps_of_batches, "steps_run": statistics.mean(steps)}
-    return torch.cat(pictures), cost
+    return torch.cat(images), cost
 
 
 def table(results: list[Result], guidance: float) -> tuple[tuple[str, ...], list[list[Any]]]:
@@ -98,7 +98,7 @@ def table(results: list[Result], guidance: float) -> tuple[tuple[str, ...], list
 
 
 def times(results: list[Result]) -> str:
-    """Milliseconds of a picture and step with each sampler: the median over its settings."""
+    """Milliseconds of an image and step with each sampler: the median over its settings."""
     found: dict[str, list[float]] = {}
     for row in results:
         found.setdefault(row["sampler"], []).append(1000 * row["seconds_a_step"])
@@ -123,7 +123,7 @@ def plot(results: list[Result], guidance: float, file: Path):
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set(xlabel="steps that ran, mean of the pictures", ylabel="right name")
+    axes.set(xlabel="steps that ran, mean of the images", ylabel="right name")
     axes.set_title(f"Quality against time, guidance {guidance:g}")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
@@ -132,9 +132,9 @@ def plot(results: list[Result], guidance: float, file: Path):
 
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="the folder that showo_hf.training.emoji wrote")
+    parser.add_argument("--data", required=True, help="the folder that recipes.emoji.emoji wrote")
     parser.add_argument("--results", type=Path, required=True, help="JSON lines, one a setting; grows")
-    parser.add_argument("--plot", type=Path, help="picture to draw")
+    parser.add_argument("--plot", type=Path, help="image to draw")
     parser.add_argument("--model", default=EMBEDDED_MODEL)
     parser.add_argument("--samplers", nargs="+", choices=tuple(SETTINGS), default=tuple(SETTINGS))
     parser.add_argument("--steps", type=int, nargs="+", default=[2, 4, 8, 16, 32])
@@ -150,14 +150,14 @@ def main(arguments: list[str] | None = None):
     asked = [row for half in toneless for row in rng.sample(half, min(len(half), options.captions // 2))]
     captions = [canonical_caption(data.records[row]) for row in asked]
     real = gallery(data)
-    wanted = shrink(to_pixel_values(data.pictures[asked]), FRECHET_SIZE)
+    wanted = shrink(to_pixel_values(data.images[asked]), FRECHET_SIZE)
     pipe = ShowoT2IPipeline.from_pretrained(options.model, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     config = pipe.scheduler.config
 
     lines = options.results.read_text(encoding="utf-8").splitlines() if options.results.exists() else []
     rows = [json.loads(line) for line in lines]
-    # Lines of another number of captions do not count: they cannot be compared, picture by picture.
+    # Lines of another number of captions do not count: they cannot be compared, image by image.
     results: list[Result] = [row for row in rows if len(row.get("names", ())) == len(captions)]
     known = {(row["sampler"], row["steps"], row["guidance"]) for row in results}
     for sampler in options.samplers:
@@ -167,19 +167,19 @@ def main(arguments: list[str] | None = None):
             for guidance in options.guidance:
                 if (sampler, steps, guidance) in known:
                     continue
-                pictures, cost = make(
+                images, cost = make(
                     pipe, captions, options.batch_size, num_inference_steps=steps, guidance_scale=guidance
                 )
-                found = each_hit(data, real, asked, pictures)
+                found = each_hit(data, real, asked, images)
                 row = {"sampler": sampler, "steps": steps, "guidance": guidance, "names": found["name"]}
                 row |= {"name": statistics.mean(found["name"]), "style": statistics.mean(found["style"]), **cost}
-                row["frechet"] = frechet_distance(shrink(pictures, FRECHET_SIZE), wanted)
+                row["frechet"] = frechet_distance(shrink(images, FRECHET_SIZE), wanted)
                 results.append(row)
                 with options.results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
     for guidance in options.guidance:
         print_table(*table([row for row in results if row["guidance"] == guidance], guidance))
-    print(f"Milliseconds a picture and step: {times(results)}")
+    print(f"Milliseconds an image and step: {times(results)}")
     if options.plot is not None:
         plot(results, options.guidance[(len(options.guidance) - 1) // 2], options.plot)
 

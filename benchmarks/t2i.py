@@ -1,4 +1,4 @@
-"""How fast is text to picture, and what does it cost? Prints the table of docs/benchmarks.md. Run as
+"""How fast is text to image, and what does it cost? Prints the table of docs/benchmarks.md. Run as
 
     python benchmarks/t2i.py
 
@@ -41,7 +41,7 @@ from showo_hf import (
     ShowoProcessor,
     ShowoT2IPipeline,
 )
-from showo_hf.processing_showo import add_showo_tokens, showo_image_processor
+from showo_hf.processing.processing_showo import add_showo_tokens, showo_image_processor
 
 
 PROMPT = "red apple"  # 9 ids in the one-letter tokenizer below, about as many as a short caption has
@@ -53,13 +53,13 @@ Row = tuple[str, str, str]  # what, measured, wanted
 @dataclass(frozen=True)
 class Sizes:
     """
-    What is measured: a model of the published layout with random weights, and a picture tokenizer.
+    What is measured: a model of the published layout with random weights, and an image tokenizer.
 
     Args:
         hidden_size, layers, heads: of the transformer.
-        image_tokens: of the picture that is timed.
-        growth: tokens of the pictures whose steps are compared; squares, the first is the yardstick.
-        pixels: height and width of the picture that the picture tokenizer encodes and decodes.
+        image_tokens: of the image that is timed.
+        growth: tokens of the images whose steps are compared; squares, the first is the yardstick.
+        pixels: height and width of the image that the image tokenizer encodes and decodes.
         tokenizer_options: of its configuration; the defaults are the published one's.
     """
 
@@ -90,7 +90,7 @@ SMALL = Sizes(
 )
 
 
-# The model, and the two ways to a picture
+# The model, and the two ways to an image
 
 
 def letter_tokenizer(size: int) -> PreTrainedTokenizerFast:
@@ -110,7 +110,7 @@ def build_pipeline(
     dtype: torch.dtype = torch.float32,
     image_tokenizer_config: ShowoLFQTokenizerConfig | None = None,
 ) -> ShowoT2IPipeline:
-    """A pipeline with random weights; a picture tokenizer, if there is one, stays in fp32."""
+    """A pipeline with random weights; an image tokenizer, if there is one, stays in fp32."""
     torch.manual_seed(0)
     text_config = PhiConfig(
         vocab_size=58498,
@@ -158,7 +158,7 @@ def speed_rows(sizes: Sizes, device: str, repeats: int) -> list[Row]:
     times = paired_seconds(ways, repeats, device)
     medians = {name: statistics.median(values) for name, values in times.items()}
     operations = count_operations(ways["ours"])
-    # The largest product of a step: two rows of `soi picture eoi` through the first layer of a block's MLP.
+    # The largest product of a step: two rows of `soi image eoi` through the first layer of a block's MLP.
     rate = matrix_rate(2 * (sizes.image_tokens + 2), sizes.hidden_size, 4 * sizes.hidden_size, device=device)
     reached = operations / medians["ours"]
     return [
@@ -197,12 +197,12 @@ def memory_rows(device: str, child_options: list[str]) -> list[Row]:
 class AllSteps(MaskGITScheduler):
     """The scheduler without its short cut: every step runs the model."""
 
-    def is_idle(self, timestep, sample) -> bool:
+    def is_noop(self, timestep, sample) -> bool:
         return False
 
 
 def repainting_rows(sizes: Sizes, device: str, repeats: int, steps: int = 16, unknown: int = 8) -> list[Row]:
-    """A few tokens painted anew against a whole picture, in as many steps."""
+    """A few tokens painted anew against a whole image, in as many steps."""
     pipeline = build_pipeline(sizes, device)
     whole = ours(pipeline, steps)
     hole = torch.randperm(whole.shape[1], generator=torch.Generator().manual_seed(0))[:unknown]
@@ -216,7 +216,7 @@ def repainting_rows(sizes: Sizes, device: str, repeats: int, steps: int = 16, un
     equal = (short == ours(pipeline, steps, latents)).float().mean().item()
     return [
         (
-            f"{unknown} of {sizes.image_tokens} tokens painted anew in {steps} steps: time / that of a whole picture",
+            f"{unknown} of {sizes.image_tokens} tokens painted anew in {steps} steps: time / that of a whole image",
             f"{median_ratio(times['repainted'], times['whole']):.2f} "
             f"({medians['repainted']:.2f} s, {medians['whole']:.2f} s)",
             "at most 0.7",
@@ -226,7 +226,7 @@ def repainting_rows(sizes: Sizes, device: str, repeats: int, steps: int = 16, un
 
 
 def tokenizer_rows(sizes: Sizes, device: str, repeats: int) -> list[Row]:
-    """The picture tokenizer, bf16 against fp32."""
+    """The image tokenizer, bf16 against fp32."""
     torch.manual_seed(0)
     config = ShowoLFQTokenizerConfig(**sizes.tokenizer_options)
     full, half = (ShowoLFQTokenizer(config).eval().to(device, dtype) for dtype in (torch.float32, torch.bfloat16))
@@ -243,12 +243,12 @@ def tokenizer_rows(sizes: Sizes, device: str, repeats: int) -> list[Row]:
             times = paired_seconds(ways, repeats, device)
         one, other = (statistics.median(times[dtype]) for dtype in ("fp32", "bf16"))
         measured = f"{median_ratio(times['fp32'], times['bf16']):.2f} ({one:.2f} s, {other:.2f} s)"
-        rows.append((f"picture tokenizer, {name} at {sizes.pixels} px: fp32 time / bf16", measured, "at least 2"))
+        rows.append((f"image tokenizer, {name} at {sizes.pixels} px: fp32 time / bf16", measured, "at least 2"))
     return rows
 
 
 def growth_rows(sizes: Sizes, device: str) -> list[Row]:
-    """What a step costs for models of larger pictures; a larger picture of one model is made in windows."""
+    """What a step costs for models of larger images; a larger image of one model is made in windows."""
     rows: list[Row] = []
     first = None
     for tokens in sizes.growth:
@@ -278,7 +278,7 @@ def count_operations(function: Callable[[], object]) -> int:
 
 
 def report_memory(way: str, sizes: Sizes, device: str):
-    """Print the peak memory of one picture made in this process, as JSON."""
+    """Print the peak memory of one image made in this process, as JSON."""
     pipeline = build_pipeline(sizes, device)
     print(json.dumps(peak_memory_of(partial({"plain": plain, "ours": ours}[way], pipeline), device)))
 

@@ -1,4 +1,4 @@
-"""How well does a model understand pictures? Runs questions from files and reports as VQAv2, POPE and MME do. Run as
+"""How well does a model understand images? Runs questions from files and reports as VQAv2, POPE and MME do. Run as
 
     python benchmarks/understanding.py --model FOLDER --format pope --images val2014 --answers answers.jsonl \\
         --questions coco_pope_random.jsonl coco_pope_popular.jsonl coco_pope_adversarial.jsonl
@@ -8,7 +8,7 @@ A file has one JSON object a line, with "question" (or "text"), "image" (a file 
 
 - vqa: "answers", those of ten people, as texts or as {"answer": text}; perhaps "answer_type" and "question_type";
 - pope: "label", "yes" or "no"; perhaps "category", for which otherwise the file's name stands;
-- mme: "answer", "yes" or "no", and "category", the task; two questions a picture and task;
+- mme: "answer", "yes" or "no", and "category", the task; two questions an image and task;
 - choice: "choices", texts, and "answer", one of them or its place from 0 on; perhaps "category".
 
 Answers are generated, greedily. With `--score` the likelier of given answers is taken: "yes" or "no", or one of
@@ -32,8 +32,8 @@ from tqdm.auto import tqdm
 from understanding_scores import Report, choice_report, choose, mme_report, pope_report, vqa_report
 
 from showo_hf import EMBEDDED_MODEL, ShowoMMUPipeline
-from showo_hf.argument_types import DTYPES, positive_integer
-from showo_hf.pictures import load_picture
+from showo_hf.processing.images import load_image
+from showo_hf.utils.argument_types import DTYPES, positive_integer
 
 
 REPORTS = {"vqa": vqa_report, "pope": pope_report, "mme": mme_report, "choice": choice_report}
@@ -52,7 +52,7 @@ class Question:
     """
     Args:
         place: file and line, for messages.
-        image: the picture's file.
+        image: the image's file.
         text: what is asked.
         line: what the report needs, checked: "answers", or "label", or "choices" and "answer"; "category", ...
     """
@@ -171,19 +171,19 @@ def category_of(file: Path) -> str:
 
 
 def unpaired(questions: Sequence[Question]) -> list[str]:
-    """Problems with MME's questions, of which each picture has two a task."""
+    """Problems with MME's questions, of which each image has two a task."""
     pairs = Counter((question.line["category"], question.image) for question in questions)
     return [
-        f"{question.place}: a picture must have 2 questions of a task, and {question.line['image']} "
+        f"{question.place}: an image must have 2 questions of a task, and {question.line['image']} "
         f"has {pairs[question.line['category'], question.image]} of {question.line['category']!r}."
         for question in questions
         if pairs[question.line["category"], question.image] != 2
     ]
 
 
-def check_pictures(questions: Sequence[Question]):
+def check_images(questions: Sequence[Question]):
     """
-    Open every picture once.
+    Open every image once.
 
     Raises:
         InputError: for the first that cannot be read.
@@ -192,13 +192,13 @@ def check_pictures(questions: Sequence[Question]):
     for question in questions:
         first.setdefault(question.image, question)
     problems = []
-    for question in tqdm(first.values(), desc="pictures", disable=not sys.stderr.isatty()):
+    for question in tqdm(first.values(), desc="images", disable=not sys.stderr.isatty()):
         try:
             if not question.image.is_file():
                 raise ValueError("there is no such file.")
-            load_picture(question.image, "image")
+            load_image(question.image, "image")
         except ValueError as error:
-            problems.append(f"{question.place}: picture {question.line['image']!r}: {error}")
+            problems.append(f"{question.place}: image {question.line['image']!r}: {error}")
     raise_first(problems)
 
 
@@ -292,8 +292,8 @@ def decide(log_likelihoods: torch.Tensor) -> dict[str, Any]:
     return {"answer": list(DECISIONS)[totals.index(max(totals))], "log_likelihoods": totals}
 
 
-def by_picture(questions: Sequence[Question], rows: Sequence[int]) -> list[int]:
-    """Rows in an order that has the questions about a picture together."""
+def by_image(questions: Sequence[Question], rows: Sequence[int]) -> list[int]:
+    """Rows in an order that has the questions about an image together."""
     first: dict[Path, int] = {}
     for row in rows:
         first.setdefault(questions[row].image, row)
@@ -303,11 +303,11 @@ def by_picture(questions: Sequence[Question], rows: Sequence[int]) -> list[int]:
 def answer_all(questions: Sequence[Question], answers: AnswerFile, options: argparse.Namespace):
     """Answer what has no answer yet; the model is loaded when all is known to be readable."""
     open_rows = [row for row in range(len(questions)) if row not in answers.answers]
-    check_pictures([questions[row] for row in open_rows])
+    check_images([questions[row] for row in open_rows])
     if not open_rows:
         return
     pipe = ShowoMMUPipeline.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).to(options.device)
-    order = by_picture(questions, open_rows)
+    order = by_image(questions, open_rows)
     with tqdm(total=len(questions), initial=len(questions) - len(order), disable=not sys.stderr.isatty()) as bar:
         for start in range(0, len(order), options.batch_size):
             chunk = order[start : start + options.batch_size]
@@ -342,7 +342,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--format", required=True, choices=tuple(REPORTS))
     parser.add_argument("--questions", required=True, nargs="+", type=Path, help="files with one JSON object a line")
-    parser.add_argument("--images", required=True, type=Path, help="the folder of the pictures")
+    parser.add_argument("--images", required=True, type=Path, help="the folder of the images")
     parser.add_argument(
         "--answers", required=True, type=Path, help="file for the answers; one that is there is gone on with"
     )

@@ -158,16 +158,16 @@ def mme_decision(answer: str) -> str:
 
 def mme_report(answers: Sequence[str], lines: Sequence[Line]) -> Report:
     """
-    For each "category" (MME's tasks): acc, the share of right answers; acc+, the share of pictures of which both
+    For each "category" (MME's tasks): acc, the share of right answers; acc+, the share of images of which both
     questions are right; their sum is the score. Then the sums over the tasks of perception, of cognition, and others.
     """
     right = [mme_decision(answer) == line["label"] for answer, line in zip(answers, lines, strict=True)]
     other = [mme_decision(answer) == "other" for answer in answers]
     report: Report = {}
     for task, rows in group_by("category", lines).items():
-        pictures = group_by("image", lines, rows).values()
+        images = group_by("image", lines, rows).values()
         acc = percent(sum(right[row] for row in rows), len(rows))
-        acc_plus = percent(sum(all(right[row] for row in pair) for pair in pictures), len(pictures))
+        acc_plus = percent(sum(all(right[row] for row in pair) for pair in images), len(images))
         report[task] = {
             "questions": len(rows),
             "acc": acc,

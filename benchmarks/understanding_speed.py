@@ -1,4 +1,4 @@
-"""How fast are answers about pictures, and answers with pictures in them? Prints the table of docs/benchmarks.md. Run as
+"""How fast are answers about images, and answers with images in them? Prints the table of docs/benchmarks.md. Run as
 
     python benchmarks/understanding_speed.py
 
@@ -27,7 +27,7 @@ from showo_hf import ShowoAnyToAnyPipeline, ShowoForCausalLM, ShowoMMUPipeline, 
 QUESTIONS = (
     "what is this",
     "is it food",
-    "describe the picture",
+    "describe the image",
     "in which style is it drawn",
     "what is the main colour",
     "what kind of thing is it",
@@ -44,8 +44,8 @@ class Lengths:
 
     Args:
         answer: ids of the answer that is compared with the original's way.
-        short: ids of each answer to one of several questions about a picture, as such questions have.
-        words: ids of text before, between and behind the two pictures of a mixed answer.
+        short: ids of each answer to one of several questions about an image, as such questions have.
+        words: ids of text before, between and behind the two images of a mixed answer.
     """
 
     answer: int = 100
@@ -86,7 +86,7 @@ def check_equal(what: str, ours, theirs):
 # One question
 
 
-def some_picture(pipeline: ShowoT2IPipeline) -> torch.LongTensor:
+def some_image(pipeline: ShowoT2IPipeline) -> torch.LongTensor:
     """Codes (h, w); which ones does not change what a step costs."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(pipeline.model.config.codebook_size, pipeline.default_grid, generator=generator)
@@ -126,7 +126,7 @@ def weights_of_a_token(model: ShowoForCausalLM) -> int:
 @torch.no_grad()
 def answer_measures(pipeline: ShowoT2IPipeline, lengths: Lengths, repeats: int, device: str) -> list[Measure]:
     """A whole answer, a new id, and the reading of the prompt."""
-    model, ids = pipeline.model, prompt_ids(pipeline, some_picture(pipeline), QUESTIONS[0])
+    model, ids = pipeline.model, prompt_ids(pipeline, some_image(pipeline), QUESTIONS[0])
     check_equal("Ids", answer(model, ids, lengths.answer).tolist(), plain_answer(model, ids, lengths.answer).tolist())
     width = model.config.hidden_size
     matrix = torch.randn(weights_of_a_token(model) // (width * model.dtype.itemsize), width, device=device)
@@ -149,7 +149,7 @@ def answer_measures(pipeline: ShowoT2IPipeline, lengths: Lengths, repeats: int, 
     per_id = 1e3 / (lengths.answer - 1)
     each, product = (per_id * statistics.median(times[name]) for name in ("other ids", "products"))
     return [
-        compare(f"{lengths.answer} ids about a picture: original's way / ours", "at least 10", times, "plain", "ours"),
+        compare(f"{lengths.answer} ids about an image: original's way / ours", "at least 10", times, "plain", "ours"),
         Measure(
             "ours, a new id / a matrix-vector product over as many bytes",
             median_ratio(times["other ids"], times["products"]),
@@ -164,32 +164,32 @@ def answer_measures(pipeline: ShowoT2IPipeline, lengths: Lengths, repeats: int, 
 
 
 def question_measures(pipeline: ShowoT2IPipeline, lengths: Lengths, repeats: int, device: str) -> list[Measure]:
-    """Questions about one picture, together and one by one."""
-    asking, picture = ShowoMMUPipeline(**pipeline.components), some_picture(pipeline)
+    """Questions about one image, together and one by one."""
+    asking, image = ShowoMMUPipeline(**pipeline.components), some_image(pipeline)
     asking.set_progress_bar_config(disable=True)
     options = {"max_new_tokens": lengths.short, "eos_token_id": None}
 
     def together() -> list[str]:
-        return asking(picture, list(QUESTIONS), batch_size=len(QUESTIONS), **options).texts
+        return asking(image, list(QUESTIONS), batch_size=len(QUESTIONS), **options).texts
 
     def one_by_one() -> list[str]:
-        return [text for question in QUESTIONS for text in asking(picture, question, **options).texts]
+        return [text for question in QUESTIONS for text in asking(image, question, **options).texts]
 
     check_equal("Answers", together(), one_by_one())
     times = paired_seconds({"together": together, "one by one": one_by_one}, repeats, device)
-    what = f"{len(QUESTIONS)} questions about one picture, {lengths.short} ids each: together / one by one"
+    what = f"{len(QUESTIONS)} questions about one image, {lengths.short} ids each: together / one by one"
     return [compare(what, "at most 0.5", times, "together", "one by one")]
 
 
-# Text and pictures in one answer
+# Text and images in one answer
 
 
 @contextmanager
 def says(model: ShowoForCausalLM, script: list[int]) -> Iterator[None]:
     """
-    Let the model say `script`, id for id, wherever it is asked for a word; picture codes are not touched.
+    Let the model say `script`, id for id, wherever it is asked for a word; image codes are not touched.
 
-    Random weights would open no picture. The head's work is done all the same.
+    Random weights would open no image. The head's work is done all the same.
     """
     words = iter(script)
 
@@ -205,7 +205,7 @@ def says(model: ShowoForCausalLM, script: list[int]) -> Iterator[None]:
 
 
 def mixed_measures(pipeline: ShowoT2IPipeline, lengths: Lengths, repeats: int, device: str) -> list[Measure]:
-    """An answer with two pictures against the calls that make its parts."""
+    """An answer with two images against the calls that make its parts."""
     mixed, model = ShowoAnyToAnyPipeline(**pipeline.components), pipeline.model
     mixed.set_progress_bar_config(disable=True)
     soi, eot = model.config.soi_token_id, pipeline.processor.eot_token_id
@@ -218,9 +218,9 @@ def mixed_measures(pipeline: ShowoT2IPipeline, lengths: Lengths, repeats: int, d
         with says(model, script):
             return mixed(REQUEST, max_new_tokens=len(script), generator=generator, **steps).content
 
-    def picture() -> torch.LongTensor:
+    def image() -> torch.LongTensor:
         codes = pipeline(PROMPT, generator=torch.Generator().manual_seed(0), **steps).images
-        return pipeline.picture_input_ids(codes.flatten(1))
+        return pipeline.image_input_ids(codes.flatten(1))
 
     def write(ids: torch.LongTensor, end: int) -> torch.LongTensor:
         return model.generate(ids, max_new_tokens=len(script), do_sample=False, eos_token_id=end)
@@ -229,12 +229,12 @@ def mixed_measures(pipeline: ShowoT2IPipeline, lengths: Lengths, repeats: int, d
         """The same sequence by separate calls, each of which reads what is there so far."""
         with says(model, script):
             ids = write(prompt, soi)
-            ids = write(torch.cat([ids[:, :-1], picture()], 1), soi)
-            return write(torch.cat([ids[:, :-1], picture()], 1), eot)
+            ids = write(torch.cat([ids[:, :-1], image()], 1), soi)
+            return write(torch.cat([ids[:, :-1], image()], 1), eot)
 
     def unrelated() -> torch.LongTensor:
-        """The text alone, and two pictures: nothing of it knows of the rest."""
-        picture(), picture()
+        """The text alone, and two images: nothing of it knows of the rest."""
+        image(), image()
         with says(model, [*words, *words, *words, eot]):
             return write(prompt, eot)
 
@@ -243,13 +243,13 @@ def mixed_measures(pipeline: ShowoT2IPipeline, lengths: Lengths, repeats: int, d
         "Lengths", separate().shape[1] - prompt.shape[1], len(script) + 2 * (model.config.num_image_tokens + 1)
     )
     times = paired_seconds({"one answer": ours, "separate": separate, "unrelated": unrelated}, repeats, device)
-    what = f"two pictures and {3 * lengths.words} words in one answer / "
+    what = f"two images and {3 * lengths.words} words in one answer / "
     return [
         compare(
-            f"{what}text and picture calls that read what came before", "at most 1", times, "one answer", "separate"
+            f"{what}text and image calls that read what came before", "at most 1", times, "one answer", "separate"
         ),
         compare(
-            f"{what}a text and two pictures that know nothing of each other",
+            f"{what}a text and two images that know nothing of each other",
             "reported",
             times,
             "one answer",
@@ -278,7 +278,7 @@ def report_memory(way: str, sizes: Sizes, lengths: Lengths, device: str):
     """Print the peak memory of one answer in this process, as JSON."""
     pipeline = build_pipeline(sizes, device)
     function = {"plain": plain_answer, "ours": answer}[way]
-    ids = prompt_ids(pipeline, some_picture(pipeline), QUESTIONS[0])
+    ids = prompt_ids(pipeline, some_image(pipeline), QUESTIONS[0])
     print(json.dumps(peak_memory_of(partial(function, pipeline.model, ids, lengths.answer), device)))
 
 
@@ -316,7 +316,7 @@ def main(arguments: list[str] | None = None):
         }
         print(json.dumps(found, indent=2))
         return
-    print(f"{machine}; {sizes.image_tokens} tokens a picture, {STEPS} steps, guidance, fp32; ", end="")
+    print(f"{machine}; {sizes.image_tokens} tokens an image, {STEPS} steps, guidance, fp32; ", end="")
     print(f"medians of {options.repeats} runs in turn\n")
     print_table(("what", "device", "measured", "wanted"), [(m.what, device, m.measured, m.wanted) for m in measures])
 

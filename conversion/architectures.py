@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import CLIPVisionConfig, PhiConfig
 
-from showo_hf.configuration_showo import SPECIAL_TOKEN_NAMES, ShowoConfig
-from showo_hf.configuration_showo_lfq import ShowoLFQTokenizerConfig
+from showo_hf.models.configuration_showo import SPECIAL_TOKEN_NAMES, ShowoConfig
+from showo_hf.models.configuration_showo_lfq import ShowoLFQTokenizerConfig
 
 from .checkpoint import Checkpoint
 from .errors import ConversionError
@@ -45,7 +45,7 @@ def infer_showo_config(
     in `config.original_config`, so that an export gives it back.
 
     Args:
-        num_image_tokens: tokens of a picture; by default what the checkpoint's config says, else 256.
+        num_image_tokens: tokens of an image; by default what the checkpoint's config says, else 256.
 
     Raises:
         ConversionError: if the weights lack what the sizes are read from, or the config contradicts them.
@@ -60,7 +60,7 @@ def infer_showo_config(
     if num_image_tokens is None:
         num_image_tokens = read_size(original, "num_vq_tokens", DEFAULT_NUM_IMAGE_TOKENS)
     if math.isqrt(num_image_tokens) ** 2 != num_image_tokens:
-        raise ConversionError(f"the tokens of a picture must be a square number, got {num_image_tokens}")
+        raise ConversionError(f"the tokens of an image must be a square number, got {num_image_tokens}")
     offset = vocab_size - 1 - codebook_size
     text_ids = offset - len(SPECIAL_ORDER)
     sizes = {"vocab_size": vocab_size, "llm_vocab_size": text_ids}
@@ -107,7 +107,7 @@ def infer_lfq_config(checkpoint: Checkpoint, sample_size: int = 256) -> ShowoLFQ
     The configuration of an original MAGVIT-v2 checkpoint, from the shapes of its weights.
 
     Args:
-        sample_size: height and width of the pictures it was trained on, in pixels.
+        sample_size: height and width of the images it was trained on, in pixels.
 
     Raises:
         ConversionError: if the weights lack what the sizes are read from.

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from showo_hf.argument_types import DTYPES, positive_integer, shard_size
+from showo_hf.utils.argument_types import DTYPES, positive_integer, shard_size
 
 
 FORMATS = ("safetensors", "bin")
@@ -21,7 +21,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser):
         "--num-image-tokens",
         type=positive_integer,
         metavar="N",
-        help="tokens of a picture, where the checkpoint does not say it",
+        help="tokens of an image, where the checkpoint does not say it",
     )
     add(
         "--with-code",
@@ -47,7 +47,7 @@ def add_export_arguments(parser: argparse.ArgumentParser):
 
 
 def add_image_tokenizer_argument(parser: argparse.ArgumentParser):
-    parser.add_argument("--image-tokenizer", **SOURCE, help="the picture tokenizer, as showlab/magvitv2")
+    parser.add_argument("--image-tokenizer", **SOURCE, help="the image tokenizer, as showlab/magvitv2")
 
 
 def add_verify_argument(parser: argparse.ArgumentParser):

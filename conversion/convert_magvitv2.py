@@ -1,4 +1,4 @@
-"""Convert an original MAGVIT-v2 picture tokenizer to a folder of its own. Run as
+"""Convert an original MAGVIT-v2 image tokenizer to a folder of its own. Run as
 
 python -m showo_hf.conversion.convert_magvitv2 --image-tokenizer showlab/magvitv2 --output magvitv2-hf
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from showo_hf.atomic_folder import atomic_folder
-from showo_hf.modeling_showo_lfq import ShowoLFQTokenizer
+from showo_hf.models.modeling_showo_lfq import ShowoLFQTokenizer
+from showo_hf.utils.atomic_folder import atomic_folder
 
 from .architectures import infer_lfq_config
 from .arguments import add_convert_magvitv2_arguments
@@ -34,7 +34,7 @@ def convert_magvitv2(
     origin: Origin | None = None,
 ) -> str:
     """
-    Convert a picture tokenizer; returns the report. Arguments and errors are those of [`convert_showo`].
+    Convert an image tokenizer; returns the report. Arguments and errors are those of [`convert_showo`].
     """
     check_output(output, overwrite, [Path(source)])
     checkpoint = Checkpoint(source)

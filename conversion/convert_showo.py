@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, CLIPImageProcessorPil, PreTrainedTokenizerBase
 
-from showo_hf.atomic_folder import atomic_folder
-from showo_hf.configuration_showo import ShowoConfig
-from showo_hf.modeling_showo import ShowoForCausalLM
+from showo_hf.models.configuration_showo import ShowoConfig
+from showo_hf.models.modeling_showo import ShowoForCausalLM
 from showo_hf.pipelines import ShowoT2IPipeline
-from showo_hf.processing_showo import ShowoProcessor, add_showo_tokens, showo_image_processor
+from showo_hf.processing.processing_showo import ShowoProcessor, add_showo_tokens, showo_image_processor
 from showo_hf.schedulers import MaskGITScheduler
+from showo_hf.utils.atomic_folder import atomic_folder
 
 from .architectures import infer_lfq_config, infer_showo_config, read_clip_vision_config
 from .arguments import add_convert_arguments
@@ -62,7 +62,7 @@ def convert_showo(
         output: the pipeline folder that is written. It is whole or not there.
         dtype: of the weights on the disk; each tensor's own by default.
         verify: run the converted model and a plain re-reading of the source, see [`verify_showo`].
-        num_image_tokens: tokens of a picture, where the checkpoint's config does not say it.
+        num_image_tokens: tokens of an image, where the checkpoint's config does not say it.
         origin: where all this comes from, for the model card.
         with_code: put the package's code in too, see [`remote_code`].
 
@@ -83,7 +83,7 @@ def convert_showo(
         raise ConversionError(
             "`--clip-vision` was given, but this Show-o has no `mm_projector` that would use a tower"
         )
-    config.image_tokenizer_config.sample_size = picture_size(config)
+    config.image_tokenizer_config.sample_size = image_size(config)
     processor = build_processor(sources.text_tokenizer, config, clip.folder if clip is not None else None)
     with torch.device("meta"):
         model = ShowoForCausalLM(config)
@@ -130,16 +130,16 @@ def write_pipeline(
 
 def sizes_of(config: ShowoConfig, showo: Checkpoint) -> str:
     """What was read off the weights and the config, in a line."""
-    text, size = config.text_config, picture_size(config)
+    text, size = config.text_config, image_size(config)
     told = "" if "num_vq_tokens" in showo.config else ", which the checkpoint does not say"
     return (
-        f"{text.num_hidden_layers} layers of width {text.hidden_size}, {config.codebook_size} codes; pictures of "
+        f"{text.num_hidden_layers} layers of width {text.hidden_size}, {config.codebook_size} codes; images of "
         f"{config.num_image_tokens} tokens, {size} x {size} pixels{told}"
     )
 
 
-def picture_size(config: ShowoConfig) -> int:
-    """Height and width, in pixels, of the pictures that a model was trained on."""
+def image_size(config: ShowoConfig) -> int:
+    """Height and width, in pixels, of the images that a model was trained on."""
     return round(config.num_image_tokens**0.5) * config.image_tokenizer_config.downsampling
 
 
@@ -151,7 +151,7 @@ def build_processor(text_tokenizer: Path, config: ShowoConfig, clip_vision: Path
         vision["vision_processor"] = load_vision_processor(clip_vision, tower.image_size)
         vision["num_image_features"] = (tower.image_size // tower.patch_size) ** 2
     processor = ShowoProcessor(
-        showo_image_processor(picture_size(config)),
+        showo_image_processor(image_size(config)),
         add_showo_tokens(load_text_tokenizer(text_tokenizer)),
         codebook_size=config.codebook_size,
         num_image_tokens=config.num_image_tokens,
@@ -168,7 +168,7 @@ def build_processor(text_tokenizer: Path, config: ShowoConfig, clip_vision: Path
 
 
 def load_vision_processor(folder: Path, image_size: int) -> CLIPImageProcessorPil:
-    """The tower's own preprocessing; CLIP's with the tower's picture size where the folder has no settings of it."""
+    """The tower's own preprocessing; CLIP's with the tower's image size where the folder has no settings of it."""
     if (folder / "preprocessor_config.json").is_file():
         return CLIPImageProcessorPil.from_pretrained(folder)
     return CLIPImageProcessorPil(

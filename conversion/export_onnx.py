@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from showo_hf.atomic_folder import atomic_folder
 from showo_hf.pipelines import ShowoT2IPipeline
 from showo_hf.schedulers import MaskGITScheduler
+from showo_hf.utils.atomic_folder import atomic_folder
 
 from .command import conversion_main
 from .errors import ConversionError
@@ -80,7 +80,7 @@ def export_onnx(
         external_data: weights in files of their own; by default only where one file cannot hold them.
 
     Raises:
-        ConversionError: if `folder` is no pipeline, has no picture tokenizer or a scheduler that the runner does not
+        ConversionError: if `folder` is no pipeline, has no image tokenizer or a scheduler that the runner does not
             know, if `output` holds something else than a model, if a package is missing, or if a graph does
             not compute what the model does.
         FileExistsError: if `output` exists and `overwrite` is False.
@@ -126,7 +126,7 @@ def load_pipeline(folder: Path, dtype: str) -> ShowoT2IPipeline:
     """Load the pipeline and refuse what cannot be exported."""
     pipe = ShowoT2IPipeline.from_pretrained(folder, dtype=getattr(torch, dtype))
     if pipe.image_tokenizer is None:
-        raise ConversionError(f"`folder` must hold a model with a picture tokenizer, '{folder}' has none")
+        raise ConversionError(f"`folder` must hold a model with an image tokenizer, '{folder}' has none")
     if not isinstance(pipe.scheduler, MaskGITScheduler):
         raise ConversionError(f"the scheduler must be a MaskGITScheduler, got {type(pipe.scheduler).__name__}")
     for name in ("top_k", "top_p"):

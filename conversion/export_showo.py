@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedConfig
 
-from showo_hf.atomic_folder import atomic_folder
-from showo_hf.configuration_showo import ShowoConfig
-from showo_hf.modeling_showo import ShowoForCausalLM
-from showo_hf.modeling_showo_lfq import indices_to_codes
+from showo_hf.models.configuration_showo import ShowoConfig
+from showo_hf.models.modeling_showo import ShowoForCausalLM
+from showo_hf.models.modeling_showo_lfq import indices_to_codes
+from showo_hf.utils.atomic_folder import atomic_folder
 
 from .architectures import SPECIAL_ORDER
 from .arguments import FORMATS, add_export_arguments
@@ -75,7 +75,7 @@ def export_showo(
             write_part(
                 place, checkpoint, image_tokenizer, tokenizer_config, dtype, max_shard_size, file_format, constants
             )
-    report = f"{len(showo)} tensors of the transformer and {len(image_tokenizer)} of the picture tokenizer exported"
+    report = f"{len(showo)} tensors of the transformer and {len(image_tokenizer)} of the image tokenizer exported"
     return report + (
         f"\n{len(left_out)} left out (the CLIP tower, which the original keeps apart)" if left_out else ""
     )
@@ -114,7 +114,7 @@ def check_weights(checkpoint: Checkpoint, config: ShowoConfig):
 
 
 def split_names(checkpoint: Checkpoint, config: ShowoConfig) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """Original name to ours for the transformer and for the picture tokenizer, and our names that are left out."""
+    """Original name to ours for the transformer and for the image tokenizer, and our names that are left out."""
     prefix = "image_tokenizer."
     tokenizer = [name.removeprefix(prefix) for name in checkpoint if name.startswith(prefix)]
     stages = len(config.image_tokenizer_config.decoder_block_out_channels) if tokenizer else 0

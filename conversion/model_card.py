@@ -5,8 +5,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from showo_hf.configuration_showo import ShowoConfig
-from showo_hf.configuration_showo_lfq import ShowoLFQTokenizerConfig
+from showo_hf.models.configuration_showo import ShowoConfig
+from showo_hf.models.configuration_showo_lfq import ShowoLFQTokenizerConfig
 
 from .verify import Verification
 
@@ -14,9 +14,9 @@ from .verify import Verification
 SHOWO_TEXT = """
 # {title}
 
-Show-o: one transformer that answers questions about pictures and makes them
+Show-o: one transformer that answers questions about images and makes them
 ([arXiv:2408.12528](https://arxiv.org/abs/2408.12528)).
-{variant} Pictures of {size} x {size} pixels, {tokens} tokens each, {codes} codes.
+{variant} Images of {size} x {size} pixels, {tokens} tokens each, {codes} codes.
 
 Converted from {source} to the format of transformers and diffusers by showo-hf.
 
@@ -41,9 +41,9 @@ pipe = DiffusionPipeline.from_pretrained("{here}", trust_remote_code=True)
 """
 
 TOKENIZER_TEXT = """
-# MAGVIT-v2 picture tokenizer
+# MAGVIT-v2 image tokenizer
 
-Pictures to discrete tokens and back, with a lookup-free quantizer
+Images to discrete tokens and back, with a lookup-free quantizer
 ([arXiv:2310.05737](https://arxiv.org/abs/2310.05737)):
 {factor} x {factor} pixels a token, {codes} codes. Converted from {source} by showo-hf.
 
@@ -110,7 +110,7 @@ def write_model_card(
 
 
 def write_tokenizer_card(folder: Path, config: ShowoLFQTokenizerConfig, origin: Origin, verified: Verification | None):
-    """Write the card of a converted picture tokenizer."""
+    """Write the card of a converted image tokenizer."""
     source = origin.names.get("image_tokenizer", "")
     text = TOKENIZER_TEXT.format(
         factor=config.downsampling,
@@ -123,12 +123,12 @@ def write_tokenizer_card(folder: Path, config: ShowoLFQTokenizerConfig, origin: 
 
 
 def variant(config: ShowoConfig) -> str:
-    """What the model understands pictures by, in a sentence."""
+    """What the model understands images by, in a sentence."""
     if config.image_feature_size is None:
-        return "It reads pictures by the same discrete tokens that it makes them of."
+        return "It reads images by the same discrete tokens that it makes them of."
     if config.vision_config is None:
-        return "It reads pictures by CLIP features, which are not in this folder, and makes them of discrete tokens."
-    return "It reads pictures by CLIP features and makes them of discrete tokens."
+        return "It reads images by CLIP features, which are not in this folder, and makes them of discrete tokens."
+    return "It reads images by CLIP features and makes them of discrete tokens."
 
 
 def shown(source: str) -> str:
@@ -141,7 +141,7 @@ def ending(origin: Origin, verified: Verification | None) -> str:
     licence = f"Licence: {origin.license}, as the source's." if origin.license else "Licence: that of the source."
     if verified is None:
         return f"{licence} The conversion was not verified by running it (`--verify` does)."
-    return f"{licence} Verified on a short sequence and a small picture, in float32: {verified}."
+    return f"{licence} Verified on a short sequence and a small image, in float32: {verified}."
 
 
 def write(folder: Path, text: str, source: str, origin: Origin, pipeline_tag: str, library: str, tags: list[str]):

@@ -1,9 +1,9 @@
-"""Pictures from words with the ONNX graphs that lie beside this file. torch is not needed:
+"""Images from words with the ONNX graphs that lie beside this file. torch is not needed:
 
     pip install numpy onnxruntime pillow tokenizers
     python generate.py "a red apple, flat style" --output apple.png
 
-In Python, `OnnxShowo(folder)` also turns pictures into codes and back. This file stands alone, so that a folder made
+In Python, `OnnxShowo(folder)` also turns images into codes and back. This file stands alone, so that a folder made
 by `python -m showo_hf.conversion.export_onnx` is whole without the package that made it.
 """
 
@@ -24,13 +24,13 @@ from tokenizers import Tokenizer
 
 
 CONFIG_FILE = "onnx_config.json"
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass
 class EncodedPrompts:
     """
-    What a picture sees of its text, computed once.
+    What an image sees of its text, computed once.
 
     Args:
         keys, values: (layers, rows, heads, length, head_dim). Where there is guidance, the rows of the second half are
@@ -44,7 +44,7 @@ class EncodedPrompts:
 
 
 class Draws:
-    """The random numbers of a picture; with the same seed they are the same."""
+    """The random numbers of an image; with the same seed they are the same."""
 
     def __init__(self, seed: int | None = None):
         self.generator = np.random.default_rng(seed)
@@ -62,7 +62,7 @@ class Draws:
 
 class OnnxShowo:
     """
-    A text-to-picture model as ONNX graphs, run by ONNX Runtime on the CPU. A graph is loaded when it is first used.
+    A text-to-image model as ONNX graphs, run by ONNX Runtime on the CPU. A graph is loaded when it is first used.
 
     Args:
         folder: where the graphs and `onnx_config.json` lie.
@@ -116,7 +116,7 @@ class OnnxShowo:
         length = max(map(len, rows))
         ids = np.array([[self.config["pad_token_id"]] * (length - len(row)) + row for row in rows])
         seen = np.array([[False] * (length - len(row)) + [True] * len(row) for row in rows])
-        # Positions are those of a text of full length, so that a picture always begins at the same one.
+        # Positions are those of a text of full length, so that an image always begins at the same one.
         end = self.config["max_text_length"] + 1
         past = next(node for node in self.transformer.get_inputs() if node.name == "past_keys")
         layers, _, heads, _, head_dim = past.shape
@@ -158,7 +158,7 @@ class OnnxShowo:
         ids = np.tile(ids, (rows // len(ids), 1))
         length = ids.shape[1]
         first = config["max_text_length"] + 1
-        seen = np.pad(prompts.seen, ((0, 0), (0, length)), constant_values=True)  # a picture sees itself in full
+        seen = np.pad(prompts.seen, ((0, 0), (0, length)), constant_values=True)  # an image sees itself in full
         (logits,) = self.transformer.run(
             ["logits"],
             {
@@ -211,18 +211,18 @@ class OnnxShowo:
             tokens = np.where((confidence < cut_off) & unknown, mask, guess)
         return tokens
 
-    # Pictures
+    # Images
 
     def decode(self, tokens: np.ndarray) -> list[Image.Image]:
-        """Codes (batch, h, w) to pictures."""
+        """Codes (batch, h, w) to images."""
         (pixels,) = self.image_decoder.run(["pixel_values"], {"image_tokens": tokens})  # (batch, 3, H, W) in [-1, 1]
         pixels = np.round((pixels / 2 + 0.5).clip(0, 1) * 255).astype(np.uint8)
-        return [Image.fromarray(picture) for picture in pixels.transpose(0, 2, 3, 1)]
+        return [Image.fromarray(image) for image in pixels.transpose(0, 2, 3, 1)]
 
-    def encode(self, pictures: Sequence[Image.Image], grid: tuple[int, int] | None = None) -> np.ndarray:
-        """Pictures to codes (batch, h, w); they are scaled and cut to the grid, the trained one by default."""
+    def encode(self, images: Sequence[Image.Image], grid: tuple[int, int] | None = None) -> np.ndarray:
+        """Images to codes (batch, h, w); they are scaled and cut to the grid, the trained one by default."""
         height, width = (side * self.config["downsampling"] for side in grid or self.config["grid"])
-        fitted = [ImageOps.fit(one.convert("RGB"), (width, height), Image.Resampling.BICUBIC) for one in pictures]
+        fitted = [ImageOps.fit(one.convert("RGB"), (width, height), Image.Resampling.BICUBIC) for one in images]
         pixels = np.stack([np.asarray(one, np.float32) for one in fitted]).transpose(0, 3, 1, 2) / 127.5 - 1
         (tokens,) = self.image_encoder.run(["image_tokens"], {"pixel_values": pixels})
         return tokens
@@ -238,7 +238,7 @@ class OnnxShowo:
         draws: Draws | None = None,
     ) -> list[Image.Image]:
         """
-        One picture for each of `prompts`. The arguments are those of showo-hf's pipeline.
+        One image for each of `prompts`. The arguments are those of showo-hf's pipeline.
 
         Args:
             size: height and width in pixels, multiples of the downsampling; the trained size by default.
@@ -301,40 +301,40 @@ def check_arguments(parser: argparse.ArgumentParser, options: argparse.Namespace
             parser.error(f"argument --{name}: must be a finite number that is not negative, got {value}")
     if options.seed is not None and options.seed < 0:
         parser.error(f"argument --seed: must not be negative, got {options.seed}")
-    if options.output.suffix.lower() not in PICTURE_SUFFIXES:
-        parser.error(f"argument --output: must end in {', '.join(PICTURE_SUFFIXES)}, got '{options.output}'")
+    if options.output.suffix.lower() not in IMAGE_SUFFIXES:
+        parser.error(f"argument --output: must end in {', '.join(IMAGE_SUFFIXES)}, got '{options.output}'")
     if not options.output.parent.is_dir():
         parser.error(f"argument --output: the folder must exist, got '{options.output.parent}'")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Pictures from words, with ONNX Runtime.")
+    parser = argparse.ArgumentParser(description="Images from words, with ONNX Runtime.")
     add = parser.add_argument
     add("prompt", help="what to show")
-    add("-o", "--output", type=Path, required=True, metavar="FILE", help="picture to write")
+    add("-o", "--output", type=Path, required=True, metavar="FILE", help="image to write")
     add("--negative-prompt", default="", metavar="WORDS", help="what to keep away from")
     add("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="in pixels (default: the model's)")
-    add("--steps", type=int, default=18, metavar="N", help="steps from nothing to a picture (default: 18)")
+    add("--steps", type=int, default=18, metavar="N", help="steps from nothing to an image (default: 18)")
     add("--guidance", type=float, default=2.75, metavar="G", help="pull of the words; 1 is none (default: 2.75)")
     add("--temperature", type=float, metavar="T", help="randomness of the order (default: the model's)")
     add("--seed", type=int, metavar="N", help="makes the result repeatable")
-    add("--num", type=int, default=1, metavar="N", help="number of pictures (default: 1)")
+    add("--num", type=int, default=1, metavar="N", help="number of images (default: 1)")
     add("--threads", type=int, metavar="N", help="threads that compute (default: all cores)")
     options = parser.parse_args(arguments)
     check_arguments(parser, options)
     try:
-        write_pictures(OnnxShowo(Path(__file__).resolve().parent, options.threads), options)
+        write_images(OnnxShowo(Path(__file__).resolve().parent, options.threads), options)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def write_pictures(model: OnnxShowo, options: argparse.Namespace):
-    """Make the pictures one by one, with seeds counting up, and print the files' names."""
+def write_images(model: OnnxShowo, options: argparse.Namespace):
+    """Make the images one by one, with seeds counting up, and print the files' names."""
     for index in range(options.num):
         seed = None if options.seed is None else options.seed + index
-        (picture,) = model(
+        (image,) = model(
             [options.prompt],
             options.negative_prompt,
             options.size,
@@ -346,7 +346,7 @@ def write_pictures(model: OnnxShowo, options: argparse.Namespace):
         path = options.output
         if options.num > 1:
             path = path.with_name(f"{path.stem}-{index}{path.suffix}")
-        picture.save(path)
+        image.save(path)
         print(path, flush=True)
 
 

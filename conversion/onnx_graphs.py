@@ -1,4 +1,4 @@
-"""The parts of a text-to-picture model as ONNX graphs: the transformer, and the picture tokenizer's two halves.
+"""The parts of a text-to-image model as ONNX graphs: the transformer, and the image tokenizer's two halves.
 
 Each part is a small module around the model's own layers, traced by `torch.onnx.export`. The graphs use operators of
 the ONNX standard alone, so that any runtime can run them, also in a browser.
@@ -16,8 +16,8 @@ from torch import nn
 from torch.export import Dim
 from transformers import DynamicCache
 
-from showo_hf.modeling_showo import ShowoForCausalLM
-from showo_hf.modeling_showo_lfq import ShowoLFQTokenizer
+from showo_hf.models.modeling_showo import ShowoForCausalLM
+from showo_hf.models.modeling_showo_lfq import ShowoLFQTokenizer
 
 
 #: The oldest operator set that torch writes: what has it runs everywhere.
@@ -48,10 +48,10 @@ class Graph:
 
 class TransformerStep(nn.Module):
     """
-    The transformer, for texts and pictures alike, behind keys and values of what came before.
+    The transformer, for texts and images alike, behind keys and values of what came before.
 
     One graph for both holds the weights once, on the disk and in memory. A text has nothing before it, and its keys and
-    values are wanted; a picture stands behind its text, and its logits are wanted.
+    values are wanted; an image stands behind its text, and its logits are wanted.
     """
 
     def __init__(self, model: ShowoForCausalLM):
@@ -82,7 +82,7 @@ class TransformerStep(nn.Module):
             past_keys, past_values: (layers, rows, heads, past, head_dim).
 
         Returns:
-            logits of the picture codes (rows, length, codebook_size) in float32; keys and values of the new positions,
+            logits of the image codes (rows, length, codebook_size) in float32; keys and values of the new positions,
             (layers, rows, heads, length, head_dim).
         """
         # Not -inf, also after a score is added: a pad sees nobody, and must not become NaN.

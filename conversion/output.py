@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from showo_hf.atomic_folder import check_target
+from showo_hf.utils.atomic_folder import check_target
 
 from .errors import ConversionError
 from .plan import ConversionPlan

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from showo_hf.configuration_showo_lfq import ShowoLFQTokenizerConfig
+from showo_hf.models.configuration_showo_lfq import ShowoLFQTokenizerConfig
 
 from .checkpoint import Checkpoint
 from .errors import ConversionError
@@ -72,7 +72,7 @@ class ConversionPlan:
                 self.sources[prefix + ours] = Source(checkpoint, name, is_kernel(name))
 
     def add_image_tokenizer(self, checkpoint: Checkpoint, config: ShowoLFQTokenizerConfig, prefix: str = ""):
-        """Give each tensor of an original picture tokenizer its place."""
+        """Give each tensor of an original image tokenizer its place."""
         stages = len(config.decoder_block_out_channels)
         self.add(
             checkpoint,

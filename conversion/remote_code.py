@@ -20,8 +20,8 @@ SCHEDULING = "scheduling_maskgit"
 PIPELINE = "pipeline"  # the name that diffusers looks for by itself
 
 MODULES = {
-    MODELING: f"{PACKAGE}.modeling_showo",
-    PROCESSING: f"{PACKAGE}.processing_showo",
+    MODELING: f"{PACKAGE}.models.modeling_showo",
+    PROCESSING: f"{PACKAGE}.processing.processing_showo",
     SCHEDULING: f"{PACKAGE}.schedulers.scheduling_maskgit",
     PIPELINE: f"{PACKAGE}.pipelines.pipeline_showo_t2i",
 }
@@ -52,7 +52,7 @@ HEADER = """\
 # diffusers looks for the one pipeline in a file, and loads the components' classes from files of their own.
 PIPELINE_END = """
 
-del ShowoPipelineBase, ShowoPicturePipeline
+del ShowoPipelineBase, ShowoImagePipeline
 ShowoT2IPipeline.__init__.__annotations__.clear()
 """
 

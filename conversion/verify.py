@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from transformers import CLIPVisionModel
 
-from showo_hf.configuration_showo import ShowoConfig
-from showo_hf.modeling_showo import ShowoForCausalLM
-from showo_hf.modeling_showo_lfq import ShowoLFQTokenizer, indices_to_codes
+from showo_hf.models.configuration_showo import ShowoConfig
+from showo_hf.models.modeling_showo import ShowoForCausalLM
+from showo_hf.models.modeling_showo_lfq import ShowoLFQTokenizer, indices_to_codes
 
 from .checkpoint import Checkpoint
 from .errors import ConversionError
@@ -18,7 +18,7 @@ from .plain_reading import float_weights, plain_decode, plain_encode, plain_proj
 # Allowed difference, as a share of the largest number. Both sides compute in float32 with the weights as they were
 # written, so what is left is rounding in sums of another order.
 TOLERANCE = 1e-3
-PICTURE_TOKENS = 16
+IMAGE_TOKENS = 16
 TEXT_TOKENS = 8
 PIXELS = 64
 
@@ -52,7 +52,7 @@ def verify_showo(
     dtype: torch.dtype | None = None,
 ) -> Verification:
     """
-    Compare the pipeline in `folder`, written in `dtype`, with its sources on a short sequence and a small picture.
+    Compare the pipeline in `folder`, written in `dtype`, with its sources on a short sequence and a small image.
 
     Both are held in float32.
 
@@ -63,10 +63,10 @@ def verify_showo(
     config = model.config
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(config.pad_token_id, (TEXT_TOKENS,), generator=generator)
-    codes = torch.randint(config.codebook_size, (PICTURE_TOKENS,), generator=generator) + config.image_token_offset
+    codes = torch.randint(config.codebook_size, (IMAGE_TOKENS,), generator=generator) + config.image_token_offset
     ids = torch.tensor([config.t2i_token_id, *text, config.soi_token_id, *codes, config.eoi_token_id])
-    is_picture = torch.arange(len(ids)) > TEXT_TOKENS  # soi, codes, eoi
-    seen = torch.ones(len(ids), len(ids), dtype=torch.bool).tril() | (is_picture[:, None] & is_picture[None])
+    is_image = torch.arange(len(ids)) > TEXT_TOKENS  # soi, codes, eoi
+    seen = torch.ones(len(ids), len(ids), dtype=torch.bool).tril() | (is_image[:, None] & is_image[None])
     result = Verification()
     with torch.no_grad():
         plain = plain_showo_logits(showo, config.text_config, ids[None], seen[None, None], dtype)
@@ -93,7 +93,7 @@ def plain_tower(
 
 
 def verify_magvitv2(folder: Path, source: Checkpoint, dtype: torch.dtype | None = None) -> Verification:
-    """Compare the picture tokenizer in `folder` with the source on a small picture, as [`verify_showo`]."""
+    """Compare the image tokenizer in `folder` with the source on a small image, as [`verify_showo`]."""
     model = ShowoLFQTokenizer.from_pretrained(folder, dtype=torch.float32).eval()
     result = Verification()
     compare_tokenizer(result, model, source, dtype)

@@ -10,7 +10,7 @@ _SHOWO_RULES = (
     (r"mm_projector\.(.+)", r"mm_projector.\1"),
 )
 
-# Applied one after the other to every name of the picture tokenizer.
+# Applied one after the other to every name of the image tokenizer.
 _MAGVITV2_RULES = (
     (r"^(?:encoder|decoder)\.((?:post_)?quant_conv)", r"\1"),
     (r"down\.(\d+)\.block\.(\d+)", r"down_blocks.\1.resnets.\2"),
@@ -70,7 +70,7 @@ def showo_name(original: str) -> str | None:
 
 def magvitv2_name(original: str, stages: int = 5) -> str:
     """
-    Our name of an original picture tokenizer's weight.
+    Our name of an original image tokenizer's weight.
 
     The original numbers the decoder's stages from full size down, diffusers in the order of the computation; so
     `stages`, the number of them, is needed.
@@ -108,7 +108,7 @@ def original_showo_name(ours: str) -> str:
 
 
 def original_magvitv2_names(names: Iterable[str], stages: int = 5) -> dict[str, str]:
-    """Our names of a picture tokenizer's weights to the original's; the opposite of [`magvitv2_name`]."""
+    """Our names of an image tokenizer's weights to the original's; the opposite of [`magvitv2_name`]."""
     turned = {}
     for ours in names:
         name = ours

@@ -1,14 +1,14 @@
 """Pipelines, one a file."""
 
 from .conversation import AnswerDone, ImageDone, ImageStep, TextPiece
-from .picture_pipeline import ShowoImagePipelineOutput
+from .image_pipeline import ShowoImagePipelineOutput
 from .pipeline_showo_any_to_any import Conversation, ShowoAnyToAnyPipeline, ShowoAnyToAnyPipelineOutput
 from .pipeline_showo_extrapolate import ShowoExtrapolatePipeline
 from .pipeline_showo_img2img import ShowoImg2ImgPipeline
 from .pipeline_showo_inpaint import ShowoInpaintPipeline
 from .pipeline_showo_mmu import ShowoMMUPipeline, ShowoMMUPipelineOutput, ShowoScoreOutput
 from .pipeline_showo_t2i import ShowoT2IPipeline
-from .prompts import PromptPart
+from .prompts import RegionalPrompt
 
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "Conversation",
     "ImageDone",
     "ImageStep",
-    "PromptPart",
+    "RegionalPrompt",
     "ShowoAnyToAnyPipeline",
     "ShowoAnyToAnyPipelineOutput",
     "ShowoExtrapolatePipeline",

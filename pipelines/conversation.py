@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from transformers import DynamicCache, PreTrainedTokenizerBase, TextStreamer
 
-from showo_hf.modeling_showo import ShowoForCausalLM
-from showo_hf.omni_attention import picture_block_ids
-from showo_hf.pictures import is_token_grid, load_picture
+from showo_hf.models.modeling_showo import ShowoForCausalLM
+from showo_hf.models.omni_attention import image_block_ids
+from showo_hf.processing.images import is_token_grid, load_image
 
 from .caches import crop_cache
 from .encoded_prompts import EncodedPrompts
@@ -20,7 +20,7 @@ from .encoded_prompts import EncodedPrompts
 Message: TypeAlias = dict[str, Any]
 
 ROLES = ("system", "user", "assistant")
-PICTURE_KEYS = ("image", "url", "path", "base64")
+IMAGE_KEYS = ("image", "url", "path", "base64")
 
 
 # Pieces of an answer, in the order in which they come
@@ -28,7 +28,7 @@ PICTURE_KEYS = ("image", "url", "path", "base64")
 
 @dataclass(frozen=True)
 class TextPiece:
-    """Some whole words of the answer. The pieces between two pictures, put together, are the text there."""
+    """Some whole words of the answer. The pieces between two images, put together, are the text there."""
 
     text: str
 
@@ -36,10 +36,10 @@ class TextPiece:
 @dataclass(frozen=True, eq=False)
 class ImageStep:
     """
-    A picture after one more step.
+    An image after one more step.
 
     Args:
-        index (`int`): which picture of the answer, from 0.
+        index (`int`): which image of the answer, from 0.
         step, num_steps (`int`): which step, from 0, and how many there are at most.
         tokens (`torch.LongTensor` of shape `(h, w)`): its codes so far, the codebook size where unknown; on the CPU.
     """
@@ -53,11 +53,11 @@ class ImageStep:
 @dataclass(frozen=True, eq=False)
 class ImageDone:
     """
-    A finished picture.
+    A finished image.
 
     Args:
-        index (`int`): which picture of the answer, from 0.
-        image: as `output_type` says: a PIL picture; `np.ndarray` (H, W, 3) or `torch.Tensor` (3, H, W) in [0, 1]; or the
+        index (`int`): which image of the answer, from 0.
+        image: as `output_type` says: a PIL image; `np.ndarray` (H, W, 3) or `torch.Tensor` (3, H, W) in [0, 1]; or the
             token grid.
         tokens (`torch.LongTensor` of shape `(h, w)`): its codes; on the CPU.
     """
@@ -73,7 +73,7 @@ class AnswerDone:
     The end of an answer.
 
     Args:
-        message (`dict`): the answer as a message, its pictures as token grids, to go on with.
+        message (`dict`): the answer as a message, its images as token grids, to go on with.
         finish_reason (`str`): "stop" where the model ended it, "length" where a limit did.
     """
 
@@ -85,7 +85,7 @@ Event: TypeAlias = TextPiece | ImageStep | ImageDone | AnswerDone
 
 
 def add_part(content: list[dict], event: Event, image: Any):
-    """Put a piece of text behind the text that it goes on with, and a finished picture, as `image`, at the end."""
+    """Put a piece of text behind the text that it goes on with, and a finished image, as `image`, at the end."""
     if isinstance(event, ImageDone):
         content.append({"type": "image", "image": image})
     elif isinstance(event, TextPiece) and content and content[-1]["type"] == "text":
@@ -147,7 +147,7 @@ class Answer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
         self.content: list[dict] = []
-        self.num_words = self.num_pictures = 0
+        self.num_words = self.num_images = 0
         self.text = TextPieces(tokenizer, opens_answer=True)
 
     def add_word(self, token: int) -> Iterator[TextPiece]:
@@ -156,7 +156,7 @@ class Answer:
         return self.noted(self.text.add(token))
 
     def close_text(self) -> Iterator[TextPiece]:
-        """End the text, before a picture or at the end of the answer."""
+        """End the text, before an image or at the end of the answer."""
         return self.noted(self.text.close())
 
     def noted(self, pieces: Iterator[TextPiece]) -> Iterator[TextPiece]:
@@ -164,11 +164,11 @@ class Answer:
             add_part(self.content, piece, None)
             yield piece
 
-    def add_picture(self, image: Any, tokens: torch.LongTensor) -> ImageDone:
-        """Put a finished picture behind the text, which was closed; text may follow it."""
-        done = ImageDone(self.num_pictures, image, tokens)
+    def add_image(self, image: Any, tokens: torch.LongTensor) -> ImageDone:
+        """Put a finished image behind the text, which was closed; text may follow it."""
+        done = ImageDone(self.num_images, image, tokens)
         add_part(self.content, done, tokens)
-        self.num_pictures += 1
+        self.num_images += 1
         self.text = TextPieces(self.tokenizer, opens_answer=False)
         return done
 
@@ -182,10 +182,10 @@ class Answer:
 
 def load_messages(messages: Any, codebook_size: int) -> list[Message]:
     """
-    A text, a message or several, with every picture loaded: PIL pictures in RGB and token grids are left as "image".
+    A text, a message or several, with every image loaded: PIL images in RGB and token grids are left as "image".
 
     Raises:
-        ValueError, TypeError: for anything that is not a message, and for pictures that cannot be read.
+        ValueError, TypeError: for anything that is not a message, and for images that cannot be read.
     """
     if isinstance(messages, (str, dict)):
         messages = [messages]
@@ -206,7 +206,7 @@ def load_message(message: Any, codebook_size: int) -> Message:
     if isinstance(content, (list, tuple)):
         content = [load_part(part, codebook_size) for part in content]
         if role == "system" and any(part["type"] == "image" for part in content):
-            raise ValueError("`messages` can have pictures from 'user' and 'assistant', got one from 'system'.")
+            raise ValueError("`messages` can have images from 'user' and 'assistant', got one from 'system'.")
     elif not isinstance(content, str):
         raise TypeError(f"`messages` must have a text or a list of parts as 'content', got {type(content).__name__}.")
     return {"role": role, "content": content}
@@ -217,20 +217,20 @@ def load_part(part: Any, codebook_size: int) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
-    pictures = [part[key] for key in PICTURE_KEYS if part.get(key) is not None] if kind == "image" else []
-    if len(pictures) != 1:
+    images = [part[key] for key in IMAGE_KEYS if part.get(key) is not None] if kind == "image" else []
+    if len(images) != 1:
         raise ValueError(
             "`messages` must have parts {'type': 'text', 'text': ...} or {'type': 'image'} with one of "
-            f"{list(PICTURE_KEYS)}, got {part!r:.80}."
+            f"{list(IMAGE_KEYS)}, got {part!r:.80}."
         )
-    picture = pictures[0]
-    if not is_token_grid(picture):
-        return {"type": "image", "image": load_picture(picture, "messages")}
-    if picture.numel() == 0 or picture.min() < 0 or picture.max() >= codebook_size:
+    image = images[0]
+    if not is_token_grid(image):
+        return {"type": "image", "image": load_image(image, "messages")}
+    if image.numel() == 0 or image.min() < 0 or image.max() >= codebook_size:
         raise ValueError(
-            f"`messages` must have token grids of codes from 0 to {codebook_size - 1}, got {picture!r:.80}."
+            f"`messages` must have token grids of codes from 0 to {codebook_size - 1}, got {image!r:.80}."
         )
-    return {"type": "image", "image": picture.cpu()}
+    return {"type": "image", "image": image.cpu()}
 
 
 def check_order(messages: Sequence[Message]):
@@ -242,14 +242,14 @@ def check_order(messages: Sequence[Message]):
         raise ValueError("`messages` may have a message of 'system' at the beginning only, got one further on.")
 
 
-def picture_parts(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The parts that are pictures, in their order."""
+def image_parts(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The parts that are images, in their order."""
     parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
     return [part for part in parts if part["type"] == "image"]
 
 
 def copied(messages: Sequence[Message]) -> list[Message]:
-    """The messages with lists and dicts of their own; pictures are shared."""
+    """The messages with lists and dicts of their own; images are shared."""
     return [
         {**message, "content": content if isinstance(content, str) else [dict(part) for part in content]}
         for message in messages
@@ -272,7 +272,7 @@ class Memory:
         self.model = model
         self.ids: list[int] = []
         self.cache = DynamicCache(config=model.config.text_config)
-        #: The prompt that guidance leads away from; read when the first picture is made.
+        #: The prompt that guidance leads away from; read when the first image is made.
         self.unconditional: EncodedPrompts | None = None
 
     def __len__(self) -> int:
@@ -290,12 +290,12 @@ class Memory:
         """
         Keep what `ids` begin with, and return what is left to read of them, one id at least.
 
-        A picture is kept whole or not at all, since its positions see each other.
+        An image is kept whole or not at all, since its positions see each other.
         """
         pairs = zip(self.ids, ids, strict=False)
         known = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), min(len(self.ids), len(ids)))
         known = min(known, len(ids) - 1)
-        block = picture_block_ids(torch.tensor([ids]), self.model.config)[0].tolist()
+        block = image_block_ids(torch.tensor([ids]), self.model.config)[0].tolist()
         while known and block[known] >= 0 and block[known] == block[known - 1]:
             known -= 1
         self.keep(known)
@@ -310,5 +310,5 @@ class Memory:
         return logits[0, -1]
 
     def as_prompt(self, device: torch.device) -> EncodedPrompts:
-        """All that was read, as the prompt of a picture that follows it."""
+        """All that was read, as the prompt of an image that follows it."""
         return EncodedPrompts(self.cache, torch.ones(1, len(self), dtype=torch.int64, device=device), len(self))

@@ -1,4 +1,4 @@
-"""What the pipelines share that begin with a picture: reading it, and what becomes of its pixels."""
+"""What the pipelines share that begin with an image: reading it, and what becomes of its pixels."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,14 +7,14 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import logging
 
-from showo_hf.argument_checks import check_share
-from showo_hf.pictures import flatten_pictures, is_token_grid, load_picture
+from showo_hf.processing.images import flatten_images, is_token_grid, load_image
 from showo_hf.schedulers.masking_schedules import get_masking_schedule
 from showo_hf.schedulers.scheduling_utils import Generators, sample_uniform
+from showo_hf.utils.validation import check_share
 
 from .encoded_prompts import EncodedPrompts
+from .image_pipeline import ShowoImagePipeline
 from .masks import paste, remasked
-from .picture_pipeline import ShowoPicturePipeline
 from .pipeline_utils import FillingOptions, own_entry
 from .prompts import PromptBatch
 from .windows import plan_windows
@@ -30,7 +30,7 @@ REMASKINGS = ("uncertain", "random")
 @dataclass(frozen=True)
 class Source:
     """
-    Pictures to begin with.
+    Images to begin with.
 
     Args:
         tokens (`torch.LongTensor` of shape `(batch, h, w)`).
@@ -41,8 +41,8 @@ class Source:
     pixels: torch.Tensor | None
 
 
-class ShowoEditingPipeline(ShowoPicturePipeline):
-    """Base of the pipelines that change a picture; components `model`, `processor`, `scheduler`."""
+class ShowoEditingPipeline(ShowoImagePipeline):
+    """Base of the pipelines that change an image; components `model`, `processor`, `scheduler`."""
 
     def check_repainting(self, strength: float, remasking: str):
         """Raise `ValueError` for a strength outside [0, 1], or a way of remasking that does not exist."""
@@ -65,10 +65,10 @@ class ShowoEditingPipeline(ShowoPicturePipeline):
         self, image: Any, num_prompts: int, height: int | None, width: int | None
     ) -> list[Any] | torch.Tensor:
         """
-        One picture, or one for each prompt, as PIL pictures; token grids as int64 (1 or prompts, h, w).
+        One image, or one for each prompt, as PIL images; token grids as int64 (1 or prompts, h, w).
 
         Raises:
-            ValueError, TypeError: for what is no picture, another number of them, pictures that come out with different
+            ValueError, TypeError: for what is no image, another number of them, images that come out with different
                 sizes, or grids beside `height` and `width`.
         """
         if isinstance(image, (list, tuple)) and image and all(map(is_token_grid, image)):
@@ -89,26 +89,26 @@ class ShowoEditingPipeline(ShowoPicturePipeline):
             return grids
         if self.image_tokenizer is None:
             raise ValueError(
-                f"`image` must be a token grid for a model without picture tokenizer, got {type(image).__name__}."
+                f"`image` must be a token grid for a model without image tokenizer, got {type(image).__name__}."
             )
         self.check_size(height, width)
-        pictures = [load_picture(one, "image", max_aspect=torch.inf) for one in flatten_pictures(image)]
-        if len(pictures) not in (1, num_prompts):
+        images = [load_image(one, "image", max_aspect=torch.inf) for one in flatten_images(image)]
+        if len(images) not in (1, num_prompts):
             raise ValueError(
-                f"`image` must be one picture or one for each of the {num_prompts} prompts, got {len(pictures)}."
+                f"`image` must be one image or one for each of the {num_prompts} prompts, got {len(images)}."
             )
-        sizes = {self.picture_size((picture.height, picture.width), height, width) for picture in pictures}
+        sizes = {self.image_size((pil_image.height, pil_image.width), height, width) for pil_image in images}
         if len(sizes) > 1:
             raise ValueError(
-                f"`image` must hold pictures of one aspect, or `height` and `width` be given, got sizes {sorted(sizes)}."
+                f"`image` must hold images of one aspect, or `height` and `width` be given, got sizes {sorted(sizes)}."
             )
-        return pictures
+        return images
 
-    def picture_size(self, size: tuple[int, int], height: int | None, width: int | None) -> tuple[int, int]:
+    def image_size(self, size: tuple[int, int], height: int | None, width: int | None) -> tuple[int, int]:
         """
-        The size in pixels, (height, width), at which a picture of another size is worked on.
+        The size in pixels, (height, width), at which an image of another size is worked on.
 
-        As asked for; else with the picture's aspect, and the trained size as far as it goes: the shorter side gets the
+        As asked for; else with the image's aspect, and the trained size as far as it goes: the shorter side gets the
         trained length, and both are multiples of a token's.
         """
         trained = [side * self.patch for side in self.default_grid]
@@ -125,19 +125,19 @@ class ShowoEditingPipeline(ShowoPicturePipeline):
     def encode_images(
         self, images: list[Any] | torch.Tensor, batch_size: int, height: int | None, width: int | None
     ) -> Source:
-        """Loaded pictures to tokens, each repeated to make up the batch."""
+        """Loaded images to tokens, each repeated to make up the batch."""
         self.load_offloaded()
         if isinstance(images, torch.Tensor):
             self.warn_of_size(tuple(images.shape[1:]))
             return Source(repeat_to(images.to(self._execution_device), batch_size), None)
-        size = self.picture_size((images[0].height, images[0].width), height, width)
+        size = self.image_size((images[0].height, images[0].width), height, width)
         self.warn_of_size((size[0] // self.patch, size[1] // self.patch))
         resizer = VaeImageProcessor(vae_scale_factor=self.patch, resample="bicubic")
         pixels = resizer.preprocess(images, *size).to(self._execution_device)
         tokens = self.image_tokenizer.encode(pixels).image_tokens
         return Source(repeat_to(tokens, batch_size), repeat_to(pixels, batch_size))
 
-    def first_step(self, num_inference_steps: int, strength: float) -> int:
+    def begin_index(self, num_inference_steps: int, strength: float) -> int:
         """
         The step to begin with where a share `strength` of the tokens is unknown: steps that would leave more than that
         unknown are left out.
@@ -184,8 +184,8 @@ class ShowoEditingPipeline(ShowoPicturePipeline):
         everywhere = torch.ones_like(tokens[0], dtype=torch.bool)
         for window in plan_windows(everywhere, self.default_grid):
             given, cropped = tokens[:, *window], prompts.crop(*window)
-            ids = self.picture_input_ids(given.flatten(1))[prompts.sample_of_rows(len(given))]
-            attention_mask = self.picture_attention_mask(prompts, ids)
+            ids = self.image_input_ids(given.flatten(1))[prompts.sample_of_rows(len(given))]
+            attention_mask = self.image_attention_mask(prompts, ids)
             for number in range(GROUPS):
                 hidden = group[:, *window] == number
                 masked = given.masked_fill(hidden, self.unknown_code)
@@ -205,13 +205,13 @@ class ShowoEditingPipeline(ShowoPicturePipeline):
         output_type: str,
         options: FillingOptions,
     ) -> Any:
-        """The pictures with the marked tokens, (batch, h, w), or a share `strength` of them, painted anew."""
+        """The images with the marked tokens, (batch, h, w), or a share `strength` of them, painted anew."""
         unknown = self.choose_unknown(source.tokens, marked, strength, remasking, batch, options.generator)
         if not bool(unknown.flatten(1).any(1).all()):
-            logger.warning("There is nothing to paint: a picture comes back as it is.")
+            logger.warning("There is nothing to paint: an image comes back as it is.")
         latents = source.tokens.masked_fill(unknown, self.unknown_code)
-        options = replace(options, first_step=self.first_step(options.num_inference_steps, strength))
-        latents = self.make_pictures(latents, batch, options)
+        options = replace(options, begin_index=self.begin_index(options.num_inference_steps, strength))
+        latents = self.make_images(latents, batch, options)
         return self.decode_edited(latents, source, unknown, preserve_pixels, output_type)
 
     def decode_edited(
@@ -223,7 +223,7 @@ class ShowoEditingPipeline(ShowoPicturePipeline):
         output_type: str,
     ):
         """
-        Tokens to pictures as `output_type` says; with `preserve_pixels`, and of a picture in which nothing was painted, the
+        Tokens to images as `output_type` says; with `preserve_pixels`, and of an image in which nothing was painted, the
         original pixels where that is so.
         """
         preserved = ~unknown.flatten(1).any(1) | preserve_pixels  # (batch,)

@@ -1,4 +1,4 @@
-"""Prompts as the loop uses them: their keys and values, and how the logits of several rows become one picture's."""
+"""Prompts as the loop uses them: their keys and values, and how the logits of several rows become one image's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,11 +13,11 @@ from .caches import select_rows
 @dataclass(frozen=True)
 class Composition:
     """
-    Several prompts for one picture, each with a weight at every token ("Compositional visual generation with composable
+    Several prompts for one image, each with a weight at every token ("Compositional visual generation with composable
     diffusion models", arXiv:2206.01714): the conditional logits are `c = sum_i w_i c_i + (1 - sum_i w_i) u`.
 
     Args:
-        samples (`torch.LongTensor` of shape `(conditional rows,)`): the picture that each row belongs to.
+        samples (`torch.LongTensor` of shape `(conditional rows,)`): the image that each row belongs to.
         weights (`torch.FloatTensor` of shape `(conditional rows, h, w)`): w_i.
     """
 
@@ -28,20 +28,20 @@ class Composition:
         """That of a part of the token grid."""
         return replace(self, weights=self.weights[:, rows, columns])
 
-    def select(self, pictures: torch.LongTensor) -> "Composition":
-        """That of some of the pictures, given by their rising numbers, which are counted anew."""
-        kept = torch.isin(self.samples, pictures)
-        return Composition(torch.searchsorted(pictures, self.samples[kept]), self.weights[kept])
+    def select(self, images: torch.LongTensor) -> "Composition":
+        """That of some of the images, given by their rising numbers, which are counted anew."""
+        kept = torch.isin(self.samples, images)
+        return Composition(torch.searchsorted(images, self.samples[kept]), self.weights[kept])
 
     def compose(
         self, conditional: Sequence[torch.Tensor], unconditional: Sequence[torch.Tensor], unknown: torch.BoolTensor
     ) -> torch.Tensor:
         """
-        The conditional logits of all unknown tokens, one picture behind the other.
+        The conditional logits of all unknown tokens, one image behind the other.
 
         Args:
             conditional: logits (unknown tokens, codebook) of each conditional row.
-            unconditional: those of each picture's unconditional row.
+            unconditional: those of each image's unconditional row.
             unknown (`torch.BoolTensor` of shape `(batch, tokens)`).
         """
         composed = []
@@ -59,14 +59,14 @@ class EncodedPrompts:
     """
     Keys and values of the prompts, computed once and used by every step.
 
-    Rows are the conditional ones, one a picture or as many as `composition` says, and behind them one unconditional row a
-    picture where there is guidance.
+    Rows are the conditional ones, one an image or as many as `composition` says, and behind them one unconditional row an
+    image where there is guidance.
 
     Args:
         cache: `DynamicCache` of (rows, heads, length, head_dim).
         attention_mask (`torch.LongTensor` of shape `(rows, length)`): 0 at pads.
-        first_position (`int` or `torch.LongTensor` of shape `(rows, 1)`): position of a picture's `soi` behind the prompts.
-        composition: how several conditional rows make one picture, None where each makes its own.
+        first_position (`int` or `torch.LongTensor` of shape `(rows, 1)`): position of an image's `soi` behind the prompts.
+        composition: how several conditional rows make one image, None where each makes its own.
     """
 
     cache: DynamicCache
@@ -80,7 +80,7 @@ class EncodedPrompts:
         return self.attention_mask.shape[0]
 
     def sample_of_rows(self, batch_size: int) -> torch.LongTensor:
-        """The picture that each row belongs to, (rows,)."""
+        """The image that each row belongs to, (rows,)."""
         device = self.attention_mask.device
         each = torch.arange(batch_size, device=device)
         if self.composition is not None:
@@ -91,11 +91,11 @@ class EncodedPrompts:
         """The same prompts for a part of the token grid; the cache is shared."""
         return self if self.composition is None else replace(self, composition=self.composition.crop(rows, columns))
 
-    def select(self, pictures: list[int], batch_size: int) -> "EncodedPrompts":
-        """The prompts of some of the pictures, given by their rising numbers, with a cache of their own."""
-        if len(pictures) == batch_size:
+    def select(self, images: list[int], batch_size: int) -> "EncodedPrompts":
+        """The prompts of some of the images, given by their rising numbers, with a cache of their own."""
+        if len(images) == batch_size:
             return self
-        wanted = torch.tensor(pictures)
+        wanted = torch.tensor(images)
         rows = torch.isin(self.sample_of_rows(batch_size).cpu(), wanted).nonzero().flatten()
         return self.keep(rows, None if self.composition is None else self.composition.select(wanted))
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from showo_hf.argument_checks import check_number
+from showo_hf.utils.validation import check_number
 
 
 def guide(guidance_scale: float, conditional: torch.Tensor, unconditional: torch.Tensor | None = None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Masks: which tokens of a picture are to be painted, which of them anew, and which pixels come back."""
+"""Masks: which tokens of an image are to be painted, which of them anew, and which pixels come back."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from showo_hf.pictures import load_grey
+from showo_hf.processing.images import load_grey
 
 
 MASK_THRESHOLD = 0.5  # from here on a pixel of a soft mask counts as marked
@@ -19,8 +19,8 @@ def load_mask(mask: Any, name: str = "mask_image") -> torch.Tensor:
     A mask as floats (H, W) in [0, 1], 1 where to paint.
 
     Args:
-        mask: a PIL picture (white is where to paint), an array or tensor (H, W), (H, W, 1) or (1, H, W) of bools, uint8 or
-            floats in [0, 1], or a path or URL of a picture. Of 8 bits 255 is where to paint; or 1, where nothing is above.
+        mask: a PIL image (white is where to paint), an array or tensor (H, W), (H, W, 1) or (1, H, W) of bools, uint8 or
+            floats in [0, 1], or a path or URL of an image. Of 8 bits 255 is where to paint; or 1, where nothing is above.
         name: the argument that errors name.
 
     Raises:
@@ -48,14 +48,14 @@ def load_mask(mask: Any, name: str = "mask_image") -> torch.Tensor:
 
 
 def check_aspect(mask: torch.Tensor, size: tuple[int, int], name: str = "mask_image"):
-    """Raise `ValueError` unless a mask (H, W) has the aspect of a picture of `size`, (height, width)."""
+    """Raise `ValueError` unless a mask (H, W) has the aspect of an image of `size`, (height, width)."""
     (height, width), (rows, columns) = size, mask.shape
     # One pixel of the coarser of both is what rounding can make.
     slack = max(ASPECT_TOLERANCE, 1 / min(height, width, rows, columns))
     ratio = (columns / rows) / (width / height)
     if not 1 / (1 + slack) <= ratio <= 1 + slack:
         raise ValueError(
-            f"`{name}` must have the aspect of its picture, which is {width}x{height} (width x height), "
+            f"`{name}` must have the aspect of its image, which is {width}x{height} (width x height), "
             f"got {columns}x{rows}."
         )
 
@@ -88,7 +88,7 @@ def token_shares(mask: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor
 
 def remasked(candidates: torch.BoolTensor, share: float, order: torch.Tensor) -> torch.BoolTensor:
     """
-    A share of the candidates of each picture, those first that come first in an order.
+    A share of the candidates of each image, those first that come first in an order.
 
     Args:
         candidates (`torch.BoolTensor` of shape `(batch, tokens)`).
@@ -105,7 +105,7 @@ def remasked(candidates: torch.BoolTensor, share: float, order: torch.Tensor) ->
 
 def feathered(unknown: torch.BoolTensor, patch: int) -> torch.Tensor:
     """
-    How much of each pixel comes from the painted picture, (batch, 1, H, W) in [0, 1].
+    How much of each pixel comes from the painted image, (batch, 1, H, W) in [0, 1].
 
     It is 1 in the painted patches, and falls to 0 over one patch around them, so that no edge is seen.
 
@@ -117,7 +117,7 @@ def feathered(unknown: torch.BoolTensor, patch: int) -> torch.Tensor:
     radius = patch // 2
     size = 2 * radius + 1
     wider = F.max_pool2d(pixels, size, 1, radius)
-    # As if the picture went on at its edges.
+    # As if the image went on at its edges.
     return F.avg_pool2d(F.pad(wider, (radius,) * 4, mode="replicate"), size, 1)
 
 
@@ -133,6 +133,6 @@ def paste(painted: torch.Tensor, original: torch.Tensor, unknown: torch.BoolTens
     return torch.where(share == 0, original, share * painted + (1 - share) * original)
 
 
-def mask_picture(mask: torch.Tensor) -> Image.Image:
-    """A mask (H, W) in [0, 1] as a grey picture."""
+def mask_to_pil(mask: torch.Tensor) -> Image.Image:
+    """A mask (H, W) in [0, 1] as a grey image."""
     return Image.fromarray((mask * 255).round().byte().numpy())

@@ -1,4 +1,4 @@
-"""Text and pictures to text and pictures."""
+"""Text and images to text and images."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ import torch
 from diffusers.utils import BaseOutput, logging
 from transformers import LogitsProcessorList
 
-from showo_hf.argument_checks import check_count, check_number
-from showo_hf.pictures import is_token_grid
-from showo_hf.sampling import TextOnly, warpers
+from showo_hf.pipelines.text_sampling import TextOnly, warpers
+from showo_hf.processing.images import is_token_grid
 from showo_hf.schedulers.scheduling_utils import Generators, sample_categorical
+from showo_hf.utils.validation import check_count, check_number
 
 from .caches import crop_cache
 from .conversation import (
@@ -25,9 +25,9 @@ from .conversation import (
     add_part,
     check_order,
     copied,
+    image_parts,
     load_message,
     load_messages,
-    picture_parts,
 )
 from .encoded_prompts import join_prompts
 from .pipeline_utils import FillingOptions, ShowoPipelineBase
@@ -43,9 +43,9 @@ class ShowoAnyToAnyPipelineOutput(BaseOutput):
 
     Args:
         content (`list[dict]`): the parts of the answer, `{"type": "text", "text": ...}` and `{"type": "image", "image":
-            ...}` with pictures as `output_type` says: PIL; `np.ndarray` (H, W, 3) or `torch.Tensor` (3, H, W) in [0, 1];
+            ...}` with images as `output_type` says: PIL; `np.ndarray` (H, W, 3) or `torch.Tensor` (3, H, W) in [0, 1];
             or, for "latent", the token grid, `torch.LongTensor` (h, w).
-        message (`dict`): the answer as a message, its pictures as token grids. Behind the messages that it answers it
+        message (`dict`): the answer as a message, its images as token grids. Behind the messages that it answers it
             makes the conversation that goes on, without loss.
         finish_reason (`str`): "stop" where the model ended the answer, "length" where a limit did.
     """
@@ -75,23 +75,23 @@ class AnswerOptions:
 
     @property
     def filling(self) -> FillingOptions:
-        """Those of them that are about the steps of a picture."""
+        """Those of them that are about the steps of an image."""
         return FillingOptions.pick(vars(self))
 
 
 class ShowoAnyToAnyPipeline(ShowoPipelineBase):
     r"""
-    Answers in text and pictures (Show-o, arXiv:2408.12528, section 3: one sequence of both).
+    Answers in text and images (Show-o, arXiv:2408.12528, section 3: one sequence of both).
 
-    The model writes text until it opens a picture with `soi`. The picture's tokens are filled in by the scheduler, in
+    The model writes text until it opens an image with `soi`. The image's tokens are filled in by the scheduler, in
     place; `eoi` closes it, and the text goes on. What was said and shown stays in the key-value cache: a step runs the
-    model on `soi picture eoi` alone, and a word on itself alone.
+    model on `soi image eoi` alone, and a word on itself alone.
 
-    Guided logits are `g c - (g - 1) u`: c is the picture behind the conversation, u the same picture behind the empty
+    Guided logits are `g c - (g - 1) u`: c is the image behind the conversation, u the same image behind the empty
     text-to-image prompt, at the positions that text-to-image uses.
 
     Args:
-        model ([`ShowoForCausalLM`]): the transformer, with its picture tokenizer.
+        model ([`ShowoForCausalLM`]): the transformer, with its image tokenizer.
         processor ([`ShowoProcessor`]): text tokenizer and chat template.
         scheduler ([`MaskGITScheduler`] or another discrete scheduler): decides which tokens are filled in when.
 
@@ -112,8 +112,8 @@ class ShowoAnyToAnyPipeline(ShowoPipelineBase):
         self.check_components()
         if self.model.mm_projector is not None:
             raise ValueError(
-                "`model` must read pictures by their codes, got one that reads continuous features: it could not see the "
-                "pictures that it makes."
+                "`model` must read images by their codes, got one that reads continuous features: it could not see the "
+                "images that it makes."
             )
         check_count("max_new_tokens", options.max_new_tokens)
         check_count("max_images", options.max_images, least=0)
@@ -141,19 +141,19 @@ class ShowoAnyToAnyPipeline(ShowoPipelineBase):
             logger.warning("`text_temperature`, `top_k` and `top_p` have no effect with `do_sample=False`.")
 
     def check_length(self, messages: Sequence[Message]):
-        """Raise `ValueError` if pictures cannot be read, or the context has no room for the messages and an answer."""
-        pictures = [part["image"] for part in picture_parts(messages)]
-        if self.image_tokenizer is None and not all(map(is_token_grid, pictures)):
-            raise ValueError("`messages` must have token grids as pictures for a model without picture tokenizer.")
-        # Pictures are only counted here, so any codes will do.
+        """Raise `ValueError` if images cannot be read, or the context has no room for the messages and an answer."""
+        images = [part["image"] for part in image_parts(messages)]
+        if self.image_tokenizer is None and not all(map(is_token_grid, images)):
+            raise ValueError("`messages` must have token grids as images for a model without image tokenizer.")
+        # Images are only counted here, so any codes will do.
         messages, any_codes = copied(messages), torch.zeros(self.default_grid, dtype=torch.int64)
-        for part in picture_parts(messages):
+        for part in image_parts(messages):
             part["image"] = part["image"] if is_token_grid(part["image"]) else any_codes
         length = len(self.encode_prompt(messages))
         if length >= self.context_length:
             raise ValueError(
                 f"`messages` must take fewer positions than the model's {self.context_length}, got {length}; "
-                "leave out early messages or pictures."
+                "leave out early messages or images."
             )
 
     @property
@@ -162,9 +162,9 @@ class ShowoAnyToAnyPipeline(ShowoPipelineBase):
         return self.model.config.text_config.max_position_embeddings
 
     def encode_images(self, messages: Sequence[Message]) -> list[Message]:
-        """The messages with all pictures as token grids."""
+        """The messages with all images as token grids."""
         messages = copied(messages)
-        parts = [part for part in picture_parts(messages) if not is_token_grid(part["image"])]
+        parts = [part for part in image_parts(messages) if not is_token_grid(part["image"])]
         if parts:
             pixels = self.processor.image_processor([part["image"] for part in parts], return_tensors="pt")
             self.load_offloaded()
@@ -174,14 +174,14 @@ class ShowoAnyToAnyPipeline(ShowoPipelineBase):
         return messages
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of a conversation whose pictures are token grids, up to where the answer begins."""
+        """Ids of a conversation whose images are token grids, up to where the answer begins."""
         inputs = self.processor.apply_chat_template(
             list(messages), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
         return inputs["input_ids"][0].tolist()
 
     def prepare_latents(self) -> torch.LongTensor:
-        """A picture of which nothing is known, (1, h, w)."""
+        """An image of which nothing is known, (1, h, w)."""
         return torch.full((1, *self.default_grid), self.unknown_code, device=self._execution_device)
 
     # Text
@@ -196,23 +196,23 @@ class ShowoAnyToAnyPipeline(ShowoPipelineBase):
 
     def choose_id(self, logits: torch.Tensor, processors: LogitsProcessorList, options: AnswerOptions) -> int:
         """The next id from scores (vocab_size,): the likeliest one, or one draw by `torch.multinomial`."""
-        # Picture codes and the mask stand behind the text and are no words.
+        # Image codes and the mask stand behind the text and are no words.
         scores = processors(None, logits[None, : self.model.config.image_token_offset].float())  # (1, ids)
         if not options.do_sample:
             return int(scores.argmax())
         return int(sample_categorical(scores.softmax(-1)[None], options.generator))
 
-    # Pictures
+    # Images
 
     def has_room(self, memory: Memory, num_new: int) -> bool:
         """Whether the context has places for `num_new` ids more."""
         return len(memory) + num_new <= self.context_length
 
-    def make_picture(
+    def make_image(
         self, memory: Memory, index: int, options: AnswerOptions
     ) -> Generator[ImageStep, None, torch.LongTensor]:
         """
-        Fill in a picture behind what was read; (1, h, w) codes are returned, and nothing is read of it.
+        Fill in an image behind what was read; (1, h, w) codes are returned, and nothing is read of it.
 
         Raises:
             RuntimeError: if scheduler or callback leave it unfinished.
@@ -244,23 +244,23 @@ class ShowoAnyToAnyPipeline(ShowoPipelineBase):
         self._guidance_scale = options.guidance_scale
         device = self._execution_device
         processors = {may_draw: self.text_processors(options, may_draw) for may_draw in (False, True)}
-        picture_length = self.model.config.num_image_tokens + 2
+        image_length = self.model.config.num_image_tokens + 2
         answer = Answer(self.processor.tokenizer)
         finish_reason = "length"
         while answer.num_words < options.max_new_tokens and self.has_room(memory, len(unread) + 1):
             logits = memory.read(unread, device)
-            may_draw = answer.num_pictures < options.max_images and self.has_room(memory, picture_length)
+            may_draw = answer.num_images < options.max_images and self.has_room(memory, image_length)
             token = self.choose_id(logits, processors[may_draw], options)
             if token == self.processor.eot_token_id:
                 finish_reason = "stop"
                 break
             if token == self.processor.soi_token_id:
                 yield from answer.close_text()
-                latents = yield from self.make_picture(memory, answer.num_pictures, options)
+                latents = yield from self.make_image(memory, answer.num_images, options)
                 image = self.decode_latents(latents, options.output_type)[0]
-                yield answer.add_picture(image, latents[0].cpu())
+                yield answer.add_image(image, latents[0].cpu())
                 # Read in one piece, now that it is finished: its positions see each other.
-                unread = self.picture_input_ids(latents.flatten(1))[0].tolist()
+                unread = self.image_input_ids(latents.flatten(1))[0].tolist()
             else:
                 yield from answer.add_word(token)
                 unread = [token]
@@ -281,7 +281,7 @@ class ShowoAnyToAnyPipeline(ShowoPipelineBase):
         An answer piece by piece: [`TextPiece`], [`ImageStep`] and [`ImageDone`] as they come, at last [`AnswerDone`].
 
         Arguments and errors are those of [`~ShowoAnyToAnyPipeline.__call__`]; wrong arguments are refused by this call
-        already. A pipeline makes one picture at a time, as it has one scheduler.
+        already. A pipeline makes one image at a time, as it has one scheduler.
         """
         loaded = load_messages(messages, self.model.config.codebook_size)
         check_order(loaded)
@@ -312,32 +312,32 @@ class ShowoAnyToAnyPipeline(ShowoPipelineBase):
         Args:
             messages (`str`, `dict` or `list[dict]`): the conversation, in transformers' form: `{"role": "user" |
                 "assistant" | "system", "content": ...}` with a text, or a list of `{"type": "text", "text": ...}` and
-                `{"type": "image", "image": ...}` (or "path", "url", "base64"). A picture is PIL, an array, a tensor, a
+                `{"type": "image", "image": ...}` (or "path", "url", "base64"). An image is PIL, an array, a tensor, a
                 path, a URL, or a grid of codes, an int64 tensor (h, w). A text alone is a user's.
-            max_new_tokens (`int`, defaults to 256): most ids of text in the answer; pictures do not count.
-            max_images (`int`, defaults to 4): most pictures in the answer; 0 for text alone. Then, and where the model's
-                context has no room for a whole one, the model cannot open a picture.
-            num_inference_steps (`int`, defaults to 18): steps of each picture, at least 1.
-            guidance_scale (`float`, defaults to 2.75): g in `g c - (g - 1) u` on the logits of pictures; 1 or less turns
+            max_new_tokens (`int`, defaults to 256): most ids of text in the answer; images do not count.
+            max_images (`int`, defaults to 4): most images in the answer; 0 for text alone. Then, and where the model's
+                context has no room for a whole one, the model cannot open an image.
+            num_inference_steps (`int`, defaults to 18): steps of each image, at least 1.
+            guidance_scale (`float`, defaults to 2.75): g in `g c - (g - 1) u` on the logits of images; 1 or less turns
                 it off.
-            temperature (`float`, *optional*): noise on the choice of picture tokens; the scheduler's own by default.
+            temperature (`float`, *optional*): noise on the choice of image tokens; the scheduler's own by default.
             do_sample (`bool`, defaults to `False`): draw the words rather than take the likeliest.
             text_temperature (`float`, defaults to 1.0), top_k (`int`, *optional*), top_p (`float`, *optional*): how to draw
                 the words, as in transformers.
             generator (`torch.Generator`, *optional*): makes the answer repeatable. All draws are taken from it in the order
                 of the answer: with `do_sample` one for each id of text, `soi` and `eot` with them; and those of the
-                scheduler at each step of a picture.
+                scheduler at each step of an image.
             output_type (`str`, defaults to `"pil"`): "pil", "np", "pt", or "latent" for token grids.
             return_dict (`bool`, defaults to `True`): give a [`ShowoAnyToAnyPipelineOutput`] rather than a tuple.
             callback_on_step_end (`Callable`, *optional*): called as `f(pipe, step, timestep, tensors)` after each step of
-                each picture; a dict that it returns replaces the tensors.
-            callback_on_step_end_tensor_inputs (`list[str]`): its tensors; "latents" is the picture's grid (1, h, w).
+                each image; a dict that it returns replaces the tensors.
+            callback_on_step_end_tensor_inputs (`list[str]`): its tensors; "latents" is the image's grid (1, h, w).
 
         Raises:
-            ValueError, TypeError: for arguments that are wrong, pictures that cannot be read, a conversation that leaves
-                no room in the model's context, and a model that reads pictures by continuous features; before any work
+            ValueError, TypeError: for arguments that are wrong, images that cannot be read, a conversation that leaves
+                no room in the model's context, and a model that reads images by continuous features; before any work
                 starts.
-            RuntimeError: if the scheduler or the callback leave a picture unfinished.
+            RuntimeError: if the scheduler or the callback leave an image unfinished.
         """
         loaded = load_messages(messages, self.model.config.codebook_size)
         check_order(loaded)

@@ -1,4 +1,4 @@
-"""Extending a picture beyond its edges."""
+"""Extending an image beyond its edges."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from showo_hf.argument_checks import check_count, is_integer
 from showo_hf.schedulers.scheduling_utils import Generators
+from showo_hf.utils.validation import check_count, is_integer
 
 from .editing_pipeline import ShowoEditingPipeline, Source
-from .picture_pipeline import ShowoImagePipelineOutput
+from .image_pipeline import ShowoImagePipelineOutput
 from .pipeline_utils import FillingOptions
 from .prompts import Prompt, PromptBatch
 from .windows import Window, plan_windows
@@ -22,11 +22,11 @@ SIDES = ("left", "right", "up", "down")
 
 class ShowoExtrapolatePipeline(ShowoEditingPipeline):
     r"""
-    Extend a picture (Show-o, arXiv:2408.12528, section 4.4): unknown tokens are put beside it, and filled in in windows of
+    Extend an image (Show-o, arXiv:2408.12528, section 4.4): unknown tokens are put beside it, and filled in in windows of
     the trained size that see as much of it as has room in them. Its own tokens stay exactly as they are.
 
     Args:
-        model ([`ShowoForCausalLM`]): the transformer, with its picture tokenizer.
+        model ([`ShowoForCausalLM`]): the transformer, with its image tokenizer.
         processor ([`ShowoProcessor`]): text tokenizer and sequence builder.
         scheduler ([`MaskGITScheduler`] or another discrete scheduler): decides which tokens are filled in when.
 
@@ -55,7 +55,7 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
         options: FillingOptions,
     ) -> tuple[list[Any] | torch.Tensor, list[str], int, PromptBatch]:
         """
-        Raise `ValueError` or `TypeError` for wrong arguments, before any work; pictures, directions of all rounds, tokens a
+        Raise `ValueError` or `TypeError` for wrong arguments, before any work; images, directions of all rounds, tokens a
         round and the checked prompts are returned.
         """
         self.check_components()
@@ -76,7 +76,7 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
         sides = [self.default_grid[1] if one in ("left", "right") else self.default_grid[0] for one in directions]
         if extent is None:
             return max(1, min(sides) // 2)
-        most = (min(sides) - 1) * self.patch  # so that a window sees something of the picture
+        most = (min(sides) - 1) * self.patch  # so that a window sees something of the image
         if not is_integer(extent) or extent % self.patch or not 0 < extent <= most:
             raise ValueError(
                 f"`extent` must be a multiple of {self.patch} pixels from {self.patch} to {most}, got {extent!r}."
@@ -108,16 +108,16 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
     ) -> ShowoImagePipelineOutput | tuple:
         r"""
-        Extend a picture. Arguments that are not named here are those of [`ShowoT2IPipeline.__call__`].
+        Extend an image. Arguments that are not named here are those of [`ShowoT2IPipeline.__call__`].
 
         Args:
-            prompt: masks of [`PromptPart`] lie on the finished picture, with all that was added.
-            image: the picture, or one for each prompt, as in [`ShowoInpaintPipeline.__call__`].
+            prompt: masks of [`RegionalPrompt`] lie on the finished image, with all that was added.
+            image: the image, or one for each prompt, as in [`ShowoInpaintPipeline.__call__`].
             direction (`str` or a list, defaults to `"right"`): "left", "right", "up" or "down"; several are taken in turn.
             extent (`int`, *optional*): pixels that a round adds: a multiple of a token's, and less than the trained side;
-                half of it by default. Tokens for a model without picture tokenizer.
+                half of it by default. Tokens for a model without image tokenizer.
             rounds (`int`, defaults to 1): how often the directions are gone through.
-            height, width (`int`, *optional*): the size that the picture is worked on at before it grows, as in
+            height, width (`int`, *optional*): the size that the image is worked on at before it grows, as in
                 [`ShowoInpaintPipeline.__call__`].
             preserve_pixels (`bool`, defaults to `False`): put the original pixels back, with a seam of one token's width;
                 else all pixels are decoded from tokens.
@@ -152,7 +152,7 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
         return self.finish(extended, return_dict)
 
     def extend(self, source: Source, regions: list[Window]) -> tuple[Source, torch.BoolTensor]:
-        """Pictures in the middle of what they grow to, with grey pixels around them, and what is new, (batch, h, w)."""
+        """Images in the middle of what they grow to, with grey pixels around them, and what is new, (batch, h, w)."""
         (rows, columns), (all_rows, all_columns) = regions[0], regions[-1]
         padding = (columns.start, all_columns.stop - columns.stop, rows.start, all_rows.stop - rows.stop)
         pixels = source.pixels
@@ -162,7 +162,7 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
         return Source(F.pad(source.tokens, padding), pixels), painted
 
     def plan_rounds(self, regions: list[Window]) -> Iterator[Window]:
-        """The windows of all rounds, each of which sees nothing but the picture as it is by then."""
+        """The windows of all rounds, each of which sees nothing but the image as it is by then."""
         for known, grown in pairwise(regions):
             unknown = torch.zeros(regions[-1][0].stop, regions[-1][1].stop, dtype=torch.bool)
             unknown[grown] = True
@@ -174,10 +174,10 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
 
 def grown_regions(size: tuple[int, int], directions: Sequence[str], extent: int) -> list[Window]:
     """
-    Where the picture lies in the finished grid at first, and after each round; the last one is the whole grid.
+    Where the image lies in the finished grid at first, and after each round; the last one is the whole grid.
 
     Args:
-        size: rows and columns of the given picture.
+        size: rows and columns of the given image.
         extent: tokens that a round adds.
     """
     top, left = (sum(side == before for side in directions) * extent for before in ("up", "left"))

@@ -1,4 +1,4 @@
-"""Variations of a picture."""
+"""Variations of an image."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,17 +8,17 @@ import torch
 from showo_hf.schedulers.scheduling_utils import Generators
 
 from .editing_pipeline import ShowoEditingPipeline
-from .picture_pipeline import ShowoImagePipelineOutput
+from .image_pipeline import ShowoImagePipelineOutput
 from .pipeline_utils import FillingOptions
 from .prompts import Prompt, PromptBatch
 
 
 class ShowoImg2ImgPipeline(ShowoEditingPipeline):
     r"""
-    Vary a picture: a share of its tokens is masked and filled in anew; the others stay exactly as they are.
+    Vary an image: a share of its tokens is masked and filled in anew; the others stay exactly as they are.
 
     Args:
-        model ([`ShowoForCausalLM`]): the transformer, with its picture tokenizer.
+        model ([`ShowoForCausalLM`]): the transformer, with its image tokenizer.
         processor ([`ShowoProcessor`]): text tokenizer and sequence builder.
         scheduler ([`MaskGITScheduler`] or another discrete scheduler): decides which tokens are filled in when.
 
@@ -45,7 +45,7 @@ class ShowoImg2ImgPipeline(ShowoEditingPipeline):
         options: FillingOptions,
     ) -> tuple[list[Any] | torch.Tensor, PromptBatch]:
         """
-        Raise `ValueError` or `TypeError` for wrong arguments, before any work; pictures and the checked prompts are
+        Raise `ValueError` or `TypeError` for wrong arguments, before any work; images and the checked prompts are
         returned.
         """
         self.check_components()
@@ -78,12 +78,12 @@ class ShowoImg2ImgPipeline(ShowoEditingPipeline):
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
     ) -> ShowoImagePipelineOutput | tuple:
         r"""
-        Vary a picture. Arguments that are not named here are those of [`ShowoT2IPipeline.__call__`].
+        Vary an image. Arguments that are not named here are those of [`ShowoT2IPipeline.__call__`].
 
         Args:
-            image: the picture, or one for each prompt, as in [`ShowoInpaintPipeline.__call__`].
-            strength (`float`, defaults to 0.7): share of the tokens that is made anew, in [0, 1]: 0 gives the picture back,
-                1 is text to picture. Steps that would leave more than this share unknown are left out.
+            image: the image, or one for each prompt, as in [`ShowoInpaintPipeline.__call__`].
+            strength (`float`, defaults to 0.7): share of the tokens that is made anew, in [0, 1]: 0 gives the image back,
+                1 is text to image. Steps that would leave more than this share unknown are left out.
             remasking (`str`, defaults to `"uncertain"`): which ones: those that the model finds the least likely for the
                 prompt, or "random" ones.
             height, width (`int`, *optional*): the size to work at, as in [`ShowoInpaintPipeline.__call__`].

@@ -1,4 +1,4 @@
-"""Repainting a part of a picture."""
+"""Repainting a part of an image."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,13 +7,13 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
-from showo_hf.argument_checks import check_count
-from showo_hf.pictures import flatten_pictures
+from showo_hf.processing.images import flatten_images
 from showo_hf.schedulers.scheduling_utils import Generators
+from showo_hf.utils.validation import check_count
 
 from .editing_pipeline import ShowoEditingPipeline, repeat_to
-from .masks import MASK_THRESHOLD, check_aspect, cut, fit_mask, load_mask, mask_picture, touched_tokens
-from .picture_pipeline import ShowoImagePipelineOutput
+from .image_pipeline import ShowoImagePipelineOutput
+from .masks import MASK_THRESHOLD, check_aspect, cut, fit_mask, load_mask, mask_to_pil, touched_tokens
 from .pipeline_utils import FillingOptions
 from .prompts import Prompt, PromptBatch
 
@@ -25,7 +25,7 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
     A token is unknown when its patch is touched: when any pixel of the mask in it is at least 0.5.
 
     Args:
-        model ([`ShowoForCausalLM`]): the transformer, with its picture tokenizer.
+        model ([`ShowoForCausalLM`]): the transformer, with its image tokenizer.
         processor ([`ShowoProcessor`]): text tokenizer and sequence builder.
         scheduler ([`MaskGITScheduler`] or another discrete scheduler): decides which tokens are filled in when.
 
@@ -34,7 +34,7 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
     ```python
     >>> from showo_hf import EMBEDDED_MODEL, ShowoInpaintPipeline
     >>> pipe = ShowoInpaintPipeline.from_pretrained(EMBEDDED_MODEL)
-    >>> image = pipe("a red apple, flat style", image="picture.png", mask_image="mask.png").images[0]
+    >>> image = pipe("a red apple, flat style", image="image.png", mask_image="mask.png").images[0]
     ```
     """
 
@@ -55,7 +55,7 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
         options: FillingOptions,
     ) -> tuple[list[Any] | torch.Tensor, list[torch.Tensor], PromptBatch]:
         """
-        Raise `ValueError` or `TypeError` for wrong arguments, before any work; pictures, masks and the checked
+        Raise `ValueError` or `TypeError` for wrong arguments, before any work; images, masks and the checked
         prompts are returned.
         """
         self.check_components()
@@ -66,7 +66,7 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
         num_prompts = len(batch.prompts)
         images = self.load_images(image, num_prompts, height, width)
         self.check_preserving(preserve_pixels, images, output_type)
-        masks = [load_mask(mask) for mask in flatten_pictures(mask_image)]
+        masks = [load_mask(mask) for mask in flatten_images(mask_image)]
         if len(masks) not in (1, num_prompts):
             raise ValueError(
                 f"`mask_image` must be one mask or one for each of the {num_prompts} prompts, got {len(masks)}."
@@ -81,7 +81,7 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
             if isinstance(images, torch.Tensor) or output_type != "pil" or batch.batch_size > 1:
                 got = "tokens" if isinstance(images, torch.Tensor) else f"{batch.batch_size} and {output_type!r}"
                 raise ValueError(
-                    "`padding_mask_crop` must be None unless one picture of pixels is changed and 'pil' is asked for, "
+                    "`padding_mask_crop` must be None unless one image of pixels is changed and 'pil' is asked for, "
                     f"got {padding_mask_crop} with {got}."
                 )
         return images, masks, batch
@@ -115,17 +115,17 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
         Repaint. Arguments that are not named here are those of [`ShowoT2IPipeline.__call__`].
 
         Args:
-            image: the picture, or one for each prompt: whatever [`pictures.load_picture`] takes, or a token grid, int64
+            image: the image, or one for each prompt: whatever [`images.load_image`] takes, or a token grid, int64
                 (h, w) or (batch, h, w).
-            mask_image: where to paint, white or 1; one, or one for each picture, of any resolution and of the picture's
-                aspect; see [`masks.load_mask`]. With nothing to paint the picture comes back, with a warning.
-            height, width (`int`, *optional*): the size to work at. By default the picture keeps its aspect, and its shorter
+            mask_image: where to paint, white or 1; one, or one for each image, of any resolution and of the image's
+                aspect; see [`masks.load_mask`]. With nothing to paint the image comes back, with a warning.
+            height, width (`int`, *optional*): the size to work at. By default the image keeps its aspect, and its shorter
                 side gets the trained length; a longer one is worked on in windows.
             strength (`float`, defaults to 1.0): share of the marked tokens that is painted anew, in [0, 1].
             remasking (`str`, defaults to `"uncertain"`): which ones, below strength 1: those that the model finds the least
                 likely, or "random" ones.
             padding_mask_crop (`int`, *optional*): work on what is marked and this many pixels around it alone, at full
-                size, and put it back into the picture.
+                size, and put it back into the image.
             preserve_pixels (`bool`, defaults to `False`): put the original pixels back where nothing was painted, with a
                 seam of one token's width; else all pixels are decoded from tokens.
 
@@ -149,10 +149,10 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
             options,
         )
         if padding_mask_crop is not None:
-            picture, size = images[0], (images[0].height, images[0].width)
+            pil_image, size = images[0], (images[0].height, images[0].width)
             mask = fit_mask(masks[0], size)
             crop = self.crop_region(mask, padding_mask_crop, height, width)
-            images, masks, batch = [picture.crop(crop)], [cut(mask, crop)], batch.crop(crop, size)
+            images, masks, batch = [pil_image.crop(crop)], [cut(mask, crop)], batch.crop(crop, size)
         source = self.encode_images(images, batch.batch_size, height, width)
         marked = torch.stack([touched_tokens(mask, tuple(source.tokens.shape[1:])) for mask in masks])
         painted = self.repaint(
@@ -168,10 +168,10 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
         if padding_mask_crop is not None:
             if strength > 0 and bool(marked.any()):
                 fitted = painted[0].resize((crop[2] - crop[0], crop[3] - crop[1]), Image.Resampling.LANCZOS)
-                overlay = Image.new("L", picture.size)  # nothing of what lies outside of the crop changes
-                overlay.paste(mask_picture(masks[0]), crop[:2])
-                picture = self.image_processor.apply_overlay(overlay, picture, fitted, crop)
-            painted = [picture]
+                overlay = Image.new("L", pil_image.size)  # nothing of what lies outside of the crop changes
+                overlay.paste(mask_to_pil(masks[0]), crop[:2])
+                pil_image = self.image_processor.apply_overlay(overlay, pil_image, fitted, crop)
+            painted = [pil_image]
         return self.finish(painted, return_dict)
 
     def crop_region(
@@ -183,5 +183,5 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
         marked = mask >= MASK_THRESHOLD
         if not bool(marked.any()):
             return (0, 0, *reversed(mask.shape))
-        height, width = self.picture_size(self.default_grid, height, width)
-        return VaeImageProcessor.get_crop_region(mask_picture(marked.float()), width, height, pad=padding)
+        height, width = self.image_size(self.default_grid, height, width)
+        return VaeImageProcessor.get_crop_region(mask_to_pil(marked.float()), width, height, pad=padding)

@@ -1,4 +1,4 @@
-"""Questions about pictures: many of them at once, a picture read once, and given answers scored."""
+"""Questions about images: many of them at once, an image read once, and given answers scored."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from diffusers.utils import BaseOutput
 from torch.nn import functional as F
 from transformers import BatchFeature, DynamicCache, LogitsProcessorList
 
-from showo_hf.argument_checks import check_count
-from showo_hf.pictures import flatten_pictures, is_token_grid, load_picture
-from showo_hf.processing_showo import check_texts
-from showo_hf.sampling import GeneratorSampling, TextOnly
+from showo_hf.pipelines.text_sampling import GeneratorSampling, TextOnly
+from showo_hf.processing.images import flatten_images, is_token_grid, load_image
+from showo_hf.processing.processing_showo import check_texts
 from showo_hf.schedulers.scheduling_utils import Generators, check_generators
+from showo_hf.utils.validation import check_count
 
 from .caches import join_rows, select_rows
 from .pipeline_utils import ShowoPipelineBase
@@ -49,18 +49,18 @@ class ShowoScoreOutput(BaseOutput):
 
 @dataclass(frozen=True)
 class Row:
-    """One sequence of a batch: which picture it begins with, and the ids behind that picture."""
+    """One sequence of a batch: which image it begins with, and the ids behind that image."""
 
-    picture: int
+    image: int
     rest: list[int]
     answer_length: int = 0  # ids at the end of `rest` that are scored
 
 
 class ShowoMMUPipeline(ShowoPipelineBase):
     r"""
-    Answers about pictures (Show-o, arXiv:2408.12528, multimodal understanding), in words alone.
+    Answers about images (Show-o, arXiv:2408.12528, multimodal understanding), in words alone.
 
-    What it adds to `transformers.pipeline("image-text-to-text")`: a picture with several questions goes through the
+    What it adds to `transformers.pipeline("image-text-to-text")`: an image with several questions goes through the
     model once, draws come from a generator, and [`~ShowoMMUPipeline.score`] gives the log-likelihood of given answers.
 
     Args:
@@ -79,39 +79,39 @@ class ShowoMMUPipeline(ShowoPipelineBase):
 
     def check_inputs(self, images, prompts, batch_size: int) -> tuple[list[Any], list[str], list[int]]:
         """
-        Pictures, prompts, and the picture that each prompt is about; `ValueError` or `TypeError` for wrong arguments.
+        Images, prompts, and the image that each prompt is about; `ValueError` or `TypeError` for wrong arguments.
         """
         self.check_processor()
         check_count("batch_size", batch_size)
         prompts = check_texts("prompts", prompts)
-        given = flatten_pictures(images)
+        given = flatten_images(images)
         if not given:
-            raise ValueError("`images` must hold at least one picture, got none.")
+            raise ValueError("`images` must hold at least one image, got none.")
         if len(prompts) == 1:
             prompts = prompts * len(given)
         elif len(given) not in (1, len(prompts)):
             raise ValueError(
-                f"`images` must be one picture or one for each of the {len(prompts)} `prompts`, got {len(given)}."
+                f"`images` must be one image or one for each of the {len(prompts)} `prompts`, got {len(given)}."
             )
-        # An object or a path that is given several times is one picture, which is read once.
-        keys = [picture if isinstance(picture, (str, Path)) else id(picture) for picture in given]
+        # An object or a path that is given several times is one image, which is read once.
+        keys = [image if isinstance(image, (str, Path)) else id(image) for image in given]
         different = dict(zip(keys, given, strict=True))
-        pictures = [self.check_grid(p) if is_token_grid(p) else load_picture(p) for p in different.values()]
+        loaded_images = [self.check_grid(p) if is_token_grid(p) else load_image(p) for p in different.values()]
         places = {key: place for place, key in enumerate(different)}
         about = [places[key] for key in keys] if len(given) > 1 else [0] * len(prompts)
-        return pictures, prompts, about
+        return loaded_images, prompts, about
 
     def check_grid(self, grid: torch.LongTensor) -> torch.LongTensor:
-        """A picture given as codes; `ValueError` where the model would read it otherwise, or a code does not exist."""
+        """An image given as codes; `ValueError` where the model would read it otherwise, or a code does not exist."""
         if self.model.mm_projector is not None:
-            raise ValueError("`images` must be pictures for a model that reads continuous features, got a token grid.")
+            raise ValueError("`images` must be images for a model that reads continuous features, got a token grid.")
         if grid.numel() == 0 or grid.min() < 0 or grid.max() >= self.model.config.codebook_size:
             raise ValueError(f"`images` as token grids must hold codes below {self.model.config.codebook_size}.")
         return grid
 
-    def conversation(self, picture: Any, prompt: str, answer: str | None = None) -> BatchFeature:
-        """A question about a picture, with or without its answer, as the model's inputs; one row."""
-        content = [{"type": "image", "image": picture}, {"type": "text", "text": prompt}]
+    def conversation(self, image: Any, prompt: str, answer: str | None = None) -> BatchFeature:
+        """A question about an image, with or without its answer, as the model's inputs; one row."""
+        content = [{"type": "image", "image": image}, {"type": "text", "text": prompt}]
         messages: list[dict] = [{"role": "user", "content": content}]
         if answer is not None:
             messages.append({"role": "assistant", "content": answer})
@@ -120,36 +120,36 @@ class ShowoMMUPipeline(ShowoPipelineBase):
         )
 
     def split(self, inputs: BatchFeature) -> tuple[list[int], list[int]]:
-        """A row's ids up to the picture's end, and those behind it."""
+        """A row's ids up to the image's end, and those behind it."""
         ids = inputs["input_ids"][0].tolist()
         end = ids.index(self.model.config.eoi_token_id) + 1
         return ids[:end], ids[end:]
 
     def text_ids(self, prompt: str, answer: str | None = None) -> list[int]:
-        """The ids behind a picture; they do not depend on what it shows."""
+        """The ids behind an image; they do not depend on what it shows."""
         return self.split(self.conversation(torch.zeros(1, 1, dtype=torch.int64), prompt, answer))[1]
 
-    def check_length(self, pictures: Sequence[Any], rows: Sequence[Row], max_new_tokens: int):
+    def check_length(self, images: Sequence[Any], rows: Sequence[Row], max_new_tokens: int):
         """Raise `ValueError` if a sequence and its answer are longer than the model's context."""
         context = self.model.config.text_config.max_position_embeddings
         smallest, _ = self.split(self.conversation(torch.zeros(1, 1, dtype=torch.int64), ""))
-        tokens = [p.numel() if is_token_grid(p) else self.processor.num_placeholders for p in pictures]
+        tokens = [p.numel() if is_token_grid(p) else self.processor.num_placeholders for p in images]
         longest = len(smallest) - 1 + max(tokens) + max(len(row.rest) for row in rows) + max_new_tokens
         if longest > context:
             raise ValueError(
-                f"`prompts` with a picture and `max_new_tokens` ({max_new_tokens}) take up to {longest} positions, and "
+                f"`prompts` with an image and `max_new_tokens` ({max_new_tokens}) take up to {longest} positions, and "
                 f"the model has {context}."
             )
 
     @torch.no_grad()
-    def read_pictures(self, pictures: Sequence[Any]) -> tuple[DynamicCache, list[list[int]]]:
+    def read_images(self, images: Sequence[Any]) -> tuple[DynamicCache, list[list[int]]]:
         """
-        Keys and values of `mmu soi picture eoi`, and the ids; rows as the pictures.
+        Keys and values of `mmu soi image eoi`, and the ids; rows as the images.
 
         Raises:
             ValueError: if token grids differ in size.
         """
-        inputs = [self.conversation(picture, "") for picture in pictures]
+        inputs = [self.conversation(image, "") for image in images]
         prefixes = [self.split(one)[0] for one in inputs]
         if len({len(prefix) for prefix in prefixes}) > 1:
             raise ValueError("`images` as token grids must have one size.")
@@ -166,23 +166,23 @@ class ShowoMMUPipeline(ShowoPipelineBase):
         )
         return cache, prefixes
 
-    def batches(self, pictures: Sequence[Any], rows: Sequence[Row], batch_size: int) -> Iterator[tuple]:
+    def batches(self, images: Sequence[Any], rows: Sequence[Row], batch_size: int) -> Iterator[tuple]:
         """
-        Batches of rows, with the cache of their pictures: (row numbers, cache, prefixes).
+        Batches of rows, with the cache of their images: (row numbers, cache, prefixes).
 
-        Each picture is read once, also where its rows are spread over several batches.
+        Each image is read once, also where its rows are spread over several batches.
         """
         kept: dict[int, tuple[DynamicCache, list[int]]] = {}
         for start in range(0, len(rows), batch_size):
             numbers = range(start, min(start + batch_size, len(rows)))
-            wanted = list(dict.fromkeys(rows[number].picture for number in numbers))
-            kept = {picture: kept[picture] for picture in wanted if picture in kept}
-            if fresh := [picture for picture in wanted if picture not in kept]:
-                cache, prefixes = self.read_pictures([pictures[picture] for picture in fresh])
-                for row, picture in enumerate(fresh):
-                    kept[picture] = (select_rows(cache, [row]), prefixes[row])
-            merged = join_rows([kept[rows[number].picture][0] for number in numbers])
-            yield numbers, merged, [kept[rows[number].picture][1] for number in numbers]
+            wanted = list(dict.fromkeys(rows[number].image for number in numbers))
+            kept = {image: kept[image] for image in wanted if image in kept}
+            if fresh := [image for image in wanted if image not in kept]:
+                cache, prefixes = self.read_images([images[image] for image in fresh])
+                for row, image in enumerate(fresh):
+                    kept[image] = (select_rows(cache, [row]), prefixes[row])
+            merged = join_rows([kept[rows[number].image][0] for number in numbers])
+            yield numbers, merged, [kept[rows[number].image][1] for number in numbers]
 
     @torch.no_grad()
     def __call__(
@@ -200,12 +200,12 @@ class ShowoMMUPipeline(ShowoPipelineBase):
         **generate_kwargs,
     ) -> ShowoMMUPipelineOutput | tuple:
         r"""
-        Answer questions about pictures.
+        Answer questions about images.
 
         Args:
-            images: a picture or a list of them: PIL, arrays, tensors, paths, URLs, or token grids (h, w) int64.
-            prompts (`str` or `list[str]`): what to ask. Several prompts about one picture, one prompt about several
-                pictures, or as many of both.
+            images: an image or a list of them: PIL, arrays, tensors, paths, URLs, or token grids (h, w) int64.
+            prompts (`str` or `list[str]`): what to ask. Several prompts about one image, one prompt about several
+                images, or as many of both.
             max_new_tokens (`int`, defaults to 100): the longest answer, in ids.
             batch_size (`int`, defaults to 8): questions answered at once; bounds the memory.
             do_sample (`bool`, defaults to `False`): draw the words rather than take the likeliest.
@@ -216,19 +216,19 @@ class ShowoMMUPipeline(ShowoPipelineBase):
             generate_kwargs: more options of transformers' `generate`, as `num_beams`, `stop_strings` or `streamer`.
 
         Raises:
-            ValueError, TypeError: for arguments that are wrong and for pictures that cannot be read, before the model
+            ValueError, TypeError: for arguments that are wrong and for images that cannot be read, before the model
                 runs.
         """
-        pictures, prompts, about = self.check_inputs(images, prompts, batch_size)
+        loaded_images, prompts, about = self.check_inputs(images, prompts, batch_size)
         check_count("max_new_tokens", max_new_tokens)
         check_generators(generator, len(prompts))
-        rows = [Row(picture, self.text_ids(prompt)) for picture, prompt in zip(about, prompts, strict=True)]
-        self.check_length(pictures, rows, max_new_tokens)
+        rows = [Row(image, self.text_ids(prompt)) for image, prompt in zip(about, prompts, strict=True)]
+        self.check_length(loaded_images, rows, max_new_tokens)
         if "stop_strings" in generate_kwargs:
             generate_kwargs.setdefault("tokenizer", self.processor.tokenizer)
         expansion = max(generate_kwargs.get("num_beams") or 1, generate_kwargs.get("num_return_sequences") or 1)
         texts: list[str] = []
-        for numbers, cache, prefixes in self.batches(pictures, rows, batch_size):
+        for numbers, cache, prefixes in self.batches(loaded_images, rows, batch_size):
             inputs = self.joined(prefixes, [rows[number].rest for number in numbers], side="left")
             if expansion > 1:
                 cache.batch_repeat_interleave(expansion)
@@ -252,9 +252,9 @@ class ShowoMMUPipeline(ShowoPipelineBase):
 
     def joined(self, prefixes: list[list[int]], rests: list[list[int]], side: str) -> dict[str, torch.Tensor]:
         """
-        Pictures and what follows them as `input_ids` and `attention_mask` (batch, length).
+        Images and what follows them as `input_ids` and `attention_mask` (batch, length).
 
-        Pads stand between the picture and the text ("left"), or behind the text, so that the pictures share their places.
+        Pads stand between the image and the text ("left"), or behind the text, so that the images share their places.
         """
         longest = max(len(rest) for rest in rests)
         pad = self.processor.pad_token_id
@@ -277,7 +277,7 @@ class ShowoMMUPipeline(ShowoPipelineBase):
         self, images, prompts: str | list[str], answers: list[list[str]] | list[str], batch_size: int = 8
     ) -> ShowoScoreOutput:
         r"""
-        Log-likelihood of given answers, `sum_i log p(answer_i | picture, prompt, answer_<i)`, for multiple choice.
+        Log-likelihood of given answers, `sum_i log p(answer_i | image, prompt, answer_<i)`, for multiple choice.
 
         Args:
             images, prompts: as in [`~ShowoMMUPipeline.__call__`].
@@ -287,7 +287,7 @@ class ShowoMMUPipeline(ShowoPipelineBase):
         Raises:
             ValueError, TypeError: for arguments that are wrong, before the model runs.
         """
-        pictures, prompts, about = self.check_inputs(images, prompts, batch_size)
+        loaded_images, prompts, about = self.check_inputs(images, prompts, batch_size)
         if not isinstance(answers, (list, tuple)) or not answers:
             raise TypeError(f"`answers` must be a list of texts, or one list for each question, got {answers!r:.80}.")
         shared = all(isinstance(answer, str) for answer in answers)
@@ -295,15 +295,15 @@ class ShowoMMUPipeline(ShowoPipelineBase):
         if len(lists) != len(prompts):
             raise ValueError(f"`answers` must be one list for each of the {len(prompts)} questions, got {len(lists)}.")
         rows = []
-        for picture, prompt, choices in zip(about, prompts, lists, strict=True):
+        for image, prompt, choices in zip(about, prompts, lists, strict=True):
             asked = self.text_ids(prompt)
             for answer in choices:
                 rest = self.text_ids(prompt, answer)
                 common = next((i for i, (a, b) in enumerate(zip(asked, rest, strict=False)) if a != b), len(asked))
-                rows.append(Row(picture, rest, answer_length=len(rest) - common))
-        self.check_length(pictures, rows, 0)
+                rows.append(Row(image, rest, answer_length=len(rest) - common))
+        self.check_length(loaded_images, rows, 0)
         scores = torch.empty(len(rows))
-        for numbers, cache, prefixes in self.batches(pictures, rows, batch_size):
+        for numbers, cache, prefixes in self.batches(loaded_images, rows, batch_size):
             scores[numbers.start : numbers.stop] = self.score_rows(
                 [rows[number] for number in numbers], cache, prefixes
             )

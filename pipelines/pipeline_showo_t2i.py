@@ -1,4 +1,4 @@
-"""Text to picture."""
+"""Text to image."""
 
 from collections.abc import Callable
 
@@ -6,19 +6,19 @@ import torch
 
 from showo_hf.schedulers.scheduling_utils import Generators
 
-from .picture_pipeline import ShowoImagePipelineOutput, ShowoPicturePipeline
+from .image_pipeline import ShowoImagePipeline, ShowoImagePipelineOutput
 from .pipeline_utils import FillingOptions
 from .prompts import Prompt, PromptBatch
 
 
-class ShowoT2IPipeline(ShowoPicturePipeline):
+class ShowoT2IPipeline(ShowoImagePipeline):
     r"""
-    Pictures from words, by discrete diffusion (Show-o, arXiv:2408.12528, section 3.4).
+    Images from words, by discrete diffusion (Show-o, arXiv:2408.12528, section 3.4).
 
-    The text's keys and values are computed once; a step runs the model on the picture's positions alone.
+    The text's keys and values are computed once; a step runs the model on the image's positions alone.
 
     Args:
-        model ([`ShowoForCausalLM`]): the transformer, with its picture tokenizer.
+        model ([`ShowoForCausalLM`]): the transformer, with its image tokenizer.
         processor ([`ShowoProcessor`]): text tokenizer and sequence builder.
         scheduler ([`MaskGITScheduler`] or another discrete scheduler): decides which tokens are filled in when.
 
@@ -96,14 +96,14 @@ class ShowoT2IPipeline(ShowoPicturePipeline):
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
     ) -> ShowoImagePipelineOutput | tuple:
         r"""
-        Make pictures.
+        Make images.
 
         Args:
             prompt (`str` or `list[str]`): what to show. Texts longer than the model's `max_text_length` are cut with a
-                warning. A list of [`PromptPart`] in the place of a text weighs several prompts, also by region.
+                warning. A list of [`RegionalPrompt`] in the place of a text weighs several prompts, also by region.
             negative_prompt (`str` or `list[str]`, *optional*): what to lead away from; the empty text by default.
             height, width (`int`, *optional*): size in pixels, multiples of the tokenizer's downsampling; the trained
-                size by default. A larger picture is made in overlapping windows of the trained size, so that it needs no
+                size by default. A larger image is made in overlapping windows of the trained size, so that it needs no
                 more memory; [`ShowoLFQTokenizer.enable_tiling`] does the same for its pixels.
             num_inference_steps (`int`, defaults to 18): steps, at least 1.
             guidance_scale (`float`, defaults to 2.75): g in `u + g (c - u)` on the logits; 1 or less turns it off. The
@@ -113,9 +113,9 @@ class ShowoT2IPipeline(ShowoPicturePipeline):
             guidance_interval (`tuple[float, float]`, defaults to `(0, 1)`): the share of the steps, from first to last,
                 that are guided; the others cost half as much, but for prompts of parts.
             temperature (`float`, *optional*): noise on the choice of tokens; the scheduler's own by default.
-            num_images_per_prompt (`int`, defaults to 1): pictures of each prompt.
-            generator (`torch.Generator` or a list with one a picture, *optional*): makes the result repeatable. With a
-                list each picture comes out as it would alone.
+            num_images_per_prompt (`int`, defaults to 1): images of each prompt.
+            generator (`torch.Generator` or a list with one an image, *optional*): makes the result repeatable. With a
+                list each image comes out as it would alone.
             latents (`torch.LongTensor` of shape `(batch, h, w)`, *optional*): a starting grid; its known codes stay, and
                 those equal to `scheduler.config.mask_token_id` are filled in.
             output_type (`str`, defaults to `"pil"`): "pil", "np", "pt", or "latent" for the token grid.
@@ -132,5 +132,5 @@ class ShowoT2IPipeline(ShowoPicturePipeline):
             prompt, negative_prompt, height, width, num_images_per_prompt, latents, output_type, options
         )
         latents = self.prepare_latents(batch.batch_size, height, width, latents)
-        latents = self.make_pictures(latents, batch, options)
+        latents = self.make_images(latents, batch, options)
         return self.finish(self.decode_latents(latents, output_type), return_dict)

@@ -1,4 +1,4 @@
-"""What the pipelines share: encoding a prompt once, filling in picture codes from its cache, decoding."""
+"""What the pipelines share: encoding a prompt once, filling in image codes from its cache, decoding."""
 
 import contextlib
 import inspect
@@ -16,12 +16,12 @@ from huggingface_hub import snapshot_download
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from showo_hf.argument_checks import check_count, check_number
-from showo_hf.configuration_showo import ShowoConfig
-from showo_hf.modeling_showo import ShowoForCausalLM
-from showo_hf.modeling_showo_lfq import ShowoLFQTokenizer
-from showo_hf.processing_showo import ShowoProcessor
+from showo_hf.models.configuration_showo import ShowoConfig
+from showo_hf.models.modeling_showo import ShowoForCausalLM
+from showo_hf.models.modeling_showo_lfq import ShowoLFQTokenizer
+from showo_hf.processing.processing_showo import ShowoProcessor
 from showo_hf.schedulers.scheduling_utils import DiscreteSchedulerMixin, Generators, check_generators
+from showo_hf.utils.validation import check_count, check_number
 
 from .encoded_prompts import Composition, EncodedPrompts
 from .guidance import check_guidance, guidance_at, guide
@@ -40,7 +40,7 @@ class FillingOptions:
     generator: Generators = None
     callback_on_step_end: Callable | None = None
     callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",)
-    first_step: int = 0
+    begin_index: int = 0
 
     @classmethod
     def pick(cls, values: Mapping[str, Any]) -> "FillingOptions":
@@ -54,7 +54,7 @@ class FillingOptions:
 
 
 class ShowoPipelineBase(DiffusionPipeline):
-    """Base of the pipelines that make pictures with a Show-o model; components `model`, `processor`, `scheduler`."""
+    """Base of the pipelines that make images with a Show-o model; components `model`, `processor`, `scheduler`."""
 
     model_cpu_offload_seq = "model"
     _callback_tensor_inputs = ("latents",)
@@ -66,7 +66,7 @@ class ShowoPipelineBase(DiffusionPipeline):
 
     @property
     def image_tokenizer(self) -> ShowoLFQTokenizer | None:
-        """The model's picture tokenizer."""
+        """The model's image tokenizer."""
         return self.model.image_tokenizer
 
     @property
@@ -139,12 +139,12 @@ class ShowoPipelineBase(DiffusionPipeline):
         self.check_callback_inputs(options.callback_on_step_end_tensor_inputs)
 
     def check_output_type(self, output_type: str):
-        """Raise `ValueError` for an `output_type` that does not exist, or needs a picture tokenizer that is not there."""
+        """Raise `ValueError` for an `output_type` that does not exist, or needs an image tokenizer that is not there."""
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
         if self.image_tokenizer is None and output_type != "latent":
             raise ValueError(
-                f"`output_type` must be 'latent' for a model without picture tokenizer, got {output_type!r}."
+                f"`output_type` must be 'latent' for a model without image tokenizer, got {output_type!r}."
             )
 
     def check_callback_inputs(self, names: Sequence[str] | None):
@@ -192,16 +192,16 @@ class ShowoPipelineBase(DiffusionPipeline):
         first_position = self.processor.max_text_length + 1
         return EncodedPrompts(cache, inputs["attention_mask"][index], first_position, composition)
 
-    def picture_attention_mask(self, prompts: EncodedPrompts, input_ids: torch.LongTensor):
+    def image_attention_mask(self, prompts: EncodedPrompts, input_ids: torch.LongTensor):
         """
-        The mask of a picture behind its prompt, for every step alike; `input_ids` is (rows, `soi` picture `eoi`).
+        The mask of an image behind its prompt, for every step alike; `input_ids` is (rows, `soi` image `eoi`).
         """
         seen = F.pad(prompts.attention_mask, (0, input_ids.shape[1]), value=1)
         like = torch.empty((*input_ids.shape, 0), dtype=self.model.dtype, device=input_ids.device)
         return self.model.omni_attention_mask(like, input_ids, seen, prompts.cache)
 
-    def picture_input_ids(self, tokens: torch.LongTensor) -> torch.LongTensor:
-        """Codes (batch, tokens), the codebook size where unknown, to ids `soi picture eoi` (batch, tokens + 2)."""
+    def image_input_ids(self, tokens: torch.LongTensor) -> torch.LongTensor:
+        """Codes (batch, tokens), the codebook size where unknown, to ids `soi image eoi` (batch, tokens + 2)."""
         config = self.model.config
         unknown = tokens == config.codebook_size
         ids = torch.where(unknown, config.mask_token_id, tokens + config.image_token_offset)
@@ -219,7 +219,7 @@ class ShowoPipelineBase(DiffusionPipeline):
         """
         Guided logits of the wanted tokens; zeros at the others, where no scheduler looks.
 
-        Only the picture's positions go through the model, and only wanted ones through the head.
+        Only the image's positions go through the model, and only wanted ones through the head.
 
         Args:
             tokens (`torch.LongTensor` of shape `(batch, tokens)`): codes, the codebook size where unknown.
@@ -231,7 +231,7 @@ class ShowoPipelineBase(DiffusionPipeline):
         batch_size, num_tokens = tokens.shape
         wanted = tokens == self.unknown_code if wanted is None else wanted
         sample_of_rows = prompts.sample_of_rows(batch_size)  # (rows,)
-        ids = self.picture_input_ids(tokens)[sample_of_rows]
+        ids = self.image_input_ids(tokens)[sample_of_rows]
         positions = torch.arange(num_tokens + 2, device=ids.device) + prompts.first_position
         logits = self.model(
             input_ids=ids,
@@ -268,7 +268,7 @@ class ShowoPipelineBase(DiffusionPipeline):
 
         Args:
             latents (`torch.LongTensor` of shape `(batch, h, w)`): codes, the codebook size where unknown.
-            windows: in this order, each with the pictures of the batch that it is filled in of; planned for what is unknown
+            windows: in this order, each with the images of the batch that it is filled in of; planned for what is unknown
                 by default.
 
         Yields:
@@ -280,19 +280,19 @@ class ShowoPipelineBase(DiffusionPipeline):
         self._guidance_scale = options.guidance_scale
         if windows is None:
             windows = share_windows([plan_windows(one, self.default_grid) for one in latents == self.unknown_code])
-        self._num_timesteps = len(windows) * (options.num_inference_steps - options.first_step)
+        self._num_timesteps = len(windows) * (options.num_inference_steps - options.begin_index)
         step = 0
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
-            for window, pictures in windows:
-                its_prompts = prompts.select(pictures, len(latents)).crop(*window)
-                for filled in self.fill_window(latents, window, pictures, its_prompts, options, step):
+            for window, images in windows:
+                its_prompts = prompts.select(images, len(latents)).crop(*window)
+                for filled in self.fill_window(latents, window, images, its_prompts, options, step):
                     latents = filled
                     progress_bar.update()
                     yield step, self._num_timesteps, latents
                     step += 1
         if latents.numel() and not 0 <= latents.min() <= latents.max() < self.unknown_code:
             raise RuntimeError(
-                f"A picture has codes from {latents.min().item()} to {latents.max().item()} after its last step, and only "
+                f"An image has codes from {latents.min().item()} to {latents.max().item()} after its last step, and only "
                 f"those below {self.unknown_code} are known ones."
             )
 
@@ -300,44 +300,44 @@ class ShowoPipelineBase(DiffusionPipeline):
         self,
         latents: torch.LongTensor,
         window: Window,
-        pictures: list[int],
+        images: list[int],
         prompts: EncodedPrompts,
         options: FillingOptions,
         step: int,
     ) -> Iterator[torch.LongTensor]:
         """
-        The steps on a window of some of the pictures.
+        The steps on a window of some of the images.
 
         Args:
-            latents (`torch.LongTensor` of shape `(batch, h, w)`): all pictures.
-            pictures: which of the batch.
-            prompts: those of these pictures, for this window.
+            latents (`torch.LongTensor` of shape `(batch, h, w)`): all images.
+            images: which of the batch.
+            prompts: those of these images, for this window.
             step: the number of the first step.
 
         Yields:
-            all pictures after each step.
+            all images after each step.
         """
-        place = (pictures, *window)
-        given = latents[place].flatten(1)  # (pictures, tokens)
+        place = (images, *window)
+        given = latents[place].flatten(1)  # (images, tokens)
         unknown = given == self.unknown_code
         grid_size = tuple(latents[place].shape[1:])
         generator = options.generator
         if isinstance(generator, list):
-            generator = [generator[picture] for picture in pictures]
+            generator = [generator[image] for image in images]
         self.set_timesteps(options.num_inference_steps, grid_size, options.temperature)
         tokens, ours = given, isinstance(self.scheduler, DiscreteSchedulerMixin)
         if ours:
             tokens = torch.where(unknown, self.scheduler.initial_sample(tokens, generator), given)
         contexts = {}  # prompts and mask of the steps with guidance, and of those without
-        timesteps = self.scheduler.timesteps[options.first_step :]
+        timesteps = self.scheduler.timesteps[options.begin_index :]
         for i, timestep in enumerate(timesteps):
             unknown = unknown | (tokens == self.unknown_code)  # a callback may take given tokens back
-            scale = options.scale_at(options.first_step + i)
+            scale = options.scale_at(options.begin_index + i)
             guided = scale != 1
             if guided not in contexts:
                 its_prompts = prompts if guided else prompts.without_guidance(len(given))
-                ids = self.picture_input_ids(given)[its_prompts.sample_of_rows(len(given))]
-                contexts[guided] = its_prompts, self.picture_attention_mask(its_prompts, ids)
+                ids = self.image_input_ids(given)[its_prompts.sample_of_rows(len(given))]
+                contexts[guided] = its_prompts, self.image_attention_mask(its_prompts, ids)
             stepped, finished = self.take_step(tokens, unknown, timestep, *contexts[guided], scale, generator)
             latents = latents.clone()
             latents[place] = torch.where(unknown, stepped, tokens).unflatten(1, grid_size)
@@ -345,9 +345,9 @@ class ShowoPipelineBase(DiffusionPipeline):
             tokens = latents[place].flatten(1)
             yield latents
             if finished:
-                # What is drawn behind it shall not depend on how soon it, or another picture beside it, was done.
+                # What is drawn behind it shall not depend on how soon it, or another image beside it, was done.
                 for left in timesteps[i + 1 :] if ours else ():
-                    self.scheduler.skip_step(left, tokens, generator)
+                    self.scheduler.advance_generator(left, tokens, generator)
                 return
 
     def take_step(
@@ -367,10 +367,10 @@ class ShowoPipelineBase(DiffusionPipeline):
         """
         scheduler, wanted = self.scheduler, None
         if isinstance(scheduler, DiscreteSchedulerMixin):
-            if scheduler.is_idle(timestep, tokens):
-                scheduler.skip_step(timestep, tokens, generator)
+            if scheduler.is_noop(timestep, tokens):
+                scheduler.advance_generator(timestep, tokens, generator)
                 return tokens, False
-            wanted = unknown if scheduler.predicts_known_tokens else None
+            wanted = unknown if scheduler.needs_all_logits else None
         logits = self.predict_codes(tokens, prompts, attention_mask, guidance_scale, wanted)
         options = {"mask_token_id": self.unknown_code} if takes(scheduler.step, "mask_token_id") else {}
         output = scheduler.step(logits, timestep, tokens, generator=generator, **options)
@@ -397,7 +397,7 @@ class ShowoPipelineBase(DiffusionPipeline):
 
     @torch.no_grad()
     def decode_latents(self, latents: torch.LongTensor, output_type: str):
-        """A token grid (batch, h, w) to pictures as `output_type` says; "latent" gives the grid."""
+        """A token grid (batch, h, w) to images as `output_type` says; "latent" gives the grid."""
         if output_type == "latent":
             return latents
         self.load_offloaded()
@@ -452,7 +452,7 @@ def is_pipeline(folder) -> bool:
 
 
 def full_module_name(name: str | None) -> str | None:
-    """`showo_hf.modeling_showo` for `modeling_showo`, if such a module of this package is loaded; else `name`."""
+    """`showo_hf.models.modeling_showo` for `modeling_showo`, if such a module of this package is loaded; else `name`."""
     package = __name__.split(".")[0]
     full_names = (full for full in sys.modules if full.startswith(f"{package}.") and full.endswith(f".{name}"))
     return next(full_names, name)

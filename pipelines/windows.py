@@ -1,13 +1,13 @@
 """Windows of the trained size over a larger token grid. Pure functions.
 
-A model sees one window at a time, with what is known in it already; so memory does not grow with the picture.
+A model sees one window at a time, with what is known in it already; so memory does not grow with the image.
 """
 
 from collections.abc import Sequence
 
 import torch
 
-from showo_hf.tiling import tile_starts
+from showo_hf.models.tiling import tile_starts
 
 
 Window = tuple[slice, slice]  # rows and columns
@@ -52,12 +52,12 @@ def plan_windows(unknown: torch.BoolTensor, window: tuple[int, int]) -> list[Win
 
 def share_windows(plans: Sequence[Sequence[Window]]) -> list[tuple[Window, list[int]]]:
     """
-    The windows of several pictures, row by row, each with the numbers of the pictures that have it in their plan.
+    The windows of several images, row by row, each with the numbers of the images that have it in their plan.
 
-    So each picture goes through its own windows in its own order, whatever the others are.
+    So each image goes through its own windows in its own order, whatever the others are.
     """
     shared: dict[tuple[int, int], tuple[Window, list[int]]] = {}
-    for picture, plan in enumerate(plans):
+    for image, plan in enumerate(plans):
         for rows, columns in plan:
-            shared.setdefault((rows.start, columns.start), ((rows, columns), []))[1].append(picture)
+            shared.setdefault((rows.start, columns.start), ((rows, columns), []))[1].append(image)
     return [shared[start] for start in sorted(shared)]

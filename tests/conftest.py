@@ -26,7 +26,7 @@ from showo_hf.conversion.weight_names import (
     magvitv2_name,
     showo_name,
 )
-from showo_hf.processing_showo import add_showo_tokens, showo_image_processor
+from showo_hf.processing.processing_showo import add_showo_tokens, showo_image_processor
 
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -77,7 +77,7 @@ def reference_processor() -> ShowoProcessor:
 
 @pytest.fixture(scope="session")
 def magvitv2() -> ShowoLFQTokenizer:
-    """The full-size picture tokenizer with the recorded weights."""
+    """The full-size image tokenizer with the recorded weights."""
     model = ShowoLFQTokenizer(ShowoLFQTokenizerConfig()).eval()
     weights = {}
     for name, (shape, _) in read_json("magvitv2_manifest.json").items():

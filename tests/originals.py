@@ -36,7 +36,7 @@ def recorded_magvitv2() -> Weights:
 
 
 def small_magvitv2(channels=(32, 32), bits=4) -> Weights:
-    """A picture tokenizer of few layers, 2 ** (stages - 1) pixels a token."""
+    """An image tokenizer of few layers, 2 ** (stages - 1) pixels a token."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def conv(name, out, inside, size=3):

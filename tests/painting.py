@@ -1,4 +1,4 @@
-"""What the tests of the pipelines share that begin with a picture."""
+"""What the tests of the pipelines share that begin with an image."""
 
 from functools import cache
 from typing import Any
@@ -20,7 +20,7 @@ from showo_hf import (
 
 KINDS = (ShowoInpaintPipeline, ShowoExtrapolatePipeline, ShowoImg2ImgPipeline)
 PROMPTS = ["owl", "a green pear", "two hearts"]  # of different length
-LARGE = 8  # tokens along a side of a picture that is made in windows
+LARGE = 8  # tokens along a side of an image that is made in windows
 WINDOW = tiny.SIDE**2 + 2  # ids that the model sees at a step: soi, 16 tokens, eoi
 
 
@@ -32,7 +32,7 @@ def hole(rows: slice, columns: slice, size: int = tiny.SIDE) -> torch.Tensor:
 
 
 MIDDLE = hole(slice(1, 3), slice(1, 3))
-#: What each pipeline needs beside a prompt and a picture.
+#: What each pipeline needs beside a prompt and an image.
 OWN: dict[type, dict[str, Any]] = {
     ShowoInpaintPipeline: {"mask_image": MIDDLE},
     ShowoExtrapolatePipeline: {"direction": "right", "extent": 2 * tiny.FACTOR},
@@ -83,12 +83,12 @@ def edit(pipe: DiffusionPipeline, prompt="a red apple", seed=0, **kwargs):
 
 
 def from_words(prompt="a red apple", seed=0, **kwargs) -> torch.LongTensor:
-    """Tokens of text to picture with the same model."""
+    """Tokens of text to image with the same model."""
     options = {"num_inference_steps": 4, "generator": generator(seed), "output_type": "latent"}
     return make(ShowoT2IPipeline)(prompt, **(options | kwargs)).images
 
 
-def encoded(picture, pipe: DiffusionPipeline) -> torch.LongTensor:
-    """Tokens (1, h, w) of a PIL picture as it is."""
-    values = torch.tensor(list(picture.tobytes())).view(1, *picture.size[::-1], 3).movedim(-1, 1)
+def encoded(image, pipe: DiffusionPipeline) -> torch.LongTensor:
+    """Tokens (1, h, w) of a PIL image as it is."""
+    values = torch.tensor(list(image.tobytes())).view(1, *image.size[::-1], 3).movedim(-1, 1)
     return pipe.image_tokenizer.encode(values / 127.5 - 1).image_tokens

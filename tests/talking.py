@@ -1,4 +1,4 @@
-"""Small models that answer in text and pictures, and what the tests of such answers share."""
+"""Small models that answer in text and images, and what the tests of such answers share."""
 
 from functools import cache
 from pathlib import Path
@@ -11,7 +11,7 @@ from PIL import Image
 from showo_hf import MaskGITScheduler, ShowoAnyToAnyPipeline, ShowoForCausalLM, ShowoProcessor
 
 
-PICTURE_LENGTH = tiny.SIDE**2 + 2  # soi, codes, eoi
+IMAGE_LENGTH = tiny.SIDE**2 + 2  # soi, codes, eoi
 GOLDEN = Path(__file__).parent / "golden"
 PROCESSOR = tiny.processor()
 BYTES = slice(1, 257)  # the ids of single bytes
@@ -28,8 +28,8 @@ def text(words: str) -> dict:
     return {"type": "text", "text": words}
 
 
-def image(picture) -> dict:
-    return {"type": "image", "image": picture}
+def image(pil_image) -> dict:
+    return {"type": "image", "image": pil_image}
 
 
 def grid(seed=0, shape=(tiny.SIDE, tiny.SIDE)) -> torch.LongTensor:
@@ -52,7 +52,7 @@ def make_pipeline(model: ShowoForCausalLM, processor: ShowoProcessor = PROCESSOR
 
 def chatty(backbone="phi", soi=5.0, context=512, **bias: float) -> ShowoAnyToAnyPipeline:
     """
-    A random model that writes letters, and often opens a picture: `soi` and `bias` of other special ids are added to
+    A random model that writes letters, and often opens an image: `soi` and `bias` of other special ids are added to
     their scores.
     """
     options = {"max_position_embeddings": context}
@@ -66,7 +66,7 @@ def chatty(backbone="phi", soi=5.0, context=512, **bias: float) -> ShowoAnyToAny
 
 
 def lessons() -> list[list[dict]]:
-    """Conversations in which each kind of answer comes, before and after others; the pictures are any."""
+    """Conversations in which each kind of answer comes, before and after others; the images are any."""
 
     def said(*parts: str | torch.Tensor) -> dict:
         return {**user(*parts), "role": "assistant"}
@@ -82,7 +82,7 @@ def lessons() -> list[list[dict]]:
 
 @cache
 def taught_model() -> ShowoForCausalLM:
-    """A model that has learnt the lessons: it answers "two hearts" with text and two pictures, "what?" with text."""
+    """A model that has learnt the lessons: it answers "two hearts" with text and two images, "what?" with text."""
     batch = PROCESSOR.apply_chat_template(
         lessons(),
         tokenize=True,
@@ -129,7 +129,7 @@ class Calls(list):
 
 
 def parts_of(content: list[dict]) -> list[str | torch.Tensor]:
-    """Texts and pictures alone."""
+    """Texts and images alone."""
     return [part[part["type"]] for part in content]
 
 

@@ -50,25 +50,25 @@ def client(app, pipe):
 
 
 def make(client, **changed):
-    """Ask for pictures: ([(picture, caption)], seed)."""
+    """Ask for images: ([(image, caption)], seed)."""
     gallery, seed = client.predict(*{**REQUEST, **changed}.values(), api_name="/generate")
-    pictures = []
+    images = []
     for entry in gallery:
         with Image.open(entry["image"]) as file:
-            pictures.append((file.convert("RGB"), entry["caption"]))
-    return pictures, seed
+            images.append((file.convert("RGB"), entry["caption"]))
+    return images, seed
 
 
-def test_pictures_and_seeds(client, pipe):
-    pictures, seed = make(client)
+def test_images_and_seeds(client, pipe):
+    images, seed = make(client)
     assert seed == 7
-    assert [caption for _, caption in pictures] == ["seed 7", "seed 8"]
-    assert pictures[0][0].tobytes() != pictures[1][0].tobytes()
+    assert [caption for _, caption in images] == ["seed 7", "seed 8"]
+    assert images[0][0].tobytes() != images[1][0].tobytes()
     again, _ = make(client)
-    assert [picture.tobytes() for picture, _ in again] == [picture.tobytes() for picture, _ in pictures]
+    assert [image.tobytes() for image, _ in again] == [image.tobytes() for image, _ in images]
 
 
-def test_without_a_seed_each_picture_is_a_new_one(client):
+def test_without_a_seed_each_image_is_a_new_one(client):
     (one, first), (two, second) = make(client, seed=None, count=1), make(client, seed=None, count=1)
     assert first != second
     repeated, _ = make(client, seed=first, count=1)
@@ -110,20 +110,20 @@ def ask(client, path, question="what is this?") -> str:
 
 
 def test_a_question_is_answered(client, pipe, tmp_path):
-    picture = pipe(
-        "a red apple, flat style", num_inference_steps=8, generator=torch.Generator().manual_seed(7)
-    ).images[0]
-    picture.save(tmp_path / "apple.png")
+    image = pipe("a red apple, flat style", num_inference_steps=8, generator=torch.Generator().manual_seed(7)).images[
+        0
+    ]
+    image.save(tmp_path / "apple.png")
     asking = ShowoMMUPipeline(**pipe.components)
-    assert ask(client, tmp_path / "apple.png") == asking(picture, "what is this?").texts[0] != ""
+    assert ask(client, tmp_path / "apple.png") == asking(image, "what is this?").texts[0] != ""
 
 
 @pytest.mark.parametrize(
     "content, question, message",
     [
-        (b"no picture", "what is this?", "This file cannot be read as a picture."),
-        (b"no picture", " ", "Please write a question."),
-        (b"no picture", "what? " * 100, "Please use at most 300 characters."),
+        (b"no image", "what is this?", "This file cannot be read as an image."),
+        (b"no image", " ", "Please write a question."),
+        (b"no image", "what? " * 100, "Please use at most 300 characters."),
     ],
 )
 def test_wrong_questions_are_refused_in_a_sentence(client, tmp_path, content, question, message):

@@ -1,4 +1,4 @@
-"""The package as others get it: its metadata, its wheel, and a picture made far from the repository."""
+"""The package as others get it: its metadata, its wheel, and an image made far from the repository."""
 
 import configparser
 import os
@@ -170,7 +170,7 @@ print("PATH", *sys.path, sep="\\n")
 
 
 @pytest.mark.slow
-def test_the_installed_command_makes_the_same_pictures_as_the_checkout(empty_environment, tmp_path):
+def test_the_installed_command_makes_the_same_images_as_the_checkout(empty_environment, tmp_path):
     away, here = tmp_path / "away", tmp_path / "here"
     away.mkdir()
     here.mkdir()
@@ -192,11 +192,11 @@ def test_the_installed_command_makes_the_same_pictures_as_the_checkout(empty_env
     not (Path(sys.prefix) / "installed.stamp").exists() or shutil.which("make") is None,
     reason="`make test` did not make this environment",
 )
-def test_make_demo_makes_a_picture_and_says_where(tmp_path):
-    picture = tmp_path / "new" / "demo.png"
+def test_make_demo_makes_an_image_and_says_where(tmp_path):
+    pil_image = tmp_path / "new" / "demo.png"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     done = subprocess.run(
-        ["make", "demo", f"VENV={sys.prefix}", f"DEMO_OUTPUT={picture}"],
+        ["make", "demo", f"VENV={sys.prefix}", f"DEMO_OUTPUT={pil_image}"],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -204,6 +204,6 @@ def test_make_demo_makes_a_picture_and_says_where(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == f"The picture is in {picture}"
-    with Image.open(picture) as image:
+    assert done.stdout.splitlines()[-1] == f"The image is in {pil_image}"
+    with Image.open(pil_image) as image:
         assert image.size == (96, 96)

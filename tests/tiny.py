@@ -3,6 +3,7 @@
 import torch
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, PhiConfig
 
+from recipes.emoji.text_tokenizer import train_text_tokenizer
 from showo_hf import (
     MaskGITScheduler,
     ShowoConfig,
@@ -12,15 +13,14 @@ from showo_hf import (
     ShowoProcessor,
     ShowoT2IPipeline,
 )
-from showo_hf.configuration_showo import SPECIAL_TOKEN_NAMES
-from showo_hf.processing_showo import add_showo_tokens, showo_image_processor
-from showo_hf.training.text_tokenizer import train_text_tokenizer
+from showo_hf.models.configuration_showo import SPECIAL_TOKEN_NAMES
+from showo_hf.processing.processing_showo import add_showo_tokens, showo_image_processor
 
 
 BITS = 6
 CODES = 2**BITS
 TEXT_IDS = 60
-SIDE = 4  # tokens along each side of a picture at the trained size
+SIDE = 4  # tokens along each side of an image at the trained size
 FACTOR = 4  # pixels per token
 
 
@@ -57,13 +57,13 @@ def text_config(backbone: str, vocab_size: int, **kwargs):
     return LlamaConfig(**(sizes | {"num_key_value_heads": 2} | kwargs))
 
 
-def showo_config(backbone="phi", text_ids=TEXT_IDS, pictures=True, text_options=None, **kwargs) -> ShowoConfig:
+def showo_config(backbone="phi", text_ids=TEXT_IDS, images=True, text_options=None, **kwargs) -> ShowoConfig:
     """The published layout with few ids: texts, [PAD], the nine special tokens, 64 codes, the mask."""
     special = {f"{name}_token_id": text_ids + 1 + i for i, name in enumerate(SPECIAL_TOKEN_NAMES)}
     offset = text_ids + 1 + len(special)
     options = {
         "text_config": text_config(backbone, offset + CODES + 1, **(text_options or {})),
-        "image_tokenizer_config": lfq_config() if pictures else None,
+        "image_tokenizer_config": lfq_config() if images else None,
         "codebook_size": CODES,
         "num_image_tokens": SIDE * SIDE,
         "max_text_length": 10,
@@ -114,7 +114,7 @@ def clip_processor() -> ShowoProcessor:
 
 
 def clip_showo(text_ids: int) -> ShowoForCausalLM:
-    """A model with vision tower and picture tokenizer."""
+    """A model with vision tower and image tokenizer."""
     sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     return showo(text_ids=text_ids, vision_config=CLIPVisionConfig(**sizes, image_size=8, patch_size=4))
 
@@ -127,7 +127,7 @@ def pipeline(processor: ShowoProcessor, backbone="llama", **scheduler_options) -
     return pipe
 
 
-def picture(config: ShowoConfig, seed=0, tokens=SIDE * SIDE) -> list[int]:
-    """Ids of `soi picture eoi` with random codes."""
+def image(config: ShowoConfig, seed=0, tokens=SIDE * SIDE) -> list[int]:
+    """Ids of `soi image eoi` with random codes."""
     codes = torch.randint(CODES, (tokens,), generator=torch.Generator().manual_seed(seed))
     return [config.soi_token_id, *(codes + config.image_token_offset).tolist(), config.eoi_token_id]

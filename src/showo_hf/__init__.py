@@ -1,4 +1,4 @@
-"""showo-hf: the Show-o family of models, which read and make pictures, as ordinary Hugging Face objects."""
+"""showo-hf: the Show-o family of models, which read and make images, as ordinary Hugging Face objects."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from transformers import (
     AutoProcessor,
 )
 
-from .configuration_showo import ShowoConfig
-from .configuration_showo_lfq import ShowoLFQTokenizerConfig
-from .modeling_showo import ShowoForCausalLM
-from .modeling_showo_lfq import ShowoLFQTokenizer
-from .processing_showo import ShowoProcessor
+from .models.configuration_showo import ShowoConfig
+from .models.configuration_showo_lfq import ShowoLFQTokenizerConfig
+from .models.modeling_showo import ShowoForCausalLM
+from .models.modeling_showo_lfq import ShowoLFQTokenizer
+from .processing.processing_showo import ShowoProcessor
 from .schedulers import (
     EntropyBoundScheduler,
     HaltonScheduler,
@@ -34,12 +34,12 @@ AutoModelForMultimodalLM.register(ShowoConfig, ShowoForCausalLM, exist_ok=True)
 AutoProcessor.register(ShowoConfig, ShowoProcessor, exist_ok=True)
 
 # After the registrations: a saved pipeline's components are loaded through them.
-from .pipelines import (  # noqa: E402
+from showo_hf.pipelines import (  # noqa: E402
     AnswerDone,
     Conversation,
     ImageDone,
     ImageStep,
-    PromptPart,
+    RegionalPrompt,
     ShowoAnyToAnyPipeline,
     ShowoAnyToAnyPipelineOutput,
     ShowoExtrapolatePipeline,
@@ -69,7 +69,7 @@ __all__ = [
     "ImageStep",
     "MaskAndReplaceScheduler",
     "MaskGITScheduler",
-    "PromptPart",
+    "RegionalPrompt",
     "RemaskingScheduler",
     "ShowoAnyToAnyPipeline",
     "ShowoAnyToAnyPipelineOutput",

@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command. Parsed options hold the chosen command's function as `run`."""
     parser = Parser(
         prog="showo-hf",
-        description="Words to pictures and pictures to words, with a Show-o model. A small one comes with the package.",
+        description="Words to images and images to words, with a Show-o model. A small one comes with the package.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

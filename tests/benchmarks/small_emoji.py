@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from showo_hf.training.emoji import STYLES, EmojiRecord
+from recipes.emoji.emoji import STYLES, EmojiRecord
 
 
 THINGS = {
@@ -28,13 +28,13 @@ RECORDS = [make_record(unified, style, held_out=style == "noto") for unified in 
 
 
 def write(folder: Path):
-    """A disc for each thing in each style, and one picture with a skin tone on each side."""
+    """A disc for each thing in each style, and one image with a skin tone on each side."""
     records = [*RECORDS, make_record("1F438", "noto", "dark", True), make_record("1F438", "twemoji", "dark")]
-    pictures = []
+    images = []
     for record in records:
-        picture = Image.new("RGB", (16, 16), "white")
-        ImageDraw.Draw(picture).ellipse((2, 2, 13, 13), fill=THINGS[record.unified][3] or "white")
-        pictures.append(np.asarray(picture))
-    np.save(folder / "pictures.npy", np.stack(pictures))
+        image = Image.new("RGB", (16, 16), "white")
+        ImageDraw.Draw(image).ellipse((2, 2, 13, 13), fill=THINGS[record.unified][3] or "white")
+        images.append(np.asarray(image))
+    np.save(folder / "images.npy", np.stack(images))
     lines = [json.dumps(dataclasses.asdict(record)) for record in records]
     (folder / "records.jsonl").write_text("\n".join(lines) + "\n")

@@ -16,7 +16,7 @@ def test_it_prints_a_row_for_each_form(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:4]] == forms
     assert all("logits" in line for line in lines[2:4])
-    assert any(line.startswith("| time of the picture |") for line in lines)
+    assert any(line.startswith("| time of the image |") for line in lines)
     assert not list(tmp_path.iterdir())
 
 

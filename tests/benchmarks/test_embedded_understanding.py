@@ -1,4 +1,4 @@
-"""The benchmark of the embedded model's understanding: its questions, its judgement, and a run on a few pictures."""
+"""The benchmark of the embedded model's understanding: its questions, its judgement, and a run on a few images."""
 
 import json
 import random
@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from small_emoji import RECORDS, THINGS, make_record
 
+from recipes.emoji.colours import main_colour
+from recipes.emoji.conversations import Question, kinds_of
+from recipes.emoji.emoji import load_emoji
 from showo_hf import ShowoMMUPipeline
-from showo_hf.training.colours import main_colour
-from showo_hf.training.conversations import Question, kinds_of
-from showo_hf.training.emoji import load_emoji
 
 
 APPLE = make_record("1F34E", "twemoji")
@@ -29,12 +29,12 @@ def run(capsys, folder, model, *more) -> str:
 # Questions
 
 
-def test_all_questions_about_a_picture():
+def test_all_questions_about_an_image():
     questions = benchmark.questions_about(APPLE, "red", RECORDS, random.Random(0))
     asked = {question.kind: (question.text, question.answer) for question in questions[:5]}
     assert asked == {
         "name": ("what is this?", "a red apple."),
-        "caption": ("describe the picture.", "a red apple, flat style."),
+        "caption": ("describe the image.", "a red apple, flat style."),
         "style": ("in which style is it drawn?", "flat style."),
         "colour": ("what is the main colour?", "red."),
         "kind": ("what kind of thing is it?", "food."),
@@ -187,7 +187,7 @@ def test_shares_by_hand():
 # Whole runs
 
 
-def test_measured_pictures_show_no_skin_tone(folder):
+def test_measured_images_show_no_skin_tone(folder):
     data = load_emoji(folder)
     chosen = benchmark.choose(data, held_out=None, training=4, seed=0)
     assert len(chosen["held out"]) == 5 and len(set(chosen["training"])) == 4
@@ -203,29 +203,29 @@ def test_a_run_asks_everything_and_repeats_itself(capsys, folder, model, tmp_pat
     path = tmp_path / "answers.jsonl"
     options = ["--captions", "2", "--held-out", "3", "--json"]
     result = json.loads(run(capsys, folder, model, *options, "--answers", str(path)))
-    assert {name: summary["pictures"] for name, summary in result.items()} == {"held out": 3, "training": 2}
+    assert {name: summary["images"] for name, summary in result.items()} == {"held out": 3, "training": 2}
     for summary in result.values():
         assert set(summary) >= {"name", "caption has the right style", "yes or no", "yes or no, style"}
         assert summary["yes or no"]["commonest answer"] == 0.5
-        assert all(0 <= row["model"] <= 1 for name, row in summary.items() if name != "pictures")
+        assert all(0 <= row["model"] <= 1 for name, row in summary.items() if name != "images")
     assert json.loads(run(capsys, folder, model, *options, "--batch-size", "5")) == result
 
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     data, pipe = load_emoji(folder), ShowoMMUPipeline.from_pretrained(model)
-    pictures = {(record.code, record.style): row for row, record in enumerate(data.records) if record.tone is None}
+    images = {(record.code, record.style): row for row, record in enumerate(data.records) if record.tone is None}
     for row in rows[:3] + rows[-3:]:
-        picture = Image.fromarray(data.pictures[pictures[row["code"], row["style"]]])
-        white = Image.new("RGB", picture.size, "white")
-        for who, seen in (("model", picture), ("white picture", white)):
+        image = Image.fromarray(data.images[images[row["code"], row["style"]]])
+        white = Image.new("RGB", image.size, "white")
+        for who, seen in (("model", image), ("white image", white)):
             assert row["answers"][who] == pipe(seen, row["text"], max_new_tokens=benchmark.MAX_NEW_TOKENS).texts[0]
     colours = {row["answer"] for row in rows if row["kind"] == "colour"}
-    assert colours <= {f"{main_colour(picture)}." for picture in data.pictures}
+    assert colours <= {f"{main_colour(image)}." for image in data.images}
 
 
 def test_it_prints_a_table_for_each_set(capsys, folder, model):
     tables = run(capsys, folder, model, "--captions", "1", "--held-out", "2").strip().split("\n\n")
-    assert tables[0] == "held out, 2 pictures" and tables[2] == "training, 1 pictures"
+    assert tables[0] == "held out, 2 images" and tables[2] == "training, 1 images"
     head, rule, *rows = tables[1].splitlines()
-    assert head == "| right answers | questions | model | white picture | commonest answer | wanted |"
+    assert head == "| right answers | questions | model | white image | commonest answer | wanted |"
     assert set(rule) == set("|- ") and len(rows) >= 8
     assert any("at least 80%" in row for row in rows) and "at least" not in tables[3]

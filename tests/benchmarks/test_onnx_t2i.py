@@ -21,7 +21,7 @@ def test_it_prints_one_table(processor, tmp_path):
     assert len(rows) == 8
     cells = {name: cells for name, *cells in rows}
     assert cells["best codes equal to eager's, all steps"][1] == "100.0%"
-    assert cells["time of a picture / eager's"][0].startswith("1.00 (")
+    assert cells["time of an image / eager's"][0].startswith("1.00 (")
     missing = {name for name, cells in cells.items() if "not measured here" in cells}
     assert missing <= {"peak memory of the process / eager's"}  # where there is no /proc
 

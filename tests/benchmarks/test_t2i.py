@@ -43,7 +43,7 @@ def test_tokens_painted_anew_are_those_of_all_steps():
 
 def test_the_other_rows():
     names = [what for what, *_ in t2i.tokenizer_rows(t2i.SMALL, "cpu", repeats=1)]
-    assert names == [f"picture tokenizer, {way} at 16 px: fp32 time / bf16" for way in ("encode", "decode")]
+    assert names == [f"image tokenizer, {way} at 16 px: fp32 time / bf16" for way in ("encode", "decode")]
     names = [what for what, *_ in t2i.growth_rows(t2i.SMALL, "cpu")]
     assert names == ["a step at 16 tokens", "a step at 64 tokens / at 16"]
 

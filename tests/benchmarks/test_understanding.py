@@ -192,7 +192,7 @@ def test_mme_bounds(pairs):
     ]
     row = mme_report(answers, lines)["count"]
     assert 0 <= row["acc_plus"] <= row["acc"] <= 100 and row["score"] == row["acc"] + row["acc_plus"]
-    assert row["acc_plus"] >= 2 * row["acc"] - 100 - 1e-9  # each picture that is not all right has at least one wrong
+    assert row["acc_plus"] >= 2 * row["acc"] - 100 - 1e-9  # each image that is not all right has at least one wrong
 
 
 def test_choices():
@@ -285,7 +285,7 @@ def test_files_without_questions(tmp_path, images):
         understanding.read_questions([tmp_path / "missing.jsonl"], images, "pope", False)
 
 
-def test_mme_wants_two_questions_a_picture_and_task(tmp_path, images):
+def test_mme_wants_two_questions_an_image_and_task(tmp_path, images):
     pair = [LINES["mme"], LINES["mme"] | {"answer": "Yes"}]
     file = write_lines(tmp_path / "q.jsonl", [*pair, *(line | {"category": "count"} for line in pair)])
     assert len(understanding.read_questions([file], images, "mme", False)) == 4
@@ -305,19 +305,17 @@ def test_popes_category_is_in_the_line_or_the_name_of_the_file(tmp_path, images)
     assert [question.line["category"] for question in questions] == ["popular", "own", "random"]
 
 
-def test_every_picture_is_opened_before_the_model_is_loaded(tmp_path, images):
+def test_every_image_is_opened_before_the_model_is_loaded(tmp_path, images):
     content = (images / "green.png").read_bytes()
     (images / "cut.png").write_bytes(content[: len(content) // 2])
     lines = [LINES["pope"] | {"image": name} for name in ("red.png", "none.png", "cut.png", "none.png")]
     arguments = ["--format", "pope", "--images", str(images), "--answers", str(tmp_path / "a.jsonl")]
     arguments += ["--model", str(tmp_path / "no such model")]
     file = write_lines(tmp_path / "q.jsonl", lines)
-    with pytest.raises(
-        SystemExit, match=r"q.jsonl, line 2: picture 'none.png': there is no such file. \(And 1 more.\)"
-    ):
+    with pytest.raises(SystemExit, match=r"q.jsonl, line 2: image 'none.png': there is no such file. \(And 1 more.\)"):
         understanding.main([*arguments, "--questions", str(file)])
     write_lines(file, [lines[0], lines[2]])
-    with pytest.raises(SystemExit, match="q.jsonl, line 2: picture 'cut.png': .* cannot be read"):
+    with pytest.raises(SystemExit, match="q.jsonl, line 2: image 'cut.png': .* cannot be read"):
         understanding.main([*arguments, "--questions", str(file)])
     assert not (tmp_path / "a.jsonl").exists()
 
@@ -345,7 +343,7 @@ def rows_of(path) -> list[dict]:
 
 
 def questions_of(kind) -> list[dict]:
-    """Two questions about each picture, in an order that goes through the pictures twice."""
+    """Two questions about each image, in an order that goes through the images twice."""
     return [
         LINES[kind] | {"question_id": i, "image": f"{colour}.png", **({"answer": right} if kind == "mme" else {})}
         for i, (right, colour) in enumerate((right, colour) for right in ("yes", "no") for colour in COLOURS)
@@ -437,7 +435,7 @@ def test_the_likeliest_choice(capsys, tmp_path, model, images, kind, normalize):
 
 def test_a_question_that_is_too_long_is_named(capsys, tmp_path, model, images):
     file = write_lines(tmp_path / "q.jsonl", [LINES["vqa"] | {"question": "what is this? " * 100}])
-    with pytest.raises(SystemExit, match="q.jsonl, line 1, or one of the next: `prompts` with a picture"):
+    with pytest.raises(SystemExit, match="q.jsonl, line 1, or one of the next: `prompts` with an image"):
         run(capsys, model, "vqa", file, images, tmp_path / "a.jsonl")
 
 

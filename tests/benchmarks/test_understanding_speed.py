@@ -57,7 +57,7 @@ def test_json_holds_what_the_table_shows(monkeypatch, tmp_path):
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_the_plain_loop_and_generate_give_equal_ids(device):
     pipeline = t2i.build_pipeline(t2i.SMALL, device)
-    ids = speed.prompt_ids(pipeline, speed.some_picture(pipeline), "what is this")
+    ids = speed.prompt_ids(pipeline, speed.some_image(pipeline), "what is this")
     ours = speed.answer(pipeline.model, ids, 12)
     assert ours.shape == (1, 12)
     assert torch.equal(ours, plain_understanding.plain_answer(pipeline.model, ids, 12))
@@ -71,7 +71,7 @@ def test_the_plain_loop_is_the_recorded_one(reference, reference_model):
 
 def test_a_mask_grows_as_a_longer_sequence_has_it():
     config = tiny.showo_config()
-    ids = torch.tensor([[config.mmu_token_id, *tiny.picture(config, tokens=3), 4, 5, 6]])
+    ids = torch.tensor([[config.mmu_token_id, *tiny.image(config, tokens=3), 4, 5, 6]])
     masks = [
         plain_understanding.omni_mask(ids[:, :length], config.eoi_token_id, torch.float32) for length in (7, 8, 9)
     ]

@@ -21,7 +21,7 @@ def empty_folder(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="session")
 def taught_folder(tmp_path_factory) -> str:
-    """A saved pipeline that says "an owl." to a picture and "what?", and two pictures to "two hearts"."""
+    """A saved pipeline that says "an owl." to an image and "what?", and two images to "two hearts"."""
     folder = tmp_path_factory.mktemp("models") / "taught"
     talking.taught().save_pretrained(folder)
     return str(folder)

@@ -27,14 +27,14 @@ def pipe(taught_folder) -> ShowoMMUPipeline:
 
 
 @pytest.fixture(autouse=True)
-def pictures(empty_folder):
-    """Two pictures, in the folder `p` once more."""
+def images(empty_folder):
+    """Two images, in the folder `p` once more."""
     Path("p").mkdir()
     for name, colour in (("a.png", "red"), ("b.png", "blue")):
-        picture = Image.radial_gradient("L").resize((20, 16)).convert("RGB")
-        picture.paste(colour, (2, 2, 9, 9))
-        picture.save(name)
-        picture.save(f"p/{name}")
+        image = Image.radial_gradient("L").resize((20, 16)).convert("RGB")
+        image.paste(colour, (2, 2, 9, 9))
+        image.save(name)
+        image.save(f"p/{name}")
 
 
 def records() -> list[dict]:
@@ -44,12 +44,12 @@ def records() -> list[dict]:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ([], "PICTURE... QUESTION"),
+        ([], "IMAGE... QUESTION"),
         (["what?"], "'what?' alone"),
-        (["a.png"], "'a.png' is a picture"),
-        (["a.png", "b.png"], "'b.png' is a picture"),
-        (["a.png", "p"], "'p' is a picture"),
-        (["a.png", "https://example.org/b.png"], "is a picture"),
+        (["a.png"], "'a.png' is an image"),
+        (["a.png", "b.png"], "'b.png' is an image"),
+        (["a.png", "p"], "'p' is an image"),
+        (["a.png", "https://example.org/b.png"], "is an image"),
         (["c.png", "what?"], "'c.png'"),
         (["a.png", ""], "a question must hold words"),
         (["a.png", "-Q", "what?", "-Q", " "], "a question must hold words"),
@@ -86,8 +86,8 @@ def test_several_questions(ask, pipe, capsys):
     assert ask("a.png", "b.png", *options, "--json") == cli.GOOD
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert found == [
-        {"picture": picture, "question": question, "answer": pipe(picture, question, max_new_tokens=6).texts[0]}
-        for picture in ("a.png", "b.png")
+        {"image": image, "question": question, "answer": pipe(image, question, max_new_tokens=6).texts[0]}
+        for image in ("a.png", "b.png")
         for question in questions
     ]
     assert ask("a.png", *options) == cli.GOOD
@@ -109,23 +109,23 @@ def test_choices(ask, pipe, capsys):
     options = ["-Q", "what?", "-Q", "is it an owl?", "--json", "--choices", "yes.", "no.", "an owl."]
     assert ask("a.png", "b.png", *options) == cli.GOOD
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    asked = [(picture, question) for picture in ("a.png", "b.png") for question in ("what?", "is it an owl?")]
-    assert [(record["picture"], record["question"]) for record in found] == asked
+    asked = [(image, question) for image in ("a.png", "b.png") for question in ("what?", "is it an owl?")]
+    assert [(record["image"], record["question"]) for record in found] == asked
     for record in found:
         assert record["choices"] == ["yes.", "no.", "an owl."]
-        (scores,) = pipe.score(record["picture"], record["question"], record["choices"]).log_likelihoods
+        (scores,) = pipe.score(record["image"], record["question"], record["choices"]).log_likelihoods
         assert record["probabilities"] == pytest.approx(scores.double().softmax(-1).tolist(), abs=1e-4)
         assert record["answer"] == record["choices"][scores.argmax()]
     assert found[0]["answer"] == "an owl."
 
 
 def test_a_file_of_results_grows_by_what_was_not_asked(ask):
-    Path("p/c.png").write_text("no picture", encoding="utf-8")
+    Path("p/c.png").write_text("no image", encoding="utf-8")
     assert ask("p", "what?", "-o", "out.jsonl") == cli.FAILED
     assert [record.get("answer") for record in records()] == ["an owl.", "an owl.", None]
     Path("p/c.png").unlink()
     assert ask("p", "-Q", "what?", "-Q", "is it an owl?", "-o", "out.jsonl") == cli.GOOD
-    assert [(record["picture"], record.get("question")) for record in records()] == [
+    assert [(record["image"], record.get("question")) for record in records()] == [
         ("p/a.png", "what?"),
         ("p/b.png", "what?"),
         ("p/c.png", None),  # not there any more, so nobody asked again
@@ -138,10 +138,10 @@ def test_a_file_of_results_grows_by_what_was_not_asked(ask):
     assert [record["choices"] for record in records()[len(before) :]] == [["yes.", "no."], ["yes.", "maybe."]]
 
 
-def test_questions_that_are_open_differ_from_picture_to_picture(ask):
+def test_questions_that_are_open_differ_from_image_to_image(ask):
     assert ask("p/a.png", "what?", "-o", "out.jsonl") == cli.GOOD
     assert ask("p", "a.png", "-Q", "what?", "-Q", "an owl", "-o", "out.jsonl", "--batch-size", "4") == cli.GOOD
-    asked = [(record["picture"], record["question"]) for record in records()]
+    asked = [(record["image"], record["question"]) for record in records()]
     assert asked == [
         ("p/a.png", "what?"),
         ("p/a.png", "an owl"),

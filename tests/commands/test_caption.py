@@ -10,7 +10,7 @@ from PIL import Image
 
 from showo_hf import ShowoMMUPipeline, cli
 from showo_hf.commands.caption import DEFAULT_PROMPT
-from showo_hf.pictures import load_picture
+from showo_hf.processing.images import load_image
 
 
 COLOURS = ("red", "lime", "blue", "white", "black")
@@ -30,27 +30,27 @@ def caption(taught_folder):
 
 @pytest.fixture(scope="session")
 def said(taught_folder):
-    """What the pipeline itself says of pictures, one by one."""
+    """What the pipeline itself says of images, one by one."""
     pipe = ShowoMMUPipeline.from_pretrained(taught_folder)
 
     def say(*names: str, prompt: str = DEFAULT_PROMPT) -> list[str]:
-        return [pipe(load_picture(name), prompt, max_new_tokens=6).texts[0] for name in names]
+        return [pipe(load_image(name), prompt, max_new_tokens=6).texts[0] for name in names]
 
     return say
 
 
 def paint(*names: str) -> list[str]:
-    """Different pictures in the files of these names."""
+    """Different images in the files of these names."""
     for index, name in enumerate(names):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
-        picture = Image.radial_gradient("L").resize((20 + index, 16 + 2 * index)).convert("RGB")
-        picture.paste(COLOURS[index % len(COLOURS)], (index, 0, index + 9, 8))
-        picture.save(name)
+        image = Image.radial_gradient("L").resize((20 + index, 16 + 2 * index)).convert("RGB")
+        image.paste(COLOURS[index % len(COLOURS)], (index, 0, index + 9, 8))
+        image.save(name)
     return list(names)
 
 
 def spoil(name: str) -> None:
-    """Cut a picture in half."""
+    """Cut an image in half."""
     whole = Path(name).read_bytes()
     Path(name).write_bytes(whole[: len(whole) // 2])
 
@@ -65,11 +65,11 @@ def json_records(text: str) -> list[dict]:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ([], "PICTURE"),
+        ([], "IMAGE"),
         (["missing.png"], "missing.png"),
         (["here.png", "missing.png"], "missing.png"),
         ([""], "''"),
-        (["empty"], "'empty' holds no pictures"),
+        (["empty"], "'empty' holds no images"),
         (["nested"], "--recursive"),
         (["here.png", "--prompt", " "], "--prompt"),
         (["here.png", "--batch-size", "0"], "--batch-size"),
@@ -78,7 +78,7 @@ def json_records(text: str) -> list[dict]:
         (["here.png", "-o", "missing/out.jsonl"], "missing"),
         (["here.png", "-o", "folder.jsonl"], "folder.jsonl"),
         (["here.png", "-o", "notes.jsonl"], "line 1 of 'notes.jsonl' is no JSON object"),
-        (["here.png", "-o", "others.jsonl"], "line 1 of 'others.jsonl' has no picture"),
+        (["here.png", "-o", "others.jsonl"], "line 1 of 'others.jsonl' has no image"),
         (["here.png", "--device", "abacus"], "--device"),
         (["here.png", "--model", "empty"], "model_index.json"),
     ],
@@ -104,7 +104,7 @@ def test_what_the_pipeline_refuses_is_a_usage_error(caption, capsys):
 # What is printed
 
 
-def test_one_picture_gives_its_caption_alone(caption, said, capsys):
+def test_one_image_gives_its_caption_alone(caption, said, capsys):
     paint("a.png")
     assert caption("a.png") == cli.GOOD
     assert capsys.readouterr().out == f"{said('a.png')[0]}\n"
@@ -112,20 +112,20 @@ def test_one_picture_gives_its_caption_alone(caption, said, capsys):
     assert capsys.readouterr().out == "an owl.\n"
 
 
-def test_several_pictures_give_a_line_each(caption, said, capsys):
-    names = paint("b.png", "pictures/z.png", "pictures/A.JPG", "pictures/k.webp", "pictures/.hidden.png", "x/y/c.bmp")
-    Path("pictures/notes.txt").write_text("no picture", encoding="utf-8")
-    assert caption("x", "--recursive", "pictures", "./b.png", "pictures/z.png", "--batch-size", "3") == cli.GOOD
-    order = ["x/y/c.bmp", "pictures/A.JPG", "pictures/k.webp", "pictures/z.png", "b.png"]
-    assert set(order) | {"pictures/.hidden.png"} == set(names)
+def test_several_images_give_a_line_each(caption, said, capsys):
+    names = paint("b.png", "images/z.png", "images/A.JPG", "images/k.webp", "images/.hidden.png", "x/y/c.bmp")
+    Path("images/notes.txt").write_text("no image", encoding="utf-8")
+    assert caption("x", "--recursive", "images", "./b.png", "images/z.png", "--batch-size", "3") == cli.GOOD
+    order = ["x/y/c.bmp", "images/A.JPG", "images/k.webp", "images/z.png", "b.png"]
+    assert set(order) | {"images/.hidden.png"} == set(names)
     expected = [f"{name}: {' '.join(text.split())}" for name, text in zip(order, said(*order), strict=True)]
     assert capsys.readouterr().out.splitlines() == expected
 
 
-def test_a_folder_with_one_picture_gives_a_line_with_its_name(caption, capsys):
-    paint("pictures/a.png")
-    assert caption("pictures", "--prompt", "what?") == cli.GOOD
-    assert capsys.readouterr().out == "pictures/a.png: an owl.\n"
+def test_a_folder_with_one_image_gives_a_line_with_its_name(caption, capsys):
+    paint("images/a.png")
+    assert caption("images", "--prompt", "what?") == cli.GOOD
+    assert capsys.readouterr().out == "images/a.png: an owl.\n"
 
 
 def test_json(caption, said, capsys):
@@ -133,10 +133,10 @@ def test_json(caption, said, capsys):
     assert caption(*names, "--json") == cli.GOOD
     texts = said(*names)
     assert json_records(capsys.readouterr().out) == [
-        {"picture": name, "text": text} for name, text in zip(names, texts, strict=True)
+        {"image": name, "text": text} for name, text in zip(names, texts, strict=True)
     ]
     assert caption("a.png", "--json", "--prompt", "what?") == cli.GOOD
-    assert json_records(capsys.readouterr().out) == [{"picture": "a.png", "prompt": "what?", "text": "an owl."}]
+    assert json_records(capsys.readouterr().out) == [{"image": "a.png", "prompt": "what?", "text": "an owl."}]
 
 
 def test_a_progress_bar_unless_quiet_or_alone(taught_folder, capfd):
@@ -163,7 +163,7 @@ def test_a_name_that_is_no_text_is_printed_all_the_same(caption, capfd):
     assert caption(".", "--prompt", "what?") == cli.GOOD
     assert capfd.readouterr().out.splitlines() == ["a.png: an owl.", "caf\\udce9.png: an owl."]
     assert caption(".", "--prompt", "what?", "-o", "out.jsonl") == cli.GOOD
-    assert json_records(Path("out.jsonl").read_text(encoding="ascii"))[1]["picture"] == name
+    assert json_records(Path("out.jsonl").read_text(encoding="ascii"))[1]["image"] == name
 
 
 def test_whoever_reads_the_output_may_stop(caption, monkeypatch, capfd):
@@ -176,10 +176,10 @@ def test_whoever_reads_the_output_may_stop(caption, monkeypatch, capfd):
     assert "error" not in capfd.readouterr().err
 
 
-# Pictures of all sorts
+# Images of all sorts
 
 
-def test_odd_pictures_are_read(caption, said, capsys):
+def test_odd_images_are_read(caption, said, capsys):
     paint("plain.png")
     plain = Image.open("plain.png").convert("RGB")
     Image.new("RGB", (1, 1), "red").save("dot.png")
@@ -196,15 +196,15 @@ def test_odd_pictures_are_read(caption, said, capsys):
     names = sorted(path.name for path in Path().iterdir())
     assert caption(*names, "--json") == cli.GOOD
     assert json_records(capsys.readouterr().out) == [
-        {"picture": name, "text": text} for name, text in zip(names, said(*names), strict=True)
+        {"image": name, "text": text} for name, text in zip(names, said(*names), strict=True)
     ]
 
 
-def test_pictures_that_cannot_be_read_stop_nothing(caption, said, capsys):
+def test_images_that_cannot_be_read_stop_nothing(caption, said, capsys):
     paint("bad/a.png", "bad/b.png", "bad/c.png", "bad/d.jpg", "bad/e.png")
     spoil("bad/b.png")
     spoil("bad/d.jpg")
-    Path("bad/c.png").write_text("a picture of an owl", encoding="utf-8")
+    Path("bad/c.png").write_text("an image of an owl", encoding="utf-8")
     Path("bad/f.png").touch()
     Path("bad/folder.png").mkdir()
     assert caption("bad", "--batch-size", "2") == cli.FAILED
@@ -222,8 +222,8 @@ def test_pictures_that_cannot_be_read_stop_nothing(caption, said, capsys):
 
     assert caption("bad", "--json") == cli.FAILED
     records = json_records(capsys.readouterr().out)
-    assert [record["picture"] for record in records] == sorted(good + bad)
-    assert [record["picture"] for record in records if set(record) == {"picture", "error"}] == bad
+    assert [record["image"] for record in records] == sorted(good + bad)
+    assert [record["image"] for record in records if set(record) == {"image", "error"}] == bad
 
 
 def broken_model() -> str:
@@ -233,7 +233,7 @@ def broken_model() -> str:
     return "broken"
 
 
-def test_no_model_is_loaded_for_a_picture_that_cannot_be_read(capsys):
+def test_no_model_is_loaded_for_an_image_that_cannot_be_read(capsys):
     paint("a.png")
     spoil("a.png")
     assert cli.main(["caption", "a.png", "--model", broken_model()]) == cli.FAILED
@@ -254,13 +254,13 @@ def test_a_file_of_results_grows_and_nothing_is_asked_twice(caption, said, capsy
     assert printed.out == "out.jsonl\n"
     first = Path("out.jsonl").read_bytes()
     assert results() == [
-        {"picture": name, "text": text}
+        {"image": name, "text": text}
         for name, text in zip(["p/a.png", "p/c.png"], said("p/a.png", "p/c.png"), strict=True)
     ]
     paint("p/b.png")
     assert caption("p", "-o", "out.jsonl") == cli.GOOD
     assert Path("out.jsonl").read_bytes().startswith(first)
-    assert [record["picture"] for record in results()] == ["p/a.png", "p/c.png", "p/b.png"]
+    assert [record["image"] for record in results()] == ["p/a.png", "p/c.png", "p/b.png"]
     # With nothing left to ask, no model is needed.
     complete = Path("out.jsonl").read_bytes()
     assert cli.main(["caption", "p", "-o", "out.jsonl", "--model", broken_model()]) == cli.GOOD
@@ -278,12 +278,12 @@ def test_what_failed_is_tried_again_and_has_one_line(caption):
     spoil("p/a.png")
     assert caption("p", "-o", "out.jsonl") == cli.FAILED
     assert caption("p", "-o", "out.jsonl") == cli.FAILED
-    assert [(record["picture"], "error" in record) for record in results()] == [("p/b.png", False), ("p/a.png", True)]
+    assert [(record["image"], "error" in record) for record in results()] == [("p/b.png", False), ("p/a.png", True)]
     Path("p/a.png").write_bytes(whole)
     assert caption("p/b.png", "-o", "out.jsonl") == cli.GOOD  # what is not asked for is left alone
     assert "error" in results()[1]
     assert caption("p", "-o", "out.jsonl") == cli.GOOD
-    assert [(record["picture"], "error" in record) for record in results()] == [("p/b.png", False), ("p/a.png", False)]
+    assert [(record["image"], "error" in record) for record in results()] == [("p/b.png", False), ("p/a.png", False)]
 
 
 @pytest.mark.parametrize("cut", [1, 2, 9])
@@ -319,6 +319,6 @@ def test_an_interrupted_run_is_gone_on_with(caption, interrupt_when, capsys):
     done = len(output.read_bytes().splitlines())
     assert 3 < done < 120
     assert caption("p", "-o", "out.jsonl", "--batch-size", "32") == cli.GOOD
-    assert [record["picture"] for record in results()] == sorted(f"p/{index}.png" for index in range(120))
-    texts = {record["picture"]: record["text"] for record in results()}
+    assert [record["image"] for record in results()] == sorted(f"p/{index}.png" for index in range(120))
+    texts = {record["image"]: record["text"] for record in results()}
     assert all(texts[f"p/{index}.png"] == texts[f"p/{index % 3}.png"] for index in range(120))

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from showo_hf import ShowoAnyToAnyPipeline, cli
-from showo_hf.commands.chat import Chat, Screen, picture_name, stopping
+from showo_hf.commands.chat import Chat, Screen, image_name, stopping
 from showo_hf.commands.conversations import read_conversation
 
 
@@ -48,8 +48,8 @@ def paint(name: str) -> str:
 
 
 def pixels(path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture)
+    with Image.open(path) as image:
+        return np.asarray(image)
 
 
 def read_json(name: str):
@@ -92,23 +92,23 @@ def test_a_wrong_command_line_is_told_in_words(arguments, named, refused):
 # Lines from a file
 
 
-def test_answers_in_text_and_pictures(chat, pipe, capfd):
+def test_answers_in_text_and_images(chat, pipe, capfd):
     assert chat("two hearts", "what?") == cli.GOOD
     printed = capfd.readouterr()
-    assert printed.out == "a heart:\npicture-0.png\none more:\npicture-1.png\ntwo red hearts.\n"
+    assert printed.out == "a heart:\nimage-0.png\none more:\nimage-1.png\ntwo red hearts.\n"
     assert printed.err == ""
-    assert files() == ["picture-0.png", "picture-1.png"]
+    assert files() == ["image-0.png", "image-1.png"]
     answer = pipe("two hearts", generator=torch.Generator().manual_seed(3))
-    pictures = [part["image"] for part in answer.content if part["type"] == "image"]
-    for index, picture in enumerate(pictures):
-        assert (pixels(f"picture-{index}.png") == np.asarray(picture)).all()
+    images = [part["image"] for part in answer.content if part["type"] == "image"]
+    for index, image in enumerate(images):
+        assert (pixels(f"image-{index}.png") == np.asarray(image)).all()
 
 
-def test_the_steps_of_a_picture_go_to_stderr(chat, capfd):
+def test_the_steps_of_an_image_go_to_stderr(chat, capfd):
     assert chat("two hearts", options=("--steps", "5")) == cli.GOOD
     printed = capfd.readouterr()
-    assert printed.out.splitlines() == ["a heart:", "picture-0.png", "one more:", "picture-1.png"]
-    assert "picture 1" in printed.err and "picture 2" in printed.err and "/5" in printed.err
+    assert printed.out.splitlines() == ["a heart:", "image-0.png", "one more:", "image-1.png"]
+    assert "image 1" in printed.err and "image 2" in printed.err and "/5" in printed.err
     assert len(re.findall(r"^seed \d+$", printed.err, flags=re.MULTILINE)) == 1
 
 
@@ -118,29 +118,29 @@ def test_a_seed_repeats_a_conversation(chat, capfd):
         options = ("--seed", seed, "--quiet", "--output", folder)
         assert chat("two hearts", "/new", "two hearts", options=options) == cli.GOOD
     one, again, other = (
-        [(Path(folder) / f"picture-{index}.png").read_bytes() for index in range(4)]
+        [(Path(folder) / f"image-{index}.png").read_bytes() for index in range(4)]
         for folder in ("one", "again", "other")
     )
     assert one == again
     assert len({*one, *other}) == 8
-    assert "other/picture-3.png" in capfd.readouterr().out.splitlines()
+    assert "other/image-3.png" in capfd.readouterr().out.splitlines()
 
 
 def test_no_file_is_overwritten(chat, capfd):
-    Path("picture-0.png").write_bytes(b"mine")
+    Path("image-0.png").write_bytes(b"mine")
     assert chat("two hearts") == cli.GOOD
     assert chat("two hearts") == cli.GOOD
-    assert Path("picture-0.png").read_bytes() == b"mine"
-    assert files() == [f"picture-{index}.png" for index in range(5)]
-    assert capfd.readouterr().out.split().count("picture-1.png") == 1
+    assert Path("image-0.png").read_bytes() == b"mine"
+    assert files() == [f"image-{index}.png" for index in range(5)]
+    assert capfd.readouterr().out.split().count("image-1.png") == 1
 
 
 def test_every_setting_reaches_the_pipeline(chat, capfd):
-    pictures = set()
+    images = set()
     for more in [(), ("--steps", "2"), ("--guidance", "1"), ("--temperature", "5"), ("--dtype", "bfloat16")]:
         assert chat("two hearts", options=("--seed", "3", "--quiet", *more)) == cli.GOOD
-        pictures.add(Path(capfd.readouterr().out.splitlines()[1]).read_bytes())
-    assert len(pictures) == 5
+        images.add(Path(capfd.readouterr().out.splitlines()[1]).read_bytes())
+    assert len(images) == 5
     assert chat("two hearts", options=("--quiet", "--max-images", "1", "--seed", "3")) == cli.GOOD
     assert len([line for line in capfd.readouterr().out.splitlines() if line.endswith(".png")]) == 1
     assert chat("two hearts", options=("--quiet", "--max-images", "0", "--seed", "3")) == cli.GOOD
@@ -151,11 +151,11 @@ def test_every_setting_reaches_the_pipeline(chat, capfd):
     assert len(printed.out) < len("an owl.\n")
 
 
-def test_pictures_go_with_the_next_message(chat, pipe, capfd):
+def test_images_go_with_the_next_message(chat, pipe, capfd):
     paint("an apple.png")
     names = ["an apple.png", '"an apple.png"', "an\\ apple.png", "./an apple.png"]
     for name in names:
-        assert chat(f"/picture {name}", "", "what?") == cli.GOOD
+        assert chat(f"/image {name}", "", "what?") == cli.GOOD
         printed = capfd.readouterr()
         assert printed.out == "an owl.\n"
         assert "(an apple.png, 20x16, goes with your next message)" in printed.err
@@ -163,13 +163,13 @@ def test_pictures_go_with_the_next_message(chat, pipe, capfd):
         {"type": "image", "path": "an apple.png"}, {"type": "image", "path": "an apple.png"},
         {"type": "text", "text": "what?"},
     ]}]).content  # fmt: skip
-    assert chat("/picture an apple.png", "/picture an apple.png", "what?", "/new", "two hearts") == cli.GOOD
+    assert chat("/image an apple.png", "/image an apple.png", "what?", "/new", "two hearts") == cli.GOOD
     assert capfd.readouterr().out.startswith("".join(part.get("text", "") for part in two))
 
 
 def test_a_saved_conversation_can_be_given_to_the_pipeline(chat, pipe, capfd):
     paint("apple.png")
-    lines = ["/picture apple.png", "what?", "two hearts", "/save said.json", "/new", "what?", "/save later.json"]
+    lines = ["/image apple.png", "what?", "two hearts", "/save said.json", "/new", "what?", "/save later.json"]
     assert chat(*lines) == cli.GOOD
     messages = read_json("said.json")
     assert [message["role"] for message in messages] == ["user", "assistant"] * 2
@@ -189,12 +189,12 @@ def test_a_saved_conversation_can_be_given_to_the_pipeline(chat, pipe, capfd):
 def test_a_loaded_conversation_goes_on_as_if_it_had_not_ended(chat, capfd):
     paint("apple.png")
     quiet = ("--quiet", "--seed", "3")
-    before = ["/picture apple.png", "two hearts", "/save said.json"]
-    assert chat(*before, "/picture apple.png", "what?", "/save whole.json", options=quiet) == cli.GOOD
+    before = ["/image apple.png", "two hearts", "/save said.json"]
+    assert chat(*before, "/image apple.png", "what?", "/save whole.json", options=quiet) == cli.GOOD
     whole = capfd.readouterr().out
-    for name in ("picture-0.png", "picture-1.png"):
+    for name in ("image-0.png", "image-1.png"):
         Path(name).unlink()  # their tokens are in said.json
-    after = ["/save same.json", "/picture apple.png", "what?", "/save again.json"]
+    after = ["/save same.json", "/image apple.png", "what?", "/save again.json"]
     assert chat(*after, "/new", "/save new.json", options=(*quiet, "--load", "said.json")) == cli.GOOD
     printed = capfd.readouterr()
     assert printed.err.splitlines()[0] == "(2 messages from said.json)"
@@ -202,17 +202,17 @@ def test_a_loaded_conversation_goes_on_as_if_it_had_not_ended(chat, capfd):
     assert Path("same.json").read_bytes() == Path("said.json").read_bytes()
     assert Path("again.json").read_bytes() == Path("whole.json").read_bytes()
     shown = [part for message in read_json("again.json") for part in message["content"] if part["type"] == "image"]
-    assert [part["path"] for part in shown] == ["apple.png", "picture-0.png", "picture-1.png", "apple.png"]
+    assert [part["path"] for part in shown] == ["apple.png", "image-0.png", "image-1.png", "apple.png"]
     assert all(part["tokens"] for part in shown)
     assert read_json("new.json") == []
 
 
 def test_what_was_shown_is_known_from_its_tokens(pipe):
-    """A picture that was drawn is not what its file would be read as, so the file alone would not do."""
+    """An image that was drawn is not what its file would be read as, so the file alone would not do."""
     chat = conversation(pipe)
     assert chat.take("two hearts") and chat.take("/save said.json")
     drawn = [part["image"] for part in chat.session.messages[1]["content"] if part["type"] == "image"]
-    pixel_values = pipe.processor(images=[Image.open(f"picture-{index}.png") for index in range(2)])["pixel_values"]
+    pixel_values = pipe.processor(images=[Image.open(f"image-{index}.png") for index in range(2)])["pixel_values"]
     assert not torch.equal(pipe.image_tokenizer.encode(pixel_values).image_tokens, torch.stack(drawn))
     loaded = conversation(pipe, load=Path("said.json"))
     loaded.go_on(*read_conversation("--load", Path("said.json")))
@@ -220,7 +220,7 @@ def test_what_was_shown_is_known_from_its_tokens(pipe):
         assert one["role"] == other["role"] and talking.same_parts(one["content"], other["content"])
 
 
-def test_a_conversation_without_tokens_is_read_from_its_pictures(chat, pipe, capfd):
+def test_a_conversation_without_tokens_is_read_from_its_images(chat, pipe, capfd):
     content = [{"type": "image", "path": paint("apple.png")}, {"type": "text", "text": "what?"}]
     said = [{"role": "user", "content": content}, {"role": "assistant", "content": "an owl."}]
     Path("said.json").write_text(json.dumps(said), encoding="utf-8")
@@ -256,10 +256,10 @@ def test_what_is_wrong_is_told_and_the_rest_goes_on(chat, capfd):
     Path("text.png").write_text("an owl", encoding="utf-8")
     lines = [
         "/paint",
-        "/picture",
-        "/picture nowhere.png",
-        "/picture cut.png",
-        "/picture text.png",
+        "/image",
+        "/image nowhere.png",
+        "/image cut.png",
+        "/image text.png",
         "/save",
         "/save a.txt",
     ]
@@ -276,7 +276,7 @@ def test_what_is_wrong_is_told_and_the_rest_goes_on(chat, capfd):
 def test_help_and_a_message_that_begins_with_a_slash(chat, capfd):
     assert chat("/help", " /quit", "") == cli.GOOD
     printed = capfd.readouterr()
-    assert "/picture PATH" in printed.err
+    assert "/image PATH" in printed.err
     assert printed.out != ""  # said to the model, whatever it makes of it
 
 
@@ -285,33 +285,33 @@ def test_no_lines_at_all(chat, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_picture_that_cannot_be_saved_undoes_the_turn(taught_folder, pipe, monkeypatch, capfd):
+def test_an_image_that_cannot_be_saved_undoes_the_turn(taught_folder, pipe, monkeypatch, capfd):
     Path("out").mkdir()
     chat = conversation(pipe, output="out")
     Path("out").rmdir()
     assert chat.take("two hearts")
-    assert "cannot write 'out/picture-0.png'" in capfd.readouterr().err
+    assert "cannot write 'out/image-0.png'" in capfd.readouterr().err
     assert chat.failed and chat.sources == chat.session.messages == []
     Path("out").mkdir()
     assert chat.take("two hearts")
-    assert capfd.readouterr().out.splitlines()[1] == "out/picture-0.png"
+    assert capfd.readouterr().out.splitlines()[1] == "out/image-0.png"
 
 
-def test_path_of_a_picture():
+def test_path_of_an_image():
     paint("a b.png")
-    assert picture_name("a b.png") == picture_name("'a b.png'") == picture_name("a\\ b.png") == "a b.png"
-    assert picture_name("it's.png") == "it's.png"  # which is not there, and said to be so
-    assert picture_name("~/x.png") == str(Path.home() / "x.png")
-    assert picture_name("https://example.org/a b.png") == "https://example.org/a b.png"
+    assert image_name("a b.png") == image_name("'a b.png'") == image_name("a\\ b.png") == "a b.png"
+    assert image_name("it's.png") == "it's.png"  # which is not there, and said to be so
+    assert image_name("~/x.png") == str(Path.home() / "x.png")
+    assert image_name("https://example.org/a b.png") == "https://example.org/a b.png"
 
 
-def test_the_screen_keeps_words_and_pictures_apart(capsys):
+def test_the_screen_keeps_words_and_images_apart(capsys):
     screen = Screen(quiet=True)
     for piece in (" one", " two\n", "  three"):
         screen.text(piece)
-    screen.picture(Path("a.png"))
+    screen.image(Path("a.png"))
     screen.text(" ")
-    screen.picture(Path("b.png"))
+    screen.image(Path("b.png"))
     screen.text(" four\n\n")
     screen.close()
     screen.close()
@@ -357,13 +357,13 @@ def endless_folder(tmp_path_factory) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("where", ["words", "picture"])
+@pytest.mark.parametrize("where", ["words", "image"])
 def test_an_answer_that_is_stopped_leaves_no_trace(where, interrupt_when, capfd):
     pipe = endless(soi=-1e4 if where == "words" else 1e4)
     wanted = {"max_new_tokens": ENDLESS, "max_images": ENDLESS, "steps": 16}
     chat = conversation(pipe, interactive=True, quiet=False, **wanted)
     paint("apple.png")
-    assert chat.take("/picture apple.png")
+    assert chat.take("/image apple.png")
     state = chat.generator.get_state()
     printed = {"out": "", "err": ""}
 
@@ -371,7 +371,7 @@ def test_an_answer_that_is_stopped_leaves_no_trace(where, interrupt_when, capfd)
         more = capfd.readouterr()
         printed["out"] += more.out
         printed["err"] += more.err
-        return bool(printed["out"]) if where == "words" else "picture 1" in printed["err"]
+        return bool(printed["out"]) if where == "words" else "image 1" in printed["err"]
 
     with interrupt_when(begun):
         assert chat.take("tell me a story")
@@ -389,7 +389,7 @@ def test_an_answer_that_is_stopped_leaves_no_trace(where, interrupt_when, capfd)
     chat.options = fresh.options
     for one in (chat, fresh):
         one.next_number = number
-    fresh.take("/picture apple.png")
+    fresh.take("/image apple.png")
     assert chat.take("tell me") and fresh.take("tell me")
     assert talking.same_parts(chat.session.messages[1]["content"], fresh.session.messages[1]["content"])
 
@@ -461,7 +461,7 @@ def test_in_a_terminal(endless_folder):
     terminal.wait_for("> ")
     terminal.interrupt_prompt("(/quit or Ctrl-D leaves)")
     terminal.wait_for("> ")
-    terminal.type("/picture apple.png\n")
+    terminal.type("/image apple.png\n")
     terminal.wait_for("20x16, goes with your next message)")
     for _ in range(2):
         terminal.wait_for("> ")

@@ -15,7 +15,7 @@ FAST = ("--steps", "4", "--seed", "3", "--device", "cpu", "--quiet")
 
 @pytest.fixture
 def apple(empty_folder) -> Path:
-    """A picture of the trained size: a red disc on white."""
+    """An image of the trained size: a red disc on white."""
     rows, columns = np.mgrid[:96, :96]
     pixels = np.full((96, 96, 3), 255, np.uint8)
     pixels[(rows - 48) ** 2 + (columns - 48) ** 2 < 36**2] = (200, 20, 30)
@@ -25,8 +25,8 @@ def apple(empty_folder) -> Path:
 
 
 def pixels(path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB")).astype(int)
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
 
 
 def run(*arguments) -> int:
@@ -62,14 +62,14 @@ def test_what_is_transparent_in_a_mask_is_not_painted(apple):
 
 
 def test_a_crop_leaves_what_is_far_away(apple):
-    with Image.open(apple) as picture:
-        picture.resize((300, 300)).save("large.png")
+    with Image.open(apple) as image:
+        image.resize((300, 300)).save("large.png")
     run("inpaint", "large.png", PROMPT, "--box", "10,10,40,40", "--crop", "8", "-o", "out.png")
     before, after = pixels("large.png"), pixels("out.png")
     assert after.shape == before.shape and np.array_equal(before[60:], after[60:])
 
 
-def test_a_picture_grows_to_the_side_that_is_asked_for(apple):
+def test_an_image_grows_to_the_side_that_is_asked_for(apple):
     run("extend", apple, PROMPT, "--direction", "left", "up", "--extent", "24", "--keep-pixels", "-o", "out.png")
     assert pixels("out.png").shape == (120, 120, 3)
     assert np.array_equal(pixels("out.png")[36:, 36:], pixels(apple)[12:, 12:])
@@ -85,7 +85,7 @@ def test_variations_follow_strength_and_seed(apple):
     assert not np.array_equal(pixels("two-0.png"), pixels("two-1.png"))
 
 
-def test_the_steps_of_a_growing_picture_have_its_size_from_the_first_on(apple):
+def test_the_steps_of_a_growing_image_have_its_size_from_the_first_on(apple):
     run("extend", apple, PROMPT, "--extent", "24", "--rounds", "2", "-o", "out.png", "--save-steps", "steps.gif")
     with Image.open("steps.gif") as film:
         assert film.n_frames == 8 and film.size == (144, 96)

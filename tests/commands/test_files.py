@@ -87,7 +87,7 @@ def test_json_lines_cut_anywhere_lose_no_whole_record(records, data):
 
 
 def test_json_lines_hold_any_text():
-    record = {"picture": "caf\udce9\u2028\n.png"}
+    record = {"image": "caf\udce9\u2028\n.png"}
     append_text(Path("a.jsonl"), json_lines([record, record]))
     assert Path("a.jsonl").read_bytes().count(b"\n") == 2
     assert read_json_lines("-o", Path("a.jsonl")) == ([record, record], True)

@@ -1,4 +1,4 @@
-"""`showo-hf generate`, run for real: with the embedded model wherever a picture is made."""
+"""`showo-hf generate`, run for real: with the embedded model wherever an image is made."""
 
 import functools
 import re
@@ -26,8 +26,8 @@ FAST = ("--steps", "4", "--device", "cpu", "--quiet")
 
 
 def pixels(path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB")).astype(int)
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
 
 
 def files() -> list[str]:
@@ -35,7 +35,7 @@ def files() -> list[str]:
 
 
 def trained_size() -> int:
-    return model_facts(Path(EMBEDDED_MODEL))["picture_size"]
+    return model_facts(Path(EMBEDDED_MODEL))["image_size"]
 
 
 # Usage
@@ -97,7 +97,7 @@ def test_a_strip_has_the_frames_side_by_side():
     ]  # fmt: skip
 
 
-def test_step_pictures_are_grey_where_nothing_is_known_and_final_where_all_is():
+def test_step_images_are_grey_where_nothing_is_known_and_final_where_all_is():
     tokenizer = tiny.lfq()
     config = tokenizer.config
     height, width, unknown = 3, 5, config.codebook_size
@@ -106,23 +106,23 @@ def test_step_pictures_are_grey_where_nothing_is_known_and_final_where_all_is():
     second[:, 1, 2] = unknown
     finished = [Image.new("RGB", (width * 4, height * 4), colour) for colour in ("red", "blue")]
 
-    films = drawing.step_pictures(tokenizer, [first, second, last], finished)
+    films = drawing.step_images(tokenizer, [first, second, last], finished)
 
     assert [len(film) for film in films] == [3, 3]
     assert [film[-1] for film in films] == finished
     with torch.no_grad():
         decoded = tokenizer.decode(last).sample
     whole = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().movedim(1, -1).numpy()
-    for film, picture in zip(films, whole, strict=True):
+    for film, image in zip(films, whole, strict=True):
         assert (np.asarray(film[0]) == 128).all()
         shown = np.asarray(film[1]).astype(int)
         hidden = np.zeros((height * 4, width * 4), dtype=bool)
         hidden[4:8, 8:12] = True
         assert (shown[hidden] == 128).all()
-        assert np.abs(shown - picture)[~hidden].max() <= 1
+        assert np.abs(shown - image)[~hidden].max() <= 1
 
 
-# Pictures
+# Images
 
 
 def test_generate(capfd):
@@ -143,7 +143,7 @@ def test_quiet_leaves_stderr_empty(capfd):
     assert "%|" not in capfd.readouterr().err
 
 
-def test_a_seed_repeats_a_picture_alone_and_in_a_batch(capfd):
+def test_a_seed_repeats_an_image_alone_and_in_a_batch(capfd):
     for output, more in [
         ("one.png", ["--seed", "8"]),
         ("again.png", ["--seed", "8"]),
@@ -165,7 +165,7 @@ def test_a_seed_that_was_not_given_is_told(capfd):
 
 
 def test_every_setting_reaches_the_pipeline():
-    pictures = {}
+    images = {}
     for name, more in {
         "plain": [],
         "guidance": ["--guidance", "1"],
@@ -178,9 +178,9 @@ def test_every_setting_reaches_the_pipeline():
         if name == "model":
             shutil.copytree(EMBEDDED_MODEL, "copy")
         assert cli.main(["generate", PROMPT, "-o", "apple.png", "--seed", "7", *FAST, *more]) == cli.GOOD
-        pictures[name] = Path("apple.png").read_bytes()
-    assert pictures.pop("model") == pictures["plain"]
-    assert len(set(pictures.values())) == len(pictures)
+        images[name] = Path("apple.png").read_bytes()
+    assert images.pop("model") == images["plain"]
+    assert len(set(images.values())) == len(images)
 
 
 def test_size_and_suffix():
@@ -188,11 +188,11 @@ def test_size_and_suffix():
     arguments = ["generate", PROMPT, "-o", "wide.JPG", "--size", f"{size}x{2 * size}", "--seed", "7", *FAST]
     assert cli.main(arguments) == cli.GOOD
     assert pixels("wide.JPG").shape == (size, 2 * size, 3)
-    with Image.open("wide.JPG") as picture:
-        assert picture.format == "JPEG"
+    with Image.open("wide.JPG") as image:
+        assert image.format == "JPEG"
 
 
-def test_save_steps_ends_in_the_picture(capfd):
+def test_save_steps_ends_in_the_image(capfd):
     for steps in ("steps.png", "steps.gif"):
         arguments = ["generate", PROMPT, "-o", "apple.png", "--seed", "7", "--num", "2", "--save-steps", steps, *FAST]
         assert cli.main(arguments) == cli.GOOD
@@ -200,9 +200,9 @@ def test_save_steps_ends_in_the_picture(capfd):
     assert capfd.readouterr().out.splitlines() == [
         *stem, "steps-0.png", "steps-1.png", *stem, "steps-0.gif", "steps-1.gif",
     ]  # fmt: skip
-    picture, strip = pixels("apple-1.png"), pixels("steps-1.png")
-    width = picture.shape[1]
-    assert (strip[:, -width:] == picture).all()
+    image, strip = pixels("apple-1.png"), pixels("steps-1.png")
+    width = image.shape[1]
+    assert (strip[:, -width:] == image).all()
     first = strip[:, :width]
     assert (first == 128).all(-1).mean() > 0.5  # after one step of four most is unknown
     with Image.open("steps-1.gif") as film:
@@ -229,7 +229,7 @@ def test_a_model_that_does_not_load_is_a_failure(capfd):
 
 
 @pytest.mark.slow
-def test_an_interrupt_leaves_whole_pictures_only():
+def test_an_interrupt_leaves_whole_images_only():
     arguments = ["generate", PROMPT, "-o", "apple.png", "--num", "10000", "--seed", "0", *FAST]
     command = [sys.executable, "-m", "showo_hf.cli", *arguments]
     # A shell's background jobs ignore the signal, and their children with them.

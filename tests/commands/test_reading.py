@@ -21,7 +21,7 @@ from showo_hf.commands.reading import (
     ask_each,
     ask_in_words,
     batches,
-    find_pictures,
+    find_images,
     is_alone,
     load,
     loaded_batches,
@@ -53,18 +53,18 @@ def address() -> Iterator[str]:
         server.shutdown()
 
 
-# Which pictures
+# Which images
 
 
 def test_folders_are_read_in_the_order_of_names():
     paint("p/b.png", "p/a.JPG", "p/in/c.png", "p/.d.png", "p/in/.e.png", "p/.in/g.png", "f.png")
     paint(".h/i.png")
     Path("p/notes.txt").touch()
-    assert find_pictures(["p"], recursive=False) == ["p/a.JPG", "p/b.png"]
-    assert find_pictures(["p"], recursive=True) == ["p/a.JPG", "p/b.png", "p/in/c.png"]
-    assert find_pictures([".h"], recursive=False) == [".h/i.png"]  # as it was named
+    assert find_images(["p"], recursive=False) == ["p/a.JPG", "p/b.png"]
+    assert find_images(["p"], recursive=True) == ["p/a.JPG", "p/b.png", "p/in/c.png"]
+    assert find_images([".h"], recursive=False) == [".h/i.png"]  # as it was named
     url = "https://example.org/x.png"
-    assert find_pictures(["f.png", url, "./p/b.png", "p/", "f.png", url], recursive=False) == [
+    assert find_images(["f.png", url, "./p/b.png", "p/", "f.png", url], recursive=False) == [
         "f.png", url, "p/b.png", "p/a.JPG",
     ]  # fmt: skip
 
@@ -74,29 +74,29 @@ def test_what_does_not_exist_is_told():
     for names, message in [
         (["nowhere"], "'nowhere' does not exist"),
         ([""], "'' does not exist"),
-        (["p"], "'p' holds no pictures .*--recursive"),
+        (["p"], "'p' holds no images .*--recursive"),
         (["p/in/a.png/b"], "does not exist"),
     ]:
         with pytest.raises(UsageError, match=message):
-            find_pictures(names, recursive=False)
+            find_images(names, recursive=False)
 
 
-def test_one_picture_is_alone_and_a_folder_never_is():
+def test_one_image_is_alone_and_a_folder_never_is():
     paint("p/a.png")
     assert is_alone(["p/a.png"]) and is_alone(["https://example.org/a.png"])
     assert not is_alone(["p"]) and not is_alone(["p/a.png", "p/a.png"])
 
 
-def test_pictures_by_address(address):
+def test_images_by_address(address):
     paint("a.png")
     Path("b.png").write_text("hello", encoding="utf-8")
-    assert load(f"{address}/a.png").picture.size == (8, 6)
+    assert load(f"{address}/a.png").image.size == (8, 6)
     bad, missing = load(f"{address}/b.png"), load(f"{address}/c.png")
-    assert bad.picture is None and bad.problem == "no picture in a known format"
-    assert missing.picture is None and "404" in missing.problem
+    assert bad.image is None and bad.problem == "no image in a known format"
+    assert missing.image is None and "404" in missing.problem
 
 
-def test_a_picture_that_is_gone():
+def test_an_image_that_is_gone():
     assert load("a.png").problem == "no such file"
     Path("a.png").mkdir()
     assert load("a.png").problem == "no such file"
@@ -120,17 +120,17 @@ def test_batches_keep_the_order_and_ask_one_thing_each(jobs, size):
 @settings(deadline=None)
 @given(JOBS, st.data())
 def test_what_is_answered_is_not_asked_again(jobs, data):
-    pictures = [job.picture for job in jobs]
-    every = [{"picture": job.picture, **question, "answer": "yes."} for job in jobs for question in job.questions]
+    images = [job.image for job in jobs]
+    every = [{"image": job.image, **question, "answer": "yes."} for job in jobs for question in job.questions]
     done = data.draw(st.lists(st.sampled_from(every), unique_by=str)) if every else []
-    rest = open_jobs(pictures, ASKED, done)
-    left = [(job.picture, question["question"]) for job in rest for question in job.questions]
-    told = [(record["picture"], record["question"]) for record in done]
-    assert left == [(picture, name) for picture in pictures for name in "abc" if (picture, name) not in told]
+    rest = open_jobs(images, ASKED, done)
+    left = [(job.image, question["question"]) for job in rest for question in job.questions]
+    told = [(record["image"], record["question"]) for record in done]
+    assert left == [(image, name) for image in images for name in "abc" if (image, name) not in told]
     assert all(job.questions for job in rest)
     # An error answers nothing.
-    failed = [{"picture": picture, "error": "cut off"} for picture in pictures]
-    assert open_jobs(pictures, ASKED, [*done, *failed]) == rest
+    failed = [{"image": image, "error": "cut off"} for image in images]
+    assert open_jobs(images, ASKED, [*done, *failed]) == rest
 
 
 def test_batches_are_loaded_in_order_and_one_ahead():
@@ -145,33 +145,33 @@ def test_batches_are_loaded_in_order_and_one_ahead():
         assert [one.name for one in first] == names[:2]
         rest = [one for _, batch in loaded for one in batch]
     assert [one.name for one in rest] == names[2:]
-    assert [one.name for one in rest if one.picture is None] == ["3.png"]
+    assert [one.name for one in rest if one.image is None] == ["3.png"]
     with closing(loaded_batches(jobs, 1)) as loaded:
         next(loaded)  # and no more: who stops early leaves no threads
     assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("prompts", [["a"], ["a", "b"]])
-@pytest.mark.parametrize("pictures", [[1], [1, 2, 3]])
-def test_every_prompt_is_asked_about_every_picture(pictures, prompts):
+@pytest.mark.parametrize("images", [[1], [1, 2, 3]])
+def test_every_prompt_is_asked_about_every_image(images, prompts):
     calls = []
 
     def call(given: list, asked: list[str]) -> list[str]:
         calls.append(given)
-        return [f"{picture}{prompt}" for picture, prompt in zip(given, asked, strict=True)]
+        return [f"{image}{prompt}" for image, prompt in zip(given, asked, strict=True)]
 
-    assert ask_each(call, pictures, prompts) == [[f"{picture}{prompt}" for prompt in prompts] for picture in pictures]
-    assert calls == [sorted(pictures * len(prompts))]  # at once, and what is about one picture together
+    assert ask_each(call, images, prompts) == [[f"{image}{prompt}" for prompt in prompts] for image in images]
+    assert calls == [sorted(images * len(prompts))]  # at once, and what is about one image together
 
 
 @pytest.mark.parametrize(("batch_size", "read"), [(6, [3]), (3, [2, 1]), (2, [1, 1, 1])])
-def test_pictures_are_read_once_and_together_where_a_batch_has_several(taught_folder, batch_size, read):
+def test_images_are_read_once_and_together_where_a_batch_has_several(taught_folder, batch_size, read):
     pipe = ShowoMMUPipeline.from_pretrained(taught_folder)
-    pictures = [Image.new("RGB", (20, 16), colour) for colour in ("red", "lime", "blue")]
+    images = [Image.new("RGB", (20, 16), colour) for colour in ("red", "lime", "blue")]
     prompts = ["what?", "two hearts"]
-    expected = [[pipe(picture, prompt, max_new_tokens=3).texts[0] for prompt in prompts] for picture in pictures]
+    expected = [[pipe(image, prompt, max_new_tokens=3).texts[0] for prompt in prompts] for image in images]
     calls = talking.Calls(pipe)
     options = argparse.Namespace(max_new_tokens=3, batch_size=batch_size)
-    assert ask_in_words(pipe, pictures, prompts, options) == expected
-    prefix = 1 + talking.PICTURE_LENGTH  # mmu soi picture eoi
+    assert ask_in_words(pipe, images, prompts, options) == expected
+    prefix = 1 + talking.IMAGE_LENGTH  # mmu soi image eoi
     assert [rows for rows, length in calls if length == prefix] == read

@@ -1,4 +1,4 @@
-"""`--scheduler` and `--scheduler-option` of the commands that make pictures."""
+"""`--scheduler` and `--scheduler-option` of the commands that make images."""
 
 import argparse
 import io
@@ -21,8 +21,8 @@ NAMES = sorted(SCHEDULERS)
 
 
 def pixels(path: str) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture)
+    with Image.open(path) as image:
+        return np.asarray(image)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_the_list(command, capsys):
 
 
 @pytest.mark.parametrize("kind", [AmusedScheduler, BlockRefinementScheduler])
-def test_a_model_with_a_scheduler_of_diffusers_makes_each_picture_by_its_seed(kind, taught_folder, tmp_path):
+def test_a_model_with_a_scheduler_of_diffusers_makes_each_image_by_its_seed(kind, taught_folder, tmp_path):
     folder = tmp_path / "model"
     pipe = ShowoT2IPipeline.from_pretrained(taught_folder)
     pipe.scheduler = kind(**({"mask_token_id": tiny.CODES} if kind is AmusedScheduler else {}))
@@ -72,8 +72,8 @@ def test_generate_fills_in_as_the_scheduler_does(name, generate, taught_folder):
     pipe = ShowoT2IPipeline.from_pretrained(taught_folder)
     pipe.scheduler = SCHEDULERS[name].from_config(pipe.scheduler.config)
     generator = [torch.Generator().manual_seed(5)]
-    (picture,) = pipe("an owl", num_inference_steps=4, generator=generator).images
-    assert (pixels("a.png") == np.asarray(picture)).all()
+    (image,) = pipe("an owl", num_inference_steps=4, generator=generator).images
+    assert (pixels("a.png") == np.asarray(image)).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -84,8 +84,8 @@ def test_chat_fills_in_as_the_scheduler_does(name, taught_folder, monkeypatch, c
     pipe = ShowoAnyToAnyPipeline.from_pretrained(taught_folder)
     pipe.scheduler = SCHEDULERS[name].from_config(pipe.scheduler.config)
     answer = pipe("two hearts", generator=torch.Generator().manual_seed(3), num_inference_steps=3, max_images=1)
-    (picture,) = [part["image"] for part in answer.content if part["type"] == "image"]
-    assert (pixels("picture-0.png") == np.asarray(picture)).all()
+    (image,) = [part["image"] for part in answer.content if part["type"] == "image"]
+    assert (pixels("image-0.png") == np.asarray(image)).all()
 
 
 def test_schedulers_and_their_options_make_a_difference(generate):
@@ -98,12 +98,12 @@ def test_schedulers_and_their_options_make_a_difference(generate):
             "--scheduler", "maskgit", *(word for one in options["maskgit"] for word in ("--scheduler-option", one)),
         ],
     }  # fmt: skip
-    pictures = {"plain": None, **dict.fromkeys(runs)}
+    images = {"plain": None, **dict.fromkeys(runs)}
     for name, more in {"plain": [], **runs}.items():
         assert generate("a.png", *more) == cli.GOOD
-        pictures[name] = Path("a.png").read_bytes()
-    assert pictures.pop("maskgit") == pictures["plain"]  # the model's own
-    assert len(set(pictures.values())) == len(pictures)
+        images[name] = Path("a.png").read_bytes()
+    assert images.pop("maskgit") == images["plain"]  # the model's own
+    assert len(set(images.values())) == len(images)
 
 
 @pytest.mark.parametrize("command", [["generate", "an owl", "-o", "a.png"], ["chat"]])

@@ -26,7 +26,7 @@ from showo_hf.conversion.checkpoint import Checkpoint
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """Folder of a small original checkpoint; picture tokenizer beside it."""
+    """Folder of a small original checkpoint; image tokenizer beside it."""
     root = tmp_path_factory.mktemp("originals")
     weights, config = small_showo()
     write_original(root / "showo", weights, config)
@@ -79,7 +79,7 @@ def test_a_converted_folder_is_what_save_pretrained_writes(converted, tmp_path):
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_picture_tokenizer_alone(sources, tmp_path, capsys):
+def test_an_image_tokenizer_alone(sources, tmp_path, capsys):
     output = tmp_path / "tokenizer"
     source = ["--image-tokenizer", str(sources / "magvitv2")]
     assert convert_magvitv2.main([*source, "--output", str(output), "--verify"]) == 0
@@ -91,12 +91,12 @@ def test_a_picture_tokenizer_alone(sources, tmp_path, capsys):
 
 
 def test_the_published_checkpoints_of_512_pixels(tmp_path, capsys):
-    """1024 tokens a picture, by the checkpoint's config or by the option; 256 where nothing says it."""
+    """1024 tokens an image, by the checkpoint's config or by the option; 256 where nothing says it."""
     weights, config = small_showo()
     write_original(tmp_path / "magvitv2", small_magvitv2(), None)
     write_original(tmp_path / "showo", weights, config | {"num_vq_tokens": 1024})
     assert convert(tmp_path, tmp_path / "told") == 0
-    assert "pictures of 1024 tokens, 64 x 64 pixels\n" in capsys.readouterr().err
+    assert "images of 1024 tokens, 64 x 64 pixels\n" in capsys.readouterr().err
     pipe = ShowoT2IPipeline.from_pretrained(tmp_path / "told")
     assert pipe.default_grid == (32, 32) and pipe.image_tokenizer.config.sample_size == 64
     assert pipe.processor.num_image_tokens == 1024
@@ -227,7 +227,7 @@ def recorded(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_recorded_pictures_come_out_of_a_converted_checkpoint(recorded, reference):
+def test_recorded_images_come_out_of_a_converted_checkpoint(recorded, reference):
     pipe = ShowoT2IPipeline.from_pretrained(recorded / "out")
     pipe.set_progress_bar_config(disable=True)
     for number, case in enumerate(reference.cases["t2i"]):

@@ -87,18 +87,18 @@ def logits_of_both(pipe, runner, tokens, prompts, guidance=2.5):
     """Guided logits (unknown, codes) by the pipeline and by the graphs."""
     texts = [*prompts, *[""] * len(prompts)] if guidance > 1 else prompts
     encoded = pipe.encode_prompt(prompts, None, 1, guidance > 1)
-    rows = pipe.picture_input_ids(tokens).repeat(len(texts) // len(prompts), 1)
-    ours = pipe.predict_codes(tokens, encoded, pipe.picture_attention_mask(encoded, rows), guidance)
+    rows = pipe.image_input_ids(tokens).repeat(len(texts) // len(prompts), 1)
+    ours = pipe.predict_codes(tokens, encoded, pipe.image_attention_mask(encoded, rows), guidance)
     theirs = runner.predict_codes(tokens.numpy(), runner.encode_prompts(texts), guidance)
     unknown = (tokens == pipe.model.config.codebook_size).numpy()
     return ours.numpy()[unknown], theirs[unknown]
 
 
 def best_codes_by_torch(pipe, prompt: str, steps: int, guidance: float) -> list[int]:
-    """Codes of a picture when every step takes the best ones, with torch's model and scheduler."""
+    """Codes of an image when every step takes the best ones, with torch's model and scheduler."""
     encoded = pipe.encode_prompt(prompt, None, 1, True)
     tokens = torch.full((1, tiny.SIDE**2), tiny.CODES)
-    mask = pipe.picture_attention_mask(encoded, pipe.picture_input_ids(tokens).repeat(2, 1))
+    mask = pipe.image_attention_mask(encoded, pipe.image_input_ids(tokens).repeat(2, 1))
     pipe.scheduler.set_timesteps(steps)
     for step in range(steps):
         unknown = tokens == tiny.CODES
@@ -129,7 +129,7 @@ def test_logits_of_a_step_are_the_model_s(eager, runner, guidance):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tokens", [1, 6, 40])
-def test_pictures_of_other_sizes(eager, runner, tokens):
+def test_images_of_other_sizes(eager, runner, tokens):
     ours, theirs = logits_of_both(eager, runner, some_codes(1, tokens, known=0), PROMPTS[:1])
     np.testing.assert_allclose(theirs, ours, atol=2e-4, rtol=1e-4)
 
@@ -164,7 +164,7 @@ def test_known_codes_stay(runner):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("grid", [(4, 4), (1, 1), (2, 7)])
-def test_the_picture_tokenizer_both_ways(eager, runner, grid):
+def test_the_image_tokenizer_both_ways(eager, runner, grid):
     tokens = torch.randint(tiny.CODES, (2, *grid), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         pixels = eager.image_tokenizer.decode(tokens).sample
@@ -173,19 +173,19 @@ def test_the_picture_tokenizer_both_ways(eager, runner, grid):
     (codes,) = runner.image_encoder.run(None, {"pixel_values": pixels.numpy()})
     assert codes.tolist() == eager.image_tokenizer.encode(pixels).image_tokens.tolist()
 
-    pictures = eager.decode_latents(tokens, "pil")
-    for one, other in zip(runner.decode(tokens.numpy()), pictures, strict=True):
+    images = eager.decode_latents(tokens, "pil")
+    for one, other in zip(runner.decode(tokens.numpy()), images, strict=True):
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
-    assert runner.encode(pictures, grid).shape == tokens.shape
-    assert runner.encode(pictures).shape == (2, tiny.SIDE, tiny.SIDE)
+    assert runner.encode(images, grid).shape == tokens.shape
+    assert runner.encode(images).shape == (2, tiny.SIDE, tiny.SIDE)
 
 
 @pytest.mark.slow
 def test_sizes_that_do_not_fit_are_refused(runner):
     with pytest.raises(ValueError, match=r"`size` must be two positive multiples of 4, got \(8, 9\)"):
         runner(["owl"], size=(8, 9))
-    (picture,) = runner(["owl"], size=(8, 12), steps=2, draws=Draws(0))
-    assert picture.size == (12, 8)
+    (image,) = runner(["owl"], size=(8, 12), steps=2, draws=Draws(0))
+    assert image.size == (12, 8)
 
 
 # What is written
@@ -319,11 +319,11 @@ def test_the_pipeline_itself_is_never_overwritten(saved, output):
     assert (saved / "model_index.json").is_file()
 
 
-def test_a_model_without_picture_tokenizer_is_refused(processor, tmp_path):
+def test_a_model_without_image_tokenizer_is_refused(processor, tmp_path):
     pipe = tiny.pipeline(processor)
-    model = tiny.showo("llama", text_ids=processor.pad_token_id, pictures=False)
+    model = tiny.showo("llama", text_ids=processor.pad_token_id, images=False)
     ShowoT2IPipeline(model, processor, pipe.scheduler).save_pretrained(tmp_path / "saved")
-    with pytest.raises(ConversionError, match="must hold a model with a picture tokenizer"):
+    with pytest.raises(ConversionError, match="must hold a model with an image tokenizer"):
         export_onnx(tmp_path / "saved", tmp_path / "onnx")
     assert os.listdir(tmp_path) == ["saved"]
 

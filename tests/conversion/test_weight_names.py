@@ -36,7 +36,7 @@ def test_each_original_weight_has_its_place_in_our_model(reference, kind):
     assert {name: shape for name, shape in shapes(model).items() if "vision_tower" not in name} == ours
 
 
-def test_each_original_picture_weight_has_its_place_in_our_tokenizer():
+def test_each_original_image_weight_has_its_place_in_our_tokenizer():
     original = {name: shape for name, (shape, _) in manifest("magvitv2").items() if name not in MAGVITV2_CONSTANTS}
     ours = {magvitv2_name(name): shape[:2] if is_attention_kernel(name) else shape for name, shape in original.items()}
     assert len(ours) == len(original)

@@ -42,7 +42,7 @@ def results(model, processor, pipe) -> dict[str, torch.Tensor]:
     return {
         "logits": logits,
         "ids": processor.text_to_image(["a red apple"])["input_ids"],
-        "pictures": pipe(["a red apple", "owl"], **options).images,
+        "images": pipe(["a red apple", "owl"], **options).images,
     }
 
 
@@ -144,7 +144,7 @@ def results(name, subfolders):
     return {
         "logits": logits,
         "ids": processor.text_to_image(["a red apple"])["input_ids"],
-        "pictures": pipe(["a red apple", "owl"], **sampling).images,
+        "images": pipe(["a red apple", "owl"], **sampling).images,
     }
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from talking import PICTURE_LENGTH, PROCESSOR, Calls, chatty, generator, grid, image, same_parts, taught, text, user
+from talking import IMAGE_LENGTH, PROCESSOR, Calls, chatty, generator, grid, image, same_parts, taught, text, user
 from transformers import AutoTokenizer
 
 from showo_hf import EMBEDDED_MODEL, AnswerDone, Conversation, ImageDone, ImageStep, TextPiece
@@ -90,24 +90,24 @@ def test_the_empty_prompt_is_read_once_for_a_conversation():
     session = pipe.start()
     for seed in range(3):
         ask(session, "an owl", seed)
-    assert calls.count((1, empty)) == 1 and calls.count((2, PICTURE_LENGTH)) > 6
+    assert calls.count((1, empty)) == 1 and calls.count((2, IMAGE_LENGTH)) > 6
 
 
-def test_pictures_are_encoded_once_and_kept_as_codes():
+def test_images_are_encoded_once_and_kept_as_codes():
     pipe = chatty()
     encoded = []
     pipe.image_tokenizer.encoder.register_forward_hook(lambda module, args, output: encoded.append(len(args[0])))
-    pictures = [
+    images = [
         Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), "uint8")) for seed in (0, 1, 2)
     ]
-    session = pipe.start([user(pictures[0], "a"), {"role": "assistant", "content": "b"}])
-    ask(session, user(pictures[1], pictures[2], "an owl"), 0)
+    session = pipe.start([user(images[0], "a"), {"role": "assistant", "content": "b"}])
+    ask(session, user(images[1], images[2], "an owl"), 0)
     ask(session, "a cat", 1)
     assert encoded == [3]
     codes = [
         part["image"] for message in session.messages[:3:2] for part in message["content"] if part["type"] == "image"
     ]
-    pixels = PROCESSOR(images=pictures)["pixel_values"]
+    pixels = PROCESSOR(images=images)["pixel_values"]
     assert torch.equal(torch.stack(codes), pipe.image_tokenizer.encode(pixels).image_tokens)
 
 
@@ -176,7 +176,7 @@ def test_an_interrupt_in_the_model_leaves_the_conversation_as_it_was(story, turn
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_an_interrupt_in_the_middle_of_a_picture_leaves_the_conversation_as_it_was(story, error):
+def test_an_interrupt_in_the_middle_of_an_image_leaves_the_conversation_as_it_was(story, error):
     pipe = chatty()
     session = pipe.start()
     ask(session, "an owl", 0)
@@ -184,7 +184,7 @@ def test_an_interrupt_in_the_middle_of_a_picture_leaves_the_conversation_as_it_w
 
     def stop(its_pipe, step, timestep, tensors):
         steps.append(step)
-        if len(steps) == 3:  # in the second picture
+        if len(steps) == 3:  # in the second image
             raise error
 
     with pytest.raises(error):
@@ -216,7 +216,7 @@ def test_a_stream_that_is_heard_to_its_last_event_counts():
     assert len(session.messages) == 2
 
 
-def test_a_picture_that_is_left_unfinished_does_not_come_out(story):
+def test_an_image_that_is_left_unfinished_does_not_come_out(story):
     session = chatty().start()
     ask(session, "an owl", 0)
     before, events = session.messages, []
@@ -224,7 +224,7 @@ def test_a_picture_that_is_left_unfinished_does_not_come_out(story):
     def unknown_again(its_pipe, step, timestep, tensors):
         return {"latents": torch.full_like(tensors["latents"], tiny.CODES)}
 
-    with pytest.raises(RuntimeError, match="A picture has codes from 64 to 64 after its last step"):
+    with pytest.raises(RuntimeError, match="An image has codes from 64 to 64 after its last step"):
         for event in session.stream("a", generator=generator(4), **SAMPLED, callback_on_step_end=unknown_again):
             events.append(event)
     assert not any(isinstance(event, ImageDone) for event in events)
@@ -301,9 +301,9 @@ def test_the_first_words_have_no_space_before_them():
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_recall_keeps_what_is_the_same_and_no_part_of_a_picture(data):
+def test_recall_keeps_what_is_the_same_and_no_part_of_an_image(data):
     config = tiny.showo_config()
-    parts = st.one_of(st.just([5]), st.just([6, 7]), st.integers(0, 2).map(lambda seed: tiny.picture(config, seed, 3)))
+    parts = st.one_of(st.just([5]), st.just([6, 7]), st.integers(0, 2).map(lambda seed: tiny.image(config, seed, 3)))
     draw = st.lists(parts, min_size=1, max_size=6)
     old, new = data.draw(draw), data.draw(draw)
     shared = data.draw(draw)
@@ -319,14 +319,14 @@ def test_recall_keeps_what_is_the_same_and_no_part_of_a_picture(data):
     opened = [i for i in memory.ids if i in (config.soi_token_id, config.eoi_token_id)]
     assert len(opened) % 2 == 0 and not (memory.ids[-1:] == [config.mmu_token_id] and unread[0] == config.soi_token_id)
     same = next((i for i, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), min(len(before), len(ids)))
-    assert same - len(memory) <= 5 + 1  # a picture and its task token at most
+    assert same - len(memory) <= 5 + 1  # an image and its task token at most
 
 
 def test_image_parts_of_messages_have_other_names_too(tmp_path):
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), "uint8"))
-    picture.save(tmp_path / "a.png")
+    pil_image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), "uint8"))
+    pil_image.save(tmp_path / "a.png")
     pipe = chatty()
-    parts = [image(picture), image(str(tmp_path / "a.png")), {"type": "image", "path": tmp_path / "a.png"}]
+    parts = [image(pil_image), image(str(tmp_path / "a.png")), {"type": "image", "path": tmp_path / "a.png"}]
     answers = [
         pipe([{"role": "user", "content": [part, text("an owl")]}], generator=generator(), **SAMPLED) for part in parts
     ]

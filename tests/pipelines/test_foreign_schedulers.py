@@ -53,7 +53,7 @@ def test_known_tokens_stay_and_all_others_are_filled_in(foreign, image, mask, op
     assert all((one != image).any() for one in found)
 
 
-def test_a_picture_that_is_done_needs_no_more_steps():
+def test_an_image_that_is_done_needs_no_more_steps():
     pipe = make(ShowoInpaintPipeline, scheduler=BlockRefinementScheduler(threshold=0.0))
     calls = Calls(pipe)
     edit(pipe, num_inference_steps=18)
@@ -61,7 +61,7 @@ def test_a_picture_that_is_done_needs_no_more_steps():
     assert len(calls) == 1 + 1, "the first step is as sure as it needs to be of all tokens"
 
 
-def test_a_picture_is_extended(foreign):
+def test_an_image_is_extended(foreign):
     found = edit(foreign(ShowoExtrapolatePipeline), direction=["left", "down"])
     assert found.shape == (1, 6, 6) and found.max() < tiny.CODES and torch.equal(found[0, :4, 2:], grid())
 

@@ -13,7 +13,7 @@ from showo_hf.pipelines.masks import (
     feathered,
     fit_mask,
     load_mask,
-    mask_picture,
+    mask_to_pil,
     paste,
     remasked,
     token_shares,
@@ -80,8 +80,8 @@ def test_a_soft_mask_stays_soft_and_what_is_transparent_is_not_marked():
 @pytest.mark.parametrize(
     "mask, error, message",
     [
-        (None, TypeError, "`mask_image` must hold PIL pictures, arrays, tensors, paths or URLs, got NoneType"),
-        ("no such file", ValueError, "`mask_image` holds a picture that cannot be read"),
+        (None, TypeError, "`mask_image` must hold PIL images, arrays, tensors, paths or URLs, got NoneType"),
+        ("no such file", ValueError, "`mask_image` holds an image that cannot be read"),
         (torch.zeros(2, 3, 3), ValueError, r"must be \(H, W\), \(H, W, 1\) or \(1, H, W\), got shape \(2, 3, 3\)"),
         (torch.zeros(0, 3), ValueError, r"got shape \(0, 3\)"),
         (torch.zeros(3), ValueError, r"got shape \(3,\)"),
@@ -104,7 +104,7 @@ def test_any_resolution_of_the_aspect_is_taken(mask, size):
 
 @pytest.mark.parametrize("mask, size", [((512, 512), (512, 768)), ((768, 512), (512, 768)), ((100, 104), (512, 512))])
 def test_another_aspect_is_refused(mask, size):
-    wanted = f"the aspect of its picture, which is {size[1]}x{size[0]} .width x height., got {mask[1]}x{mask[0]}"
+    wanted = f"the aspect of its image, which is {size[1]}x{size[0]} .width x height., got {mask[1]}x{mask[0]}"
     with pytest.raises(ValueError, match=wanted):
         check_aspect(torch.zeros(mask), size)
 
@@ -147,7 +147,7 @@ def test_no_mark_is_lost_at_another_size():
     mask = torch.zeros(64, 64)
     mask[37, 5] = 1
     assert fit_mask(mask, (16, 16)).nonzero().tolist() == [[9, 1]]
-    assert (load_mask(mask_picture(mask)) == mask).all()
+    assert (load_mask(mask_to_pil(mask)) == mask).all()
 
 
 @given(st.integers(1, 4), st.integers(1, 12), st.floats(0, 1), SEEDS)

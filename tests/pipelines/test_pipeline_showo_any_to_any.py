@@ -46,12 +46,12 @@ def pipe() -> ShowoAnyToAnyPipeline:
 # The answer
 
 
-def test_text_and_pictures_come_in_the_order_of_the_answer():
+def test_text_and_images_come_in_the_order_of_the_answer():
     output = taught()("two hearts", num_inference_steps=3, generator=generator())
     assert isinstance(output, ShowoAnyToAnyPipelineOutput) and output.finish_reason == "stop"
     first, one, second, other = talking.parts_of(output.content)
     assert (first, second) == ("a heart:", "one more:")
-    assert all(isinstance(picture, Image.Image) and picture.size == (16, 16) for picture in (one, other))
+    assert all(isinstance(image, Image.Image) and image.size == (16, 16) for image in (one, other))
     assert output.message["role"] == "assistant"
     assert [part["type"] for part in output.message["content"]] == ["text", "image", "text", "image"]
     grids = [part["image"] for part in output.message["content"][1::2]]
@@ -59,7 +59,7 @@ def test_text_and_pictures_come_in_the_order_of_the_answer():
     assert not torch.equal(*grids)
 
 
-def test_a_picture_can_be_all_of_an_answer():
+def test_an_image_can_be_all_of_an_answer():
     output = taught()("an owl", num_inference_steps=3, generator=generator())
     assert [part["type"] for part in output.content] == ["image"]
 
@@ -96,11 +96,11 @@ def test_messages_have_several_forms(pipe):
 
 
 def test_pixels_are_as_their_codes(pipe):
-    picture = pixels()
-    codes = pipe.image_tokenizer.encode(PROCESSOR(images=picture)["pixel_values"]).image_tokens[0]
+    image = pixels()
+    codes = pipe.image_tokenizer.encode(PROCESSOR(images=image)["pixel_values"]).image_tokens[0]
     expected = answer(pipe, [user(codes, "an owl")]).content
-    array, tensor = np.asarray(picture), torch.from_numpy(np.asarray(picture).copy()).movedim(-1, 0)
-    for same in (picture, array, tensor, tensor.float() / 255, picture.convert("RGBA")):
+    array, tensor = np.asarray(image), torch.from_numpy(np.asarray(image).copy()).movedim(-1, 0)
+    for same in (image, array, tensor, tensor.float() / 255, image.convert("RGBA")):
         assert same_parts(answer(pipe, [user(same, "an owl")]).content, expected)
     assert not same_parts(answer(pipe, [user(grid(), "an owl")]).content, expected)
 
@@ -145,31 +145,31 @@ def test_sampling_options_without_sampling_warn(pipe, caplog):
     assert "`top_p` have no effect with `do_sample=False`" in caplog.text
 
 
-def test_the_pictures_temperature_and_guidance_change_pictures_alone():
+def test_the_images_temperature_and_guidance_change_images_alone():
     options = {"generator": None, "do_sample": False, "max_new_tokens": 20, "num_inference_steps": 6}
 
-    def pictures(**kwargs):
+    def images(**kwargs):
         torch.manual_seed(0)
         content = answer(taught(), "an owl", **(options | kwargs)).content
         return [part["image"] for part in content if part["type"] == "image"]
 
-    (plain,) = pictures()
-    assert torch.equal(plain, pictures()[0])
+    (plain,) = images()
+    assert torch.equal(plain, images()[0])
     for kwargs in (
         {"temperature": 50.0},
         {"guidance_scale": 1.0},
         {"guidance_scale": 9.0},
         {"num_inference_steps": 2},
     ):
-        assert not torch.equal(plain, pictures(**kwargs)[0])
-    assert torch.equal(pictures(guidance_scale=0.0)[0], pictures(guidance_scale=1.0)[0])
+        assert not torch.equal(plain, images(**kwargs)[0])
+    assert torch.equal(images(guidance_scale=0.0)[0], images(guidance_scale=1.0)[0])
 
 
 # Limits
 
 
 @pytest.mark.parametrize("most", [0, 1, 3])
-def test_no_more_pictures_than_asked_for(most):
+def test_no_more_images_than_asked_for(most):
     output = answer(chatty(soi=50.0), max_images=most)
     kinds = [part["type"] for part in output.content]
     assert kinds == ["image"] * most + ["text"]
@@ -187,7 +187,7 @@ def test_only_text_counts_as_new_tokens(most):
 
 
 @pytest.mark.parametrize("context", [128, 129, 145, 146, 147])
-def test_a_picture_without_room_is_not_opened(context):
+def test_an_image_without_room_is_not_opened(context):
     pipe = chatty(soi=50.0, context=context)
     prompt, lengths, positions = len(pipe.encode_prompt([user("an owl")])), Calls(pipe), []
     pipe.model.model.register_forward_hook(
@@ -195,9 +195,9 @@ def test_a_picture_without_room_is_not_opened(context):
         with_kwargs=True,
     )
     output = answer(pipe, max_images=99, max_new_tokens=999, num_inference_steps=1, guidance_scale=1.0)
-    pictures = (context - prompt) // talking.PICTURE_LENGTH
-    left = (context - prompt) % talking.PICTURE_LENGTH
-    assert [part["type"] for part in output.content] == ["image"] * pictures + ["text"] * (left > 0)
+    images = (context - prompt) // talking.IMAGE_LENGTH
+    left = (context - prompt) % talking.IMAGE_LENGTH
+    assert [part["type"] for part in output.content] == ["image"] * images + ["text"] * (left > 0)
     assert max(positions) <= context and lengths.count((1, 1)) == max(0, left - 1)
     assert output.finish_reason == "length"
 
@@ -215,7 +215,7 @@ def test_a_prompt_may_fill_the_context_but_for_one_place():
     assert calls == []
 
 
-def test_pictures_count_in_the_length_of_a_prompt(pipe):
+def test_images_count_in_the_length_of_a_prompt(pipe):
     calls = Calls(pipe)
     encoded = []
     pipe.image_tokenizer.encoder.register_forward_hook(lambda *args: encoded.append(1))
@@ -270,7 +270,7 @@ def test_a_stream_tells_what_the_call_gives(pipe):
         assert same_parts(content, expected.content)
 
 
-def test_a_stream_shows_each_step_of_each_picture(pipe):
+def test_a_stream_shows_each_step_of_each_image(pipe):
     steps = [
         event for event in pipe.stream("an owl", generator=generator(), **OPTIONS) if isinstance(event, ImageStep)
     ]
@@ -300,7 +300,7 @@ def test_events_cannot_be_changed():
 # Callbacks and progress
 
 
-def test_the_callback_is_called_after_each_step_of_each_picture(pipe):
+def test_the_callback_is_called_after_each_step_of_each_image(pipe):
     seen = []
 
     def note(its_pipe, step, timestep, tensors):
@@ -309,8 +309,8 @@ def test_the_callback_is_called_after_each_step_of_each_picture(pipe):
 
     content = answer(pipe, callback_on_step_end=note, guidance_scale=3.0).content
     assert [(step, timestep) for step, timestep, _ in seen] == [(0, 2), (1, 1), (2, 0)] * 2
-    pictures = [part["image"] for part in content if part["type"] == "image"]
-    assert torch.equal(torch.cat([seen[2][2], seen[5][2]]), torch.stack(pictures))
+    images = [part["image"] for part in content if part["type"] == "image"]
+    assert torch.equal(torch.cat([seen[2][2], seen[5][2]]), torch.stack(images))
 
 
 def test_the_callback_can_replace_the_tokens(pipe):
@@ -365,8 +365,8 @@ def part(**kwargs):
         ({"messages": part(type="image")}, ValueError, "with one of .*'image', 'url', 'path', 'base64'"),
         ({"messages": part(type="image", image=grid(), url="a")}, ValueError, "with one of"),
         ({"messages": [{"role": "user", "content": ["a"]}]}, ValueError, "`messages` must have parts"),
-        ({"messages": part(type="image", image="none.png")}, ValueError, "`messages` holds a picture that cannot be"),
-        ({"messages": part(type="image", image=3)}, TypeError, "`messages` must hold PIL pictures"),
+        ({"messages": part(type="image", image="none.png")}, ValueError, "`messages` holds an image that cannot be"),
+        ({"messages": part(type="image", image=3)}, TypeError, "`messages` must hold PIL images"),
         ({"messages": part(type="image", image=grid() + 64)}, ValueError, "token grids of codes from 0 to 63"),
         ({"messages": part(type="image", image=grid() - 64)}, ValueError, "token grids of codes from 0 to 63"),
         ({"messages": part(type="image", image=grid()[:0])}, ValueError, "token grids of codes from 0 to 63"),
@@ -398,8 +398,8 @@ def test_wrong_input_is_refused_before_any_work(pipe, inputs, error, message):
     assert calls == []
 
 
-def test_a_model_without_picture_tokenizer_works_on_token_grids():
-    model = tiny.showo(text_ids=PROCESSOR.pad_token_id, pictures=False)
+def test_a_model_without_image_tokenizer_works_on_token_grids():
+    model = tiny.showo(text_ids=PROCESSOR.pad_token_id, images=False)
     with torch.no_grad():
         model.lm_head.bias[PROCESSOR.soi_token_id] = 9.0
     pipe = make_pipeline(model)
@@ -407,7 +407,7 @@ def test_a_model_without_picture_tokenizer_works_on_token_grids():
     assert "image" in {part["type"] for part in output.content}
     with pytest.raises(ValueError, match="`output_type` must be 'latent'"):
         pipe("an owl")
-    with pytest.raises(ValueError, match="`messages` must have token grids as pictures for a model without picture"):
+    with pytest.raises(ValueError, match="`messages` must have token grids as images for a model without image"):
         answer(pipe, [user(pixels(), "an owl")])
 
 
@@ -415,7 +415,7 @@ def test_a_model_that_reads_features_is_refused():
     processor = tiny.clip_processor()
     pipe = make_pipeline(tiny.clip_showo(processor.pad_token_id), processor)
     calls = Calls(pipe)
-    with pytest.raises(ValueError, match="`model` must read pictures by their codes, got one that reads continuous"):
+    with pytest.raises(ValueError, match="`model` must read images by their codes, got one that reads continuous"):
         answer(pipe)
     assert calls == []
 

@@ -9,7 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from talking import OPTIONS, answer, chatty, generator, grid, pixels, same_parts, user
 
 from showo_hf import ImageStep, MaskGITScheduler, ShowoAnyToAnyPipeline, ShowoT2IPipeline
-from showo_hf.schedulers import DiscreteSchedulerOutput
+from showo_hf.schedulers import TokenSchedulerOutput
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ class RowByRow(SchedulerMixin, ConfigMixin):
         known = torch.arange(sample.shape[1], device=sample.device) < done * self.grid_size[1]
         guess = torch.where(sample == self.config.mask_token_id, model_output.argmax(-1), sample)
         sample = torch.where(known, guess, self.config.mask_token_id)
-        return DiscreteSchedulerOutput(sample, guess, bool(known.all()))
+        return TokenSchedulerOutput(sample, guess, bool(known.all()))
 
 
 def test_the_scheduler_can_be_swapped(pipe):
@@ -52,20 +52,18 @@ def test_the_scheduler_can_be_swapped(pipe):
 
 def test_a_folder_of_the_text_to_image_pipeline_is_one_of_this(pipe, tmp_path):
     expected = answer(pipe).content
-    ShowoT2IPipeline(**pipe.components).save_pretrained(tmp_path / "pictures")
-    loaded = ShowoAnyToAnyPipeline.from_pretrained(tmp_path / "pictures")
+    ShowoT2IPipeline(**pipe.components).save_pretrained(tmp_path / "images")
+    loaded = ShowoAnyToAnyPipeline.from_pretrained(tmp_path / "images")
     loaded.set_progress_bar_config(disable=True)
     assert same_parts(answer(loaded).content, expected)
     loaded.save_pretrained(tmp_path / "both")
-    pictures = ShowoT2IPipeline.from_pretrained(tmp_path / "both")
+    images = ShowoT2IPipeline.from_pretrained(tmp_path / "both")
     again = ShowoAnyToAnyPipeline.from_pretrained(tmp_path / "both")
-    for one in (pictures, again):
+    for one in (images, again):
         one.set_progress_bar_config(disable=True)
     assert same_parts(answer(again).content, expected)
     options = {"num_inference_steps": 2, "output_type": "latent"}
-    grids = [
-        p("owl", generator=generator(), **options).images for p in (pictures, ShowoT2IPipeline(**pipe.components))
-    ]
+    grids = [p("owl", generator=generator(), **options).images for p in (images, ShowoT2IPipeline(**pipe.components))]
     assert grids[0].shape == (1, 4, 4)
 
 
@@ -73,8 +71,8 @@ def test_a_folder_of_the_text_to_image_pipeline_is_one_of_this(pipe, tmp_path):
 def test_half_precision(pipe, dtype):
     pipe.to(dtype)
     output = answer(pipe, [user(pixels(), "an owl")], output_type="pt")
-    pictures = [part["image"] for part in output.content if part["type"] == "image"]
-    assert pictures and all(picture.dtype == torch.float32 and picture.isfinite().all() for picture in pictures)
+    images = [part["image"] for part in output.content if part["type"] == "image"]
+    assert images and all(image.dtype == torch.float32 and image.isfinite().all() for image in images)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -86,7 +84,7 @@ def test_attention_implementations_give_the_same(pipe, implementation):
 
 
 def test_offloading_changes_nothing(pipe):
-    messages = [user(pixels(), "an owl")]  # the picture tokenizer is the first to run
+    messages = [user(pixels(), "an owl")]  # the image tokenizer is the first to run
     expected = answer(pipe, messages).content
     offloaded = chatty()
     offloaded.enable_model_cpu_offload(device="cpu")

@@ -4,14 +4,14 @@ import pytest
 import talking
 import tiny
 import torch
-from talking import PICTURE_LENGTH, PROCESSOR, Calls, chatty, generator, grid, image, text, user
+from talking import IMAGE_LENGTH, PROCESSOR, Calls, chatty, generator, grid, image, text, user
 
 from showo_hf import ImageDone, ImageStep
 
 
 CONVERSATIONS = {
     "text": [user("an owl")],
-    "picture": [user(grid(1), "a cat")],
+    "image": [user(grid(1), "a cat")],
     "turns": [
         {"role": "system", "content": "flat style"},
         user(grid(1), grid(2), "two"),
@@ -21,11 +21,11 @@ CONVERSATIONS = {
 }
 
 
-# A plain loop, as the original works: for each word, and twice for each step of a picture, the whole sequence
+# A plain loop, as the original works: for each word, and twice for each step of an image, the whole sequence
 
 
 @torch.no_grad()
-def plain_answer(pipe, messages, seed, words, pictures, steps, scale, do_sample):
+def plain_answer(pipe, messages, seed, words, images, steps, scale, do_sample):
     model, config = pipe.model, pipe.model.config
     codes = slice(config.image_token_offset, config.image_token_offset + config.codebook_size)
     draws = generator(seed)
@@ -44,7 +44,7 @@ def plain_answer(pipe, messages, seed, words, pictures, steps, scale, do_sample)
     while words:
         scores = model(ids).logits[0, -1, : config.image_token_offset]
         scores[config.pad_token_id :] = -torch.inf
-        if pictures:
+        if images:
             scores[config.soi_token_id] = model(ids).logits[0, -1, config.soi_token_id]
         token = torch.multinomial(scores.softmax(-1), 1, generator=draws) if do_sample else scores.argmax()[None]
         if token == config.eos_token_id:
@@ -54,22 +54,22 @@ def plain_answer(pipe, messages, seed, words, pictures, steps, scale, do_sample)
             said.append(token.item())
             ids = torch.cat([ids, token[None]], dim=1)
             continue
-        pictures -= 1
+        images -= 1
         end_text()
         unknown = torch.full((1, tiny.SIDE**2), config.mask_token_id)
         soi, eoi = (torch.full((1, 1), i) for i in (config.soi_token_id, config.eoi_token_id))
-        picture = unknown
+        pil_image = unknown
         pipe.scheduler.set_timesteps(steps)
         for timestep in pipe.scheduler.timesteps:
-            whole = [torch.cat([ids, soi, picture, eoi], dim=1), empty]
-            whole[1][:, -PICTURE_LENGTH + 1 : -1] = picture
-            c, u = (model(one).logits[:, -PICTURE_LENGTH + 1 : -1, codes] for one in whole)
+            whole = [torch.cat([ids, soi, pil_image, eoi], dim=1), empty]
+            whole[1][:, -IMAGE_LENGTH + 1 : -1] = pil_image
+            c, u = (model(one).logits[:, -IMAGE_LENGTH + 1 : -1, codes] for one in whole)
             guided = scale * c - (scale - 1) * u if scale > 1 else c
-            sample = torch.where(picture == config.mask_token_id, config.codebook_size, picture - codes.start)
+            sample = torch.where(pil_image == config.mask_token_id, config.codebook_size, pil_image - codes.start)
             sample = pipe.scheduler.step(guided, timestep, sample, generator=draws).prev_sample
-            picture = torch.where(sample == config.codebook_size, config.mask_token_id, sample + codes.start)
-        ids = torch.cat([ids, soi, picture, eoi], dim=1)
-        content.append(image((picture - codes.start).view(tiny.SIDE, tiny.SIDE)))
+            pil_image = torch.where(sample == config.codebook_size, config.mask_token_id, sample + codes.start)
+        ids = torch.cat([ids, soi, pil_image, eoi], dim=1)
+        content.append(image((pil_image - codes.start).view(tiny.SIDE, tiny.SIDE)))
     end_text()
     return content
 
@@ -85,7 +85,7 @@ def test_saving_work_changes_nothing(backbone, messages, do_sample, scale):
     assert talking.same_parts(ours, plain_answer(pipe, messages, 1, 10, 3, 4, scale, do_sample))
 
 
-def test_the_tests_above_see_pictures_in_the_middle_of_text():
+def test_the_tests_above_see_images_in_the_middle_of_text():
     content = chatty()(
         "an owl", max_new_tokens=10, do_sample=True, generator=generator(1), num_inference_steps=2
     ).content
@@ -96,7 +96,7 @@ def test_the_tests_above_see_pictures_in_the_middle_of_text():
 
 
 class Heard:
-    """What goes through the model inside a `with`: ids and scores, but for the steps of pictures and the empty prompt."""
+    """What goes through the model inside a `with`: ids and scores, but for the steps of images and the empty prompt."""
 
     def __init__(self, model):
         self.model, self.ids, self.scores = model, [], {}
@@ -115,7 +115,7 @@ class Heard:
 
 
 def seen_by_the_paper_s_rule(ids, config) -> torch.Tensor:
-    """(length, length): text sees what came before, a picture's positions (and its `mmu`) each other as well."""
+    """(length, length): text sees what came before, an image's positions (and its `mmu`) each other as well."""
     block, number, inside = [], 0, False
     for i, token in enumerate(ids):
         if token == config.soi_token_id or (token == config.mmu_token_id and ids[i + 1] == config.soi_token_id):
@@ -142,12 +142,12 @@ def test_scores_behind_each_part_are_those_of_one_pass_over_all(backbone, messag
     torch.testing.assert_close(whole, pipe.model(torch.tensor([ids])).logits[0], rtol=1e-4, atol=1e-4)
 
 
-def test_every_code_of_a_past_picture_matters_to_what_follows():
+def test_every_code_of_a_past_image_matters_to_what_follows():
     pipe = chatty(soi=-1e4)
-    picture = grid(1)
+    pil_image = grid(1)
     scores = {}
     for place in [None, (0, 0), (1, 2), (tiny.SIDE - 1, tiny.SIDE - 1)]:
-        changed = picture.clone()
+        changed = pil_image.clone()
         if place is not None:
             changed[place] = (changed[place] + 1) % tiny.CODES
         messages = [user("a"), {"role": "assistant", "content": [image(changed)]}, user("b")]
@@ -183,15 +183,15 @@ def test_nothing_of_the_past_goes_through_the_model_again(guidance_scale, branch
     )
     prompt = len(pipe.encode_prompt(messages))
     empty = PROCESSOR.text_to_image_prefix([""])["input_ids"].shape[1]
-    pictures = sum(isinstance(event, ImageDone) for event in events)
-    assert pictures == 2 and sum(isinstance(event, ImageStep) for event in events) == pictures * steps
-    # All but the last word are read; each picture at each step, all branches at once, and when it is finished.
-    expected = prompt + 7 + pictures * PICTURE_LENGTH * (steps + 1) + (empty if branches == 2 else 0)
+    images = sum(isinstance(event, ImageDone) for event in events)
+    assert images == 2 and sum(isinstance(event, ImageStep) for event in events) == images * steps
+    # All but the last word are read; each image at each step, all branches at once, and when it is finished.
+    expected = prompt + 7 + images * IMAGE_LENGTH * (steps + 1) + (empty if branches == 2 else 0)
     assert sum(positions) == expected
     assert calls.count((1, prompt)) == 1 and calls.count((1, empty)) == branches - 1
-    of_steps = pictures * steps
-    assert calls.count((branches, PICTURE_LENGTH)) == of_steps + (pictures if branches == 1 else 0)
-    assert calls.count((1, PICTURE_LENGTH)) == pictures + (of_steps if branches == 1 else 0)
+    of_steps = images * steps
+    assert calls.count((branches, IMAGE_LENGTH)) == of_steps + (images if branches == 1 else 0)
+    assert calls.count((1, IMAGE_LENGTH)) == images + (of_steps if branches == 1 else 0)
 
 
 def test_only_unknown_tokens_and_codes_run_through_the_head():

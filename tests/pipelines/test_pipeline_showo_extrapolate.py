@@ -1,4 +1,4 @@
-"""Extending pictures: sides, rounds, and the pixels that were there."""
+"""Extending images: sides, rounds, and the pixels that were there."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from painting import PROMPTS, WINDOW, edit, encoded, make
 from PIL import Image
 from talking import Calls, generator, grid, pixels
 
-from showo_hf import PromptPart, ShowoExtrapolatePipeline
+from showo_hf import RegionalPrompt, ShowoExtrapolatePipeline
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_panorama_by_one_call_is_that_of_several(extrapolate):
 
 @pytest.mark.parametrize("shape", [(3, 5), (1, 1), (2, 9), (9, 2)])
 @pytest.mark.parametrize("directions", [["down", "down"], ["right", "left"], ["up", "right"]])
-def test_rounds_of_a_picture_that_is_smaller_than_a_window_keep_to_their_own(extrapolate, shape, directions):
+def test_rounds_of_an_image_that_is_smaller_than_a_window_keep_to_their_own(extrapolate, shape, directions):
     image, draws = grid(shape=shape), generator()
     together = edit(extrapolate, image=image, direction=directions, extent=4)
     grown = image
@@ -74,7 +74,7 @@ def test_steps_are_counted_over_all_rounds(extrapolate):
 
 
 def test_new_tokens_follow_what_is_beside_them(extrapolate):
-    """Of a picture that is longer than a window, only what lies in the window counts."""
+    """Of an image that is longer than a window, only what lies in the window counts."""
     long = grid(shape=(4, 8))
     other_end, other_edge = long.clone(), long.clone()
     other_end[:, :4] = grid(1)
@@ -93,27 +93,27 @@ def test_the_extent_is_told_in_pixels_and_is_half_a_side_by_default(extrapolate,
 
 
 def test_preserved_pixels_come_back_bit_for_bit(extrapolate):
-    picture = pixels()
-    options = {"image": picture, "direction": ["right", "up"], "extent": 4, "output_type": "pil"}
+    image = pixels()
+    options = {"image": image, "direction": ["right", "up"], "extent": 4, "output_type": "pil"}
     (found,) = edit(extrapolate, preserve_pixels=True, **options)
     (decoded,) = edit(extrapolate, **options)
     assert found.size == (20, 20)
-    found, decoded, original = (np.array(one) for one in (found, decoded, picture))
+    found, decoded, original = (np.array(one) for one in (found, decoded, image))
     assert np.array_equal(found[8:, :12], original[4:, :12])
     assert np.array_equal(found[:4], decoded[:4]) and np.array_equal(found[:, 16:], decoded[:, 16:])
     assert not np.array_equal(found[4:8, :12], original[:4, :12]), "the seam"
 
 
-def test_a_picture_is_encoded_once_and_its_tokens_stay(extrapolate):
-    picture = pixels()
-    assert torch.equal(edit(extrapolate, image=picture, rounds=3)[..., :4], encoded(picture, extrapolate))
+def test_an_image_is_encoded_once_and_its_tokens_stay(extrapolate):
+    image = pixels()
+    assert torch.equal(edit(extrapolate, image=image, rounds=3)[..., :4], encoded(image, extrapolate))
 
 
 @pytest.mark.parametrize("direction, order", [("right", [0, 0, 1, 2]), ("left", [2, 1, 0, 0])])
-def test_parts_of_a_prompt_lie_on_the_finished_picture(extrapolate, direction, order):
+def test_parts_of_a_prompt_lie_on_the_finished_image(extrapolate, direction, order):
     """Of two rounds the first is an owl, the second two hearts; the given half is anything."""
     parts = [
-        PromptPart(text, mask=np.uint8([[255 * (number == place) for place in order]]))
+        RegionalPrompt(text, mask=np.uint8([[255 * (number == place) for place in order]]))
         for number, text in enumerate(["a green pear", "owl", "two hearts"])
     ]
     draws, grown = generator(), grid()
@@ -123,7 +123,7 @@ def test_parts_of_a_prompt_lie_on_the_finished_picture(extrapolate, direction, o
     assert torch.equal(found, grown)
 
 
-def test_parts_of_a_prompt_lie_on_a_picture_that_grows_to_all_sides(extrapolate):
+def test_parts_of_a_prompt_lie_on_an_image_that_grows_to_all_sides(extrapolate):
     directions, draws, grown = ["up", "left", "down", "right"], generator(), grid()
     for direction in directions:
         grown = edit(extrapolate, direction, image=grown, direction=direction, generator=draws)
@@ -137,7 +137,7 @@ def test_parts_of_a_prompt_lie_on_a_picture_that_grows_to_all_sides(extrapolate)
     for text, place in masks.items():
         mask = torch.zeros(8, 8)
         mask[place] = 1
-        parts.append(PromptPart(text, mask=mask))
+        parts.append(RegionalPrompt(text, mask=mask))
     found = edit(extrapolate, [parts], image=grid(), direction=directions, generator=generator())
     assert torch.equal(found, grown)
 
@@ -170,7 +170,7 @@ def test_wrong_input_is_refused_before_any_work(extrapolate, inputs, message):
 def test_texts_and_masks_are_read_once_however_many_rounds_there_are(extrapolate, tmp_path):
     file = tmp_path / "mask.png"
     Image.fromarray(np.repeat(np.uint8([[0, 255]]), 2, 0)).save(file)
-    parts = [PromptPart("owl", mask=str(file)), PromptPart("two hearts")]
+    parts = [RegionalPrompt("owl", mask=str(file)), RegionalPrompt("two hearts")]
     expected = edit(extrapolate, [parts], rounds=3)
     prompts = []
 

@@ -21,12 +21,12 @@ def img2img():
 
 
 @pytest.mark.parametrize("remasking", ["uncertain", "random"])
-def test_strength_1_is_text_to_picture(img2img, remasking):
+def test_strength_1_is_text_to_image(img2img, remasking):
     found = edit(img2img, PROMPTS, image=pixels(), strength=1, remasking=remasking)
     assert torch.equal(found, from_words(PROMPTS))
 
 
-def test_strength_0_gives_the_picture_back_with_a_warning(img2img, caplog):
+def test_strength_0_gives_the_image_back_with_a_warning(img2img, caplog):
     calls = Calls(img2img)
     with caplog.at_level(logging.WARNING):
         (found,) = edit(img2img, image=pixels(), strength=0, output_type="pil")
@@ -84,10 +84,10 @@ def likelihood(model, prompt: str, codes: torch.LongTensor, hidden: torch.BoolTe
     inputs = PROCESSOR.text_to_image_prefix([prompt])
     config = model.config
     shown = torch.where(hidden, config.mask_token_id, codes + config.image_token_offset)
-    picture = torch.tensor([[config.soi_token_id, *shown.flatten().tolist(), config.eoi_token_id]])
-    seen = torch.cat([inputs["attention_mask"], torch.ones_like(picture)], 1)
-    ids = torch.cat([inputs["input_ids"], picture], 1)
-    # The picture stands where it does behind a text of full length.
+    image = torch.tensor([[config.soi_token_id, *shown.flatten().tolist(), config.eoi_token_id]])
+    seen = torch.cat([inputs["attention_mask"], torch.ones_like(image)], 1)
+    ids = torch.cat([inputs["input_ids"], image], 1)
+    # The image stands where it does behind a text of full length.
     first = PROCESSOR.max_text_length + 1
     positions = torch.arange(ids.shape[1])[None] + first - inputs["input_ids"].shape[1]
     logits = model(input_ids=ids, attention_mask=seen, position_ids=positions.clamp(min=0)).logits
@@ -125,7 +125,7 @@ def test_the_prompt_tells_what_is_uncertain_and_chance_what_is_random():
     assert not torch.equal(chosen("owl", "random", 0), chosen("owl", "random", 1))
 
 
-def test_likelihoods_of_a_larger_picture_are_told_for_all_tokens(img2img):
+def test_likelihoods_of_a_larger_image_are_told_for_all_tokens(img2img):
     codes = grid(shape=(2, 6, 7))
     prompts = img2img.encode_prompt(PROMPTS[:2], do_classifier_free_guidance=False)
     found = img2img.likelihoods(codes, prompts, [generator(0), generator(1)])

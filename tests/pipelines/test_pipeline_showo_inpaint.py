@@ -10,7 +10,7 @@ from painting import MIDDLE, PROMPTS, WatchedScheduler, edit, encoded, from_word
 from PIL import Image
 from talking import Calls, generator, grid, pixels
 
-from showo_hf import MaskGITScheduler, PromptPart, ShowoInpaintPipeline
+from showo_hf import MaskGITScheduler, RegionalPrompt, ShowoInpaintPipeline
 
 
 @pytest.fixture
@@ -35,9 +35,9 @@ def enlarged(mask: torch.Tensor, factor: int) -> torch.Tensor:
 def test_masks_of_any_kind_and_resolution_mark_the_same_tokens():
     one_pixel_each = torch.zeros(64, 64)
     one_pixel_each[16:48:16, 31:48:16] = 1  # an edge of each patch
-    as_picture = Image.fromarray((enlarged(MIDDLE, 4) * 255).byte().numpy())
-    kinds = [MIDDLE, MIDDLE > 0, enlarged(MIDDLE, 4), np.array(as_picture), as_picture, as_picture.convert("RGB")]
-    kinds += [one_pixel_each, [MIDDLE], MIDDLE[None, None], 0.4 + 0.1 * MIDDLE, as_picture.resize((8, 8), 0)]
+    as_image = Image.fromarray((enlarged(MIDDLE, 4) * 255).byte().numpy())
+    kinds = [MIDDLE, MIDDLE > 0, enlarged(MIDDLE, 4), np.array(as_image), as_image, as_image.convert("RGB")]
+    kinds += [one_pixel_each, [MIDDLE], MIDDLE[None, None], 0.4 + 0.1 * MIDDLE, as_image.resize((8, 8), 0)]
     for mask in kinds:
         assert torch.equal(unknown_of(mask_image=mask)[0], MIDDLE > 0)
 
@@ -52,11 +52,11 @@ def test_each_prompt_may_have_its_mask():
 @pytest.mark.parametrize(
     "mask, error, message",
     [
-        (torch.ones(8, 12), ValueError, r"must have the aspect of its picture, which is 4x4 .*, got 12x8"),
+        (torch.ones(8, 12), ValueError, r"must have the aspect of its image, which is 4x4 .*, got 12x8"),
         (None, ValueError, "`mask_image` must be one mask or one for each of the 1 prompts, got 0"),
         ([MIDDLE, MIDDLE], ValueError, "one for each of the 1 prompts, got 2"),
         (torch.ones(3, 8, 8), ValueError, r"`mask_image` as an array must be \(H, W\)"),
-        (3, TypeError, "`mask_image` must hold PIL pictures"),
+        (3, TypeError, "`mask_image` must hold PIL images"),
     ],
 )
 def test_a_wrong_mask_is_refused_before_any_work(inpaint, mask, error, message):
@@ -67,19 +67,19 @@ def test_a_wrong_mask_is_refused_before_any_work(inpaint, mask, error, message):
     assert calls == []
 
 
-def test_everything_unknown_is_text_to_picture(inpaint):
+def test_everything_unknown_is_text_to_image(inpaint):
     found = edit(inpaint, PROMPTS, mask_image=torch.ones(1, 1), image=pixels())
     assert torch.equal(found, from_words(PROMPTS))
 
 
 @pytest.mark.parametrize("nothing", [{"mask_image": torch.full((4, 4), 0.49)}, {"strength": 0.0}])
-def test_with_nothing_to_paint_the_picture_comes_back_with_a_warning(inpaint, caplog, nothing):
-    picture, calls = pixels(), Calls(inpaint)
+def test_with_nothing_to_paint_the_image_comes_back_with_a_warning(inpaint, caplog, nothing):
+    image, calls = pixels(), Calls(inpaint)
     with caplog.at_level(logging.WARNING):
-        (found,) = edit(inpaint, image=picture, output_type="pil", **nothing)
+        (found,) = edit(inpaint, image=image, output_type="pil", **nothing)
     assert "nothing to paint" in caplog.text
-    assert found.tobytes() == picture.tobytes()
-    assert torch.equal(edit(inpaint, image=picture, **nothing), encoded(picture, inpaint))
+    assert found.tobytes() == image.tobytes()
+    assert torch.equal(edit(inpaint, image=image, **nothing), encoded(image, inpaint))
     assert torch.equal(edit(inpaint, **nothing)[0], grid())
     calls.handle.remove()
     assert calls == [], "the model has nothing to do"
@@ -89,7 +89,7 @@ def test_with_nothing_to_paint_the_picture_comes_back_with_a_warning(inpaint, ca
     assert "nothing to paint" not in caplog.text
 
 
-def test_a_picture_with_nothing_to_paint_is_as_alone_beside_others(inpaint, caplog):
+def test_an_image_with_nothing_to_paint_is_as_alone_beside_others(inpaint, caplog):
     options = {"image": pixels(), "output_type": "pt", "num_inference_steps": 2}
     generators = [generator(0), generator(1)]
     with caplog.at_level(logging.WARNING):
@@ -113,21 +113,21 @@ def test_strength_is_the_share_of_the_marked_tokens_that_is_painted(remasking):
 
 
 def test_preserved_pixels_come_back_bit_for_bit(inpaint):
-    corner, picture = hole(slice(0, 1), slice(0, 1)), pixels()
-    options = {"image": picture, "mask_image": corner}
+    corner, image = hole(slice(0, 1), slice(0, 1)), pixels()
+    options = {"image": image, "mask_image": corner}
     (found,) = edit(inpaint, preserve_pixels=True, output_type="pil", **options)
     (decoded,) = edit(inpaint, output_type="pil", **options)
-    found, decoded, original = (np.array(one) for one in (found, decoded, picture))
+    found, decoded, original = (np.array(one) for one in (found, decoded, image))
     assert np.array_equal(found[:4, :4], decoded[:4, :4])
     assert np.array_equal(found[8:], original[8:]) and np.array_equal(found[:, 8:], original[:, 8:])
     assert not np.array_equal(found[4:8, :4], original[4:8, :4])
     assert not np.array_equal(decoded[8:], original[8:]), "without, all pixels come from tokens"
 
 
-def crop_by_hand(inpaint, picture, mask, box, **kwargs):
-    """The picture with a box of it repainted by itself, and put back where the mask is."""
-    (painted,) = edit(inpaint, image=picture.crop(box), mask_image=mask.crop(box), output_type="pil", **kwargs)
-    whole = picture.copy()
+def crop_by_hand(inpaint, image, mask, box, **kwargs):
+    """The image with a box of it repainted by itself, and put back where the mask is."""
+    (painted,) = edit(inpaint, image=image.crop(box), mask_image=mask.crop(box), output_type="pil", **kwargs)
+    whole = image.copy()
     resized = painted.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.LANCZOS)
     whole.paste(resized, box[:2], mask.crop(box))
     return whole
@@ -145,23 +145,23 @@ def crop_by_hand(inpaint, picture, mask, box, **kwargs):
     ],
 )
 def test_a_crop_around_the_mask_is_painted_at_full_size(inpaint, size, marked, padding, box, options):
-    picture, mask = pixels(size=size[::-1]), Image.new("L", size)
+    image, mask = pixels(size=size[::-1]), Image.new("L", size)
     mask.paste(255, marked)
-    (found,) = edit(inpaint, image=picture, mask_image=mask, padding_mask_crop=padding, output_type="pil", **options)
+    (found,) = edit(inpaint, image=image, mask_image=mask, padding_mask_crop=padding, output_type="pil", **options)
     assert found.size == size
-    expected = crop_by_hand(inpaint, picture, mask, box, **options)
+    expected = crop_by_hand(inpaint, image, mask, box, **options)
     assert np.array_equal(np.array(found), np.array(expected))
     outside, inside = np.array(mask) == 0, np.array(mask) == 255
-    assert np.array_equal(np.array(found)[outside], np.array(picture)[outside])
-    assert not np.array_equal(np.array(found)[inside], np.array(picture)[inside])
+    assert np.array_equal(np.array(found)[outside], np.array(image)[outside])
+    assert not np.array_equal(np.array(found)[inside], np.array(image)[inside])
 
 
 def test_what_is_hardly_marked_makes_no_crop_larger_and_changes_nothing_outside(inpaint):
-    picture, soft = pixels(size=(40, 40)), torch.zeros(40, 40)
+    image, soft = pixels(size=(40, 40)), torch.zeros(40, 40)
     soft[8:20, 8:20] = 0.02
     soft[12:20, 12:20] = 1
     everywhere = soft.clamp(min=0.02)
-    options = {"image": picture, "padding_mask_crop": 0, "output_type": "pil"}
+    options = {"image": image, "padding_mask_crop": 0, "output_type": "pil"}
     (expected,) = edit(inpaint, mask_image=(soft == 1), **options)
     for mask in (soft, everywhere):
         (found,) = edit(inpaint, mask_image=mask, **options)
@@ -169,11 +169,11 @@ def test_what_is_hardly_marked_makes_no_crop_larger_and_changes_nothing_outside(
 
 
 def test_parts_of_a_prompt_keep_their_place_when_a_crop_is_painted(inpaint):
-    picture, mask = pixels(size=(40, 40)), Image.new("L", (40, 40))
+    image, mask = pixels(size=(40, 40)), Image.new("L", (40, 40))
     mask.paste(255, (24, 4, 40, 20))
     left = torch.tensor([[1.0, 0.0]])
-    parts = [PromptPart("owl", mask=left), PromptPart("two hearts", mask=1 - left)]
-    options = {"image": picture, "mask_image": mask, "padding_mask_crop": 0, "output_type": "pil"}
+    parts = [RegionalPrompt("owl", mask=left), RegionalPrompt("two hearts", mask=1 - left)]
+    options = {"image": image, "mask_image": mask, "padding_mask_crop": 0, "output_type": "pil"}
     (found,), (right,) = edit(inpaint, [parts], **options), edit(inpaint, "two hearts", **options)
     assert np.array_equal(np.array(found), np.array(right))
     assert not np.array_equal(np.array(found), np.array(edit(inpaint, "owl", **options)[0]))
@@ -188,11 +188,11 @@ def test_a_thin_mark_at_a_high_resolution_is_not_lost_in_cropping():
 
 
 @pytest.mark.parametrize("nothing", [{"mask_image": torch.full((4, 4), 0.4)}, {"strength": 0.0}])
-def test_a_crop_with_nothing_to_paint_gives_the_whole_picture(inpaint, nothing, caplog):
-    picture = pixels(size=(40, 40))
+def test_a_crop_with_nothing_to_paint_gives_the_whole_image(inpaint, nothing, caplog):
+    image = pixels(size=(40, 40))
     with caplog.at_level(logging.WARNING):
-        (found,) = edit(inpaint, image=picture, padding_mask_crop=2, output_type="pil", **nothing)
-    assert found.size == (40, 40) and found.tobytes() == picture.tobytes() and "nothing to paint" in caplog.text
+        (found,) = edit(inpaint, image=image, padding_mask_crop=2, output_type="pil", **nothing)
+    assert found.size == (40, 40) and found.tobytes() == image.tobytes() and "nothing to paint" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_crop_with_nothing_to_paint_gives_the_whole_picture(inpaint, nothing, 
     [
         (
             {"output_type": "pt"},
-            "unless one picture of pixels is changed and 'pil' is asked for, got 2 with 1 and 'pt'",
+            "unless one image of pixels is changed and 'pil' is asked for, got 2 with 1 and 'pt'",
         ),
         ({"image": grid()}, "`padding_mask_crop` must be None unless .*, got 2 with tokens"),
         ({"num_images_per_prompt": 2}, "`padding_mask_crop` must be None unless .*, got 2 with 2 and 'pil'"),
@@ -219,7 +219,7 @@ def test_a_crop_that_cannot_be_is_refused(inpaint, options, message):
 class RestlessScheduler(MaskGITScheduler):
     """Runs the model in each step."""
 
-    def is_idle(self, timestep, sample):
+    def is_noop(self, timestep, sample):
         return False
 
 

@@ -1,4 +1,4 @@
-"""Questions about pictures and scores of given answers, against `generate` and `forward` of one row at a time."""
+"""Questions about images and scores of given answers, against `generate` and `forward` of one row at a time."""
 
 import numpy as np
 import pytest
@@ -10,14 +10,14 @@ from PIL import Image
 from transformers import TextIteratorStreamer
 
 from showo_hf import MaskGITScheduler, ShowoMMUPipeline
-from showo_hf.sampling import TextOnly
+from showo_hf.pipelines.text_sampling import TextOnly
 
 
 def noise(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), "uint8"))
 
 
-PICTURES = [noise(seed) for seed in range(3)]
+IMAGES = [noise(seed) for seed in range(3)]
 QUESTIONS = ["what is this?", "is it a red apple, an owl or a pear?", "owl?"]
 ANSWERS = ["a red apple", "owl", "two hearts on a table"]
 
@@ -43,8 +43,8 @@ def pipe(request):
     return PIPES[request.param]
 
 
-def conversation(pipe, picture, question, answer=None):
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+def conversation(pipe, image, question, answer=None):
+    content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
     messages = [{"role": "user", "content": content}]
     messages += [] if answer is None else [{"role": "assistant", "content": answer}]
     return pipe.processor.apply_chat_template(
@@ -52,9 +52,9 @@ def conversation(pipe, picture, question, answer=None):
     )
 
 
-def alone(pipe, picture, question, **options) -> str:
+def alone(pipe, image, question, **options) -> str:
     """The answer of plain `generate` to one row, of words alone."""
-    inputs, words = conversation(pipe, picture, question), [TextOnly(pipe.processor)]
+    inputs, words = conversation(pipe, image, question), [TextOnly(pipe.processor)]
     ids = pipe.model.generate(
         **inputs, logits_processor=words, **({"max_new_tokens": 8, "do_sample": False} | options)
     )
@@ -63,20 +63,20 @@ def alone(pipe, picture, question, **options) -> str:
 
 def test_answers_are_those_of_generate(pipe):
     options = {"max_new_tokens": 8, "batch_size": 2}
-    expected = [alone(pipe, PICTURES[0], question) for question in QUESTIONS]
-    assert pipe(PICTURES[0], QUESTIONS, **options).texts == expected
-    expected = [alone(pipe, picture, question) for picture, question in zip(PICTURES, QUESTIONS, strict=True)]
-    assert pipe(PICTURES, QUESTIONS, **options).texts == expected
-    expected = [alone(pipe, picture, QUESTIONS[2]) for picture in PICTURES]
-    assert pipe(PICTURES, QUESTIONS[2], **options).texts == expected
-    scores = pipe.score(PICTURES, QUESTIONS[2], ["owl"]).log_likelihoods
+    expected = [alone(pipe, IMAGES[0], question) for question in QUESTIONS]
+    assert pipe(IMAGES[0], QUESTIONS, **options).texts == expected
+    expected = [alone(pipe, image, question) for image, question in zip(IMAGES, QUESTIONS, strict=True)]
+    assert pipe(IMAGES, QUESTIONS, **options).texts == expected
+    expected = [alone(pipe, image, QUESTIONS[2]) for image in IMAGES]
+    assert pipe(IMAGES, QUESTIONS[2], **options).texts == expected
+    scores = pipe.score(IMAGES, QUESTIONS[2], ["owl"]).log_likelihoods
     assert len({round(score.item(), 4) for score in scores}) == 3, "a model that does not look would hide a mistake"
     assert not any("<|" in text for text in expected)
 
 
 def test_beams_too(pipe):
-    expected = [alone(pipe, PICTURES[0], question, num_beams=3) for question in QUESTIONS]
-    assert pipe(PICTURES[0], QUESTIONS, max_new_tokens=8, num_beams=3).texts == expected
+    expected = [alone(pipe, IMAGES[0], question, num_beams=3) for question in QUESTIONS]
+    assert pipe(IMAGES[0], QUESTIONS, max_new_tokens=8, num_beams=3).texts == expected
 
 
 def count_positions(pipe, call) -> int:
@@ -90,42 +90,42 @@ def count_positions(pipe, call) -> int:
     return sum(counts)
 
 
-def test_a_picture_is_read_once_for_all_questions():
+def test_an_image_is_read_once_for_all_questions():
     questions = ["owl?"] * 6
-    once = count_positions(CODES, lambda: CODES(PICTURES[0], questions[:1], max_new_tokens=1))
+    once = count_positions(CODES, lambda: CODES(IMAGES[0], questions[:1], max_new_tokens=1))
     for batch_size in (2, 6):
         all_of_them = count_positions(
-            CODES, lambda size=batch_size: CODES(PICTURES[0], questions, max_new_tokens=1, batch_size=size)
+            CODES, lambda size=batch_size: CODES(IMAGES[0], questions, max_new_tokens=1, batch_size=size)
         )
-        picture = 1 + 16 + 2  # mmu soi picture eoi
-        assert all_of_them == 6 * once - 5 * picture
+        image = 1 + 16 + 2  # mmu soi image eoi
+        assert all_of_them == 6 * once - 5 * image
 
 
-def test_a_picture_given_several_times_is_read_once():
-    pictures, questions = [PICTURES[0], PICTURES[1], PICTURES[0]], ["owl?"] * 3
-    three = count_positions(CODES, lambda: CODES(PICTURES, questions, max_new_tokens=1))
-    two = count_positions(CODES, lambda: CODES(pictures, questions, max_new_tokens=1))
+def test_an_image_given_several_times_is_read_once():
+    images, questions = [IMAGES[0], IMAGES[1], IMAGES[0]], ["owl?"] * 3
+    three = count_positions(CODES, lambda: CODES(IMAGES, questions, max_new_tokens=1))
+    two = count_positions(CODES, lambda: CODES(images, questions, max_new_tokens=1))
     assert three - two == 1 + 16 + 2
-    texts = CODES(pictures, questions, max_new_tokens=6).texts
-    assert texts[0] == texts[2] and texts[:2] == CODES(PICTURES[:2], questions[:2], max_new_tokens=6).texts
+    texts = CODES(images, questions, max_new_tokens=6).texts
+    assert texts[0] == texts[2] and texts[:2] == CODES(IMAGES[:2], questions[:2], max_new_tokens=6).texts
 
 
-def test_token_grids_are_read_as_their_pictures_are():
-    pixels = CODES.processor(images=PICTURES[0])["pixel_values"]
+def test_token_grids_are_read_as_their_images_are():
+    pixels = CODES.processor(images=IMAGES[0])["pixel_values"]
     grid = CODES.model.image_tokenizer.encode(pixels).image_tokens[0]
-    assert CODES(grid, QUESTIONS, max_new_tokens=6).texts == CODES(PICTURES[0], QUESTIONS, max_new_tokens=6).texts
+    assert CODES(grid, QUESTIONS, max_new_tokens=6).texts == CODES(IMAGES[0], QUESTIONS, max_new_tokens=6).texts
 
 
 @torch.no_grad()
 def test_scores_are_those_of_one_forward(pipe):
-    scores = pipe.score(PICTURES, QUESTIONS, [ANSWERS, ANSWERS[:1], ANSWERS[1:]], batch_size=4)
+    scores = pipe.score(IMAGES, QUESTIONS, [ANSWERS, ANSWERS[:1], ANSWERS[1:]], batch_size=4)
     assert [len(row) for row in scores.log_likelihoods] == [len(row) for row in scores.lengths] == [3, 1, 2]
-    for row, (picture, question, answers) in enumerate(
-        zip(PICTURES, QUESTIONS, [ANSWERS, ANSWERS[:1], ANSWERS[1:]], strict=True)
+    for row, (image, question, answers) in enumerate(
+        zip(IMAGES, QUESTIONS, [ANSWERS, ANSWERS[:1], ANSWERS[1:]], strict=True)
     ):
         for column, answer in enumerate(answers):
-            inputs = conversation(pipe, picture, question, answer)
-            length = inputs["input_ids"].shape[1] - conversation(pipe, picture, question)["input_ids"].shape[1]
+            inputs = conversation(pipe, image, question, answer)
+            length = inputs["input_ids"].shape[1] - conversation(pipe, image, question)["input_ids"].shape[1]
             assert scores.lengths[row][column] == length
             log_p = pipe.model(**inputs).logits.log_softmax(-1)[0, :-1].gather(-1, inputs["input_ids"][0, 1:, None])
             torch.testing.assert_close(scores.log_likelihoods[row][column], log_p[-length:].sum())
@@ -134,9 +134,9 @@ def test_scores_are_those_of_one_forward(pipe):
 @settings(deadline=None, max_examples=15)
 @given(st.integers(1, 7), st.permutations(range(3)))
 def test_a_score_depends_on_neither_batch_size_nor_order(batch_size, order):
-    expected = CODES.score(PICTURES, QUESTIONS, ANSWERS).log_likelihoods
-    pictures, questions = ([values[i] for i in order] for values in (PICTURES, QUESTIONS))
-    found = CODES.score(pictures, questions, ANSWERS, batch_size=batch_size).log_likelihoods
+    expected = CODES.score(IMAGES, QUESTIONS, ANSWERS).log_likelihoods
+    images, questions = ([values[i] for i in order] for values in (IMAGES, QUESTIONS))
+    found = CODES.score(images, questions, ANSWERS, batch_size=batch_size).log_likelihoods
     torch.testing.assert_close(found, [expected[i] for i in order])
 
 
@@ -145,26 +145,26 @@ def test_sampling_is_repeatable_and_independent_of_the_batch():
         return [torch.Generator().manual_seed(seed) for seed in range(3)]
 
     options = {"do_sample": True, "max_new_tokens": 10, "temperature": 1.5, "top_k": 50}
-    together = CODES(PICTURES, QUESTIONS, generator=generators(), **options).texts
+    together = CODES(IMAGES, QUESTIONS, generator=generators(), **options).texts
     single = [
-        CODES(PICTURES[i], QUESTIONS[i], generator=[one], **options).texts[0] for i, one in enumerate(generators())
+        CODES(IMAGES[i], QUESTIONS[i], generator=[one], **options).texts[0] for i, one in enumerate(generators())
     ]
     assert together == single
-    assert together == CODES(PICTURES, QUESTIONS, generator=generators(), batch_size=1, **options).texts
-    assert together != CODES(PICTURES, QUESTIONS, generator=torch.Generator().manual_seed(9), **options).texts
+    assert together == CODES(IMAGES, QUESTIONS, generator=generators(), batch_size=1, **options).texts
+    assert together != CODES(IMAGES, QUESTIONS, generator=torch.Generator().manual_seed(9), **options).texts
 
 
 def test_an_answer_is_streamed():
     streamer = TextIteratorStreamer(CODES.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    (text,) = CODES(PICTURES[0], QUESTIONS[0], max_new_tokens=8, streamer=streamer).texts
+    (text,) = CODES(IMAGES[0], QUESTIONS[0], max_new_tokens=8, streamer=streamer).texts
     assert "".join(streamer).strip() == text
 
 
 def test_a_folder_of_the_other_pipelines_is_loaded(tmp_path):
     CODES.save_pretrained(tmp_path)
     loaded = ShowoMMUPipeline.from_pretrained(tmp_path)
-    assert loaded(PICTURES[0], QUESTIONS, max_new_tokens=6, return_dict=False) == (
-        CODES(PICTURES[0], QUESTIONS, max_new_tokens=6).texts,
+    assert loaded(IMAGES[0], QUESTIONS, max_new_tokens=6, return_dict=False) == (
+        CODES(IMAGES[0], QUESTIONS, max_new_tokens=6).texts,
     )
 
 
@@ -174,21 +174,21 @@ GRID = torch.zeros(4, 4, dtype=torch.int64)
 @pytest.mark.parametrize(
     "call, error, message",
     [
-        (lambda: CODES([], "x"), ValueError, "`images` must hold at least one picture"),
-        (lambda: CODES(PICTURES[:2], QUESTIONS), ValueError, "one for each of the 3 `prompts`, got 2"),
-        (lambda: CODES(PICTURES[0], []), ValueError, "`prompts` must hold at least one text"),
-        (lambda: CODES(PICTURES[0], 3), TypeError, "`prompts` must be a text"),
+        (lambda: CODES([], "x"), ValueError, "`images` must hold at least one image"),
+        (lambda: CODES(IMAGES[:2], QUESTIONS), ValueError, "one for each of the 3 `prompts`, got 2"),
+        (lambda: CODES(IMAGES[0], []), ValueError, "`prompts` must hold at least one text"),
+        (lambda: CODES(IMAGES[0], 3), TypeError, "`prompts` must be a text"),
         (lambda: CODES("missing.png", "x"), ValueError, "cannot be read: 'missing.png'"),
         (lambda: CODES(GRID + 64, "x"), ValueError, "token grids must hold codes below 64"),
         (lambda: CODES([GRID, GRID[:2]], "x"), ValueError, "must have one size"),
-        (lambda: PIPES["clip"](GRID, "x"), ValueError, "must be pictures for a model that reads continuous"),
-        (lambda: CODES(PICTURES[0], "x", max_new_tokens=0), ValueError, "`max_new_tokens` must be an integer"),
-        (lambda: CODES(PICTURES[0], "x", max_new_tokens=1000), ValueError, "and the model has 256"),
-        (lambda: CODES(PICTURES[0], "owl " * 300), ValueError, "and the model has 256"),
-        (lambda: CODES(PICTURES[0], "x", batch_size=0), ValueError, "`batch_size` must be an integer"),
-        (lambda: CODES(PICTURES[0], "x", generator=[]), ValueError, "`generator` must be one or a list of 1"),
-        (lambda: CODES.score(PICTURES[0], "x", []), TypeError, "`answers` must be a list of texts"),
-        (lambda: CODES.score(PICTURES[0], "x", [["a"], ["b"]]), ValueError, "one list for each of the 1 questions"),
+        (lambda: PIPES["clip"](GRID, "x"), ValueError, "must be images for a model that reads continuous"),
+        (lambda: CODES(IMAGES[0], "x", max_new_tokens=0), ValueError, "`max_new_tokens` must be an integer"),
+        (lambda: CODES(IMAGES[0], "x", max_new_tokens=1000), ValueError, "and the model has 256"),
+        (lambda: CODES(IMAGES[0], "owl " * 300), ValueError, "and the model has 256"),
+        (lambda: CODES(IMAGES[0], "x", batch_size=0), ValueError, "`batch_size` must be an integer"),
+        (lambda: CODES(IMAGES[0], "x", generator=[]), ValueError, "`generator` must be one or a list of 1"),
+        (lambda: CODES.score(IMAGES[0], "x", []), TypeError, "`answers` must be a list of texts"),
+        (lambda: CODES.score(IMAGES[0], "x", [["a"], ["b"]]), ValueError, "one list for each of the 1 questions"),
     ],
 )
 def test_wrong_arguments_are_refused_before_the_model_runs(call, error, message):

@@ -41,7 +41,7 @@ class Calls(list):
 # The work that is done
 
 
-def test_a_text_is_encoded_once_and_a_step_sees_the_picture_alone(pipe):
+def test_a_text_is_encoded_once_and_a_step_sees_the_image_alone(pipe):
     calls = Calls(pipe)
     tokens(pipe, PROMPTS)
     longest = pipe.processor.text_to_image_prefix(PROMPTS)["input_ids"].shape[1]
@@ -57,7 +57,7 @@ def test_guidance_of_one_needs_no_unconditional_rows(pipe):
     assert torch.equal(one, tokens(pipe, PROMPTS, guidance_scale=1.0, negative_prompt="owl"))
 
 
-def test_more_pictures_of_a_prompt_reuse_its_text(pipe):
+def test_more_images_of_a_prompt_reuse_its_text(pipe):
     calls = Calls(pipe)
     grids = tokens(pipe, PROMPTS[:2], num_images_per_prompt=3)
     assert calls[0][0] == 3 and {shape[0] for shape in calls[1:]} == {12}
@@ -193,14 +193,14 @@ def test_latents_have_a_size_of_their_own(pipe):
     assert torch.equal(tokens(pipe, latents=latents), tokens(pipe, latents=latents, height=8, width=12))
 
 
-def test_a_model_without_picture_tokenizer_gives_token_grids(processor):
-    model = tiny.showo("llama", text_ids=processor.pad_token_id, pictures=False)
+def test_a_model_without_image_tokenizer_gives_token_grids(processor):
+    model = tiny.showo("llama", text_ids=processor.pad_token_id, images=False)
     pipe = ShowoT2IPipeline(model, processor, MaskGITScheduler(mask_token_id=tiny.CODES))
     pipe.set_progress_bar_config(disable=True)
     assert tokens(pipe).shape == (1, 4, 4)
     with pytest.raises(ValueError, match="`output_type` must be 'latent'"):
         pipe("owl")
-    with pytest.raises(ValueError, match="`height` and `width` need a picture tokenizer"):
+    with pytest.raises(ValueError, match="`height` and `width` need an image tokenizer"):
         tokens(pipe, height=16)
 
 
@@ -333,7 +333,7 @@ def test_offloading_changes_no_token(processor, pipe):
 
 
 def test_an_offloaded_model_is_loaded_to_decode_a_finished_grid(processor):
-    """Where nothing is unknown, the picture tokenizer is the first to run."""
+    """Where nothing is unknown, the image tokenizer is the first to run."""
     pipe, loads = tiny.pipeline(processor), []
 
     class Hook(ModelHook):

@@ -43,7 +43,7 @@ slow = pytest.mark.slow
 
 
 @pytest.mark.parametrize("number", [0, pytest.param(1, marks=slow), pytest.param(2, marks=slow), 3, 4, 5, 6])
-def test_pictures_are_the_original_s_token_for_token(original, reference, number):
+def test_images_are_the_original_s_token_for_token(original, reference, number):
     assert torch.equal(run_case(original, reference, number), reference.tensors[f"t2i.{number}.tokens"])
 
 
@@ -77,19 +77,19 @@ def plain_loop(pipe, prompts, steps, scale, seed, known=None):
     draws = generator(seed)
     ids = pipe.processor.text_to_image(prompts)["input_ids"]
     empty = pipe.processor.text_to_image([""] * batch)["input_ids"]
-    picture = slice(ids.shape[1] - tokens - 1, ids.shape[1] - 1)
+    image = slice(ids.shape[1] - tokens - 1, ids.shape[1] - 1)
     if known is not None:
-        ids[:, picture] = torch.where(known == tiny.CODES, mask, known + config.image_token_offset)
+        ids[:, image] = torch.where(known == tiny.CODES, mask, known + config.image_token_offset)
     temperature = 1.0
     for step in range(steps):
-        empty[:, picture] = ids[:, picture]
-        whole = model(torch.cat([ids, empty])).logits[:, picture]
+        empty[:, image] = ids[:, image]
+        whole = model(torch.cat([ids, empty])).logits[:, image]
         codes = whole[..., config.image_token_offset : config.image_token_offset + config.codebook_size]
         conditional, unconditional = codes.chunk(2)
         p = (scale * conditional - (scale - 1) * unconditional).softmax(-1)
         drawn = torch.multinomial(p.flatten(0, 1), 1, generator=draws).view(batch, tokens)
         noise = -torch.log(-torch.log(torch.zeros(batch, tokens).uniform_(0, 1, generator=draws)))
-        unknown = ids[:, picture] == mask
+        unknown = ids[:, image] == mask
         ratio = (step + 1) / steps
         share = torch.floor(tokens * torch.cos(torch.tensor(ratio) * math.pi / 2))
         temperature *= 1 - ratio
@@ -98,11 +98,11 @@ def plain_loop(pipe, prompts, steps, scale, seed, known=None):
             left = int(unknown[row].sum())
             masked = max(1, min(left - 1, int(share)))
             order = confidence[row].masked_fill(~unknown[row], math.inf).argsort()
-            filled = torch.where(unknown[row], drawn[row] + config.image_token_offset, ids[row, picture])
+            filled = torch.where(unknown[row], drawn[row] + config.image_token_offset, ids[row, image])
             if step < steps - 1:
                 filled[order[:masked]] = mask
-            ids[row, picture] = filled
-    return ids[:, picture] - config.image_token_offset
+            ids[row, image] = filled
+    return ids[:, image] - config.image_token_offset
 
 
 @pytest.mark.parametrize("backbone", ["phi", "llama"])
@@ -130,7 +130,7 @@ def test_saving_work_changes_no_token(processor, backbone, half_known, steps, sc
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("number", [0, 3])
-def test_a_cpu_generator_with_a_gpu_model_gives_the_original_s_pictures(original, reference, number):
+def test_a_cpu_generator_with_a_gpu_model_gives_the_original_s_images(original, reference, number):
     pipe = original(masking_schedule=reference.cases["t2i"][number].get("schedule", "cosine"))
     pipe.to("cuda")
     try:

@@ -1,4 +1,4 @@
-"""What is common to the pipelines that begin with a picture; for each of them."""
+"""What is common to the pipelines that begin with an image; for each of them."""
 
 from fractions import Fraction
 
@@ -13,7 +13,7 @@ from talking import PROCESSOR, Calls, generator, grid, pixels
 from showo_hf import (
     MaskAndReplaceScheduler,
     MaskGITScheduler,
-    PromptPart,
+    RegionalPrompt,
     ShowoExtrapolatePipeline,
     ShowoImagePipelineOutput,
     ShowoImg2ImgPipeline,
@@ -33,22 +33,22 @@ def editor(kind):
 
 
 def given_part(kind: type, grids: torch.Tensor) -> torch.Tensor:
-    """The part of edited grids, or of pictures, where the given one lies; without the hole."""
+    """The part of edited grids, or of images, where the given one lies; without the hole."""
     if kind is ShowoExtrapolatePipeline:
         return grids[..., : grids.shape[-1] // 6 * 4]
     return grids
 
 
-# Pictures of any kind, and what comes out
+# Images of any kind, and what comes out
 
 
-def test_a_picture_may_be_anything_that_holds_pixels_or_tokens(editor, tmp_path):
-    picture = pixels()
-    picture.save(tmp_path / "picture.png")
-    array, codes = np.array(picture), encoded(picture, editor)
+def test_an_image_may_be_anything_that_holds_pixels_or_tokens(editor, tmp_path):
+    pil_image = pixels()
+    pil_image.save(tmp_path / "image.png")
+    array, codes = np.array(pil_image), encoded(pil_image, editor)
     expected = edit(editor, image=codes)
-    kinds = [picture, array, array / 255, torch.tensor(array).movedim(-1, 0), torch.tensor(array)[None] / 255]
-    kinds += [tmp_path / "picture.png", str(tmp_path / "picture.png"), [picture], codes[0], [codes[0]]]
+    kinds = [pil_image, array, array / 255, torch.tensor(array).movedim(-1, 0), torch.tensor(array)[None] / 255]
+    kinds += [tmp_path / "image.png", str(tmp_path / "image.png"), [pil_image], codes[0], [codes[0]]]
     for image in kinds:
         assert torch.equal(edit(editor, image=image), expected), type(image)
 
@@ -82,7 +82,7 @@ def test_output_types(editor):
     assert torch.equal(plain, codes)
 
 
-def test_a_picture_is_worked_on_at_the_trained_size_or_as_asked(kind, editor):
+def test_an_image_is_worked_on_at_the_trained_size_or_as_asked(kind, editor):
     more = 2 if kind is ShowoExtrapolatePipeline else 0
     options = {"mask_image": torch.ones(2, 3)} if kind is ShowoInpaintPipeline else {}
     wide = pixels(size=(30, 45))  # height, width
@@ -134,8 +134,8 @@ def test_numbers_may_be_numpy_s(kind, editor):
     [
         ({"guidance_scale": Fraction(5, 2)}, "`guidance_scale` must be a finite number"),
         ({"num_inference_steps": Fraction(4)}, "`num_inference_steps` must be an integer"),
-        ({"prompt": [PromptPart("owl", Fraction(3, 2))]}, "`prompt` must have parts with finite weights"),
-        ({"prompt": [PromptPart("owl", True)]}, "`prompt` must have parts with finite weights"),
+        ({"prompt": [RegionalPrompt("owl", Fraction(3, 2))]}, "`prompt` must have parts with finite weights"),
+        ({"prompt": [RegionalPrompt("owl", True)]}, "`prompt` must have parts with finite weights"),
     ],
 )
 def test_other_kinds_of_numbers_are_refused_before_any_work(editor, options, message):
@@ -158,7 +158,11 @@ def test_text_guides_and_a_negative_prompt_leads_away(editor):
 
 
 LEFT = torch.tensor([[1.0, 0.0]] * 2)
-COMPOSED = [[PromptPart("owl", mask=LEFT), PromptPart("two hearts", 0.5)], "a green pear", [PromptPart("owl", 2.0)]]
+COMPOSED = [
+    [RegionalPrompt("owl", mask=LEFT), RegionalPrompt("two hearts", 0.5)],
+    "a green pear",
+    [RegionalPrompt("owl", 2.0)],
+]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +186,7 @@ def test_a_batch_with_a_generator_each_gives_what_each_gives_alone(kind, editor,
         assert torch.equal(together[number : number + 1], alone), number
 
 
-def test_pictures_and_seeds(editor):
+def test_images_and_seeds(editor):
     assert torch.equal(edit(editor, PROMPTS), edit(editor, PROMPTS, image=grid().expand(3, -1, -1)))
     assert not torch.equal(edit(editor, PROMPTS), edit(editor, PROMPTS, seed=1))
     torch.manual_seed(3)
@@ -191,7 +195,7 @@ def test_pictures_and_seeds(editor):
     assert torch.equal(first, edit(editor, generator=None))
 
 
-def test_more_pictures_of_a_prompt_are_of_the_prompt_s_own_picture(editor):
+def test_more_images_of_a_prompt_are_of_the_prompt_s_own_image(editor):
     grids = grid(shape=(2, 4, 4))
     found = edit(editor, PROMPTS[:2], image=grids, num_images_per_prompt=2)
     repeated = edit(editor, [one for one in PROMPTS[:2] for _ in range(2)], image=grids.repeat_interleave(2, 0))
@@ -270,12 +274,12 @@ def test_offloading_from_a_gpu(kind):
         assert pipe.model.device.type == "cpu"
 
 
-def test_a_model_without_picture_tokenizer_takes_and_gives_token_grids(kind, editor):
-    model = tiny.showo("llama", text_ids=PROCESSOR.pad_token_id, pictures=False)
+def test_a_model_without_image_tokenizer_takes_and_gives_token_grids(kind, editor):
+    model = tiny.showo("llama", text_ids=PROCESSOR.pad_token_id, images=False)
     pipe = make(kind, model)
     options = {"extent": 2} if kind is ShowoExtrapolatePipeline else {}  # tokens for pixels
     assert edit(pipe, **options).shape == edit(editor).shape
-    with pytest.raises(ValueError, match="`image` must be a token grid for a model without picture tokenizer"):
+    with pytest.raises(ValueError, match="`image` must be a token grid for a model without image tokenizer"):
         edit(pipe, image=pixels(), **options)
     with pytest.raises(ValueError, match="`output_type` must be 'latent'"):
         edit(pipe, output_type="pil", **options)
@@ -288,23 +292,23 @@ def test_a_model_without_picture_tokenizer_takes_and_gives_token_grids(kind, edi
     "inputs, error, message",
     [
         ({"prompt": None}, TypeError, "`prompt` must be a text or a list of texts, got NoneType"),
-        ({"prompt": [[PromptPart("owl")], 3]}, TypeError, "lists of `PromptPart`, got int in it"),
-        ({"prompt": [PromptPart("owl", float("nan"))]}, ValueError, "finite weights, got nan for 'owl'"),
+        ({"prompt": [[RegionalPrompt("owl")], 3]}, TypeError, "lists of `RegionalPrompt`, got int in it"),
+        ({"prompt": [RegionalPrompt("owl", float("nan"))]}, ValueError, "finite weights, got nan for 'owl'"),
         (
-            {"prompt": [PromptPart("owl", mask=torch.ones(3))]},
+            {"prompt": [RegionalPrompt("owl", mask=torch.ones(3))]},
             ValueError,
-            r"`PromptPart.mask` as an array must be \(H, W\)",
+            r"`RegionalPrompt.mask` as an array must be \(H, W\)",
         ),
         (
-            {"prompt": [PromptPart("owl"), "two hearts"]},
+            {"prompt": [RegionalPrompt("owl"), "two hearts"]},
             TypeError,
-            r"must be a list of `PromptPart` alone, .* got \['PromptPart', 'str'\] in it",
+            r"must be a list of `RegionalPrompt` alone, .* got \['RegionalPrompt', 'str'\] in it",
         ),
         ({"negative_prompt": ["a", "b"]}, ValueError, "`negative_prompt` must be one text or one for each of the 1"),
-        ({"image": None}, ValueError, "`image` must be one picture or one for each of the 1 prompts, got 0"),
+        ({"image": None}, ValueError, "`image` must be one image or one for each of the 1 prompts, got 0"),
         ({"image": [pixels(), pixels()]}, ValueError, "one for each of the 1 prompts, got 2"),
-        ({"image": "no such file"}, ValueError, "`image` holds a picture that cannot be read"),
-        ({"image": 3}, TypeError, "`image` must hold PIL pictures, arrays, tensors, paths or URLs, got int"),
+        ({"image": "no such file"}, ValueError, "`image` holds an image that cannot be read"),
+        ({"image": 3}, TypeError, "`image` must hold PIL images, arrays, tensors, paths or URLs, got int"),
         ({"image": torch.full((3, 8, 8), 1.5)}, ValueError, r"`image` as floats must be in \[0, 1\]"),
         ({"image": grid(shape=(2, 4, 4))}, ValueError, "`image` must hold 1 grids"),
         ({"image": grid(shape=(16,))}, ValueError, "`image` must be an int64 tensor of shape"),
@@ -359,13 +363,13 @@ def test_a_scheduler_of_another_codebook_is_refused(editor):
         edit(editor)
 
 
-def test_pictures_of_different_aspects_need_a_size():
+def test_images_of_different_aspects_need_a_size():
     pipe = make(ShowoImg2ImgPipeline)
     images = [pixels(size=(16, 24)), pixels(size=(16, 16))]
-    with pytest.raises(ValueError, match=r"pictures of one aspect, .* got sizes \[\(16, 16\), \(16, 24\)\]"):
+    with pytest.raises(ValueError, match=r"images of one aspect, .* got sizes \[\(16, 16\), \(16, 24\)\]"):
         edit(pipe, PROMPTS[:2], image=images)
     assert edit(pipe, PROMPTS[:2], image=images, height=16, width=24).shape == (2, 4, 6)
 
 
-def test_pil_pictures_come_out(editor):
+def test_pil_images_come_out(editor):
     assert [type(image) for image in edit(editor, PROMPTS, image=pixels(), output_type="pil")] == [Image.Image] * 3

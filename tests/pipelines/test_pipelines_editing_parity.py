@@ -8,7 +8,7 @@ from showo_hf import MaskGITScheduler, ShowoExtrapolatePipeline, ShowoInpaintPip
 
 @pytest.fixture
 def original(reference_model, reference_processor):
-    """A pipeline of the recorded model, without its picture tokenizer."""
+    """A pipeline of the recorded model, without its image tokenizer."""
 
     def make(kind):
         pipe = kind(reference_model, reference_processor, MaskGITScheduler())
@@ -30,7 +30,7 @@ def options(reference, case) -> dict:
 
 def test_a_hole_is_painted_as_in_the_original(original, reference):
     hole, known = (reference.tensors[f"inpaint.{name}"].view(1, 16, 16) for name in ("hole", "tokens_in"))
-    # The mask at the resolution of a picture, of which one pixel is marked in each patch.
+    # The mask at the resolution of an image, of which one pixel is marked in each patch.
     mask = torch.zeros(256, 256)
     mask[5::16, 9::16] = hole[0].float()
     painted = original(ShowoInpaintPipeline)(
@@ -40,7 +40,7 @@ def test_a_hole_is_painted_as_in_the_original(original, reference):
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_pictures_are_extended_as_in_the_original(original, reference, number):
+def test_images_are_extended_as_in_the_original(original, reference, number):
     case = reference.cases["extrapolate"][number]
     extended = original(ShowoExtrapolatePipeline)(
         image=reference.tensors[f"extrapolate.{number}.grid_in"],

@@ -1,4 +1,4 @@
-"""Prompts of several parts, and guidance over the steps: their numbers, and what they make of pictures."""
+"""Prompts of several parts, and guidance over the steps: their numbers, and what they make of images."""
 
 import math
 
@@ -11,7 +11,7 @@ from painting import PROMPTS, WINDOW, edit, from_words, make
 from PIL import Image
 from talking import PROCESSOR, Calls, generator, grid
 
-from showo_hf import PromptPart, ShowoInpaintPipeline, ShowoT2IPipeline
+from showo_hf import RegionalPrompt, ShowoInpaintPipeline, ShowoT2IPipeline
 from showo_hf.pipelines.encoded_prompts import Composition
 from showo_hf.pipelines.guidance import GUIDANCE_SCHEDULES, check_guidance, guidance_at, guide
 from showo_hf.pipelines.prompts import compose, is_plain, prompt_parts
@@ -87,11 +87,11 @@ def test_steps_outside_of_the_interval_run_no_unconditional_rows():
 
 
 def test_prompts_are_texts_and_lists_of_parts():
-    part = PromptPart("owl", 2.0)
-    assert prompt_parts("owl") == [(PromptPart("owl"),)]
-    assert prompt_parts(["owl", "heart"]) == [(PromptPart("owl"),), (PromptPart("heart"),)]
-    assert prompt_parts([part, PromptPart("heart")]) == [(part, PromptPart("heart"))]
-    assert prompt_parts([[part], "heart"]) == [(part,), (PromptPart("heart"),)]
+    part = RegionalPrompt("owl", 2.0)
+    assert prompt_parts("owl") == [(RegionalPrompt("owl"),)]
+    assert prompt_parts(["owl", "heart"]) == [(RegionalPrompt("owl"),), (RegionalPrompt("heart"),)]
+    assert prompt_parts([part, RegionalPrompt("heart")]) == [(part, RegionalPrompt("heart"))]
+    assert prompt_parts([[part], "heart"]) == [(part,), (RegionalPrompt("heart"),)]
     for wrong in (part, [part, "heart"], [[part, "heart"]], [[]], [[part], None]):
         with pytest.raises(TypeError, match="`prompt` must be a"):
             prompt_parts(wrong)
@@ -99,7 +99,7 @@ def test_prompts_are_texts_and_lists_of_parts():
 
 def test_a_part_has_one_text():
     with pytest.raises(TypeError, match="`prompt` must have parts with one text each, got list"):
-        from_words([PromptPart(["owl", "heart"])])
+        from_words([RegionalPrompt(["owl", "heart"])])
 
 
 def test_encoding_prompts_checks_them():
@@ -109,11 +109,13 @@ def test_encoding_prompts_checks_them():
 
 
 def test_only_prompts_that_are_not_plain_are_composed():
-    assert is_plain([PromptPart("owl")]) and compose([[PromptPart("owl")]] * 2, (4, 4)) is None
-    for parts in ([PromptPart("owl", 2.0)], [PromptPart("owl", mask=ONES)], [PromptPart("owl")] * 2):
+    assert is_plain([RegionalPrompt("owl")]) and compose([[RegionalPrompt("owl")]] * 2, (4, 4)) is None
+    for parts in ([RegionalPrompt("owl", 2.0)], [RegionalPrompt("owl", mask=ONES)], [RegionalPrompt("owl")] * 2):
         assert not is_plain(parts)
     mask = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
-    composed = compose([[PromptPart("owl")], [PromptPart("owl", -2.0), PromptPart("heart", 3.0, mask)]], (2, 2))
+    composed = compose(
+        [[RegionalPrompt("owl")], [RegionalPrompt("owl", -2.0), RegionalPrompt("heart", 3.0, mask)]], (2, 2)
+    )
     assert composed.samples.tolist() == [0, 1, 1]
     assert torch.equal(composed.weights, torch.stack([torch.ones(2, 2), -2 * torch.ones(2, 2), 3 * mask]))
 
@@ -134,19 +136,19 @@ def test_logits_are_composed_for_what_is_unknown():
     assert torch.equal(part, weights[:, 1:2, :2])
 
 
-@pytest.mark.parametrize("pictures", [[0], [1, 2], [0, 2], [0, 1, 2]])
-def test_prompts_of_some_of_the_pictures(pictures):
+@pytest.mark.parametrize("images", [[0], [1, 2], [0, 2], [0, 1, 2]])
+def test_prompts_of_some_of_the_images(images):
     pipe = make(ShowoT2IPipeline)
-    prompts = ["owl", [PromptPart("two hearts", 0.5), PromptPart("a red apple")], [PromptPart("owl", 2.0)]]
+    prompts = ["owl", [RegionalPrompt("two hearts", 0.5), RegionalPrompt("a red apple")], [RegionalPrompt("owl", 2.0)]]
     for chosen in (prompts, PROMPTS):
-        some = pipe.encode_prompt(chosen).select(pictures, 3)
-        expected = pipe.encode_prompt([chosen[number] for number in pictures])
-        tokens = torch.full((len(pictures), 16), tiny.CODES)
+        some = pipe.encode_prompt(chosen).select(images, 3)
+        expected = pipe.encode_prompt([chosen[number] for number in images])
+        tokens = torch.full((len(images), 16), tiny.CODES)
         found, wanted = (
             pipe.predict_codes(
                 tokens,
                 one,
-                pipe.picture_attention_mask(one, pipe.picture_input_ids(tokens)[one.sample_of_rows(len(pictures))]),
+                pipe.image_attention_mask(one, pipe.image_input_ids(tokens)[one.sample_of_rows(len(images))]),
                 2.0,
             )
             for one in (some, expected)
@@ -154,7 +156,7 @@ def test_prompts_of_some_of_the_pictures(pictures):
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
-# Pictures of them
+# Images of them
 
 
 LEFT = torch.tensor([[1.0, 1.0, 0.0, 0.0, 0.0]])  # ends within a patch
@@ -163,30 +165,30 @@ LEFT = torch.tensor([[1.0, 1.0, 0.0, 0.0, 0.0]])  # ends within a patch
 @pytest.mark.parametrize(
     "parts, same",
     [
-        ([PromptPart("owl", mask=ONES)], {"prompt": "owl"}),
-        ([PromptPart("owl", 1)], {"prompt": "owl"}),
-        ([PromptPart("owl", 2.0)], {"prompt": "owl", "guidance_scale": 5.5}),
-        ([PromptPart("owl", 0.25), PromptPart("owl", 0.75)], {"prompt": "owl"}),
-        ([PromptPart("owl", mask=LEFT), PromptPart("owl", mask=1 - LEFT)], {"prompt": "owl"}),
-        ([PromptPart("owl"), PromptPart("two hearts", 0.0)], {"prompt": "owl"}),
-        ([PromptPart("two hearts", mask=0 * LEFT), PromptPart("owl")], {"prompt": "owl"}),
-        ([PromptPart("owl", 0.0)], {"prompt": ""}),
-        ([PromptPart("two hearts"), PromptPart("owl"), PromptPart("owl", -1.0)], {"prompt": "two hearts"}),
+        ([RegionalPrompt("owl", mask=ONES)], {"prompt": "owl"}),
+        ([RegionalPrompt("owl", 1)], {"prompt": "owl"}),
+        ([RegionalPrompt("owl", 2.0)], {"prompt": "owl", "guidance_scale": 5.5}),
+        ([RegionalPrompt("owl", 0.25), RegionalPrompt("owl", 0.75)], {"prompt": "owl"}),
+        ([RegionalPrompt("owl", mask=LEFT), RegionalPrompt("owl", mask=1 - LEFT)], {"prompt": "owl"}),
+        ([RegionalPrompt("owl"), RegionalPrompt("two hearts", 0.0)], {"prompt": "owl"}),
+        ([RegionalPrompt("two hearts", mask=0 * LEFT), RegionalPrompt("owl")], {"prompt": "owl"}),
+        ([RegionalPrompt("owl", 0.0)], {"prompt": ""}),
+        ([RegionalPrompt("two hearts"), RegionalPrompt("owl"), RegionalPrompt("owl", -1.0)], {"prompt": "two hearts"}),
     ],
 )
-def test_parts_that_say_the_same_as_a_text_make_the_same_picture(parts, same):
+def test_parts_that_say_the_same_as_a_text_make_the_same_image(parts, same):
     assert torch.equal(from_words(parts), from_words(**same))
 
 
 def test_a_part_counts_in_its_region_alone():
-    regional = [PromptPart("owl", mask=LEFT), PromptPart("two hearts", mask=1 - LEFT)]
+    regional = [RegionalPrompt("owl", mask=LEFT), RegionalPrompt("two hearts", mask=1 - LEFT)]
     found = from_words(regional, num_inference_steps=1)
     # In one step no token sees what another becomes.
     assert torch.equal(found[..., :1], from_words("owl", num_inference_steps=1)[..., :1])
     assert torch.equal(found[..., 2:], from_words("two hearts", num_inference_steps=1)[..., 2:])
-    as_picture = Image.new("L", (5, 1))
-    as_picture.paste(255, (0, 0, 2, 1))
-    assert torch.equal(found, from_words([PromptPart("owl", mask=as_picture), regional[1]], num_inference_steps=1))
+    as_image = Image.new("L", (5, 1))
+    as_image.paste(255, (0, 0, 2, 1))
+    assert torch.equal(found, from_words([RegionalPrompt("owl", mask=as_image), regional[1]], num_inference_steps=1))
 
 
 def test_without_guidance_parts_are_mixed_and_need_the_unconditional_rows():
@@ -194,51 +196,51 @@ def test_without_guidance_parts_are_mixed_and_need_the_unconditional_rows():
 
     def logits(prompt, scale=1.0):
         prompts = pipe.encode_prompt(prompt, do_classifier_free_guidance=False)
-        ids = pipe.picture_input_ids(tokens)[prompts.sample_of_rows(1)]
-        mask = pipe.picture_attention_mask(prompts, ids)
+        ids = pipe.image_input_ids(tokens)[prompts.sample_of_rows(1)]
+        mask = pipe.image_attention_mask(prompts, ids)
         return pipe.predict_codes(tokens, prompts, mask, scale), prompts.num_rows
 
-    mixed, rows = logits([PromptPart("owl", 0.25), PromptPart("two hearts", 0.75)])
+    mixed, rows = logits([RegionalPrompt("owl", 0.25), RegionalPrompt("two hearts", 0.75)])
     assert rows == 3
     torch.testing.assert_close(mixed, 0.25 * logits("owl")[0] + 0.75 * logits("two hearts")[0], atol=1e-4, rtol=1e-4)
-    less, _ = logits([PromptPart("owl", 0.25)])
+    less, _ = logits([RegionalPrompt("owl", 0.25)])
     torch.testing.assert_close(less, 0.25 * logits("owl")[0] + 0.75 * logits("")[0], atol=1e-4, rtol=1e-4)
 
 
 def test_a_guidance_of_one_or_less_is_none_for_parts_too():
-    parts = [PromptPart("owl", 0.25), PromptPart("two hearts", 0.75)]
+    parts = [RegionalPrompt("owl", 0.25), RegionalPrompt("two hearts", 0.75)]
     assert torch.equal(from_words(parts, guidance_scale=0.0), from_words(parts, guidance_scale=1.0))
     assert torch.equal(
-        from_words([PromptPart("owl", mask=ONES)], guidance_scale=0.5), from_words("owl", guidance_scale=1.0)
+        from_words([RegionalPrompt("owl", mask=ONES)], guidance_scale=0.5), from_words("owl", guidance_scale=1.0)
     )
 
 
 def test_a_negative_prompt_stands_for_the_unconditional_rows():
-    parts = [PromptPart("owl", 0.0)]
+    parts = [RegionalPrompt("owl", 0.0)]
     assert torch.equal(from_words(parts, negative_prompt="two hearts"), from_words("two hearts", guidance_scale=1.0))
 
 
 def test_composed_and_plain_prompts_side_by_side():
-    prompts = [PROMPTS[0], [PromptPart(PROMPTS[1]), PromptPart(PROMPTS[2], 0.5)]]
+    prompts = [PROMPTS[0], [RegionalPrompt(PROMPTS[1]), RegionalPrompt(PROMPTS[2], 0.5)]]
     together = from_words(prompts, generator=[generator(number) for number in (0, 0, 1, 1)], num_images_per_prompt=2)
     assert torch.equal(together[:1], from_words(PROMPTS[0])) and torch.equal(together[:1], together[1:2])
     assert torch.equal(together[3:], from_words(prompts[1], seed=1))
     assert not torch.equal(together[3:], from_words(PROMPTS[1], seed=1))
 
 
-def test_regions_lie_on_the_whole_of_a_larger_picture():
+def test_regions_lie_on_the_whole_of_a_larger_image():
     """Equal texts left and right are one text, in each of the windows."""
     pipe, image = make(ShowoInpaintPipeline), grid(shape=(6, 8))
     options = {"image": image, "mask_image": torch.ones(3, 4), "num_inference_steps": 2}
-    parts = [PromptPart("owl", mask=LEFT), PromptPart("owl", mask=1 - LEFT)]
+    parts = [RegionalPrompt("owl", mask=LEFT), RegionalPrompt("owl", mask=1 - LEFT)]
     assert torch.equal(edit(pipe, parts, **options), edit(pipe, "owl", **options))
-    other = [parts[0], PromptPart("two hearts", mask=1 - LEFT)]
+    other = [parts[0], RegionalPrompt("two hearts", mask=1 - LEFT)]
     assert not torch.equal(edit(pipe, other, **options), edit(pipe, "owl", **options))
 
 
 def test_each_text_is_encoded_once():
     pipe = make(ShowoT2IPipeline)
-    parts = [PromptPart("owl"), PromptPart("", 2.0), PromptPart("owl", -1.0)]
+    parts = [RegionalPrompt("owl"), RegionalPrompt("", 2.0), RegionalPrompt("owl", -1.0)]
     shapes = []
     hook = pipe.model.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True

@@ -71,19 +71,19 @@ def test_nothing_unknown_needs_no_window():
     assert plan_windows(torch.zeros(5, 5, dtype=torch.bool), (4, 4)) == []
 
 
-def test_pictures_share_windows_and_each_keeps_its_order():
+def test_images_share_windows_and_each_keeps_its_order():
     plans = [plan_windows(torch.rand(9, 9, generator=generator(seed)) < 0.15, (4, 4)) for seed in range(4)]
     shared = share_windows(plans)
     assert len(shared) < sum(map(len, plans)), "they are made together"
     for number, plan in enumerate(plans):
-        assert [window for window, pictures in shared if number in pictures] == plan
+        assert [window for window, images in shared if number in images] == plan
 
 
 # In a pipeline
 
 
 @pytest.mark.parametrize("side, windows", [(4, 1), (6, 4), (8, 9), (12, 25)])
-def test_the_model_sees_no_more_as_the_picture_grows(side, windows):
+def test_the_model_sees_no_more_as_the_image_grows(side, windows):
     pipe = make(ShowoImg2ImgPipeline)
     calls = Calls(pipe)
     found = edit(pipe, image=grid(shape=(side, side)), strength=1.0, num_inference_steps=2)
@@ -101,13 +101,13 @@ def test_only_windows_with_something_to_paint_are_made():
     assert calls[1:] == [(2, WINDOW)] * 4 * 2
 
 
-def test_a_large_grid_with_everything_unknown_is_text_to_picture():
+def test_a_large_grid_with_everything_unknown_is_text_to_image():
     everything = {"mask_image": torch.ones(LARGE, LARGE), "image": grid(shape=(LARGE, LARGE))}
     large = from_words(height=LARGE * tiny.FACTOR, width=LARGE * tiny.FACTOR)
     assert torch.equal(edit(make(ShowoInpaintPipeline), **everything), large)
 
 
-#: Different masks for three pictures: their windows are not the same, and one has nothing to paint.
+#: Different masks for three images: their windows are not the same, and one has nothing to paint.
 MASKS = [
     hole(slice(0, 5), slice(1, 8), LARGE),
     torch.zeros(LARGE, LARGE),
@@ -144,7 +144,7 @@ def assert_as_alone(pipe, options: dict, of_each: dict[str, list]):
         assert torch.equal(together[number : number + 1], alone), number
 
 
-def test_a_picture_that_is_done_early_draws_what_it_draws_beside_others():
+def test_an_image_that_is_done_early_draws_what_it_draws_beside_others():
     pipe = make(ShowoExtrapolatePipeline, scheduler=EntropyBoundScheduler(mask_token_id=tiny.CODES, entropy_bound=8.0))
     calls = Calls(pipe)
     grids, options = grid(shape=(3, 4, 4)), {"rounds": 2, "direction": "down", "num_inference_steps": 8}

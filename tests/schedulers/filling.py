@@ -62,8 +62,8 @@ def grids(draw, most_unknown=None):
 def run(made, sample, draws, model_seed=0, skip=False):
     """Steps until `finished`, with other logits at each; yields the samples before and after, and the output or None."""
     for step, timestep in enumerate(made.timesteps):
-        if skip and made.is_idle(timestep, sample):
-            made.skip_step(timestep, sample, draws)
+        if skip and made.is_noop(timestep, sample):
+            made.advance_generator(timestep, sample, draws)
             yield sample, sample, None
             continue
         output = made.step(logits(sample.shape, model_seed + step), timestep, sample, generator=draws)

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from showo_hf import HaltonScheduler, MaskGITScheduler
-from showo_hf.schedulers import DiscreteSchedulerOutput
+from showo_hf.schedulers import TokenSchedulerOutput
 
 
 EACH = pytest.mark.parametrize("kind", KINDS)
@@ -122,7 +122,7 @@ def test_a_skipped_step_draws_what_a_step_draws(kind, grid, steps, seed, listed)
         made = scheduler(kind, steps, size)
         for step, timestep in enumerate(made.timesteps):
             if skip:
-                made.skip_step(timestep, sample, draws)
+                made.advance_generator(timestep, sample, draws)
             else:
                 made.step(logits(sample.shape, step), timestep, sample, generator=draws)
         states.append([one.get_state() for one in (draws if listed else [draws])])
@@ -160,7 +160,7 @@ def test_a_step_is_idle_when_no_logits_would_change_a_token(kind, grid, steps, s
     size, sample = grid
     made = scheduler(kind, steps, size)
     timestep = data.draw(st.integers(0, steps - 1))
-    idle = made.is_idle(timestep, sample)
+    idle = made.is_noop(timestep, sample)
     after = made.step(logits(sample.shape), timestep, sample, generator=generator(seed)).prev_sample
     assert idle is torch.equal(after, sample)
 
@@ -208,7 +208,7 @@ def test_logits_of_known_tokens_are_not_looked_at(kind):
 def test_shapes_dtypes_and_inputs(kind):
     x, sample = logits((2, 9)), unknown(2, 9)
     output = scheduler(kind).step(x, torch.tensor(5), sample, generator=generator())
-    assert isinstance(output, DiscreteSchedulerOutput)
+    assert isinstance(output, TokenSchedulerOutput)
     assert output.prev_sample.shape == output.pred_original_sample.shape == (2, 9)
     assert output.prev_sample.dtype == output.pred_original_sample.dtype == torch.int64
     as_tuple = scheduler(kind).step(x, 5, sample, generator=generator(), return_dict=False)
@@ -247,7 +247,7 @@ def test_idle_steps_can_be_skipped_on_a_gpu(kind):
     sample = torch.zeros(2, 256, dtype=torch.int64, device="cuda")
     sample[:, 7] = MASK
     scheduler(kind).step(logits((2, 256)).cuda(), 5, sample, generator=draws[0])
-    scheduler(kind).skip_step(5, sample, draws[1])
+    scheduler(kind).advance_generator(5, sample, draws[1])
     assert torch.equal(draws[0].get_state(), draws[1].get_state())
 
 
@@ -341,4 +341,4 @@ def test_an_idle_step_is_told_by_a_scheduler_that_is_ready():
     sample = torch.tensor([[3, MASK, 5]])
     for cls in (MaskGITScheduler, HaltonScheduler):
         with pytest.raises(ValueError, match="Call `set_timesteps`"):
-            cls(mask_token_id=MASK).is_idle(0, sample)
+            cls(mask_token_id=MASK).is_noop(0, sample)

@@ -53,13 +53,13 @@ def true_model(chain, truth) -> list[torch.Tensor]:
     return logits
 
 
-def whole_bound(made, chain, logits, picture) -> float:
+def whole_bound(made, chain, logits, image) -> float:
     """All terms of the training loss's bound, its expectation over x_t summed out."""
-    index = int((chain.states == picture).all(-1).nonzero())
+    index = int((chain.states == image).all(-1).nonzero())
     count, total = len(chain.states), 0.0
     for t in range(1, chain.times + 1):
         loss = made.training_loss(
-            logits[t], picture.expand(count, -1), chain.states, torch.full((count,), t), torch.ones(count)
+            logits[t], image.expand(count, -1), chain.states, torch.full((count,), t), torch.ones(count)
         )
         total += (chain.noising(t)[index] * loss.bound).sum().item()
     return total + loss.prior[0].item()
@@ -69,7 +69,7 @@ def whole_bound(made, chain, logits, picture) -> float:
 @pytest.mark.parametrize("left", [0.0, 0.2])
 @pytest.mark.parametrize("seed", range(2))
 def test_the_bound_is_above_the_negative_log_likelihood(mask_share, left, seed):
-    """Also where the last time tells a little of the picture, so that the prior's term counts."""
+    """Also where the last time tells a little of the image, so that the prior's term counts."""
     made = scheduler(times=4, mask_share=mask_share)
     keep = 1 - (1 - left) * torch.linspace(0, 1, 5, dtype=torch.float64)
     made.cumulative = cumulative(keep, mask_share * (1 - keep), CODES)
@@ -77,29 +77,29 @@ def test_the_bound_is_above_the_negative_log_likelihood(mask_share, left, seed):
     logits = random_model(made, chain, seed)
     p0 = [values.softmax(-1) for values in logits]
     likelihood = chain.likelihood(p0, prior_of(made))
-    assert likelihood[chain.pictures].sum().item() == pytest.approx(1)
-    for index in chain.pictures:
-        picture = chain.states[index]
-        bound = whole_bound(made, chain, logits, picture)
-        assert bound == pytest.approx(chain.bound(p0, picture, prior_of(made)), rel=1e-5)
+    assert likelihood[chain.images].sum().item() == pytest.approx(1)
+    for index in chain.images:
+        image = chain.states[index]
+        bound = whole_bound(made, chain, logits, image)
+        assert bound == pytest.approx(chain.bound(p0, image, prior_of(made)), rel=1e-5)
         assert bound >= -math.log(likelihood[index]) - 1e-6
 
 
 @KINDS
 def test_the_bound_of_the_true_model_comes_near_the_entropy(mask_share):
     """Two tokens of which one tells much of the other: the mean bound is above the entropy, nearer with more steps."""
-    pictures = torch.tensor([[0.3, 0.05, 0.02], [0.03, 0.25, 0.05], [0.05, 0.05, 0.2]], dtype=torch.float64)
-    entropy = -(pictures * pictures.log()).sum().item()
+    images = torch.tensor([[0.3, 0.05, 0.02], [0.03, 0.25, 0.05], [0.05, 0.05, 0.2]], dtype=torch.float64)
+    entropy = -(images * images.log()).sum().item()
     bounds = []
     for times in (2, 6, 24):
         made = scheduler(times=times, mask_share=mask_share)
         chain = chain_of(made)
         truth = torch.zeros(len(chain.states), dtype=torch.float64)
-        truth[chain.pictures] = pictures.flatten()
+        truth[chain.images] = images.flatten()
         logits = true_model(chain, truth)
         worse = random_model(made, chain)
         mean, other = (
-            sum(truth[i].item() * whole_bound(made, chain, model, chain.states[i]) for i in chain.pictures)
+            sum(truth[i].item() * whole_bound(made, chain, model, chain.states[i]) for i in chain.images)
             for model in (logits, worse)
         )
         assert entropy - 1e-6 <= mean < other
@@ -199,13 +199,13 @@ def test_a_masked_token_s_term_is_its_weighted_cross_entropy_in_absorbing_diffus
 
 
 class Toy:
-    """Four tokens of one picture, and a model's cross-entropies at each way to mask them, (16, 4)."""
+    """Four tokens of one image, and a model's cross-entropies at each way to mask them, (16, 4)."""
 
     tokens = 4
     masked = torch.tensor(list(itertools.product([False, True], repeat=4)))
     logits = torch.randn(16, 4, CODES, generator=generator(3), dtype=torch.float64)
-    picture = torch.tensor([0, 2, 1, 1])
-    entropies = -logits.log_softmax(-1)[:, range(4), picture]
+    image = torch.tensor([0, 2, 1, 1])
+    entropies = -logits.log_softmax(-1)[:, range(4), image]
     counts = masked.sum(-1)
 
     @classmethod
@@ -219,7 +219,7 @@ class Toy:
 def test_the_absorbing_bound_is_the_sum_over_how_many_are_masked(masking_schedule):
     """In the limit of many steps, whatever the schedule: each number of masked tokens counts once."""
     made = scheduler(times=3000, mask_share=1.0, masking_schedule=masking_schedule)
-    sample = torch.where(Toy.masked, CODES, Toy.picture)
+    sample = torch.where(Toy.masked, CODES, Toy.image)
     total = 0.0
     for way in range(16):
         if Toy.counts[way] == 0:
@@ -229,15 +229,15 @@ def test_the_absorbing_bound_is_the_sum_over_how_many_are_masked(masking_schedul
         chances = share ** Toy.counts[way] * (1 - share) ** (Toy.tokens - Toy.counts[way])
         expanded = (value[way].expand(3000, *value[way].shape) for value in (Toy.logits, sample))
         logits, states = expanded
-        terms = made.bound_terms(logits, Toy.picture.expand(3000, -1), states, times).sum(-1)
+        terms = made.bound_terms(logits, Toy.image.expand(3000, -1), states, times).sum(-1)
         total += (chances * terms).sum().item()
     assert total == pytest.approx(sum(Toy.mean_of(count) for count in range(1, 5)), rel=2e-3)
 
 
 def test_maskgit_s_loss_weighs_the_same_sum_by_its_schedule():
     """Its mean over draws is `sum_n P(n) L(n)`, the bound's `sum_n L(n)` with the chance that its schedule masks n."""
-    picture = Toy.picture.expand(20_000, -1)
-    _, masked = mask_tokens(picture, CODES, generator())
+    image = Toy.image.expand(20_000, -1)
+    _, masked = mask_tokens(image, CODES, generator())
     way = (masked * torch.tensor([8, 4, 2, 1])).sum(-1)
     drawn = (Toy.entropies[way] * masked).sum(-1) / masked.sum(-1)
     # floor or ceiling of 4 cos(pi u / 2), by the u at which it passes n + 1/2

@@ -24,7 +24,7 @@ def tokens(pipe, **kwargs):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pictures_are_filled_in_and_what_is_given_stays(pipe, kind):
+def test_images_are_filled_in_and_what_is_given_stays(pipe, kind):
     latents = torch.randint(tiny.CODES, (2, 4, 4), generator=torch.Generator().manual_seed(0))
     latents[0, 1:, 1:], latents[1, :3] = tiny.CODES, tiny.CODES
     grids = tokens(with_scheduler(pipe, kind), latents=latents)

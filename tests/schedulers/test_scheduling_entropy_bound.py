@@ -46,7 +46,7 @@ def test_a_step_takes_the_surest_tokens_up_to_the_bound(grid, schedule, steps, b
     assert (after != MASK).all()
 
 
-def test_an_easy_picture_is_done_in_one_step():
+def test_an_easy_image_is_done_in_one_step():
     x = torch.full((2, 9, CODES), -50.0)
     x[..., 3] = 50.0
     output = scheduler("entropy bound", 20).step(x, 19, unknown(), generator=generator())

@@ -57,7 +57,7 @@ def discrepancy(places: torch.LongTensor, side: int) -> float:
 
 @pytest.mark.parametrize("count", [16, 32, 64, 128])
 def test_the_first_places_are_spread_more_evenly_than_random_ones(count):
-    """The paper's point: at each stage the known tokens cover the picture."""
+    """The paper's point: at each stage the known tokens cover the image."""
     randomly = [discrepancy(torch.randperm(256, generator=generator(i))[:count], 16) for i in range(40)]
     ours = discrepancy(halton_order(16, 16)[:count], 16)
     assert ours < min(randomly) and ours < 0.5 * sum(randomly) / len(randomly)
@@ -156,7 +156,7 @@ def test_wrong_input_is_refused(call, message):
 def test_another_batch_within_a_run_is_refused():
     made = scheduler("halton, roll")
     made.step(logits((2, 9)), 5, unknown(2, 9), generator=generator())
-    with pytest.raises(ValueError, match="`sample` must hold 2 pictures, as at the first step, got 3"):
+    with pytest.raises(ValueError, match="`sample` must hold 2 images, as at the first step, got 3"):
         made.step(logits((3, 9)), 4, unknown(3, 9), generator=generator())
     with pytest.raises(ValueError, match="`sample` must hold 9 tokens, as `set_timesteps` said, got 16"):
         made.step(logits((2, 16)), 4, unknown(2, 16), generator=generator())

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from showo_hf import MaskGITScheduler
-from showo_hf.schedulers import DiscreteSchedulerOutput
+from showo_hf.schedulers import TokenSchedulerOutput
 from showo_hf.schedulers.mask_and_replace import log_posterior, transition_matrix
 from showo_hf.schedulers.scheduling_mask_and_replace import MaskAndReplaceScheduler
 
@@ -87,14 +87,14 @@ def test_after_the_last_step_no_mask_is_left_and_given_tokens_stay(chosen, steps
 
 
 @KINDS
-def test_another_seed_gives_another_picture(mask_share):
+def test_another_seed_gives_another_image(mask_share):
     made = scheduler(4, mask_share=mask_share)
     assert not torch.equal(run(made), run(made, seed=1))
 
 
 @KINDS
 @pytest.mark.parametrize("steps", [1, 4, 10])
-def test_a_sure_model_gets_its_picture(mask_share, steps):
+def test_a_sure_model_gets_its_image(mask_share, steps):
     wanted = torch.randint(CODES, (2, 12), generator=generator(5))
     sure = torch.nn.functional.one_hot(wanted, CODES) * 100.0
     assert torch.equal(run(scheduler(steps, mask_share=mask_share), output=sure), wanted)
@@ -159,7 +159,7 @@ def test_add_noise_draws_from_the_cumulative_transition(mask_share, time):
 
 def test_absorbing_diffusion_changes_masks_only_and_stops_when_there_are_none():
     made, sample = scheduler(3, mask_share=1.0), some_sample()
-    assert not made.predicts_known_tokens and scheduler(mask_share=0.9).predicts_known_tokens
+    assert not made.needs_all_logits and scheduler(mask_share=0.9).needs_all_logits
     known = sample != MASK
     output = made.step(logits(), 10, sample, generator=generator())
     other = torch.where(known[..., None], 50 * torch.randn(2, 12, CODES), logits())
@@ -272,7 +272,7 @@ def test_a_skipped_step_draws_what_a_step_draws(chosen, seed):
     made, sample = scheduler(3, **chosen), some_sample(seed=seed)
     draws, skipped = generator(seed), generator(seed)
     made.step(logits(seed=seed), made.timesteps[0], sample, generator=draws)
-    made.skip_step(made.timesteps[0], sample, skipped)
+    made.advance_generator(made.timesteps[0], sample, skipped)
     assert torch.equal(draws.get_state(), skipped.get_state())
 
 
@@ -357,7 +357,7 @@ def test_timesteps_count_down_from_the_last_time(times, data):
 def test_shapes_and_dtypes():
     made = scheduler(2)
     output = made.step(logits(), torch.tensor(10), unknown(), generator=generator())
-    assert isinstance(output, DiscreteSchedulerOutput)
+    assert isinstance(output, TokenSchedulerOutput)
     assert output.prev_sample.shape == output.pred_original_sample.shape == (2, 12)
     assert output.prev_sample.dtype == output.pred_original_sample.dtype == torch.int64
     as_tuple = made.step(logits(), 10, unknown(), generator=generator(), return_dict=False)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from showo_hf import MaskGITScheduler
-from showo_hf.schedulers import DiscreteSchedulerOutput
+from showo_hf.schedulers import TokenSchedulerOutput
 
 
 CODES = 16
@@ -79,7 +79,7 @@ def test_the_number_of_masked_tokens_is_the_formula_s(sample, schedule, steps, s
                 assert masked == 0
             elif left > 1:
                 assert masked == wanted
-            else:  # the last unknown token waits for the last step, unless it is the whole picture
+            else:  # the last unknown token waits for the last step, unless it is the whole image
                 assert masked == (1 if tokens > 1 else 0)
     assert output.finished
 
@@ -263,7 +263,7 @@ def test_a_second_call_starts_anew():
 
 def test_shapes_and_dtypes():
     output = scheduler().step(logits(), torch.tensor(5), unknown(), generator=generator())
-    assert isinstance(output, DiscreteSchedulerOutput)
+    assert isinstance(output, TokenSchedulerOutput)
     assert output.prev_sample.shape == output.pred_original_sample.shape == (2, 12)
     assert output.prev_sample.dtype == output.pred_original_sample.dtype == torch.int64
     as_tuple = scheduler().step(logits(), 5, unknown(), generator=generator(), return_dict=False)

@@ -18,7 +18,7 @@ STEPS = 8
 
 def model(sample: torch.LongTensor) -> torch.Tensor:
     """
-    A picture of ones, with a trap: as long as all is unknown, place 0 looks like a nine.
+    An image of ones, with a trap: as long as all is unknown, place 0 looks like a nine.
 
     Once anything is known the model is sure of ones everywhere.
     """
@@ -30,7 +30,7 @@ def model(sample: torch.LongTensor) -> torch.Tensor:
     return p.log()
 
 
-def pictures(made, batch=1) -> torch.LongTensor:
+def images(made, batch=1) -> torch.LongTensor:
     sample, draws = unknown(batch, 16), generator()
     made.set_timesteps(STEPS)
     for timestep in made.timesteps:
@@ -40,15 +40,15 @@ def pictures(made, batch=1) -> torch.LongTensor:
 
 def test_mask_predict_takes_an_early_mistake_back():
     settings = {"mask_token_id": MASK, "temperature": 0.0, "top_k": 1}
-    assert pictures(MaskGITScheduler(**settings))[0].tolist() == [9] + [1] * 15, "the trap works"
-    assert pictures(RemaskingScheduler(**settings))[0].tolist() == [1] * 16
+    assert images(MaskGITScheduler(**settings))[0].tolist() == [9] + [1] * 15, "the trap works"
+    assert images(RemaskingScheduler(**settings))[0].tolist() == [1] * 16
 
 
 @REMDM
 def test_remdm_takes_early_mistakes_back(kind):
     def mistakes(eta):
         made = scheduler(kind, eta=eta, top_k=1, masking_schedule="linear")
-        return (pictures(made, batch=400)[:, 0] == 9).float().mean().item()
+        return (images(made, batch=400)[:, 0] == 9).float().mean().item()
 
     assert mistakes(0.0) > 0.09
     assert mistakes(0.5) < 0.5 * mistakes(0.0)

@@ -48,7 +48,7 @@ class JointChain:
     def __init__(self, matrices: list[torch.Tensor], tokens: int):
         self.codes, self.tokens, self.times = len(matrices[0]) - 1, tokens, len(matrices)
         self.states = torch.tensor(list(itertools.product(range(self.codes + 1), repeat=tokens)))
-        self.pictures = [i for i, state in enumerate(self.states) if (state < self.codes).all()]
+        self.images = [i for i, state in enumerate(self.states) if (state < self.codes).all()]
         self.upto = [product(matrices[:t], self.codes) for t in range(self.times + 1)]
         self.posteriors = [bayes(self.upto[t], matrices[t]) for t in range(self.times)]  # of time t, from t + 1
 
@@ -60,9 +60,9 @@ class JointChain:
             found *= table[self.states[:, i]][:, self.states[:, i]]
         return found
 
-    def true_posteriors(self, t: int, picture: torch.Tensor) -> torch.Tensor:
+    def true_posteriors(self, t: int, image: torch.Tensor) -> torch.Tensor:
         """q(x_{t-1} | x_t, x_0) of each token at each state: (states, tokens, K + 1)."""
-        return torch.nan_to_num(self.posteriors[t - 1][self.states, picture])
+        return torch.nan_to_num(self.posteriors[t - 1][self.states, image])
 
     def model_posteriors(self, t: int, p0: torch.Tensor) -> torch.Tensor:
         """
@@ -82,14 +82,14 @@ class JointChain:
             found = found @ back
         return found
 
-    def bound(self, p0: list[torch.Tensor], picture: torch.Tensor, prior: torch.Tensor) -> float:
+    def bound(self, p0: list[torch.Tensor], image: torch.Tensor, prior: torch.Tensor) -> float:
         """The variational bound of `-log p(x_0)`: a KL for each step and each state on the way, and that of the prior."""
-        index = int((self.states == picture).all(-1).nonzero())
+        index = int((self.states == image).all(-1).nonzero())
         total = 0.0
         for t in range(1, self.times + 1):
-            terms = kl(self.true_posteriors(t, picture), self.model_posteriors(t, p0[t])).sum(-1)  # (states,)
+            terms = kl(self.true_posteriors(t, image), self.model_posteriors(t, p0[t])).sum(-1)  # (states,)
             total += (self.noising(t)[index] * terms).sum().item()
-        return total + kl(self.upto[-1][picture], prior).sum().item()
+        return total + kl(self.upto[-1][image], prior).sum().item()
 
 
 def kl(q: torch.Tensor, p: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""`showo-hf ask`: questions about pictures."""
+"""`showo-hf ask`: questions about images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .reading import (
     is_alone,
     is_url,
     one_line,
-    read_pictures,
+    read_images,
 )
 
 
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 
 
 EXAMPLES = f"""\
-Of one picture the answer alone is printed, of several "picture: answer", one a line; where there are several questions,
+Of one image the answer alone is printed, of several "image: answer", one a line; where there are several questions,
 each stands before its answer. Everything else goes to stderr.
 
 examples:
   showo-hf ask apple.png "is it food?"
 
-  several questions; the picture is read once
+  several questions; the image is read once
     showo-hf ask apple.png --question "what is this?" --question "what is the main colour?"
 
   one of these answers, each with its probability among them; write them as the model would
     showo-hf ask apple.png pear.png "is it food?" --choices yes. no.
 
   a folder of thousands, which can be interrupted and gone on with:
-  {{"picture": "pictures/apple.png", "question": "is it food?", "answer": "yes."}}
-    showo-hf ask pictures "is it food?" -o food.jsonl --batch-size 32
+  {{"image": "images/apple.png", "question": "is it food?", "answer": "yes."}}
+    showo-hf ask images "is it food?" -o food.jsonl --batch-size 32
 
 {RESUMING}"""
 
@@ -49,17 +49,15 @@ examples:
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "ask",
-        help="ask about pictures",
-        description="Ask about pictures.",
-        usage="showo-hf ask [options] PICTURE... QUESTION [--choices ANSWER ANSWER...]\n"
-        "       showo-hf ask [options] PICTURE... --question QUESTION [--question QUESTION...]",
+        help="ask about images",
+        description="Ask about images.",
+        usage="showo-hf ask [options] IMAGE... QUESTION [--choices ANSWER ANSWER...]\n"
+        "       showo-hf ask [options] IMAGE... --question QUESTION [--question QUESTION...]",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add(
-        "words", nargs="+", metavar="PICTURE... QUESTION", help="files, folders of pictures or URLs; the question last"
-    )
+    add("words", nargs="+", metavar="IMAGE... QUESTION", help="files, folders of images or URLs; the question last")
     add("-Q", "--question", action="append", metavar="QUESTION", help="in place of the last word; may be given again")
     add("--choices", nargs="+", metavar="ANSWER", help="answers to choose from; stand behind the question")
     add_reading_options(parser)
@@ -68,25 +66,25 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Answer the questions; see [`read_pictures`]."""
-    pictures, texts = pictures_and_questions(options.words, options.question)
+    """Answer the questions; see [`read_images`]."""
+    images, texts = images_and_questions(options.words, options.question)
     choices = check_choices(options.choices)
     questions: list[Record] = [{"question": text, **({"choices": choices} if choices else {})} for text in texts]
     answer = partial(choose if choices else answers, options=options)
-    show = partial(line, alone=is_alone(pictures), several=len(texts) > 1)
-    return read_pictures(options, pictures, questions, answer, show)
+    show = partial(line, alone=is_alone(images), several=len(texts) > 1)
+    return read_images(options, images, questions, answer, show)
 
 
-def pictures_and_questions(words: list[str], questions: list[str] | None) -> tuple[list[str], list[str]]:
+def images_and_questions(words: list[str], questions: list[str] | None) -> tuple[list[str], list[str]]:
     """Tell what is asked from what is asked about. `UsageError` if one of them is missing."""
     if questions is None:
         *words, question = words
         if is_url(question) or (question and Path(question).exists()):
             raise UsageError(
-                f"the question must be the last word, or given by --question, but '{question}' is a picture"
+                f"the question must be the last word, or given by --question, but '{question}' is an image"
             )
         if not words:
-            raise UsageError(f"a picture and a question are needed, got '{question}' alone")
+            raise UsageError(f"an image and a question are needed, got '{question}' alone")
         questions = [question]
     for question in questions:
         if not question.strip():
@@ -105,15 +103,15 @@ def check_choices(choices: list[str] | None) -> list[str]:
 
 
 def answers(
-    pipe: DiffusionPipeline, pictures: list[Image.Image], questions: list[Record], options: argparse.Namespace
+    pipe: DiffusionPipeline, images: list[Image.Image], questions: list[Record], options: argparse.Namespace
 ) -> list[list[Record]]:
-    """What the model says, for each picture and question."""
-    found = ask_in_words(pipe, pictures, [question["question"] for question in questions], options)
+    """What the model says, for each image and question."""
+    found = ask_in_words(pipe, images, [question["question"] for question in questions], options)
     return [[{"answer": text} for text in texts] for texts in found]
 
 
 def choose(
-    pipe: DiffusionPipeline, pictures: list[Image.Image], questions: list[Record], options: argparse.Namespace
+    pipe: DiffusionPipeline, loaded_images: list[Image.Image], questions: list[Record], options: argparse.Namespace
 ) -> list[list[Record]]:
     """The likeliest of the given answers, and the probability of each if the answer is one of them."""
     choices = questions[0]["choices"]
@@ -122,7 +120,7 @@ def choose(
         scores = pipe.score(images, prompts, choices, batch_size=options.batch_size).log_likelihoods
         return [best_choice(choices, score.double().softmax(-1).tolist()) for score in scores]
 
-    return ask_each(call, pictures, [question["question"] for question in questions])
+    return ask_each(call, loaded_images, [question["question"] for question in questions])
 
 
 def best_choice(choices: list[str], probabilities: list[float]) -> Record:
@@ -140,4 +138,4 @@ def line(record: Record, alone: bool, several: bool) -> str:
     if alone and not several:
         return answer
     said = one_line(record["question"], answer) if several else one_line(answer)
-    return said if alone else f"{record['picture']}: {said}"
+    return said if alone else f"{record['image']}: {said}"

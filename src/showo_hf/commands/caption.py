@@ -1,4 +1,4 @@
-"""`showo-hf caption`: what pictures show, in words."""
+"""`showo-hf caption`: what images show, in words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
-from .reading import RESUMING, Record, add_reading_options, ask_in_words, is_alone, one_line, read_pictures
+from .reading import RESUMING, Record, add_reading_options, ask_in_words, is_alone, one_line, read_images
 
 
 if TYPE_CHECKING:
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-DEFAULT_PROMPT = "describe the picture."
+DEFAULT_PROMPT = "describe the image."
 
 EXAMPLES = f"""\
-Of one picture the caption alone is printed, of several "picture: caption", one a line. Everything else goes to stderr.
+Of one image the caption alone is printed, of several "image: caption", one a line. Everything else goes to stderr.
 
 examples:
-  one picture
+  one image
     showo-hf caption apple.png
 
-  every picture in a folder, and in its folders
-    showo-hf caption pictures --recursive
+  every image in a folder, and in its folders
+    showo-hf caption images --recursive
 
-  thousands of them, which can be interrupted and gone on with: {{"picture": "pictures/apple.png", "text": "a red apple."}}
-    showo-hf caption pictures -o captions.jsonl --batch-size 32
+  thousands of them, which can be interrupted and gone on with: {{"image": "images/apple.png", "text": "a red apple."}}
+    showo-hf caption images -o captions.jsonl --batch-size 32
 
   in other words
     showo-hf caption apple.png pear.png --prompt "what is this?" --json
@@ -39,12 +39,12 @@ examples:
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "caption",
-        help="say what pictures show",
-        description="Say what pictures show.",
+        help="say what images show",
+        description="Say what images show.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="file, folder of pictures, or URL")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder of images, or URL")
     parser.add_argument(
         "--prompt", default=DEFAULT_PROMPT, metavar="WORDS", help=f'what to ask for (default: "{DEFAULT_PROMPT}")'
     )
@@ -54,26 +54,26 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Caption the pictures; see [`read_pictures`]."""
+    """Caption the images; see [`read_images`]."""
     if not options.prompt.strip():
         raise UsageError("`--prompt` must hold words, got none")
     # A prompt of one's own is part of the record: another one is another question.
     question = {} if options.prompt == DEFAULT_PROMPT else {"prompt": options.prompt}
-    alone = is_alone(options.pictures)
-    return read_pictures(
-        options, options.pictures, [question], partial(captions, options=options), partial(line, alone=alone)
+    alone = is_alone(options.images)
+    return read_images(
+        options, options.images, [question], partial(captions, options=options), partial(line, alone=alone)
     )
 
 
 def captions(
-    pipe: DiffusionPipeline, pictures: list[Image.Image], questions: list[Record], options: argparse.Namespace
+    pipe: DiffusionPipeline, images: list[Image.Image], questions: list[Record], options: argparse.Namespace
 ) -> list[list[Record]]:
-    """The caption of each picture."""
+    """The caption of each image."""
     prompts = [question.get("prompt", DEFAULT_PROMPT) for question in questions]
-    answers = ask_in_words(pipe, pictures, prompts, options)
+    answers = ask_in_words(pipe, images, prompts, options)
     return [[{"text": text} for text in texts] for texts in answers]
 
 
 def line(record: Record, alone: bool) -> str:
     """A caption as a line of text."""
-    return record["text"] if alone else f"{record['picture']}: {one_line(record['text'])}"
+    return record["text"] if alone else f"{record['image']}: {one_line(record['text'])}"

@@ -1,4 +1,4 @@
-"""`showo-hf chat`: a conversation in words and pictures."""
+"""`showo-hf chat`: a conversation in words and images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
-from ..argument_types import number_from_zero, positive_integer, seed_number, whole_number
+from ..utils.argument_types import number_from_zero, positive_integer, seed_number, whole_number
 from .conversations import Message, conversation_text, read_conversation
 from .errors import CommandError, UsageError
 from .files import check_output, replace_file, save_numbered
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from PIL import Image
     from tqdm import tqdm
 
-    from ..pipelines import AnswerDone, ImageStep, ShowoAnyToAnyPipeline
+    from showo_hf.pipelines import AnswerDone, ImageStep, ShowoAnyToAnyPipeline
 
 
 PROMPT = "> "
 
 COMMANDS_HELP = """\
-/picture PATH   show a picture (file or URL) with the next message; once for each picture
+/image PATH   show an image (file or URL) with the next message; once for each image
 /new            begin a new conversation
 /save FILE.json write the conversation, for --load and for the pipelines of this package
 /help           this list
@@ -45,13 +45,13 @@ COMMANDS_HELP = """\
 Ctrl-C stops an answer. A message that begins with / needs a space before it."""
 
 EXAMPLES = f"""\
-A line is a message. The answer comes word by word; its pictures are saved as picture-0.png, picture-1.png ..., and what
-is there already stays as it is. Answers and the names of pictures go to stdout, everything else goes to stderr.
+A line is a message. The answer comes word by word; its images are saved as image-0.png, image-1.png ..., and what
+is there already stays as it is. Answers and the names of images go to stdout, everything else goes to stderr.
 
 {COMMANDS_HELP}
 
-A saved conversation holds the tokens of its pictures, so --load goes on with it as if it had never ended, also where the
-pictures are gone. It takes the model that it was saved with.
+A saved conversation holds the tokens of its images, so --load goes on with it as if it had never ended, also where the
+images are gone. It takes the model that it was saved with.
 
 Lines can come from a file or a program as well. Then there is no prompt, and Ctrl-C ends the program.
 
@@ -68,20 +68,20 @@ exit codes: 0 it was left, 1 something failed that came from a file or a program
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "chat",
-        help="talk in words and pictures",
-        description="Talk with the model in words and pictures.",
+        help="talk in words and images",
+        description="Talk with the model in words and images.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("-o", "--output", type=Path, default=Path(), metavar="FOLDER", help="for the pictures (default: this one)")
+    add("-o", "--output", type=Path, default=Path(), metavar="FOLDER", help="for the images (default: this one)")
     add("--load", type=Path, metavar="FILE.json", help="go on with a conversation that /save wrote")
-    add("--steps", type=positive_integer, metavar="N", help="steps from nothing to a picture (default: the model's)")
-    add("--guidance", type=number_from_zero, metavar="G", help="pull of the words on pictures; 1 is none")
-    add("--temperature", type=number_from_zero, metavar="T", help="randomness of pictures (default: the model's)")
+    add("--steps", type=positive_integer, metavar="N", help="steps from nothing to an image (default: the model's)")
+    add("--guidance", type=number_from_zero, metavar="G", help="pull of the words on images; 1 is none")
+    add("--temperature", type=number_from_zero, metavar="T", help="randomness of images (default: the model's)")
     add("--seed", type=seed_number, metavar="N", help="makes it repeatable (default: a new one, told on stderr)")
     add("--max-new-tokens", type=positive_integer, metavar="N", help="longest answer in words (default: 256 tokens)")
-    add("--max-images", type=whole_number, metavar="N", help="most pictures in an answer (default: 4)")
+    add("--max-images", type=whole_number, metavar="N", help="most images in an answer (default: 4)")
     add_scheduler_options(parser)
     add_loading_options(parser)
     return parser
@@ -115,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Raise `UsageError` unless pictures can be written to `--output`, and the numbers can be used."""
+    """Raise `UsageError` unless images can be written to `--output`, and the numbers can be used."""
     if not options.output.is_dir():
         raise UsageError(f"`--output` must be a folder that exists, got '{options.output}'")
     if not os.access(options.output, os.W_OK):
@@ -195,7 +195,7 @@ def stopping(active: bool) -> Iterator[Stop]:
 
 
 class Screen:
-    """The answer on stdout, and the steps of a picture on stderr, so that neither writes over the other."""
+    """The answer on stdout, and the steps of an image on stderr, so that neither writes over the other."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
@@ -211,17 +211,17 @@ class Screen:
             self.at_line_start = piece.endswith("\n")
 
     def step(self, event: ImageStep) -> None:
-        """A picture has got on by a step."""
+        """An image has got on by a step."""
         from tqdm import tqdm
 
         self.end_line()
         if self.bar is None:
-            name = f"picture {event.index + 1}"
+            name = f"image {event.index + 1}"
             self.bar = tqdm(total=event.num_steps, desc=name, unit="step", leave=False, disable=self.quiet)
         self.bar.update(event.step + 1 - self.bar.n)
 
-    def picture(self, path: Path) -> None:
-        """A picture is saved."""
+    def image(self, path: Path) -> None:
+        """An image is saved."""
         self.close_bar()
         self.end_line()
         print(printable(str(path)), flush=True)
@@ -246,10 +246,10 @@ class Screen:
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture that goes with the next message."""
+    """An image that goes with the next message."""
 
     name: str
-    picture: Image.Image
+    image: Image.Image
 
     def source(self) -> dict[str, str]:
         """Where it lies, as a saved message has it."""
@@ -277,7 +277,7 @@ class Chat:
         self.begin()
 
     def begin(self, before: Iterable[Message] = (), sources: Iterable[dict[str, str]] = ()) -> None:
-        """A new conversation, behind the messages that came before and with the places of their pictures."""
+        """A new conversation, behind the messages that came before and with the places of their images."""
         self.session = self.pipe.start(list(before))
         self.sources = list(sources)
         self.shown: list[Shown] = []
@@ -301,7 +301,7 @@ class Chat:
             elif line.strip():
                 self.answer(line.strip())
             elif self.shown:
-                tell("(the picture goes with your next message)")
+                tell("(the image goes with your next message)")
         except (UsageError, CommandError, ValueError, TypeError, RuntimeError) as error:
             self.failed = True
             if self.options.debug:
@@ -311,7 +311,7 @@ class Chat:
 
     def obey(self, command: str, words: str) -> None:
         """A line that begins with a slash. `UsageError` if there is no such command."""
-        if command == "/picture":
+        if command == "/image":
             self.show(words)
         elif command == "/save":
             self.save(words)
@@ -326,14 +326,14 @@ class Chat:
             )
 
     def show(self, words: str) -> None:
-        """Read a picture, to go with the next message. `UsageError` if it cannot be read."""
+        """Read an image, to go with the next message. `UsageError` if it cannot be read."""
         if not words:
-            raise UsageError("/picture needs the path of a picture")
-        loaded = load(picture_name(words))
-        if loaded.picture is None:
+            raise UsageError("/image needs the path of an image")
+        loaded = load(image_name(words))
+        if loaded.image is None:
             raise UsageError(f"'{loaded.name}' cannot be read: {loaded.problem}")
-        self.shown.append(Shown(loaded.name, loaded.picture))
-        width, height = loaded.picture.size
+        self.shown.append(Shown(loaded.name, loaded.image))
+        width, height = loaded.image.size
         tell(f"({loaded.name}, {width}x{height}, goes with your next message)")
 
     def save(self, words: str) -> None:
@@ -362,12 +362,12 @@ class Chat:
         """
         Say something, and show the answer while it comes.
 
-        An answer that is stopped or fails leaves the conversation as it was, with the pictures that were to go along,
+        An answer that is stopped or fails leaves the conversation as it was, with the images that were to go along,
         and the draws as if nothing had been said.
         """
         words = {"type": "text", "text": text}
-        pictures = [{"type": "image", "image": shown.picture} for shown in self.shown]
-        said = {"role": "user", "content": [*pictures, words]}
+        images = [{"type": "image", "image": shown.image} for shown in self.shown]
+        said = {"role": "user", "content": [*images, words]}
         state = self.generator.get_state()
         done = None
         try:
@@ -389,8 +389,8 @@ class Chat:
             tell("(the answer met a limit: --max-new-tokens, or what the model can hold in mind)")
 
     def write(self, said: dict[str, Any]) -> tuple[AnswerDone | None, list[Path]]:
-        """Show an answer and save its pictures; None for an answer that was stopped, and the pictures' paths."""
-        from ..pipelines import AnswerDone, ImageDone, ImageStep
+        """Show an answer and save its images; None for an answer that was stopped, and the images' paths."""
+        from showo_hf.pipelines import AnswerDone, ImageDone, ImageStep
 
         events = self.session.stream(said, generator=self.generator, **self.given_options())
         saved: list[Path] = []
@@ -403,20 +403,20 @@ class Chat:
                 if isinstance(event, ImageStep):
                     screen.step(event)
                 elif isinstance(event, ImageDone):
-                    saved.append(self.save_picture(cast("Image.Image", event.image)))
-                    screen.picture(saved[-1])
+                    saved.append(self.save_image(cast("Image.Image", event.image)))
+                    screen.image(saved[-1])
                 else:
                     screen.text(event.text)
         return None, saved
 
-    def save_picture(self, picture: Image.Image) -> Path:
-        """Save a picture under the next name that is free."""
-        path, number = save_numbered(self.options.output, "picture", ".png", self.next_number, picture.save)
+    def save_image(self, image: Image.Image) -> Path:
+        """Save an image under the next name that is free."""
+        path, number = save_numbered(self.options.output, "image", ".png", self.next_number, image.save)
         self.next_number = number + 1
         return path
 
 
-def picture_name(words: str) -> str:
+def image_name(words: str) -> str:
     """The path or URL that a user means, who may have put it in quotes or written it as shells do."""
     if is_url(words):
         return words

@@ -21,37 +21,37 @@ def conversation_text(messages: Iterable[Message], sources: Iterable[dict[str, s
     """
     A conversation as JSON, one message a line.
 
-    A picture is written as where it lies, which any pipeline can read, and as its tokens, so that nothing is lost.
+    An image is written as where it lies, which any pipeline can read, and as its tokens, so that nothing is lost.
 
     Args:
-        messages: those of a session; their pictures are token grids, or were not read yet.
-        sources: where each picture lies, `{"path": ...}` or `{"url": ...}`, in their order.
+        messages: those of a session; their images are token grids, or were not read yet.
+        sources: where each image lies, `{"path": ...}` or `{"url": ...}`, in their order.
     """
     places = iter(sources)
     lines = []
     for message in messages:
         content = message["content"]
         if not isinstance(content, str):
-            content = [written(part, next(places, {})) if is_picture(part) else part for part in content]
+            content = [written(part, next(places, {})) if is_image(part) else part for part in content]
         lines.append(json.dumps({"role": message["role"], "content": content}))
     return "[\n" + ",\n".join(lines) + "\n]\n"
 
 
-def is_picture(part: Any) -> bool:
+def is_image(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") == "image"
 
 
 def written(part: dict[str, Any], source: dict[str, str]) -> dict[str, Any]:
-    """A picture as a file has it."""
-    from ..pictures import is_token_grid
+    """An image as a file has it."""
+    from ..processing.images import is_token_grid
 
-    picture = part["image"]
-    return {"type": "image", **source, **({"tokens": picture.tolist()} if is_token_grid(picture) else {})}
+    image = part["image"]
+    return {"type": "image", **source, **({"tokens": image.tolist()} if is_token_grid(image) else {})}
 
 
 def read_conversation(option: str, path: Path) -> tuple[list[Message], list[dict[str, str]]]:
     """
-    The messages in a file, as a session takes them, and where each of their pictures lies.
+    The messages in a file, as a session takes them, and where each of their images lies.
 
     Raises:
         UsageError: if the file cannot be read or holds something else; `option` is what named it. What the messages
@@ -69,9 +69,9 @@ def read_conversation(option: str, path: Path) -> tuple[list[Message], list[dict
     for number, message in enumerate(messages, start=1):
         content = message.get("content")
         if isinstance(content, list):
-            sources += [picture_source(part) for part in content if is_picture(part)]
+            sources += [image_source(part) for part in content if is_image(part)]
             try:
-                content = [with_grid(part) if is_picture(part) else part for part in content]
+                content = [with_grid(part) if is_image(part) else part for part in content]
             except ValueError as error:
                 raise UsageError(f"`{option}`, message {number} of '{path}': {error}") from error
             message = {**message, "content": content}
@@ -79,13 +79,13 @@ def read_conversation(option: str, path: Path) -> tuple[list[Message], list[dict
     return found, sources
 
 
-def picture_source(part: dict[str, Any]) -> dict[str, str]:
-    """Where a picture lies: all that its part says but its tokens."""
+def image_source(part: dict[str, Any]) -> dict[str, str]:
+    """Where an image lies: all that its part says but its tokens."""
     return {name: value for name, value in part.items() if name not in ("type", "tokens")}
 
 
 def with_grid(part: dict[str, Any]) -> dict[str, Any]:
-    """The part with its picture as a token grid, if it has tokens. `ValueError` if these are something else."""
+    """The part with its image as a token grid, if it has tokens. `ValueError` if these are something else."""
     if "tokens" not in part:
         return part
     return {"type": "image", "image": token_grid(part["tokens"])}
@@ -95,7 +95,7 @@ def token_grid(rows: Any) -> torch.LongTensor:
     """Rows of codes as a tensor (h, w). `ValueError` if they are something else."""
     import torch
 
-    from ..pictures import is_token_grid
+    from ..processing.images import is_token_grid
 
     try:
         grid = torch.tensor(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..conversion.arguments import add_convert_arguments
+from showo_hf.conversion.arguments import add_convert_arguments
 
 
 EXAMPLES = """\
@@ -29,7 +29,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Convert; the folder's name goes to stdout, the report to stderr."""
-    from ..conversion.command import finish
-    from ..conversion.convert_showo import run as work
+    from showo_hf.conversion.command import finish
+    from showo_hf.conversion.convert_showo import run as work
 
     return finish(work, options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..conversion.arguments import add_export_arguments
+from showo_hf.conversion.arguments import add_export_arguments
 
 
 EXAMPLES = """\
@@ -28,7 +28,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Export; the folder's name goes to stdout, the report to stderr."""
-    from ..conversion.command import finish
-    from ..conversion.export_showo import run as work
+    from showo_hf.conversion.command import finish
+    from showo_hf.conversion.export_showo import run as work
 
     return finish(work, options)

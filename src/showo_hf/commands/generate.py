@@ -1,16 +1,16 @@
-"""`showo-hf generate`: pictures from words."""
+"""`showo-hf generate`: images from words."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-from ..argument_types import picture_size
+from ..utils.argument_types import image_size
 from .drawing import add_drawing_options, add_save_steps, draw, drawing_parser, size_of
 
 
 EXAMPLES = """\
-  a picture that can be made again
+  an image that can be made again
     showo-hf generate "a red apple, flat style" --seed 7 -o apple.png
 
   four of them: apple-0.png has seed 7, apple-1.png seed 8, and so on
@@ -31,9 +31,9 @@ EXAMPLES = """\
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    parser = drawing_parser(subparsers, "generate", "make pictures from words", "", EXAMPLES)
+    parser = drawing_parser(subparsers, "generate", "make images from words", "", EXAMPLES)
     parser.add_argument("prompt", help="what to show, in English")
-    parser.add_argument("--size", type=picture_size, metavar="HEIGHT[xWIDTH]", help="in pixels (default: the model's)")
+    parser.add_argument("--size", type=image_size, metavar="HEIGHT[xWIDTH]", help="in pixels (default: the model's)")
     add_drawing_options(parser)
     add_save_steps(parser)
     return parser

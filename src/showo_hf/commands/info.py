@@ -101,8 +101,8 @@ def model_facts(folder: Path) -> dict[str, Any] | None:
         "backbone": text.get("model_type"),
         "layers": text.get("num_hidden_layers"),
         "hidden_size": text.get("hidden_size"),
-        "picture_size": tokenizer.get("sample_size"),
-        "picture_tokens": config.get("num_image_tokens"),
+        "image_size": tokenizer.get("sample_size"),
+        "image_tokens": config.get("num_image_tokens"),
         "codebook_size": config.get("codebook_size"),
         "longest_prompt": config.get("max_text_length"),
     }

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..argument_types import DTYPES
+from ..utils.argument_types import DTYPES
 from .errors import CommandError, UsageError
 
 

@@ -1,4 +1,4 @@
-"""What `showo-hf caption` and `showo-hf ask` share: which pictures to read, batches of them, results, and resuming."""
+"""What `showo-hf caption` and `showo-hf ask` share: which images to read, batches of them, results, and resuming."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..argument_types import positive_integer
+from ..utils.argument_types import positive_integer
 from .errors import UsageError
 from .files import append_text, check_output, json_lines, read_json_lines, replace_file
 from .loading import add_loading_options, check_model, choose_device, load_pipeline
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-#: What counts as a picture in a folder; files that are named on the command line are read whatever their names.
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
-ASKED_FIELDS = ("picture", "prompt", "question", "choices")  # what a record answers; the rest of it is the answer
-LOADING_THREADS = 4  # decoding lets go of Python's lock, so pictures load while the model runs
+#: What counts as an image in a folder; files that are named on the command line are read whatever their names.
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
+ASKED_FIELDS = ("image", "prompt", "question", "choices")  # what a record answers; the rest of it is the answer
+LOADING_THREADS = 4  # decoding lets go of Python's lock, so images load while the model runs
 
 Record = dict[str, Any]
-#: Takes a pipeline, pictures and questions; gives for each picture the fields of each answer.
+#: Takes a pipeline, images and questions; gives for each image the fields of each answer.
 Answer = Callable[[Any, list[Any], list[Record]], list[list[Record]]]
 
 RESUMING = """\
 With -o, the results are appended to a file of JSON lines, batch by batch. Run the same command again to go on after an
-interrupt: what the file has is not asked again, and pictures that could not be read are tried again. A picture is known
+interrupt: what the file has is not asked again, and images that could not be read are tried again. An image is known
 by its name as it was given. The file does not say which model answered, so give each model a file of its own.
 
 exit codes: 0 all is answered, 1 something failed, 2 the command was not understood, 130 interrupted
@@ -43,7 +43,7 @@ exit codes: 0 all is answered, 1 something failed, 2 the command was not underst
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a command that reads pictures."""
+    """Add the options of a command that reads images."""
     add = parser.add_argument
     add("-r", "--recursive", action="store_true", help="of a folder, also what lies in its folders")
     add("--json", action="store_true", help="print JSON lines")
@@ -53,13 +53,13 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         type=positive_integer,
         default=8,
         metavar="N",
-        help="pictures, and questions, worked on at once (default: 8)",
+        help="images, and questions, worked on at once (default: 8)",
     )
     add("--max-new-tokens", type=positive_integer, default=100, metavar="N", help="longest answer (default: 100)")
     add_loading_options(parser)
 
 
-# Which pictures
+# Which images
 
 
 def is_url(name: str) -> bool:
@@ -67,16 +67,16 @@ def is_url(name: str) -> bool:
 
 
 def is_alone(names: list[str]) -> bool:
-    """Whether one picture is named, and not a folder, however many may be in it."""
+    """Whether one image is named, and not a folder, however many may be in it."""
     return len(names) == 1 and not Path(names[0]).is_dir()
 
 
-def find_pictures(names: Iterable[str], recursive: bool) -> list[str]:
+def find_images(names: Iterable[str], recursive: bool) -> list[str]:
     """
-    Files, folders and URLs to the pictures that they stand for, each once; those of a folder in the order of their names.
+    Files, folders and URLs to the images that they stand for, each once; those of a folder in the order of their names.
 
     Raises:
-        UsageError: for what does not exist, and for a folder without pictures.
+        UsageError: for what does not exist, and for a folder without images.
     """
     found: dict[str, None] = {}
     for name in names:
@@ -84,51 +84,51 @@ def find_pictures(names: Iterable[str], recursive: bool) -> list[str]:
         if is_url(name):
             found[name] = None
         elif name and path.is_dir():
-            found.update(dict.fromkeys(pictures_in(path, recursive)))
+            found.update(dict.fromkeys(images_in(path, recursive)))
         elif name and path.exists():
             found[str(path)] = None
         else:
-            raise UsageError(f"a picture must be a file, a folder or a URL, but '{name}' does not exist")
+            raise UsageError(f"an image must be a file, a folder or a URL, but '{name}' does not exist")
     return list(found)
 
 
-def pictures_in(folder: Path, recursive: bool) -> list[str]:
-    """The pictures in a folder; hidden files are left out. `UsageError` if there are none."""
+def images_in(folder: Path, recursive: bool) -> list[str]:
+    """The images in a folder; hidden files are left out. `UsageError` if there are none."""
     try:
         files = [path for path in (folder.rglob("*") if recursive else folder.iterdir()) if path.is_file()]
     except OSError as error:
         raise UsageError(f"the folder '{folder}' cannot be read: {error.strerror or error}") from error
     visible = [path for path in files if not any(part[0] == "." for part in path.relative_to(folder).parts)]
-    pictures = [str(path) for path in visible if path.suffix.lower() in PICTURE_SUFFIXES]
-    if not pictures:
+    images = [str(path) for path in visible if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not images:
         hint = "" if recursive else "; its folders are looked into with --recursive"
-        raise UsageError(f"the folder '{folder}' holds no pictures ({', '.join(PICTURE_SUFFIXES)}){hint}")
-    return sorted(pictures)
+        raise UsageError(f"the folder '{folder}' holds no images ({', '.join(IMAGE_SUFFIXES)}){hint}")
+    return sorted(images)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A picture, or None and why it could not be read."""
+    """An image, or None and why it could not be read."""
 
     name: str
-    picture: Image.Image | None
+    image: Image.Image | None
     problem: str = ""
 
 
 def load(name: str) -> Loaded:
-    """Read one picture, whatever it is."""
+    """Read one image, whatever it is."""
     from PIL import UnidentifiedImageError
 
-    from ..pictures import load_picture
+    from ..processing.images import load_image
 
     if not is_url(name) and not Path(name).is_file():
         return Loaded(name, None, "no such file")
     try:
-        return Loaded(name, load_picture(name if is_url(name) else Path(name)))
+        return Loaded(name, load_image(name if is_url(name) else Path(name)))
     except (ValueError, TypeError) as error:
         # The cause alone: the message around it names an argument, which is not the user's.
         cause = error.__cause__ or error
-        reason = "no picture in a known format" if isinstance(cause, UnidentifiedImageError) else str(cause)
+        reason = "no image in a known format" if isinstance(cause, UnidentifiedImageError) else str(cause)
         return Loaded(name, None, " ".join(reason.split()) or type(cause).__name__)
 
 
@@ -137,9 +137,9 @@ def load(name: str) -> Loaded:
 
 @dataclass(frozen=True)
 class Job:
-    """A picture and what is to be asked about it: the fields that a record has of each question."""
+    """An image and what is to be asked about it: the fields that a record has of each question."""
 
-    picture: str
+    image: str
     questions: tuple[Record, ...]
 
 
@@ -148,14 +148,14 @@ def identity(record: Record) -> str:
     return json.dumps([record.get(field) for field in ASKED_FIELDS])
 
 
-def open_jobs(pictures: Iterable[str], questions: Iterable[Record], done: Iterable[Record]) -> list[Job]:
+def open_jobs(images: Iterable[str], questions: Iterable[Record], done: Iterable[Record]) -> list[Job]:
     """What is left to ask when `done` is answered."""
     answered = {identity(record) for record in done if "error" not in record}
     jobs = []
-    for picture in pictures:
-        rest = tuple(one for one in questions if identity({"picture": picture, **one}) not in answered)
+    for image in images:
+        rest = tuple(one for one in questions if identity({"image": image, **one}) not in answered)
         if rest:
-            jobs.append(Job(picture, rest))
+            jobs.append(Job(image, rest))
     return jobs
 
 
@@ -167,12 +167,12 @@ def batches(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
 
 
 def loaded_batches(jobs: Iterable[Job], size: int) -> Generator[tuple[list[Record], list[Loaded]]]:
-    """The questions and the pictures of each batch; while one is worked on, the next one's pictures are read."""
+    """The questions and the images of each batch; while one is worked on, the next one's images are read."""
     pool = ThreadPoolExecutor(LOADING_THREADS)
     try:
         waiting = None
         for batch in batches(jobs, size):
-            coming = (list(batch[0].questions), [pool.submit(load, job.picture) for job in batch])
+            coming = (list(batch[0].questions), [pool.submit(load, job.image) for job in batch])
             if waiting is not None:
                 yield waiting[0], [future.result() for future in waiting[1]]
             waiting = coming
@@ -182,30 +182,30 @@ def loaded_batches(jobs: Iterable[Job], size: int) -> Generator[tuple[list[Recor
         pool.shutdown(cancel_futures=True)
 
 
-def ask_each(call: Callable[[list, list[str]], list], pictures: list, prompts: list[str]) -> list[list]:
+def ask_each(call: Callable[[list, list[str]], list], images: list, prompts: list[str]) -> list[list]:
     """
-    Every prompt about every picture.
+    Every prompt about every image.
 
     Args:
-        call: takes as many pictures as prompts, gives an answer for each pair. A picture that is given several times in
+        call: takes as many images as prompts, gives an answer for each pair. An image that is given several times in
             a row is read once by the pipelines.
 
     Returns:
-        the answers of each picture, in the order of the prompts.
+        the answers of each image, in the order of the prompts.
     """
-    found = call([picture for picture in pictures for _ in prompts], prompts * len(pictures))
+    found = call([image for image in images for _ in prompts], prompts * len(images))
     return [found[start : start + len(prompts)] for start in range(0, len(found), len(prompts))]
 
 
 def ask_in_words(
-    pipe: DiffusionPipeline, pictures: list[Image.Image], prompts: list[str], options: argparse.Namespace
+    pipe: DiffusionPipeline, loaded_images: list[Image.Image], prompts: list[str], options: argparse.Namespace
 ) -> list[list[str]]:
-    """What the model says to every prompt about every picture; see [`ask_each`]."""
+    """What the model says to every prompt about every image; see [`ask_each`]."""
 
     def call(images: list, questions: list[str]) -> list[str]:
         return pipe(images, questions, max_new_tokens=options.max_new_tokens, batch_size=options.batch_size).texts
 
-    return ask_each(call, pictures, prompts)
+    return ask_each(call, loaded_images, prompts)
 
 
 # Where results go
@@ -222,7 +222,7 @@ class Results:
         for record in records:
             if "error" in record:
                 self.failed += 1
-                print(f"showo-hf: error: '{record['picture']}' cannot be read: {record['error']}", file=sys.stderr)
+                print(f"showo-hf: error: '{record['image']}' cannot be read: {record['error']}", file=sys.stderr)
         if self.output is not None:
             append_text(self.output, json_lines(records))
         elif self.as_json:
@@ -243,11 +243,11 @@ def one_line(*parts: str) -> str:
     return " ".join(" ".join(parts).split())
 
 
-def resume(output: Path, pictures: Iterable[str]) -> list[Record]:
+def resume(output: Path, images: Iterable[str]) -> list[Record]:
     """
     What an earlier run has left in `output`, which is made good for more lines.
 
-    A line that was cut off goes, and so do the errors of `pictures`, which are tried again: in the end each question
+    A line that was cut off goes, and so do the errors of `images`, which are tried again: in the end each question
     has one line.
 
     Raises:
@@ -256,12 +256,12 @@ def resume(output: Path, pictures: Iterable[str]) -> list[Record]:
     check_output("--output", output, (".jsonl",))
     records, whole = read_json_lines("--output", output)
     for number, record in enumerate(records, start=1):
-        if not isinstance(record.get("picture"), str):
+        if not isinstance(record.get("image"), str):
             raise UsageError(
-                f"`--output` must be a file of this command, but line {number} of '{output}' has no picture"
+                f"`--output` must be a file of this command, but line {number} of '{output}' has no image"
             )
-    asked = set(pictures)
-    kept = [record for record in records if not ("error" in record and record["picture"] in asked)]
+    asked = set(images)
+    kept = [record for record in records if not ("error" in record and record["image"] in asked)]
     if not whole or len(kept) < len(records):
         replace_file(output.resolve(), lambda temporary: temporary.write_text(json_lines(kept), encoding="utf-8"))
     return kept
@@ -270,7 +270,7 @@ def resume(output: Path, pictures: Iterable[str]) -> list[Record]:
 # The work
 
 
-def read_pictures(
+def read_images(
     options: argparse.Namespace,
     names: list[str],
     questions: list[Record],
@@ -278,7 +278,7 @@ def read_pictures(
     line: Callable[[Record], str],
 ) -> int:
     """
-    Ask `questions` about the pictures that `names` stand for, and give the exit code.
+    Ask `questions` about the images that `names` stand for, and give the exit code.
 
     What can be checked without the model is checked before it is loaded.
 
@@ -288,9 +288,9 @@ def read_pictures(
         answer: see `Answer`.
         line: a record as a line of text.
     """
-    pictures = find_pictures(names, options.recursive)
-    done = [] if options.output is None else resume(options.output, pictures)
-    jobs = open_jobs(pictures, questions, done)
+    images = find_images(names, options.recursive)
+    done = [] if options.output is None else resume(options.output, images)
+    jobs = open_jobs(images, questions, done)
     if options.model is not None:
         check_model(options.model)
     device = choose_device(options.device)
@@ -298,13 +298,13 @@ def read_pictures(
     if options.output is not None:
         append_text(options.output, "")  # a file that cannot be written is found before the work
     if jobs:
-        work(options, device, jobs, len(pictures), answer, results)
+        work(options, device, jobs, len(images), answer, results)
     if options.output is not None:
         if not options.quiet:
             counts = (
-                f"{len(pictures) - len(jobs)} done before, {len(jobs) - results.failed} now, {results.failed} failed"
+                f"{len(images) - len(jobs)} done before, {len(jobs) - results.failed} now, {results.failed} failed"
             )
-            print(f"pictures: {counts}", file=sys.stderr)
+            print(f"images: {counts}", file=sys.stderr)
         print(printable(str(options.output)))
     return 1 if results.failed else 0
 
@@ -312,18 +312,18 @@ def read_pictures(
 def work(
     options: argparse.Namespace, device: str, jobs: list[Job], total: int, answer: Answer, results: Results
 ) -> None:
-    """Answer the jobs batch by batch, with a progress bar where there are several pictures."""
+    """Answer the jobs batch by batch, with a progress bar where there are several images."""
     from tqdm import tqdm
 
     with closing(loaded_batches(jobs, options.batch_size)) as loaded:
         first = next(loaded)
         pipe = None
-        # A picture that cannot be read is told at once, where there is no other that needs the model.
-        if len(first[1]) < len(jobs) or any(one.picture is not None for one in first[1]):
+        # An image that cannot be read is told at once, where there is no other that needs the model.
+        if len(first[1]) < len(jobs) or any(one.image is not None for one in first[1]):
             pipe = load_pipeline(options.model, options.dtype, device, options.quiet, "ShowoMMUPipeline")
         hidden = options.quiet or total == 1
         done = total - len(jobs)
-        with tqdm(total=total, initial=done, desc="reading", unit="picture", disable=hidden) as bar:
+        with tqdm(total=total, initial=done, desc="reading", unit="image", disable=hidden) as bar:
             for questions, batch in chain([first], loaded):
                 records = batch_records(pipe, questions, batch, answer)
                 with bar.external_write_mode(file=sys.stdout):
@@ -334,17 +334,17 @@ def work(
 def batch_records(
     pipe: DiffusionPipeline | None, questions: list[Record], batch: list[Loaded], answer: Answer
 ) -> list[Record]:
-    """The records of a batch, picture by picture: one for each question, or one that tells why there is none."""
-    good = [one for one in batch if one.picture is not None]
+    """The records of a batch, image by image: one for each question, or one that tells why there is none."""
+    good = [one for one in batch if one.image is not None]
     try:
-        answers = iter(answer(pipe, [one.picture for one in good], questions) if good else [])
+        answers = iter(answer(pipe, [one.image for one in good], questions) if good else [])
     except ValueError as error:  # such as a question that is longer than the model's context
         raise UsageError(str(error)) from error
     records: list[Record] = []
     for one in batch:
-        if one.picture is None:
-            records.append({"picture": one.name, "error": one.problem})
+        if one.image is None:
+            records.append({"image": one.name, "error": one.problem})
         else:
             pairs = zip(questions, next(answers), strict=True)
-            records += [{"picture": one.name, **question, **found} for question, found in pairs]
+            records += [{"image": one.name, **question, **found} for question, found in pairs]
     return records

@@ -1,4 +1,4 @@
-"""How pictures are filled in: `--scheduler` and its options, for every command that makes pictures."""
+"""How images are filled in: `--scheduler` and its options, for every command that makes images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def add_scheduler_options(parser: argparse.ArgumentParser) -> None:
         "--scheduler",
         action=SchedulerName,
         metavar="NAME",
-        help=f"how pictures are filled in, '{HELP}' for a list (default: the model's)",
+        help=f"how images are filled in, '{HELP}' for a list (default: the model's)",
     )
     add(
         "--scheduler-option",

@@ -1,4 +1,4 @@
-"""`showo-hf vary`: variations of a picture."""
+"""`showo-hf vary`: variations of an image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .drawing import (
     add_save_steps,
     draw,
     drawing_parser,
-    read_picture,
+    read_image,
     size_of,
 )
 
@@ -30,7 +30,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = drawing_parser(
         subparsers,
         "vary",
-        "make variations of a picture",
+        "make variations of an image",
         ": a share of its tokens is made anew, the others stay",
         EXAMPLES,
     )
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
 def arguments_of(options: argparse.Namespace) -> dict[str, Any]:
     """The pipeline's arguments that only this command has."""
     return {
-        "image": read_picture("IMAGE", options.image),
+        "image": read_image("IMAGE", options.image),
         "strength": options.strength,
         "remasking": options.remasking,
         **size_of(options),

@@ -5,7 +5,7 @@ from .scheduling_halton import HaltonScheduler
 from .scheduling_mask_and_replace import MaskAndReplaceScheduler
 from .scheduling_maskgit import MaskGITScheduler
 from .scheduling_remasking import RemaskingScheduler
-from .scheduling_utils import DiscreteSchedulerOutput
+from .scheduling_utils import TokenSchedulerOutput
 
 
 #: All schedulers by the names that a command line has for them.
@@ -19,7 +19,7 @@ SCHEDULERS: dict[str, type] = {
 
 __all__ = [
     "SCHEDULERS",
-    "DiscreteSchedulerOutput",
+    "TokenSchedulerOutput",
     "EntropyBoundScheduler",
     "HaltonScheduler",
     "MaskAndReplaceScheduler",

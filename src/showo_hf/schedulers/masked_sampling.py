@@ -4,12 +4,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..argument_checks import check_count, check_number
+from ..utils.validation import check_count, check_number
 from .masking_schedules import get_masking_schedule
 from .scheduling_utils import (
     DiscreteSchedulerMixin,
-    DiscreteSchedulerOutput,
     Generators,
+    TokenSchedulerOutput,
     check_step_inputs,
     keep_likely,
     sample_uniform,
@@ -60,7 +60,7 @@ class MaskedSchedulerMixin(DiscreteSchedulerMixin):
         temperature: float | None = None,
     ):
         """
-        Prepare a picture of `num_inference_steps` steps.
+        Prepare an image of `num_inference_steps` steps.
 
         Args:
             num_inference_steps (`int`): at least 1.
@@ -98,7 +98,7 @@ class MaskedSchedulerMixin(DiscreteSchedulerMixin):
         sample: torch.LongTensor,
         generator: Generators = None,
         return_dict: bool = True,
-    ) -> DiscreteSchedulerOutput | tuple:
+    ) -> TokenSchedulerOutput | tuple:
         """
         One step: draws every unknown token, and lets some of them be unknown again.
 
@@ -124,7 +124,7 @@ class MaskedSchedulerMixin(DiscreteSchedulerMixin):
         finished = self.end_step(step, prev_sample, finished)
         if not return_dict:
             return prev_sample, draw.guess, finished
-        return DiscreteSchedulerOutput(prev_sample=prev_sample, pred_original_sample=draw.guess, finished=finished)
+        return TokenSchedulerOutput(prev_sample=prev_sample, pred_original_sample=draw.guess, finished=finished)
 
     def begin_step(self, step: int, sample: torch.LongTensor, unknown: torch.BoolTensor, generator: Generators):
         """Whatever a scheduler does before tokens are drawn."""
@@ -157,7 +157,7 @@ class MaskedSchedulerMixin(DiscreteSchedulerMixin):
         """
         How many tokens are unknown after a step: fewer than before, and at least one until the last step.
 
-        A picture of one token is filled in at once.
+        An image of one token is filled in at once.
 
         Args:
             step: index of the step, from 0.

@@ -4,7 +4,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from ..argument_checks import check_number
+from ..utils.validation import check_number
 from .masked_sampling import MaskedSchedulerMixin, TokenDraw
 from .masking_schedules import get_masking_schedule
 from .scheduling_utils import (
@@ -23,7 +23,7 @@ class EntropyBoundScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         H_1 + ... + H_k - max(H_1, ..., H_k) <= entropy_bound
 
     with the entropies H of the distributions that they are drawn from, in nats. The left side bounds what the k tokens tell
-    about each other, which drawing them apart loses. At least one is filled in. An easy picture is done in fewer steps:
+    about each other, which drawing them apart loses. At least one is filled in. An easy image is done in fewer steps:
     `step` says so by `finished`.
 
     `num_inference_steps` is the most steps. So that the last one does not have to fill in what a tight bound left over, no
@@ -35,7 +35,7 @@ class EntropyBoundScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
     Args:
         mask_token_id (`int`, defaults to 8192): the code of an unknown token, equal to the codebook size.
         entropy_bound (`float`, defaults to 4.0): the paper's gamma in nats, from 0 on. More is faster and less exact. How
-            much is good depends on the model; pictures of many codes bear more than text.
+            much is good depends on the model; images of many codes bear more than text.
         sort_by (`str`, defaults to `"entropy"`): what makes a token sure: a low "entropy", or a high "confidence", the
             probability of its likeliest code.
         masking_schedule (`str`, defaults to `"cosine"`): the slowest pace: "cosine", "arccos", "linear", "sigmoid" or
@@ -88,8 +88,8 @@ class EntropyBoundScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         due = num_unknown - self.num_masked_after(step, num_unknown, places.shape[1])
         return (places & (turns >= torch.maximum(under_bound, due))).to(unknown.device)
 
-    def skip_step(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
-        """Make the random draws of a step, for steps that are left out behind a picture that is done."""
+    def advance_generator(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
+        """Make the random draws of a step, for steps that are left out behind an image that is done."""
         self.skip_tokens(sample, generator)
 
     def sort_under_bound(

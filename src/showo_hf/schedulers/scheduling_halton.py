@@ -4,7 +4,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from ..argument_checks import check_number
+from ..utils.validation import check_number
 from .masked_sampling import MaskedSchedulerMixin, TokenDraw
 from .masking_schedules import get_masking_schedule
 from .scheduling_utils import (
@@ -18,11 +18,11 @@ class HaltonScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
     r"""
     Fill in masked tokens in the order of a Halton sequence (Halton-MaskGIT, arXiv:2503.17076, section 4).
 
-    Places that are filled in together, and those filled in before, lie spread over the whole picture, so that tokens of
+    Places that are filled in together, and those filled in before, lie spread over the whole image, so that tokens of
     one step depend little on each other. Confidences play no part, and no noise is needed on them.
 
     A step fills in the first unknown places of the order and leaves
-    `max(1, min(unknown - 1, floor(N * schedule((step + 1) / steps))))` tokens unknown, N being all tokens of the picture.
+    `max(1, min(unknown - 1, floor(N * schedule((step + 1) / steps))))` tokens unknown, N being all tokens of the image.
     Places that are known already are passed over and do not count. The last step fills in all.
 
     Args:
@@ -86,7 +86,7 @@ class HaltonScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
             self.shifts = (sample_uniform(sample[:, :1], generator) * num_tokens).long()
         if len(self.shifts) != len(sample):
             raise ValueError(
-                f"`sample` must hold {len(self.shifts)} pictures, as at the first step, got {len(sample)}; "
+                f"`sample` must hold {len(self.shifts)} images, as at the first step, got {len(sample)}; "
                 "call `set_timesteps` before another batch."
             )
 
@@ -105,12 +105,12 @@ class HaltonScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         """When each place's turn comes, (1 or batch, tokens)."""
         return self.ranks.unsqueeze(0) if self.shifts is None else (self.ranks + self.shifts) % len(self.ranks)
 
-    def is_idle(self, timestep: int | torch.Tensor, sample: torch.LongTensor) -> bool:
+    def is_noop(self, timestep: int | torch.Tensor, sample: torch.LongTensor) -> bool:
         """Whether a step would fill in nothing: one unknown token at most is left, for the last step."""
         return self.leaves_one_token(timestep, sample)
 
-    def skip_step(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
-        """Make the random draws of a step that [`is_idle`], so that the next one draws as if it had been made."""
+    def advance_generator(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
+        """Make the random draws of a step that [`is_noop`], so that the next one draws as if it had been made."""
         self.begin_step(self.step_index(timestep), sample, sample == self.config.mask_token_id, generator)
         self.skip_tokens(sample, generator)
 

@@ -20,8 +20,8 @@ from .mask_and_replace import (
 from .masking_schedules import get_masking_schedule
 from .scheduling_utils import (
     DiscreteSchedulerMixin,
-    DiscreteSchedulerOutput,
     Generators,
+    TokenSchedulerOutput,
     check_step_inputs,
     gumbel_noise,
     sample_categorical,
@@ -104,7 +104,7 @@ class MaskAndReplaceScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixi
                 raise ValueError(f"`{name}` must be a finite number that is not negative, got {weight}.")
         times = torch.arange(num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
         lost = get_masking_schedule(masking_schedule)(1 - times).clamp(0, 1)
-        lost[0], lost[-1] = 0.0, 1.0  # exactly, so that nothing of the picture is left at T
+        lost[0], lost[-1] = 0.0, 1.0  # exactly, so that nothing of the image is left at T
         self.cumulative = cumulative(1 - lost, mask_share * lost, mask_token_id)
         self.num_inference_steps: int | None = None
         self.timesteps: torch.LongTensor | None = None
@@ -117,7 +117,7 @@ class MaskAndReplaceScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixi
         return self.config.mask_token_id
 
     @property
-    def predicts_known_tokens(self) -> bool:
+    def needs_all_logits(self) -> bool:
         """Whether tokens that are not masked may change, so that their logits count; not in absorbing diffusion."""
         return self.config.mask_share < 1
 
@@ -142,7 +142,7 @@ class MaskAndReplaceScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixi
         self.timesteps = torch.tensor(times[:-1], device=device)
         self.earlier = dict(
             zip(times[:-1], times[1:], strict=True)
-        )  # the time that each step leads to; 0 is the picture
+        )  # the time that each step leads to; 0 is the image
 
     def at(self, timesteps: torch.LongTensor) -> Transition:
         """The transition from time 0 to each of `timesteps` (batch,), as (batch, 1)."""
@@ -158,7 +158,7 @@ class MaskAndReplaceScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixi
         sample: torch.LongTensor,
         generator: Generators = None,
         return_dict: bool = True,
-    ) -> DiscreteSchedulerOutput | tuple:
+    ) -> TokenSchedulerOutput | tuple:
         """
         One step back in time: draws x_0 from the model, then the earlier tokens from the posterior, given x_0.
 
@@ -166,7 +166,7 @@ class MaskAndReplaceScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixi
 
         Args:
             model_output (`torch.Tensor` of shape `(batch, tokens, codebook)`): logits of x_0, guided ones if there is
-                guidance; at all tokens, or at masked ones if not `predicts_known_tokens`.
+                guidance; at all tokens, or at masked ones if not `needs_all_logits`.
             timestep (`int`): an entry of `timesteps`.
             sample (`torch.LongTensor` of shape `(batch, tokens)`): codes; `mask_token_id` where masked.
             generator (`torch.Generator` or a list with one a sample, *optional*).
@@ -182,7 +182,7 @@ class MaskAndReplaceScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixi
             raise ValueError(f"`timestep` must be one of `timesteps`, {list(self.earlier)}, got {time}.")
         probabilities = model_output.float().softmax(-1)  # (batch, tokens, K)
         guess = self.draw_original(probabilities, generator)
-        if not self.predicts_known_tokens:
+        if not self.needs_all_logits:
             guess = torch.where(sample == self.num_codes, guess, sample)
         stays, moves = sample_uniform(sample, generator), sample_uniform(sample, generator)
         codes = self.random_codes(sample, generator)
@@ -191,14 +191,14 @@ class MaskAndReplaceScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixi
         early, late = (self.at(torch.tensor([t])) for t in (self.earlier[time], time))
         prev_sample = ancestor(sample, guess, early, late, (stays, moves), codes, self.num_codes)
         finished = self.earlier[time] == 0
-        if not self.predicts_known_tokens and not finished:
+        if not self.needs_all_logits and not finished:
             finished = not bool((prev_sample == self.num_codes).any())
         if not return_dict:
             return prev_sample, guess, finished
-        return DiscreteSchedulerOutput(prev_sample=prev_sample, pred_original_sample=guess, finished=finished)
+        return TokenSchedulerOutput(prev_sample=prev_sample, pred_original_sample=guess, finished=finished)
 
-    def skip_step(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
-        """Make the random draws of a step, for steps that are left out behind a picture that is done."""
+    def advance_generator(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
+        """Make the random draws of a step, for steps that are left out behind an image that is done."""
         skip_categorical(sample, self.num_codes, generator)
         uniforms = 3 + (self.config.truncation_rate < 1) + self.config.purity
         for _ in range(uniforms):

@@ -4,7 +4,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from ..argument_checks import check_number
+from ..utils.validation import check_number
 from .masked_sampling import MaskedSchedulerMixin, TokenDraw, falling_temperatures, mask_lowest
 from .masking_schedules import get_masking_schedule
 from .scheduling_utils import (
@@ -22,7 +22,7 @@ class MaskGITScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
 
     A step samples every unknown token from the model's distribution, scores it by `log p + temperature * gumbel`, and
     masks the worst again: `max(1, min(unknown - 1, floor(N * schedule((step + 1) / steps))))` of them, N being all
-    tokens of the picture. The last step keeps all.
+    tokens of the image. The last step keeps all.
 
     Args:
         mask_token_id (`int`, defaults to 8192): the code of an unknown token, equal to the codebook size.
@@ -73,7 +73,7 @@ class MaskGITScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         num_masked = self.num_masked_after(step, unknown.sum(-1, keepdim=True), unknown.shape[1])
         return mask_lowest(confidence, num_masked) & unknown
 
-    def is_idle(self, timestep: int | torch.Tensor, sample: torch.LongTensor) -> bool:
+    def is_noop(self, timestep: int | torch.Tensor, sample: torch.LongTensor) -> bool:
         """
         Whether a step would fill in nothing, whatever the model says: one unknown token at most is left, for the last.
 
@@ -81,7 +81,7 @@ class MaskGITScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         """
         return self.leaves_one_token(timestep, sample)
 
-    def skip_step(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
-        """Make the random draws of a step that [`is_idle`], so that the next one draws as if it had been made."""
+    def advance_generator(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
+        """Make the random draws of a step that [`is_noop`], so that the next one draws as if it had been made."""
         self.skip_tokens(sample, generator)
         sample_uniform(sample, generator)

@@ -4,7 +4,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from ..argument_checks import check_number, check_share
+from ..utils.validation import check_number, check_share
 from .masked_sampling import MaskedSchedulerMixin, TokenDraw, falling_temperatures
 from .masking_schedules import get_masking_schedule
 from .scheduling_utils import (
@@ -104,7 +104,7 @@ class RemaskingScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         return None if self.is_settled(step) else masked
 
     def end_step(self, step: int, prev_sample: torch.LongTensor, finished: bool) -> bool:
-        """Keep the sample; a picture without masks is not finished while some of it may be masked again."""
+        """Keep the sample; an image without masks is not finished while some of it may be masked again."""
         settled = self.is_settled(step)
         self.latest = prev_sample.clone()  # a callback may write into the other
         if self.is_last(step):
@@ -116,8 +116,8 @@ class RemaskingScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         lone = int(self.config.rule == "mask_predict")  # a single token is filled in at once and stays
         return self.is_last(step) or bool(((~self.given).sum(-1) <= lone).all())
 
-    def skip_step(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
-        """Make the random draws of a step, for steps that are left out behind a picture that is done."""
+    def advance_generator(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
+        """Make the random draws of a step, for steps that are left out behind an image that is done."""
         self.skip_tokens(sample, generator)
         sample_uniform(sample, generator)
 

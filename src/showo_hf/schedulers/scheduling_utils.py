@@ -10,7 +10,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
-from ..argument_checks import check_count, is_number
+from ..utils.validation import check_count, is_number
 
 
 NOISE_ROWS = 64  # tokens whose noise is drawn at a time on a CPU
@@ -19,14 +19,14 @@ Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
 
 
 @dataclass
-class DiscreteSchedulerOutput(BaseOutput):
+class TokenSchedulerOutput(BaseOutput):
     """
     Output of `step`.
 
     Args:
         prev_sample (`torch.LongTensor` of shape `(batch, tokens)`): codes, and the mask id where a token is unknown
             still; the input of the next step.
-        pred_original_sample (`torch.LongTensor` of shape `(batch, tokens)`): the guess at the whole picture.
+        pred_original_sample (`torch.LongTensor` of shape `(batch, tokens)`): the guess at the whole image.
         finished (`bool`): no further step would change anything.
     """
 
@@ -47,7 +47,7 @@ class DiscreteSchedulerMixin:
     order = 1
 
     @property
-    def predicts_known_tokens(self) -> bool:
+    def needs_all_logits(self) -> bool:
         """Whether `step` looks at the logits of tokens that are known by now. The pipeline computes none without need."""
         return False
 
@@ -55,13 +55,13 @@ class DiscreteSchedulerMixin:
         """What the first step begins with where `sample`, (batch, tokens), has the mask id; most begin with the mask."""
         return sample
 
-    def is_idle(self, timestep: int | torch.Tensor, sample: torch.LongTensor) -> bool:
+    def is_noop(self, timestep: int | torch.Tensor, sample: torch.LongTensor) -> bool:
         """Whether a step would leave `sample` as it is, whatever the model says. Its random draws are still to be made."""
         return False
 
-    def skip_step(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
+    def advance_generator(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
         """
-        Make the random draws of a step, and nothing else: one that [`is_idle`], or one behind a picture that is done. What
+        Make the random draws of a step, and nothing else: one that [`is_noop`], or one behind an image that is done. What
         is drawn next is then what it would be, had the step been made. A scheduler that is never idle, nor finished before
         its last step, needs none.
         """

@@ -14,7 +14,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from transformers import get_scheduler
 
-from ..atomic_folder import atomic_folder, name_of_old, put_in_place, recover, sync_folder, temporary_name
+from ..utils.atomic_folder import atomic_folder, name_of_old, put_in_place, recover, sync_folder, temporary_name
 
 
 Batch = dict[str, torch.Tensor]
@@ -53,7 +53,7 @@ def add_loop_arguments(parser: argparse.ArgumentParser, **defaults):
     add = parser.add_argument
     add("--output", required=True, help="folder for the trained model; checkpoints and the log lie beside it")
     add("--steps", type=int, required=True, help="optimizer steps in all, those before a resume counted in")
-    add("--batch-size", type=int, default=16, help="pictures a step and process")
+    add("--batch-size", type=int, default=16, help="images a step and process")
     add("--learning-rate", type=float, default=1e-3)
     add("--weight-decay", type=float)
     add("--optimizer", choices=OPTIMIZERS, help="muon: for the matrices inside the network; AdamW for the rest")

@@ -1,4 +1,4 @@
-"""Noising of picture tokens for mask-token prediction. Pure functions; every draw takes a generator."""
+"""Noising of image tokens for mask-token prediction. Pure functions; every draw takes a generator."""
 
 import torch
 
@@ -12,7 +12,7 @@ def mask_tokens(
     schedule: MaskingSchedule = cosine,
 ) -> tuple[torch.LongTensor, torch.BoolTensor]:
     """
-    Replace a random share of each picture's tokens by the mask (MaskGIT, arXiv:2202.04200, section 3.1).
+    Replace a random share of each image's tokens by the mask (MaskGIT, arXiv:2202.04200, section 3.1).
 
     The share is `schedule(u)` for a uniform u, at least one token.
 
@@ -31,6 +31,6 @@ def mask_tokens(
 
 
 def drop_conditions(texts: list[str], share: float, generator: torch.Generator) -> list[str]:
-    """Empty a share of the texts at random, so that the model learns the unconditional picture for guidance."""
+    """Empty a share of the texts at random, so that the model learns the unconditional image for guidance."""
     dropped = torch.rand(len(texts), generator=generator) < share
     return ["" if drop else text for text, drop in zip(texts, dropped.tolist(), strict=True)]

@@ -1,0 +1,177 @@
+"""Configuration of the Show-o models."""
+
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from ..utils.original_format import check_not_original
+from .configuration_showo_lfq import ShowoLFQTokenizerConfig
+
+
+#: Show-o's special tokens in the published order; they follow the pad token in the vocabulary.
+SPECIAL_TOKEN_NAMES = ("soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg")
+#: The arguments of [`ShowoConfig`] that hold their ids, with those of pad and mask around them.
+SPECIAL_TOKEN_ARGUMENTS = tuple(f"{name}_token_id" for name in ("pad", *SPECIAL_TOKEN_NAMES, "mask"))
+
+
+class ShowoConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`ShowoForCausalLM`]. The defaults are the layout of the published Show-o models
+    ("Show-o: One Single Transformer to Unify Multimodal Understanding and Generation", arXiv:2408.12528).
+
+    The vocabulary holds the text ids, the special tokens, the image codes from `image_token_offset` on, and the mask
+    token, in this order.
+
+    Args:
+        text_config (`PreTrainedConfig` or `dict`, defaults to `PhiConfig(qk_layernorm=True)`):
+            The decoder. Its `vocab_size` is the whole vocabulary, image codes included.
+        vision_config (`CLIPVisionConfig` or `dict`, *optional*):
+            A CLIP tower, for the variant that understands images by continuous features.
+        image_tokenizer_config (`ShowoLFQTokenizerConfig` or `dict`, *optional*):
+            The image tokenizer that the model owns; without one the model works on token grids alone.
+        codebook_size (`int`, defaults to 8192): number of image codes.
+        num_image_tokens (`int`, defaults to 256): tokens of an image at the trained size; the grid is square.
+        max_text_length (`int`, defaults to 128): ids of the text part of a text-to-image sequence, with `sot` and `eot`
+            and without the task token. Longer prompts are cut.
+        image_token_offset (`int`, defaults to 50305): id of the first image code.
+        mask_token_id (`int`, defaults to 58497): id of an unknown image token.
+        pad_token_id, soi_token_id, eoi_token_id, sov_token_id, eov_token_id, t2i_token_id, mmu_token_id, t2v_token_id,
+        v2v_token_id, lvg_token_id (`int`): ids of the special tokens.
+        bos_token_id, eos_token_id (`int`, default to 50256): `sot` and `eot`, which open and close a text.
+        image_token_id (`int`, *optional*, defaults to `sov_token_id`): the placeholder in a prompt that images replace.
+        qk_layernorm (`bool`, defaults to `True`): add a per-head LayerNorm behind the query and key projections of a
+            backbone that has none of its own.
+        lm_head_bias (`bool`, *optional*): whether the head has a bias; by default it has one for Phi alone.
+        image_feature_size (`int`, *optional*): width of the continuous image features that the projector takes; that of
+            the vision tower by default. A model may have the projector alone, and get features from elsewhere.
+        continuous_latents (`bool`, defaults to `False`): read images by the image tokenizer's latents before
+            quantization, through the projector, rather than by its codes.
+        projector_hidden_act (`str`, defaults to `"gelu"`): activation between the projector's two layers, for features.
+        loss_weight_t2i, loss_weight_lm, loss_weight_mmu (`float`): factors of the three losses in their sum.
+
+    Raises:
+        ValueError: if the image codes or the special ids do not fit the vocabulary, or the image tokenizer has
+            another codebook size, or what gives the continuous features another width.
+    """
+
+    model_type = "showo"
+    sub_configs_defaults: ClassVar[dict[str, Any]] = {
+        "text_config": SubConfigSpec(AutoConfig, "phi", {"vocab_size": 58498, "qk_layernorm": True}),
+        "vision_config": SubConfigSpec(CLIPVisionConfig, optional=True),
+        "image_tokenizer_config": SubConfigSpec(ShowoLFQTokenizerConfig, optional=True),
+    }
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+
+    text_config: Any = None
+    vision_config: Any = None
+    image_tokenizer_config: Any = None
+    codebook_size: int = 8192
+    num_image_tokens: int = 256
+    max_text_length: int = 128
+    image_token_offset: int = 50305
+    mask_token_id: int = 58497
+    pad_token_id: int | None = 50295
+    soi_token_id: int = 50296
+    eoi_token_id: int = 50297
+    sov_token_id: int = 50298
+    eov_token_id: int = 50299
+    t2i_token_id: int = 50300
+    mmu_token_id: int = 50301
+    t2v_token_id: int = 50302
+    v2v_token_id: int = 50303
+    lvg_token_id: int = 50304
+    bos_token_id: int | None = 50256
+    eos_token_id: int | list[int] | None = 50256
+    image_token_id: int | None = None
+    qk_layernorm: bool = True
+    lm_head_bias: bool | None = None
+    image_feature_size: int | None = None
+    continuous_latents: bool = False
+    projector_hidden_act: str = "gelu"
+    loss_weight_t2i: float = 1.0
+    loss_weight_lm: float = 0.1
+    loss_weight_mmu: float = 1.0
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.image_token_id is None:
+            self.image_token_id = self.sov_token_id
+        if self.image_feature_size is None:
+            self.image_feature_size = self.width_of_features()
+        if self.lm_head_bias is None:
+            self.lm_head_bias = self.text_config.model_type == "phi"
+        # One switch for the whole model: transformers ties heads by the top-level flag.
+        self.text_config.tie_word_embeddings = self.tie_word_embeddings
+        self.check_vocabulary()
+        width = self.width_of_features()
+        if width is not None and self.image_feature_size != width:
+            source = "image tokenizer's latents" if self.continuous_latents else "vision tower"
+            raise ValueError(
+                f"`image_feature_size` ({self.image_feature_size}) must be the width of the {source} ({width})."
+            )
+
+    def width_of_features(self) -> int | None:
+        """
+        Width of the continuous features that the model makes of an image; None where it makes none.
+
+        Raises:
+            ValueError: if `continuous_latents` has no image tokenizer, or a vision tower beside it.
+        """
+        if not self.continuous_latents:
+            return self.vision_config.hidden_size if self.vision_config is not None else None
+        if self.image_tokenizer_config is None or self.vision_config is not None:
+            raise ValueError(
+                "`continuous_latents` needs an `image_tokenizer_config` and no `vision_config`, got "
+                f"{type(self.image_tokenizer_config).__name__} and {type(self.vision_config).__name__}."
+            )
+        return self.image_tokenizer_config.codebook_bits
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers; `ValueError` with the command to convert for a checkpoint of the original code."""
+        config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        check_not_original(config_dict, pretrained_model_name_or_path)
+        return config_dict, unused
+
+    def check_vocabulary(self):
+        """Raise `ValueError` unless codes, mask and special tokens have places of their own in the vocabulary."""
+        vocab_size = self.text_config.vocab_size
+        last_code = self.image_token_offset + self.codebook_size - 1
+        if not 0 <= self.image_token_offset <= last_code < vocab_size:
+            raise ValueError(
+                f"`codebook_size` ({self.codebook_size}) codes from `image_token_offset` ({self.image_token_offset}) on "
+                f"do not fit into `text_config.vocab_size` ({vocab_size})."
+            )
+        special = {name: value for name, value in self.special_token_ids().items() if value is not None}
+        if len(set(special.values())) < len(special):
+            raise ValueError(f"The special tokens must have different ids, got {special}.")
+        special["image_token_id"] = self.image_token_id
+        for name, value in special.items():
+            if not 0 <= value < vocab_size or self.image_token_offset <= value <= last_code:
+                raise ValueError(
+                    f"`{name}` must be an id below {vocab_size} and outside the image codes "
+                    f"{self.image_token_offset}..{last_code}, got {value}."
+                )
+        tokenizer_config = self.image_tokenizer_config
+        if tokenizer_config is not None and tokenizer_config.codebook_size != self.codebook_size:
+            raise ValueError(
+                f"`codebook_size` ({self.codebook_size}) must be the image tokenizer's "
+                f"({tokenizer_config.codebook_size})."
+            )
+
+    def special_token_ids(self) -> dict[str, int | None]:
+        """The special tokens' ids by the name of their argument."""
+        return {name: getattr(self, name) for name in SPECIAL_TOKEN_ARGUMENTS}
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding: text ids, special tokens, image codes, mask."""
+        return self.text_config.vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the backbone."""
+        return self.text_config.hidden_size

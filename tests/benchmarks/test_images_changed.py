@@ -1,0 +1,111 @@
+"""The benchmarks of samplers, of changed images and of large ones, on a few discs and a tiny model."""
+
+import json
+from dataclasses import replace
+
+import editing
+import large_images
+import pytest
+import samplers
+import torch
+from PIL import Image
+from t2i import SMALL
+
+
+# Captions are longer than the tiny processor's texts, and are cut.
+pytestmark = pytest.mark.filterwarnings("ignore:A text of .* ids was cut")
+
+
+def table(capsys) -> list[list[str]]:
+    lines = capsys.readouterr().out.strip().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+
+
+def test_each_sampler_is_measured_once_and_drawn(capsys, folder, model, tmp_path):
+    results, plot = tmp_path / "results.jsonl", tmp_path / "plot.png"
+    arguments = [
+        "--data",
+        str(folder),
+        "--model",
+        model,
+        "--results",
+        str(results),
+        "--captions",
+        "4",
+        "--guidance",
+        "2",
+    ]
+    results.write_text(json.dumps({"sampler": "maskgit", "steps": 2, "guidance": 2.0, "names": [True]}) + "\n")
+    samplers.main([*arguments, "--samplers", "maskgit", "--steps", "2"])
+    first = results.read_text()
+    samplers.main([*arguments, "--steps", "2", "4", "--plot", str(plot)])
+    _, *rows = [json.loads(line) for line in results.read_text().splitlines()]  # the first is of another caption
+    assert results.read_text().startswith(first) and len(rows) == 2 * len(samplers.SETTINGS)
+    assert {(row["sampler"], row["steps"]) for row in rows} == {(s, n) for s in samplers.SETTINGS for n in (2, 4)}
+    assert all(0 <= row["name"] <= 1 and row["frechet"] >= 0 and row["seconds_a_step"] > 0 for row in rows)
+    assert all(1 <= row["steps_run"] <= row["steps"] for row in rows)
+    printed = capsys.readouterr().out
+    assert "| guidance 2 | steps at most |" in printed and all(
+        f"| {name} | 4 |" in printed for name in samplers.SETTINGS
+    )
+    with Image.open(plot) as image:
+        assert image.width > image.height > 300
+
+
+def test_the_steps_of_an_image_are_those_that_it_takes_alone():
+    after = [[True, False, True], [True, False, False], [False, False, False], [False, False, False]]
+    assert samplers.steps_alone([torch.tensor(unfinished) for unfinished in after]) == [3, 1, 2]
+
+
+def test_samplers_are_compared_image_by_image():
+    one, other = ({"names": names} for names in ([True, True, False, True], [True, False, False, False]))
+    more, error = samplers.difference(one, other)
+    assert more == 0.5 and error == pytest.approx((1 / 3) ** 0.5 / 2)
+    assert samplers.difference(other, one) == (-more, pytest.approx(error))
+    assert samplers.difference(one, one) == (0, 0)
+
+
+def test_known_tokens_stay_in_every_image(capsys, folder, model):
+    editing.main(["--data", str(folder), "--model", model, "--images", "3", "--steps", "2", "--batch-size", "2"])
+    rows = dict(row for row in table(capsys)[2:])
+    assert rows["repainting: known tokens unchanged"] == rows["extending: known tokens unchanged"] == "100%"
+    # Half of the tokens stay, and a few others come out as they were.
+    assert 50 <= int(rows["varied, strength 0.5: tokens as before"].rstrip("%")) < 60
+    seams = [value for what, value in rows.items() if "gradient across seams" in what]
+    assert len(seams) == 2 and all(float(value.split()[0]) > 0 for value in seams)
+
+
+def test_a_seam_is_seen_by_its_gradient():
+    pixels = torch.zeros(2, 3, 8, 32)
+    pixels[..., 16:] = 0.5  # left of token column 4
+    pixels[..., 20:] = 0.6
+    assert editing.seam_visibility(pixels, torch.tensor([4]), 2, 4) == pytest.approx(0.5 / (0.1 / 5))
+    assert editing.seam_visibility(pixels, torch.tensor([3]), 2, 4) == 0
+
+
+def test_borders_are_where_a_tile_takes_over_from_another():
+    marked = large_images.near_borders(10, 4, 1)
+    assert marked.nonzero().flatten().tolist() == [2, 3, 5, 6]
+    assert not large_images.near_borders(4, 4, 1).any()
+
+
+def test_tiles_and_whole_differ_little_far_from_borders(model):
+    found = large_images.differences(model, side=2, images=1)
+    assert set(found) == {f"{what}, {where}" for what in ("codes", "pixels") for where in ("borders", "elsewhere")}
+    assert 0 <= found["codes, elsewhere"] <= 1 and found["pixels, elsewhere"] > 0
+
+
+@pytest.mark.slow
+def test_memory_of_an_image_in_tiles_and_whole():
+    # Large enough for what is between the layers to outweigh what a convolution keeps of its weights.
+    whole, tiled = (large_images.memory(192, way, trained=32) for way in (False, True))
+    assert whole["encode"] > 2 * tiled["encode"] > 0
+    assert whole["decode"] > 1.5 * tiled["decode"] > 0
+
+
+@pytest.mark.slow
+def test_a_large_image_goes_through_a_whole_model():
+    sizes = replace(SMALL, image_tokens=64)  # an image of 16 pixels
+    small, large = (large_images.text_to_image(size, 16, sizes=sizes) for size in (16, 32))
+    assert (small["windows"], large["windows"]) == (1, 9) and small["model"] == large["model"] > 0
+    assert large["above"] > 0

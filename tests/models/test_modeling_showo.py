@@ -1,0 +1,325 @@
+"""What the model computes: parity with the original, logits, images in, losses, generation."""
+
+import random
+
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from transformers import CLIPVisionConfig
+
+
+# The libraries' own notes on flex attention that is not compiled.
+pytestmark = pytest.mark.filterwarnings("ignore:_compile flag", "ignore:flex_attention called without")
+
+CONFIG = tiny.showo_config()
+PAD, T2I, MMU, EOS = CONFIG.pad_token_id, CONFIG.t2i_token_id, CONFIG.mmu_token_id, CONFIG.eos_token_id
+MODEL = tiny.showo()
+PIXELS = tiny.SIDE * tiny.FACTOR
+
+
+def some_ids():
+    """A text-to-image row and an understanding row."""
+    first = [PAD, PAD, T2I, EOS, 5, 7, EOS, *tiny.image(CONFIG, 1)]
+    second = [MMU, *tiny.image(CONFIG, 2), EOS, 9, 8, 11, EOS]
+    return torch.tensor([first, second + [PAD] * (len(first) - len(second))])
+
+
+def pixel_values(count=1, seed=0):
+    return torch.rand(count, 3, PIXELS, PIXELS, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+# Parity with the original
+
+
+@pytest.mark.parametrize("kind, positions", [("t2i", "positions"), ("mmu", "mmu_positions")])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
+@torch.no_grad()
+def test_logits_are_the_original_s(reference, reference_model, implementation, kind, positions):
+    places = torch.tensor(reference.cases["forward"][positions])
+    reference_model.set_attn_implementation(implementation)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            ours = reference_model(reference.tensors[f"forward.{kind}.ids"], logits_to_keep=places).logits
+    finally:
+        reference_model.set_attn_implementation("sdpa")
+    torch.testing.assert_close(ours, reference.tensors[f"forward.{kind}.logits"], rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_losses_are_the_original_s(reference, reference_model):
+    output = reference_model(reference.tensors["loss.ids"], labels=reference.tensors["loss.labels"], logits_to_keep=1)
+    ours = torch.stack([output.loss_t2i, output.loss_lm, output.loss_mmu])
+    torch.testing.assert_close(ours, reference.tensors["loss.values"], rtol=1e-4, atol=0)
+    torch.testing.assert_close(output.loss, ours[0] + 0.1 * ours[1] + ours[2])
+
+
+@pytest.mark.parametrize("case", [0, 1])
+def test_greedy_answers_are_the_original_s(reference, reference_model, case):
+    input_ids = reference.tensors[f"mmu.{case}.ids_in"]
+    new_ids = reference.tensors[f"mmu.{case}.new_ids"]
+    ours = reference_model.generate(input_ids, max_new_tokens=new_ids.shape[1], do_sample=False)
+    assert ours[:, input_ids.shape[1] :].tolist() == new_ids.tolist()
+
+
+# Logits
+
+
+@torch.no_grad()
+def test_codebook_only_is_a_slice_of_all_logits(model):
+    ids = some_ids()
+    whole = model(ids).logits
+    assert whole.shape == (*ids.shape, model.config.vocab_size)
+    first = model.config.image_token_offset
+    codes = model(ids, codebook_only=True).logits
+    torch.testing.assert_close(codes, whole[..., first : first + tiny.CODES])
+
+
+@torch.no_grad()
+def test_logits_to_keep_takes_a_number_places_or_a_mask():
+    ids = some_ids()
+    whole = MODEL(ids).logits
+    places = torch.tensor([2, 0, 5])
+    own_places = torch.tensor([[0, 3], [7, 1]])
+    marked = ids >= CONFIG.image_token_offset
+    for keep, expected in (
+        (1, whole[:, -1:]),
+        (4, whole[:, -4:]),
+        (places, whole[:, places]),
+        (own_places, torch.stack([whole[0, [0, 3]], whole[1, [7, 1]]])),
+        (marked, whole[marked]),
+    ):
+        torch.testing.assert_close(MODEL(ids, logits_to_keep=keep).logits, expected)
+
+
+@torch.no_grad()
+def test_a_tuple_instead_of_an_output():
+    ids = some_ids()
+    output = MODEL(ids, labels=ids, use_cache=False)
+    as_tuple = MODEL(ids, labels=ids, use_cache=False, return_dict=False)
+    assert torch.equal(as_tuple[0], output.loss) and torch.equal(as_tuple[1], output.logits)
+
+
+@torch.no_grad()
+def test_hidden_states_and_attentions():
+    model = tiny.showo("llama")
+    model.set_attn_implementation("eager")
+    ids = some_ids()
+    output = model(ids, output_hidden_states=True, output_attentions=True)
+    layers, heads = 2, 4
+    assert [tuple(state.shape) for state in output.hidden_states] == [(*ids.shape, 32)] * (layers + 1)
+    assert [tuple(weights.shape) for weights in output.attentions] == [(2, heads, ids.shape[1], ids.shape[1])] * layers
+    # Nobody looks at a pad, and an image's first position looks at its last.
+    assert output.attentions[0][0, :, 2:, :2].abs().max() == 0
+    assert output.attentions[0][0, :, 7, -1].min() > 0
+
+
+# Images in
+
+
+@torch.no_grad()
+def test_pixel_values_take_the_place_of_placeholders():
+    row = [MMU, CONFIG.soi_token_id, *[CONFIG.image_token_id] * 16, CONFIG.eoi_token_id, EOS, 4]
+    ids = torch.tensor([row, row])
+    pixels = pixel_values(2)
+    codes = MODEL.image_tokenizer.encode(pixels).image_tokens.flatten(1)
+    filled = ids.clone()
+    filled[:, 2:18] = codes + CONFIG.image_token_offset
+    assert torch.equal(MODEL.encode_images(pixels), filled[:, 2:18])
+    torch.testing.assert_close(MODEL(ids, pixel_values=pixels).logits, MODEL(filled).logits)
+    generated = MODEL.generate(ids, pixel_values=pixels, max_new_tokens=3, do_sample=False)
+    expected = MODEL.generate(filled, max_new_tokens=3, do_sample=False)
+    assert torch.equal(generated[:, len(row) :], expected[:, len(row) :])
+
+
+def clip_model():
+    vision = CLIPVisionConfig(
+        hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    return tiny.showo("phi", vision_config=vision, images=False)
+
+
+@torch.no_grad()
+def test_a_vision_tower_s_features_take_the_place_of_placeholders():
+    model = clip_model()
+    pixels = pixel_values(1)[..., :8, :8]
+    ids = torch.tensor([[MMU, 3, CONFIG.soi_token_id, *[CONFIG.image_token_id] * 4, CONFIG.eoi_token_id, 4, 5]])
+    features = model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    assert torch.equal(model.get_image_features(pixels), features)
+    by_pixels = model(ids, pixel_values=pixels).logits
+    torch.testing.assert_close(by_pixels, model(ids, image_features=features).logits)
+    # Every position sees the features, also those before them; the rest is causal.
+    other = model(ids, image_features=features.flip(1) * 2).logits
+    assert ((by_pixels - other).abs().amax(-1) > 1e-4).all()
+    changed = ids.clone()
+    changed[0, -2] = 9
+    difference = (by_pixels - model(changed, image_features=features).logits).abs().amax(-1)[0]
+    assert difference[:-2].max() < 1e-5 and difference[-2:].min() > 1e-4
+
+
+# Losses, against a slow loop over positions
+
+
+def labelled_batch(kinds, left, seed):
+    """Rows of the four kinds with texts of random length, some of their labels taken away."""
+    choice = random.Random(seed)
+    rows, labels = [], []
+    for kind in kinds:
+        text = choice.choices(range(1, tiny.TEXT_IDS), k=choice.randint(1, 4))
+        image = tiny.image(CONFIG, choice.randint(0, 9), tokens=3)
+        row = {
+            "t2i": [T2I, EOS, *text, EOS, *image],
+            "mmu": [MMU, *image, EOS, *text, EOS],
+            "text": [EOS, *text, EOS],
+            "mixed": [EOS, *text, *image, *text, EOS],
+        }[kind]
+        rows.append(row)
+        labels.append([token if choice.random() < 0.7 else -100 for token in row])
+    length = max(map(len, rows))
+
+    def padded(row, fill):
+        pads = [fill] * (length - len(row))
+        return pads + row if left else row + pads
+
+    return torch.tensor([padded(r, PAD) for r in rows]), torch.tensor([padded(r, -100) for r in labels])
+
+
+def slow_losses(input_ids, labels):
+    """Mean cross-entropy by kind, read from the words: one position after the other."""
+    with torch.no_grad():
+        log_p = F.log_softmax(MODEL(input_ids).logits.double(), -1)
+    found = {"t2i": [], "lm": [], "mmu": []}
+    for b, row in enumerate(input_ids.tolist()):
+        start = next(token for token in row if token != PAD)
+        in_image = False
+        for place, token in enumerate(row):
+            in_image = in_image or token == CONFIG.soi_token_id
+            label = labels[b, place].item()
+            if label != -100 and in_image:
+                found["t2i"].append(-log_p[b, place, label])
+            is_word = not in_image or token == CONFIG.soi_token_id
+            if is_word and label != -100 and start != T2I and place > 0:
+                found["mmu" if start == MMU else "lm"].append(-log_p[b, place - 1, label])
+            in_image = in_image and token != CONFIG.eoi_token_id
+    return {kind: torch.stack(values).mean() if values else None for kind, values in found.items()}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.sampled_from(["t2i", "mmu", "text", "mixed"]), min_size=1, max_size=3),
+    st.booleans(),
+    st.integers(0, 10**6),
+)
+def test_losses_are_means_over_their_labels(kinds, left, seed):
+    input_ids, labels = labelled_batch(kinds, left, seed)
+    expected = slow_losses(input_ids, labels)
+    with torch.no_grad():
+        output = MODEL(input_ids, labels=labels)
+    total = 0.0
+    for kind, weight in (("t2i", 1.0), ("lm", 0.1), ("mmu", 1.0)):
+        loss = output[f"loss_{kind}"] if f"loss_{kind}" in output else None
+        assert (loss is None) == (expected[kind] is None)
+        if loss is not None:
+            assert loss.item() == pytest.approx(expected[kind].item(), rel=1e-4)
+            total += weight * loss.item()
+    assert output.loss.item() == pytest.approx(total, rel=1e-5)
+
+
+def test_weights_of_the_losses_come_from_the_config():
+    weights = {"loss_weight_t2i": 2.0, "loss_weight_lm": 3.0, "loss_weight_mmu": 5.0}
+    model = tiny.showo(**weights)
+    ids = torch.cat([some_ids(), torch.full((1, some_ids().shape[1]), 3)])
+    output = model(ids, labels=ids.masked_fill(ids == PAD, -100))
+    expected = 2 * output.loss_t2i + 3 * output.loss_lm + 5 * output.loss_mmu
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_without_any_label_the_loss_is_a_zero_with_a_gradient():
+    model = tiny.showo()
+    ids = some_ids()
+    output = model(ids, labels=torch.full_like(ids, -100))
+    assert output.loss.item() == 0 and output.loss_t2i is output.loss_lm is output.loss_mmu is None
+    output.loss.backward()
+    assert model.model.embed_tokens.weight.grad.abs().sum() == 0
+
+
+def test_training_with_labels_makes_no_logits():
+    model = tiny.showo()
+    ids = some_ids()
+    assert model.eval()(ids, labels=ids).logits is not None
+    assert model.train()(ids, labels=ids).logits is None
+
+
+# generate()
+
+
+def prompts():
+    row = [MMU, *tiny.image(CONFIG, 3), EOS, 9, 8]
+    return torch.tensor([row, [PAD] * 3 + row[:-3]])
+
+
+def generate(model, ids, **kwargs):
+    mask = (ids != PAD).long()
+    options = {"attention_mask": mask, "max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    return model.generate(ids, **(options | kwargs))[:, ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_cache_changes_no_generated_id(model, beams):
+    cached = generate(model, prompts(), num_beams=beams)
+    assert cached == generate(model, prompts(), num_beams=beams, use_cache=False)
+    assert len(set(cached[0])) > 1, "a model that repeats one id would hide a difference"
+
+
+def test_a_static_cache_changes_no_generated_id(model):
+    assert generate(model, prompts(), cache_implementation="static") == generate(model, prompts())
+
+
+def test_generation_in_a_batch_is_as_alone(model):
+    ids = prompts()
+    together = generate(model, ids)
+    assert together == [generate(model, ids[:1])[0], generate(model, ids[1:, 3:])[0]]
+
+
+def test_generation_is_a_loop_of_forward(model):
+    ids = prompts()[:1]
+    with torch.no_grad():
+        for _ in range(5):
+            ids = torch.cat([ids, model(ids).logits[:, -1].argmax(-1, keepdim=True)], 1)
+    assert generate(model, prompts()[:1]) == ids[:, -5:].tolist()
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    "inputs, message",
+    [
+        ({}, "exactly one of `input_ids` and `inputs_embeds`"),
+        ({"input_ids": [[1, 2]], "inputs_embeds": torch.zeros(1, 2, 32)}, "exactly one of"),
+        ({"input_ids": [[1, 2]], "labels": [[1]]}, r"`labels` need `input_ids` of their shape, got \(1, 1\)"),
+        ({"inputs_embeds": torch.zeros(1, 2, 32), "labels": [[1, 2]]}, "`labels` need `input_ids`"),
+        ({"input_ids": [[1, 2]], "pixel_values": pixel_values()}, "16 image positions, and the ids have 0"),
+        (
+            {"inputs_embeds": torch.zeros(1, 2, 32), "pixel_values": pixel_values()},
+            "need `input_ids` with placeholders",
+        ),
+        ({"input_ids": [[1]], "image_features": torch.zeros(1, 1, 4)}, "no `image_feature_size`"),
+        ({"input_ids": [[1]], "image_features": torch.zeros(1, 1, 4), "pixel_values": pixel_values()}, "not both"),
+        ({"input_ids": [[1]], "pixel_values": pixel_values()[..., :5]}, "multiples of 4, got 16x5"),
+    ],
+)
+def test_wrong_inputs_are_refused(inputs, message):
+    as_tensors = {name: torch.tensor(value) if isinstance(value, list) else value for name, value in inputs.items()}
+    with pytest.raises(ValueError, match=message):
+        MODEL(**as_tensors)
+
+
+def test_images_need_a_tokenizer_or_a_tower():
+    model = tiny.showo(images=False)
+    with pytest.raises(ValueError, match="image tokenizer"):
+        model(torch.tensor([[1]]), pixel_values=pixel_values())
+    with pytest.raises(ValueError, match="vision tower"):
+        model.get_image_features(pixel_values())

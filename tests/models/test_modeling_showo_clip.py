@@ -1,0 +1,109 @@
+"""The CLIP-ViT variant: its processor, and both together in a folder."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessorPil
+
+from showo_hf import MaskGITScheduler, ShowoForCausalLM, ShowoProcessor, ShowoT2IPipeline
+
+
+PROCESSOR = tiny.clip_processor()
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), "uint8"))
+PROMPT = "<|mmu|> owl <|sov|> what?"
+
+
+@pytest.fixture(scope="module")
+def clip_model() -> ShowoForCausalLM:
+    return tiny.clip_showo(text_ids=PROCESSOR.pad_token_id)
+
+
+@torch.no_grad()
+def logits(model: ShowoForCausalLM, processor: ShowoProcessor) -> torch.Tensor:
+    return model(**processor(images=IMAGE, text=PROMPT)).logits
+
+
+# Processor
+
+
+def test_pixels_are_the_tower_s_and_placeholders_its_features():
+    batch = PROCESSOR(images=IMAGE, text=PROMPT)
+    own = CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
+    assert torch.equal(batch["pixel_values"], own(IMAGE, return_tensors="pt")["pixel_values"])
+    assert (batch["input_ids"] == PROCESSOR.image_token_id).sum() == 4
+
+
+def test_images_to_make_have_their_own_size():
+    assert PROCESSOR.image_processor(IMAGE, return_tensors="pt")["pixel_values"].shape == (1, 3, 16, 16)
+    ids = PROCESSOR.text_to_image(["owl"])["input_ids"]
+    assert (ids == PROCESSOR.mask_token_id).sum() == tiny.SIDE**2
+
+
+def test_without_a_tower_images_go_to_the_image_tokenizer():
+    plain = tiny.processor()
+    batch = plain(images=IMAGE, text=PROMPT)
+    assert batch["pixel_values"].shape == (1, 3, 16, 16)
+    assert (batch["input_ids"] == plain.image_token_id).sum() == tiny.SIDE**2
+
+
+@pytest.mark.parametrize("given", [{"vision_processor": PROCESSOR.vision_processor}, {"num_image_features": 4}])
+def test_a_tower_s_processor_and_its_features_come_together(given):
+    with pytest.raises(ValueError, match="`vision_processor` and `num_image_features`"):
+        tiny.processor(**given)
+
+
+def test_the_processor_alone_saves_and_loads(tmp_path):
+    PROCESSOR.save_pretrained(tmp_path)
+    expected = PROCESSOR(images=IMAGE, text=PROMPT)
+    for loader in (ShowoProcessor, AutoProcessor):
+        loaded = loader.from_pretrained(tmp_path)
+        assert type(loaded.vision_processor) is CLIPImageProcessorPil
+        for name, value in loaded(images=IMAGE, text=PROMPT).items():
+            assert torch.equal(value, expected[name]), name
+    loaded.save_pretrained(tmp_path / "again")
+    one, other = ((folder / "processor_config.json").read_text() for folder in (tmp_path, tmp_path / "again"))
+    assert one == other
+
+
+# Model and processor
+
+
+@pytest.mark.parametrize("max_shard_size", ["5GB", "20KB"])
+def test_model_and_processor_save_and_load_in_one_folder(clip_model, max_shard_size, tmp_path):
+    expected = logits(clip_model, PROCESSOR)
+    clip_model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    PROCESSOR.save_pretrained(tmp_path)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 5) == (max_shard_size == "20KB")
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    for loader in (ShowoForCausalLM, AutoModelForImageTextToText):
+        loaded, report = loader.from_pretrained(tmp_path, output_loading_info=True)
+        assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        assert torch.equal(logits(loaded, processor), expected)
+        assert not any(weight.requires_grad for weight in loaded.train().vision_tower.parameters())
+
+
+def test_a_pipeline_saves_and_loads_both(clip_model, tmp_path):
+    def codes(pipe: ShowoT2IPipeline) -> torch.LongTensor:
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        return pipe("owl", num_inference_steps=3, generator=generator, output_type="latent").images
+
+    pipe = ShowoT2IPipeline(clip_model, PROCESSOR, MaskGITScheduler(mask_token_id=tiny.CODES))
+    pipe.save_pretrained(tmp_path)
+    loaded = ShowoT2IPipeline.from_pretrained(tmp_path)
+    assert torch.equal(codes(loaded), codes(pipe))
+    assert torch.equal(logits(loaded.model, loaded.processor), logits(clip_model, PROCESSOR))
+    alone = AutoProcessor.from_pretrained(tmp_path / "model")
+    assert torch.equal(logits(loaded.model, alone), logits(clip_model, PROCESSOR))
+
+
+def test_an_answer_looks_at_the_image(clip_model):
+    def answer(image: Image.Image, **options) -> list[int]:
+        inputs = PROCESSOR(images=image, text=PROMPT)
+        ids = clip_model.generate(**inputs, max_new_tokens=6, do_sample=False, eos_token_id=None, **options)
+        return ids[0, inputs["input_ids"].shape[1] :].tolist()
+
+    assert answer(IMAGE) != answer(Image.new("RGB", (9, 12), "red"))
+    assert answer(IMAGE, num_beams=3) == answer(IMAGE, num_beams=3, use_cache=False)

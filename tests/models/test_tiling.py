@@ -1,0 +1,79 @@
+"""Tiles: what they cover, and what an image tokenizer gives in tiles."""
+
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from showo_hf.models.tiling import decode_tiled, encode_tiled, kept_parts, tile_starts
+
+
+FACTOR = 4
+
+
+@given(st.integers(1, 60), st.integers(1, 20))
+def test_the_parts_of_the_tiles_are_the_axis(size, tile):
+    parts = list(kept_parts(size, tile))
+    places = [place for _, kept in parts for place in range(kept.start, kept.stop)]
+    assert places == list(range(size))
+    for whole, kept in parts:
+        assert whole.start <= kept.start and kept.stop <= whole.stop <= size
+        assert whole.stop - whole.start == min(tile, size)
+
+
+@given(st.integers(0, 20), st.integers(1, 20), st.integers(0, 60), st.data())
+def test_tiles_cover_what_they_should_and_no_more(first, tile, more, data):
+    last = first + tile - 1 + more
+    stride = data.draw(st.integers(1, tile))
+    starts = tile_starts(first, last, tile, stride)
+    assert {place for start in starts for place in range(start, start + tile)} == set(range(first, last + 1))
+    assert all(0 < after - before <= stride for before, after in zip(starts, starts[1:], strict=False))
+
+
+def nearest(codes):
+    return codes.repeat_interleave(FACTOR, -1).repeat_interleave(FACTOR, -2)
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 9))
+def test_what_looks_at_one_token_alone_is_the_same_in_tiles(height, width, tile):
+    codes = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(decode_tiled(nearest, codes, tile, FACTOR), nearest(codes))
+    pooled = encode_tiled(lambda pixels: pixels[..., ::FACTOR, ::FACTOR], nearest(codes), tile, FACTOR)
+    assert torch.equal(pooled, codes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_sums_of_tiles_are_exact_in_every_dtype(dtype):
+    codes = torch.full((1, 1, 40, 34), 0.9, dtype=dtype)
+    found = decode_tiled(lambda part: part.repeat_interleave(16, -1).repeat_interleave(16, -2), codes, 32, 16)
+    assert found.dtype == dtype and found.shape == (1, 1, 640, 544)
+    torch.testing.assert_close(found, torch.full_like(found, 0.9))
+
+
+def test_a_tokenizer_takes_large_images_in_tiles_and_small_ones_whole():
+    tokenizer = tiny.lfq()
+    sizes = []
+    tokenizer.encoder.register_forward_hook(lambda module, args, output: sizes.append(tuple(args[0].shape[-2:])))
+    tokenizer.decoder.register_forward_hook(lambda module, args, output: sizes.append(tuple(output.shape[-2:])))
+    pixels = torch.rand(1, 3, 40, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        whole = tokenizer.encode(pixels).image_tokens
+        tokenizer.enable_tiling()
+        tiled = tokenizer.encode(pixels).image_tokens
+        assert tiled.shape == whole.shape == (1, 10, 7)
+        assert tokenizer.decode(tiled).sample.shape == pixels.shape
+        assert set(sizes[1:]) == {(16, 16)}, "the trained size"
+        small = pixels[..., :16, :16]
+        tokens = tokenizer.encode(small).image_tokens
+        image = tokenizer.decode(tokens).sample
+        tokenizer.disable_tiling()
+        assert torch.equal(tokenizer.encode(small).image_tokens, tokens)
+        assert torch.equal(tokenizer.decode(tokens).sample, image)
+        assert torch.equal(tokenizer.encode(pixels).image_tokens, whole)
+
+
+@pytest.mark.parametrize("tile_size", [0, 6, -4, 8.0])
+def test_a_wrong_tile_is_refused(tile_size):
+    with pytest.raises(ValueError, match="`tile_size` must be a positive multiple of 4 pixels"):
+        tiny.lfq().enable_tiling(tile_size)

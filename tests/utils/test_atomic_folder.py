@@ -1,0 +1,190 @@
+"""A folder is absent, the old one, or whole: whatever happens to the process that writes it."""
+
+import errno
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from showo_hf.utils import atomic_folder as module
+from showo_hf.utils.atomic_folder import atomic_folder
+
+
+# Without the package, whose import takes seconds.
+WRITER = """
+import importlib.util
+import sys
+
+spec = importlib.util.spec_from_file_location("atomic_folder", sys.argv[3])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+target, name = sys.argv[1:3]
+print("ready", flush=True)
+while True:
+    with module.atomic_folder(target, overwrite=True) as folder:
+        for part in range(8):
+            (folder / f"{part}.txt").write_text(name)
+"""
+
+
+def contents(folder):
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path):
+    target = tmp_path / "a" / "out"
+    with atomic_folder(target) as folder:
+        (folder / "x.txt").write_text("new")
+        assert not target.exists() and folder.parent == target.parent
+    assert contents(target) == {"x.txt": "new"}
+    assert [path.name for path in target.parent.iterdir()] == ["out"]
+
+
+def test_an_error_leaves_things_as_they_were(tmp_path):
+    target = tmp_path / "out"
+    for expected in ({}, {"x.txt": "old"}):
+        if expected:
+            target.mkdir()
+            (target / "x.txt").write_text("old")
+        with pytest.raises(ZeroDivisionError), atomic_folder(target, overwrite=True) as folder:
+            (folder / "x.txt").write_text("new")
+            raise ZeroDivisionError
+        assert (contents(target) if target.exists() else {}) == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_exists_is_replaced_on_request_alone(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "x.txt").write_text("old")
+    with pytest.raises(FileExistsError, match="exists already"), atomic_folder(target):
+        pytest.fail("the work must not begin")
+    with atomic_folder(target, overwrite=True) as folder:
+        (folder / "y.txt").write_text("new")
+    assert contents(target) == {"y.txt": "new"}
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(FileExistsError, match="a file lies there"), atomic_folder(file, overwrite=True):
+        pytest.fail("the work must not begin")
+    assert file.read_text() == "mine"
+
+
+def test_a_target_that_appears_meanwhile_stays(tmp_path):
+    target = tmp_path / "out"
+    with pytest.raises(FileExistsError), atomic_folder(target) as folder:
+        (folder / "x.txt").write_text("new")
+        target.mkdir()
+        (target / "x.txt").write_text("theirs")
+    assert contents(target) == {"x.txt": "theirs"}
+
+
+def test_two_at_once_do_not_disturb_each_other(tmp_path):
+    target = tmp_path / "out"
+    with atomic_folder(target, overwrite=True) as one:
+        (one / "x.txt").write_text("one")
+        with atomic_folder(target, overwrite=True) as other:
+            (other / "x.txt").write_text("other")
+        assert contents(target) == {"x.txt": "other"}
+    assert contents(target) == {"x.txt": "one"}
+
+
+def test_killed_at_any_moment(tmp_path):
+    """20 kills; after each, the folder is absent or has all files of one writer, and the next run tidies up."""
+    target = tmp_path / "out"
+    rng = random.Random(0)
+    seen = set()
+    for number in range(20):
+        command = [sys.executable, "-c", WRITER, str(target), str(number), module.__file__]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(rng.uniform(0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        found = contents(target) if target.exists() else {}
+        assert len(found) in (0, 8) and len(set(found.values())) <= 1
+        seen |= set(found.values())
+    assert len(seen) > 5, "some writers got to the end, so the kills came in the middle of something"
+    with atomic_folder(target, overwrite=True):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_old_folder_that_lost_its_place_comes_back(tmp_path):
+    """A process that died between the two renames."""
+    lost = tmp_path / ".out.old"
+    lost.mkdir()
+    (lost / "x.txt").write_text("old")
+    with pytest.raises(FileExistsError), atomic_folder(tmp_path / "out"):
+        pytest.fail("the work must not begin")
+    assert contents(tmp_path / "out") == {"x.txt": "old"} and not lost.exists()
+
+
+def test_a_half_deleted_old_folder_does_not_come_back(tmp_path):
+    """A process that died while it deleted what it had replaced."""
+    target = tmp_path / "out"
+    for number in range(2):
+        with atomic_folder(target, overwrite=True) as folder:
+            (folder / "x.txt").write_text(str(number))
+    leftovers = [path for path in tmp_path.iterdir() if path != target]
+    assert not leftovers
+    trash = module.temporary_name(target)
+    trash.mkdir()
+    (target / "x.txt").rename(trash / "x.txt")
+    target.rmdir()
+    with atomic_folder(target) as folder:
+        (folder / "y.txt").write_text("new")
+    assert contents(target) == {"y.txt": "new"} and not trash.exists()
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path):
+    (tmp_path / "disk" / "real").mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "disk" / "real")
+    for number in range(3):
+        with atomic_folder(link, overwrite=True) as folder:
+            (folder / "x.txt").write_text(str(number))
+    assert link.is_symlink() and contents(tmp_path / "disk" / "real") == {"x.txt": "2"}
+    assert {path.name for path in tmp_path.rglob("*")} == {"disk", "link", "real", "x.txt"}
+
+
+def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "x.txt").write_text("old")
+    with pytest.raises(FileNotFoundError):
+        module.put_in_place(tmp_path / "absent", target)
+    assert contents(target) == {"x.txt": "old"} and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_folder_has_the_permissions_of_any_new_one(tmp_path):
+    (tmp_path / "plain").mkdir()
+    with atomic_folder(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs limits of the file size")
+def test_a_limit_of_the_file_size_leaves_things_as_they_were(tmp_path):
+    """As a full disk does: writing fails in the middle."""
+    import resource
+
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "x.txt").write_text("old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+    try:
+        with pytest.raises(OSError, match="nothing was changed at the target") as caught:
+            with atomic_folder(target, overwrite=True) as folder:
+                (folder / "x.txt").write_bytes(b"0" * 2**17)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert caught.value.errno == errno.EFBIG
+    assert contents(target) == {"x.txt": "old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
