@@ -51,7 +51,7 @@ def test_the_temperature_argument_is_the_softmax_temperature(pipe, kind):
 
 
 def test_loading_with_another_scheduler(pipe, tmp_path):
-    """A folder's scheduler config can be loaded into any class, and `from_pipe` and `save_pretrained` keep it."""
+    """Any class can load the scheduler of a saved pipeline. Saving that pipeline keeps all settings."""
     with_scheduler(pipe, "maskgit, top_k").save_pretrained(tmp_path)
     for cls in SCHEDULERS.values():
         scheduler = cls.from_pretrained(tmp_path, subfolder="scheduler")

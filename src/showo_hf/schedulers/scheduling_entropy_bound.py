@@ -44,8 +44,7 @@ class EntropyBoundScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         token_temperature (`float`, defaults to 1.0): temperature of the softmax, unless `set_timesteps` gets one; 0
             takes the most likely token. Entropies use it too.
         top_k (`int`, *optional*): sample only from the `top_k` most likely tokens; at least 1.
-        top_p (`float`, *optional*): sample only from the most likely tokens whose probabilities reach this sum; in (0,
-            1].
+        top_p (`float`, *optional*): sample only from the most likely tokens that reach this total probability, in (0, 1].
 
     Raises:
         ValueError: if an argument is out of range.

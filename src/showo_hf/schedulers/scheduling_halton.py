@@ -34,8 +34,7 @@ class HaltonScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
             takes the most likely token. This is not the `temperature` of [`MaskGITScheduler`], which scales noise on
             the order.
         top_k (`int`, *optional*): sample only from the `top_k` most likely tokens; at least 1.
-        top_p (`float`, *optional*): sample only from the most likely tokens whose probabilities reach this sum; in (0,
-            1].
+        top_p (`float`, *optional*): sample only from the most likely tokens that reach this total probability, in (0, 1].
         roll (`bool`, defaults to `False`): start each sample at a random position of the order, drawn from the
             generator at the first step, and wrap around at the end. An option of the paper's code.
 

@@ -305,8 +305,8 @@ class MaskAndReplaceScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixi
         The term of the variational bound at each sample's time, (batch, tokens) in nats. Arguments as in
         `training_loss`.
 
-        It is `KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))`. At t = 1 this is the likelihood term `-log p(x_0 |
-        x_1)`.
+        It is `KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))`. At t = 1 this is the
+        likelihood term `-log p(x_0 | x_1)`.
         """
         late, early = self.cumulative_at(timesteps), self.cumulative_at(timesteps - 1)
         log_p0 = at_least_float32(model_output).log_softmax(-1)

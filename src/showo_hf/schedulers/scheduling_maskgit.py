@@ -33,8 +33,8 @@ class MaskGITScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
             `temperature * (1 - (i + 1) / n)` at step i of n. "compound" (Show-o) multiplies the factors of all steps
             so far, `temperature * prod_{j <= i} (1 - (j + 1) / n)`.
         top_k (`int`, *optional*): sample only from the `top_k` most likely tokens; at least 1.
-        top_p (`float`, *optional*): sample only from the most likely tokens whose probabilities reach this sum; in (0,
-            1]. Confidences use the probabilities before `top_k` and `top_p`.
+        top_p (`float`, *optional*): sample only from the most likely tokens that reach this total probability, in (0, 1].
+            Confidences use the probabilities before `top_k` and `top_p`.
 
     Raises:
         ValueError: if an argument is out of range.

@@ -29,10 +29,9 @@ class RemaskingScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
       lowest stored confidence, from whichever step. The paper takes the most likely tokens without noise (`top_k=1`,
       `temperature=0`).
     - "remdm" (ReMDM, arXiv:2503.00307, equation 5): with a = 1 - s before the step and b = 1 - s after it, a sampled
-      token is masked with probability sigma, and a masked token is unmasked with probability `(b - (1 - sigma) a) / (1
-      - a)`. This keeps the expected share of known tokens on the schedule. sigma is at most `limit = min(1, (1 - b) /
-        a)`. It is
-      `min(eta, limit)` with "cap", and `eta * limit` with "rescale".
+      token is masked with probability sigma, and a masked token is unmasked with probability
+      `(b - (1 - sigma) a) / (1 - a)`. This keeps the expected share of known tokens on the schedule. sigma is at most
+      `limit = min(1, (1 - b) / a)`. It is `min(eta, limit)` with "cap", and `eta * limit` with "rescale".
 
     Given tokens are never masked: those known at the first step, and those that the caller changes between two steps.
     The scheduler stores the given tokens, the confidences and the latest sample from the first step after
@@ -49,8 +48,8 @@ class RemaskingScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         sigma_rule (`str`, defaults to `"cap"`): "cap" or "rescale", for "remdm".
         eta (`float`, defaults to 0.05): for "remdm", from 0 (never mask again) to 1. More steps need a lower value.
         top_k (`int`, *optional*): sample only from the `top_k` most likely tokens; at least 1.
-        top_p (`float`, *optional*): sample only from the most likely tokens whose probabilities reach this sum; in (0,
-            1]. Confidences use the probabilities before `top_k` and `top_p`.
+        top_p (`float`, *optional*): sample only from the most likely tokens that reach this total probability, in (0, 1].
+            Confidences use the probabilities before `top_k` and `top_p`.
 
     Raises:
         ValueError: if an argument is out of range.
