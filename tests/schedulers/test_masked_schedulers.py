@@ -240,6 +240,12 @@ def test_shapes_and_dtypes_of_the_output(kind):
 
 
 @EACH
+def test_an_empty_batch(kind):
+    output = make_scheduler(kind).step(logits((0, 9)), 5, all_masked(0, 9), generator=generator())
+    assert output.prev_sample.shape == (0, 9) and output.finished
+
+
+@EACH
 def test_a_token_of_probability_zero_is_never_sampled(kind):
     x = torch.full((2, 9, CODEBOOK_SIZE), -torch.inf)
     x[..., 5] = x[..., 11] = 0.0

@@ -183,6 +183,12 @@ def test_wrong_arguments_are_refused(arguments, message):
         MaskGITScheduler(*arguments, **({} if arguments else {"sped": 1}))
 
 
+def test_from_config_with_a_path_is_deprecated(tmp_path):
+    MaskGITScheduler(64).save_pretrained(tmp_path)
+    with pytest.warns(FutureWarning, match="deprecated to pass a pretrained model name or path"):
+        assert MaskGITScheduler.from_config(str(tmp_path)).config.mask_token_id == 64
+
+
 def test_a_scheduler_is_true_before_set_timesteps():
     assert len(MaskGITScheduler()) == 0 and MaskGITScheduler()
 

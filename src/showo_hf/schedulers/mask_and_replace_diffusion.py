@@ -137,15 +137,13 @@ def posterior_mixture(early: Transition, late: Transition, codebook_size: int) -
     """
     step = transition_between(early, late)
     a, b = step.keep, step.replace
-    # Without masking, as in uniform diffusion, a mask has probability 0. Treat it as unknown: sample x_s given x_0
-    # alone.
+    # In uniform diffusion, a mask has probability 0. Treat it as an unknown token: sample x_s given x_0 alone.
     c = torch.where(late.mask > 0, step.mask, 1.0)
     stay = torch.cat([a * (early.replace + early.keep), a * early.replace, early.mask], -1)  # (batch, 3)
     to = torch.cat([b, b, c], -1)
     origin, anything = to * early.keep, to * codebook_size * early.replace
     moved = origin + anything
-    # In absorbing diffusion an index other than x_0 has probability 0: the model's prediction is wrong. The token
-    # stays.
+    # In absorbing diffusion, an index other than x_0 has probability 0: the prediction is wrong. The token stays.
     possible = stay + moved > 0
     return torch.where(possible, safe_divide(stay, stay + moved), 1.0), safe_divide(origin, moved)
 
@@ -222,7 +220,7 @@ def log_posterior(log_p0: torch.Tensor, sample: torch.LongTensor, early: Transit
     def log_ratio(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
         return safe_log(safe_divide(numerator, denominator)).to(log_p0).unsqueeze(-1)  # (batch, 1, 1)
 
-    # x_t is the mask. If a mask has probability 0, treat it as unknown, as in `posterior_mixture`.
+    # x_t is the mask. If a mask has probability 0, treat it as an unknown token, as in `posterior_mixture`.
     possible = late.mask > 0
     c, late_mask = torch.where(possible, step.mask, 1.0), torch.where(possible, late.mask, 1.0)
     from_mask = torch.logaddexp(log_ratio(c * early.replace, late_mask), log_ratio(c * early.keep, late_mask) + log_p0)
