@@ -67,7 +67,8 @@ class Conversation:
         params = self._pipe.answer_params(**options)
         normalized = normalize_message(message, self._pipe.mask_token_id)
         self._pipe.check_inputs(messages=[*self._messages, normalized], params=params)
-        return self.answer(*load_message_images([normalized]), params)
+        (loaded,) = load_message_images([normalized])
+        return self.answer(loaded, params)
 
     def check_free(self):
         """Raise `RuntimeError` while an answer is streamed."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -60,7 +60,8 @@ class SamplingParams:
         return self.callback_on_step_end_tensor_inputs or ()
 
 
-class DenoisingStep(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class DenoisingStep:
     """
     One finished step.
 

@@ -1,6 +1,6 @@
 """Text and images to text and images."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence, Sized
 from dataclasses import dataclass
 
 import torch
@@ -163,7 +163,7 @@ class ShowoAnyToAnyPipeline(ShowoPipeline):
         """Number of positions of `soi image eoi`."""
         return self.model.config.num_image_tokens + 2
 
-    def has_room(self, read: Sequence[int], num_new: int) -> bool:
+    def has_room(self, read: Sized, num_new: int) -> bool:
         """Whether the context has room for `num_new` more ids."""
         return len(read) + num_new <= self.context_length
 
@@ -233,8 +233,9 @@ class ShowoAnyToAnyPipeline(ShowoPipeline):
         return Conversation(self, earlier).answer(message, params)
 
     @staticmethod
-    def output(done: AnswerDone, return_dict: bool = True) -> ShowoAnyToAnyPipelineOutput | tuple:
+    def output(done: Event, return_dict: bool = True) -> ShowoAnyToAnyPipelineOutput | tuple:
         """The output of a call, from the last event of its answer."""
+        assert isinstance(done, AnswerDone)
         if not return_dict:
             return (done.content, done.message, done.finish_reason)
         return ShowoAnyToAnyPipelineOutput(done.content, done.message, done.finish_reason)

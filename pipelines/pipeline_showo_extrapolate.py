@@ -168,11 +168,11 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
         )
 
         # 2. Load the images and the masks of regional prompts
-        prompt = load_prompt_masks(prompt)
+        regional = load_prompt_masks(prompt)
         images = self.load_images(image, height, width)
 
         # 3. Encode the images to tokens
-        batch_size = len(prompt) * num_images_per_prompt
+        batch_size = len(regional) * num_images_per_prompt
         source = self.prepare_source(images, batch_size, height, width)
 
         # 4. Pad them with masked tokens, and plan the windows of all rounds
@@ -185,7 +185,7 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
 
         # 5. Encode the prompts once, for all steps
         prompts = self.encode_prompt(
-            prompt=prompt,
+            prompt=regional,
             negative_prompt=negative_prompt,
             num_images_per_prompt=num_images_per_prompt,
             do_classifier_free_guidance=params.do_classifier_free_guidance,

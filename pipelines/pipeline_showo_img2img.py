@@ -119,17 +119,17 @@ class ShowoImg2ImgPipeline(ShowoEditingPipeline):
         )
 
         # 2. Load the images and the masks of regional prompts
-        prompt = load_prompt_masks(prompt)
+        regional = load_prompt_masks(prompt)
         images = self.load_images(image, height, width)
 
         # 3. Encode the images to tokens
-        source = self.prepare_source(images, len(prompt) * num_images_per_prompt, height, width)
+        source = self.prepare_source(images, len(regional) * num_images_per_prompt, height, width)
 
         # 4. Choose the tokens to generate again, and mask them
         edited = self.choose_edited(
             source.tokens,
             candidates=torch.ones_like(source.tokens, dtype=torch.bool),
-            prompts=prompt,
+            prompts=regional,
             strength=strength,
             remasking=remasking,
             num_images_per_prompt=num_images_per_prompt,
@@ -142,7 +142,7 @@ class ShowoImg2ImgPipeline(ShowoEditingPipeline):
         prompts = None
         if bool(edited.any()):
             prompts = self.encode_prompt(
-                prompt=prompt,
+                prompt=regional,
                 negative_prompt=negative_prompt,
                 num_images_per_prompt=num_images_per_prompt,
                 do_classifier_free_guidance=params.do_classifier_free_guidance,

@@ -193,7 +193,7 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
         )
 
         # 2. Load the images and all masks, and crop them if only the surroundings of the mask are edited
-        prompt = load_prompt_masks(prompt)
+        regional = load_prompt_masks(prompt)
         images = self.load_images(image, height, width)
         masks = self.load_masks(mask_image, images)
         if padding_mask_crop is not None:
@@ -201,10 +201,10 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
             mask = resize_mask(masks[0], whole_size)
             box = self.crop_region(mask, padding_mask_crop, height, width)
             images, masks = [whole_image.crop(box)], [crop_mask(mask, box)]
-            prompt = crop_prompt_masks(prompt, box, whole_size)
+            regional = crop_prompt_masks(regional, box, whole_size)
 
         # 3. Encode the images to tokens
-        batch_size = len(prompt) * num_images_per_prompt
+        batch_size = len(regional) * num_images_per_prompt
         source = self.prepare_source(images, batch_size, height, width)
 
         # 4. Choose the tokens to edit, and mask them
@@ -212,7 +212,7 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
         edited = self.choose_edited(
             source.tokens,
             candidates=repeat_to(marked.to(source.tokens.device), batch_size),
-            prompts=prompt,
+            prompts=regional,
             strength=strength,
             remasking=remasking,
             num_images_per_prompt=num_images_per_prompt,
@@ -225,7 +225,7 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
         prompts = None
         if bool(edited.any()):
             prompts = self.encode_prompt(
-                prompt=prompt,
+                prompt=regional,
                 negative_prompt=negative_prompt,
                 num_images_per_prompt=num_images_per_prompt,
                 do_classifier_free_guidance=params.do_classifier_free_guidance,

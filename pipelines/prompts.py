@@ -45,7 +45,7 @@ def regional_prompts(prompt: Prompt | Sequence[Prompt]) -> list[list[RegionalPro
         TypeError, ValueError: if `prompt` is not a text, a list of [`RegionalPrompt`], or a list of these.
     """
     if is_regional(prompt):
-        prompt = [prompt]
+        return [list(prompt)]  # type: ignore[arg-type]
     if isinstance(prompt, (list, tuple)) and any(isinstance(one, RegionalPrompt) for one in prompt):
         kinds = sorted({type(one).__name__ for one in prompt})
         raise TypeError(

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,7 +199,7 @@ class ShowoPipeline(DiffusionPipeline):
     @torch.no_grad()
     def encode_prompt(
         self,
-        prompt: Prompt | list[Prompt],
+        prompt: Prompt | Sequence[Prompt],
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         do_classifier_free_guidance: bool = True,
