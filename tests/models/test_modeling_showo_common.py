@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from showo_hf import ShowoConfig, ShowoForCausalLM, ShowoLFQTokenizer, ShowoProcessor
-from showo_hf.models.modeling_showo import PerHeadLayerNorm, add_qk_norm
+from showo_hf.models.backbone import PerHeadLayerNorm, add_qk_norm
 
 
 # transformers' own note, which its and peft's code sets off too.
