@@ -127,7 +127,9 @@ def test_pixel_values_take_the_place_of_placeholders():
     codes = MODEL.image_tokenizer.encode(pixels).image_tokens.flatten(1)
     filled = ids.clone()
     filled[:, 2:18] = codes + CONFIG.image_token_offset
-    assert torch.equal(MODEL.encode_images(pixels), filled[:, 2:18])
+    tokens = MODEL.encode_images(pixels)
+    assert tokens.shape == (2, 4, 4) and tokens.dtype == torch.int64
+    assert torch.equal(tokens.flatten(1) + CONFIG.image_token_offset, filled[:, 2:18])
     torch.testing.assert_close(MODEL(ids, pixel_values=pixels).logits, MODEL(filled).logits)
     generated = MODEL.generate(ids, pixel_values=pixels, max_new_tokens=3, do_sample=False)
     expected = MODEL.generate(filled, max_new_tokens=3, do_sample=False)
@@ -147,7 +149,7 @@ def test_a_vision_tower_s_features_take_the_place_of_placeholders():
     pixels = pixel_values(1)[..., :8, :8]
     ids = torch.tensor([[MMU, 3, CONFIG.soi_token_id, *[CONFIG.image_token_id] * 4, CONFIG.eoi_token_id, 4, 5]])
     features = model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
-    assert torch.equal(model.get_image_features(pixels), features)
+    assert torch.equal(model.get_image_features(pixels).last_hidden_state, features)
     by_pixels = model(ids, pixel_values=pixels).logits
     torch.testing.assert_close(by_pixels, model(ids, image_features=features).logits)
     # Every position sees the features, also those before them; the rest is causal.

@@ -337,7 +337,8 @@ def test_beams_keep_the_images_of_a_prompt_together(model):
     block = [config.soi_token_id, *[config.image_token_id] * 16, config.eoi_token_id]
     ids = torch.tensor([[0, *block, 5, *block, 6], [0, *block, 7, *block, 8]])
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    written = ids.masked_scatter(ids == config.image_token_id, model.encode_images(images))
+    tokens = model.encode_images(images) + config.image_token_offset
+    written = ids.masked_scatter(ids == config.image_token_id, tokens)
     options = {"max_new_tokens": 6, "num_beams": 3, "do_sample": False}
     out = model.generate(ids, pixel_values=images, **options)
     expected = model.generate(written, **options)

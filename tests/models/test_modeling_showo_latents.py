@@ -23,7 +23,7 @@ def question(model, count=1):
 def test_the_features_are_the_latents_row_by_row():
     model = make()
     inputs = question(model)
-    features = model.get_image_features(inputs["pixel_values"])
+    features = model.get_image_features(inputs["pixel_values"]).last_hidden_state
     latents = model.image_tokenizer.encode(inputs["pixel_values"]).latents
     assert features.shape == (1, 16, tiny.BITS) and model.config.image_feature_size == tiny.BITS
     assert torch.equal(features[0, 5], latents[0, :, 1, 1])
@@ -36,7 +36,7 @@ def test_the_features_are_the_latents_row_by_row():
 def test_what_the_quantizer_drops_is_seen():
     model = make()
     inputs = question(model)
-    latents = model.get_image_features(inputs["pixel_values"])
+    latents = model.get_image_features(inputs["pixel_values"]).last_hidden_state
     ids = inputs["input_ids"]
     one, other = (model(ids, image_features=scale * latents).logits for scale in (1, 2))  # the same signs, so codes
     assert not torch.allclose(one, other)
@@ -47,7 +47,8 @@ def test_the_mask_is_that_of_codes():
     """In an image's block all see each other; text is causal, and sees all of the image."""
     model = make()
     inputs = question(model)
-    ids, features = inputs["input_ids"], model.get_image_features(inputs["pixel_values"])
+    ids = inputs["input_ids"]
+    features = model.get_image_features(inputs["pixel_values"]).last_hidden_state
     plain = model(ids, image_features=features).logits
     last = features.clone()
     last[:, -1] += 1

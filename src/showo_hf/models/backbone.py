@@ -71,7 +71,11 @@ def plan_with_whole_heads(plan: dict[str, str]) -> dict[str, str]:
     The weights of the attention layers are still split, but every process gets the queries, keys and values of all
     heads and computes the whole attention.
     """
-    styles = {"colwise": "colwise_gather_output", "rowwise": "rowwise_split_input"}
+    styles = {
+        "colwise": "colwise_gather_output",
+        "rowwise": "rowwise_split_input",
+        "replicated_with_grad_allreduce": "replicate",
+    }
     return {name: styles.get(style, style) if ".self_attn." in name else style for name, style in plan.items()}
 
 
