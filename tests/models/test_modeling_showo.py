@@ -5,10 +5,14 @@ import random
 import pytest
 import tiny
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from showo_hf.models.omni_attention import image_block_ids
 
 
 # The libraries' own notes on flex attention that is not compiled.
@@ -161,6 +165,88 @@ def test_a_vision_tower_s_features_take_the_place_of_placeholders():
     assert difference[:-2].max() < 1e-5 and difference[-2:].min() > 1e-4
 
 
+def test_get_image_features_follows_transformers_5():
+    model = clip_model()
+    pixels = pixel_values(2)[..., :8, :8]
+    output = model.get_image_features(pixels, output_hidden_states=True)
+    assert isinstance(output, BaseModelOutputWithPooling)
+    assert output.last_hidden_state.shape == (2, 4, 24) and output.pooler_output.shape == (2, 4, 32)
+    assert torch.equal(output.pooler_output, model.mm_projector(output.last_hidden_state))
+    assert len(output.hidden_states) == 3 and output.hidden_states[0].shape == (2, 5, 24)
+    assert not output.last_hidden_state.requires_grad and output.pooler_output.requires_grad
+    as_tuple = model.get_image_features(pixels, return_dict=False)
+    assert isinstance(as_tuple, tuple) and len(as_tuple) == 2
+    assert torch.equal(as_tuple[0], output.last_hidden_state) and torch.equal(as_tuple[1], output.pooler_output)
+
+
+def test_images_are_decoded_as_by_the_image_tokenizer():
+    tokens = MODEL.encode_images(pixel_values(2))
+    pixels = MODEL.decode_images(tokens)
+    assert pixels.shape == (2, 3, PIXELS, PIXELS) and pixels.abs().max() <= 1
+    assert not pixels.requires_grad
+    assert torch.equal(pixels, MODEL.image_tokenizer.decode(tokens).sample)
+
+
+def test_encoding_and_decoding_wake_an_offloaded_model():
+    class Counter(ModelHook):
+        calls = 0
+
+        def pre_forward(self, module, *args, **kwargs):
+            self.calls += 1
+            return args, kwargs
+
+    model, hook = tiny.showo(), Counter()
+    add_hook_to_module(model, hook)
+    tokens = model.encode_images(pixel_values())
+    assert hook.calls == 1
+    model.decode_images(tokens)
+    assert hook.calls == 2
+
+
+# Embeddings together with images
+
+
+def embedded_prompt(model, features: int) -> dict:
+    """A prompt with an image, and embeddings of its text that belong to no ids."""
+    config = model.config
+    block = [config.soi_token_id, *[config.image_token_id] * features, config.eoi_token_id]
+    ids = torch.tensor([[MMU, *block, EOS, 4, 5]])
+    embeddings = model.get_input_embeddings()(ids).detach()
+    embeddings[:, -2:] = embeddings[:, -2:].flip(-1)
+    return {"input_ids": ids, "inputs_embeds": embeddings}
+
+
+@torch.no_grad()
+def test_embeddings_with_images_as_tokens():
+    prompt = embedded_prompt(MODEL, 16)
+    pixels = pixel_values()
+    filled = prompt["inputs_embeds"].clone()
+    image_ids = MODEL.encode_images(pixels).flatten(1) + CONFIG.image_token_offset
+    filled[:, 2:18] = MODEL.get_input_embeddings()(image_ids)
+    blocks = image_block_ids(prompt["input_ids"], CONFIG)
+    expected = MODEL(inputs_embeds=filled, block_sequence_ids=blocks).logits
+    torch.testing.assert_close(MODEL(**prompt, pixel_values=pixels).logits, expected)
+    options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    found = MODEL.generate(**prompt, pixel_values=pixels, **options)
+    expected = MODEL.generate(inputs_embeds=filled, block_sequence_ids=blocks, **options)
+    assert found[:, prompt["input_ids"].shape[1] :].tolist() == expected.tolist()
+
+
+@torch.no_grad()
+def test_embeddings_with_images_as_features():
+    model = clip_model()
+    prompt = embedded_prompt(model, 4)
+    pixels = pixel_values()[..., :8, :8]
+    by_pixels = model(**prompt, pixel_values=pixels).logits
+    features = model.get_image_features(pixels).last_hidden_state
+    torch.testing.assert_close(by_pixels, model(**prompt, image_features=features).logits)
+    # Embeddings of the ids themselves change nothing, other embeddings do.
+    plain = model(prompt["input_ids"], pixel_values=pixels).logits
+    own = {"input_ids": prompt["input_ids"], "inputs_embeds": model.get_input_embeddings()(prompt["input_ids"])}
+    torch.testing.assert_close(model(**own, pixel_values=pixels).logits, plain)
+    assert (by_pixels - plain).abs().max() > 1e-3
+
+
 # Losses, against a slow loop over positions
 
 
@@ -301,6 +387,10 @@ def test_generation_is_a_loop_of_forward(model):
     [
         ({}, "exactly one of `input_ids` and `inputs_embeds`"),
         ({"input_ids": [[1, 2]], "inputs_embeds": torch.zeros(1, 2, 32)}, "exactly one of"),
+        (
+            {"input_ids": [[1, 2]], "inputs_embeds": torch.zeros(1, 3, 32), "pixel_values": pixel_values()},
+            r"`inputs_embeds` must have the batch size and length of `input_ids`, got \(1, 3, 32\) and \(1, 2\)",
+        ),
         ({"input_ids": [[1, 2]], "labels": [[1]]}, r"`labels` need `input_ids` of their shape, got \(1, 1\)"),
         ({"inputs_embeds": torch.zeros(1, 2, 32), "labels": [[1, 2]]}, "`labels` need `input_ids`"),
         ({"input_ids": [[1, 2]], "pixel_values": pixel_values()}, "16 image positions, and the ids have 0"),
@@ -319,9 +409,26 @@ def test_wrong_inputs_are_refused(inputs, message):
         MODEL(**as_tensors)
 
 
+@pytest.mark.parametrize("name", ["shift_labels", "num_items_in_batch", "atention_mask", "token_type_ids"])
+def test_arguments_that_nothing_uses_are_refused(name):
+    ids = torch.tensor([[1, 2]])
+    with pytest.raises(TypeError, match=f"unexpected keyword arguments: {name}"):
+        MODEL(ids, **{name: ids})
+
+
+def test_shift_labels_are_refused_with_advice():
+    ids = torch.tensor([[1, 2]])
+    with pytest.raises(TypeError, match="shift_labels. Give `labels`, which are not shifted"):
+        MODEL(ids, labels=ids, shift_labels=ids)
+
+
 def test_images_need_a_tokenizer_or_a_tower():
     model = tiny.showo(images=False)
     with pytest.raises(ValueError, match="image tokenizer"):
         model(torch.tensor([[1]]), pixel_values=pixel_values())
+    with pytest.raises(ValueError, match="`pixel_values` need an image tokenizer"):
+        model.encode_images(pixel_values())
+    with pytest.raises(ValueError, match="`image_tokens` need an image tokenizer"):
+        model.decode_images(torch.zeros(1, 4, 4, dtype=torch.int64))
     with pytest.raises(ValueError, match="vision tower"):
         model.get_image_features(pixel_values())

@@ -5,7 +5,8 @@ import pytest
 import tiny
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessorPil
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessorPil, CLIPVisionModel
 
 from showo_hf import MaskGITScheduler, ShowoForCausalLM, ShowoProcessor, ShowoT2IPipeline
 
@@ -82,6 +83,25 @@ def test_model_and_processor_save_and_load_in_one_folder(clip_model, max_shard_s
         assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
         assert torch.equal(logits(loaded, processor), expected)
         assert not any(weight.requires_grad for weight in loaded.train().vision_tower.parameters())
+
+
+def test_missing_weights_of_the_tower_are_those_of_a_fresh_tower(clip_model, tmp_path):
+    """CLIP chooses the scale of each layer by its place in the tower."""
+    clip_model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if not name.startswith("vision_tower.encoder.")}
+    assert 0 < len(kept) < len(weights)
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = ShowoForCausalLM.from_pretrained(tmp_path)
+    fresh = CLIPVisionModel(clip_model.config.vision_config)
+    for name, weight in fresh.named_parameters():
+        found = loaded.vision_tower.get_parameter(name)
+        if not name.startswith("encoder."):
+            assert torch.equal(found, clip_model.vision_tower.get_parameter(name)), name
+        elif weight.ndim == 2:
+            assert found.std().item() == pytest.approx(weight.std().item(), rel=0.2), name
+        else:
+            assert torch.equal(found, weight), name  # norms and biases
 
 
 def test_a_pipeline_saves_and_loads_both(clip_model, tmp_path):

@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import (
     CompileConfig,
     DynamicCache,
+    GenerationConfig,
     LlamaForCausalLM,
     LogitsProcessor,
     StoppingCriteria,
@@ -269,6 +270,32 @@ def test_a_prompt_is_not_read_in_chunks_that_cut_an_image(as_codes):
         answers(MODEL, inputs, prefill_chunk_size=8)
     text = ask([says("user", "a red apple on a table")])
     assert answers(MODEL, text, prefill_chunk_size=8) == answers(MODEL, text)
+
+
+@pytest.mark.parametrize("where", ["argument", "config", "model"])
+def test_chunks_are_refused_wherever_they_are_set(where):
+    model = copy.deepcopy(MODEL)
+    options = {"argument": {"prefill_chunk_size": 8}, "model": {}}.get(where)
+    if where == "config":
+        options = {"generation_config": GenerationConfig(prefill_chunk_size=8, max_new_tokens=4)}
+    elif where == "model":
+        model.generation_config.prefill_chunk_size = 8
+    with (
+        CountForwards(model) as forwards,
+        pytest.raises(ValueError, match="`prefill_chunk_size` must be None .* got 8"),
+    ):
+        model.generate(**question(), **options)
+    assert forwards.count == 0
+
+
+@pytest.mark.parametrize("as_embeddings", [False, True])
+def test_a_prompt_as_long_as_the_context_is_refused(as_embeddings):
+    context = MODEL.config.text_config.max_position_embeddings
+    ids = torch.ones(1, context, dtype=torch.int64)
+    inputs = {"inputs_embeds": MODEL.get_input_embeddings()(ids)} if as_embeddings else {"input_ids": ids}
+    with CountForwards(MODEL) as forwards, pytest.raises(ValueError, match=f"shorter than .* {context} positions"):
+        MODEL.generate(**inputs, max_new_tokens=1)
+    assert forwards.count == 0
 
 
 # Assistants, and looking up in the prompt

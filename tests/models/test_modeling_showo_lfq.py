@@ -246,6 +246,19 @@ def test_save_and_load(tmp_path):
     assert torch.equal(loaded(pixels()).sample, MODEL(pixels()).sample)
 
 
+@torch.no_grad()
+def test_a_tuple_instead_of_an_output():
+    output, as_tuple = MODEL(pixels()), MODEL(pixels(), return_dict=False)
+    assert isinstance(as_tuple, tuple) and len(as_tuple) == 4
+    for one, other in zip(as_tuple, output.to_tuple(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_misspelt_arguments_are_refused():
+    with pytest.raises(TypeError, match="return_loses"):
+        MODEL(pixels(), return_loses=True)
+
+
 def test_stages_are_as_deep_as_the_config_says():
     model = tiny.lfq(encoder_layers_per_block=[1, 3, 2], decoder_layers_per_block=[2, 1, 3])
     assert [len(block.resnets) for block in model.encoder.down_blocks] == [1, 3, 2]

@@ -160,7 +160,8 @@ class ShowoGenerationMixin(GenerationMixin):
         if mask is not None and len(mask.shape) == 4:
             # This mask includes the blocks, and `forward` cannot take the length of a static cache as a number.
             inputs["block_sequence_ids"] = None
-        return inputs
+        # transformers also forwards some arguments of `generate` itself, such as `tokenizer`.
+        return {name: value for name, value in inputs.items() if name in self.known_arguments}
 
 
 def image_starts(input_ids: torch.LongTensor, config) -> torch.BoolTensor:

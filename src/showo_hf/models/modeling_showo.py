@@ -89,9 +89,6 @@ class ShowoForCausalLM(ShowoPreTrainedModel, ShowoImageMixin, ShowoGenerationMix
         if config.qk_layernorm:
             add_qk_norm(self.model)
         fuse_activations(self.model)
-        backbone_arguments = inspect.signature(self.model.forward).parameters
-        #: Further keyword arguments of `forward`, for the backbone. The losses do not use `num_items_in_batch`.
-        self.passed_on = {*backbone_arguments, *TransformersKwargs.__annotations__} - {"num_items_in_batch", "kwargs"}
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
         self.vision_tower = self.mm_projector = self.image_tokenizer = None
         if config.vision_config is not None:
@@ -104,6 +101,9 @@ class ShowoForCausalLM(ShowoPreTrainedModel, ShowoImageMixin, ShowoGenerationMix
             )
         if config.image_tokenizer_config is not None:
             self.image_tokenizer = ShowoLFQTokenizer(config.image_tokenizer_config).requires_grad_(False)
+        arguments = {*inspect.signature(self.forward).parameters, *inspect.signature(self.model.forward).parameters}
+        #: The keyword arguments of `forward`, its own and the backbone's. The losses do not use `num_items_in_batch`.
+        self.known_arguments = arguments.union(TransformersKwargs.__annotations__) - {"kwargs", "num_items_in_batch"}
         self.post_init()
 
     def initialize_weights(self):
@@ -306,7 +306,7 @@ class ShowoForCausalLM(ShowoPreTrainedModel, ShowoImageMixin, ShowoGenerationMix
 
     def check_inputs(self, input_ids, inputs_embeds, labels, image_features, pixel_values, kwargs):
         """Raise an error for arguments of `forward` that do not go together, and for names that nothing uses."""
-        unknown = [name for name in kwargs if name not in self.passed_on]
+        unknown = [name for name in kwargs if name not in self.known_arguments]
         if unknown:
             hint = " Give `labels`, which are not shifted." if "shift_labels" in unknown else ""
             raise TypeError(f"`forward` got unexpected keyword arguments: {', '.join(unknown)}.{hint}")
