@@ -67,8 +67,12 @@ class CheckedConfig(PreTrainedConfig):
             ValueError: if the folder holds something else: a checkpoint of the original code, another model, or a
                 whole pipeline. The message says what it is and how to load or convert it.
         """
-        config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if not config_dict:
+        try:
+            config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except OSError:
+            check_not_pipeline(pretrained_model_name_or_path, cls.model_type, **hub_options(kwargs))
+            raise
+        if not config_dict:  # a local folder without `config.json`
             check_not_pipeline(pretrained_model_name_or_path, cls.model_type, **hub_options(kwargs))
         check_not_original(config_dict, pretrained_model_name_or_path)
         check_model_type(config_dict, pretrained_model_name_or_path, cls.model_type)
