@@ -1,4 +1,4 @@
-"""What the model computes: parity with the original, logits, images in, losses, generation."""
+"""Forward pass and generation: parity with the original, logits, images, losses, invalid inputs."""
 
 import random
 
@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from showo_hf.models.omni_attention import image_block_ids
 
 
-# The libraries' own notes on flex attention that is not compiled.
+# Warnings of torch and transformers about uncompiled flex attention.
 pytestmark = pytest.mark.filterwarnings("ignore:_compile flag", "ignore:flex_attention called without")
 
 CONFIG = tiny.showo_config()
@@ -41,19 +41,19 @@ def pixel_values(count=1, seed=0):
 @pytest.mark.parametrize("kind, positions", [("t2i", "positions"), ("mmu", "mmu_positions")])
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
 @torch.no_grad()
-def test_logits_are_the_original_s(reference, reference_model, implementation, kind, positions):
-    places = torch.tensor(reference.cases["forward"][positions])
+def test_logits_match_the_original(reference, reference_model, implementation, kind, positions):
+    kept = torch.tensor(reference.cases["forward"][positions])
     reference_model.set_attn_implementation(implementation)
     try:
         with torch.compiler.set_stance("force_eager"):
-            ours = reference_model(reference.tensors[f"forward.{kind}.ids"], logits_to_keep=places).logits
+            ours = reference_model(reference.tensors[f"forward.{kind}.ids"], logits_to_keep=kept).logits
     finally:
         reference_model.set_attn_implementation("sdpa")
     torch.testing.assert_close(ours, reference.tensors[f"forward.{kind}.logits"], rtol=0, atol=1e-4)
 
 
 @torch.no_grad()
-def test_losses_are_the_original_s(reference, reference_model):
+def test_losses_match_the_original(reference, reference_model):
     output = reference_model(reference.tensors["loss.ids"], labels=reference.tensors["loss.labels"], logits_to_keep=1)
     ours = torch.stack([output.loss_t2i, output.loss_lm, output.loss_mmu])
     torch.testing.assert_close(ours, reference.tensors["loss.values"], rtol=1e-4, atol=0)
@@ -61,7 +61,7 @@ def test_losses_are_the_original_s(reference, reference_model):
 
 
 @pytest.mark.parametrize("case", [0, 1])
-def test_greedy_answers_are_the_original_s(reference, reference_model, case):
+def test_greedy_answers_match_the_original(reference, reference_model, case):
     input_ids = reference.tensors[f"mmu.{case}.ids_in"]
     new_ids = reference.tensors[f"mmu.{case}.new_ids"]
     ours = reference_model.generate(input_ids, max_new_tokens=new_ids.shape[1], do_sample=False)
@@ -82,17 +82,17 @@ def test_codebook_only_is_a_slice_of_all_logits(model):
 
 
 @torch.no_grad()
-def test_logits_to_keep_takes_a_number_places_or_a_mask():
+def test_logits_to_keep_takes_a_number_or_positions_or_a_mask():
     ids = some_ids()
     whole = MODEL(ids).logits
-    places = torch.tensor([2, 0, 5])
-    own_places = torch.tensor([[0, 3], [7, 1]])
+    kept = torch.tensor([2, 0, 5])
+    own_positions = torch.tensor([[0, 3], [7, 1]])
     marked = ids >= CONFIG.image_token_offset
     for keep, expected in (
         (1, whole[:, -1:]),
         (4, whole[:, -4:]),
-        (places, whole[:, places]),
-        (own_places, torch.stack([whole[0, [0, 3]], whole[1, [7, 1]]])),
+        (kept, whole[:, kept]),
+        (own_positions, torch.stack([whole[0, [0, 3]], whole[1, [7, 1]]])),
         (marked, whole[marked]),
     ):
         torch.testing.assert_close(MODEL(ids, logits_to_keep=keep).logits, expected)
@@ -115,16 +115,16 @@ def test_hidden_states_and_attentions():
     layers, heads = 2, 4
     assert [tuple(state.shape) for state in output.hidden_states] == [(*ids.shape, 32)] * (layers + 1)
     assert [tuple(weights.shape) for weights in output.attentions] == [(2, heads, ids.shape[1], ids.shape[1])] * layers
-    # Nobody looks at a pad, and an image's first position looks at its last.
+    # No position sees a pad, and the first position of an image sees its last.
     assert output.attentions[0][0, :, 2:, :2].abs().max() == 0
     assert output.attentions[0][0, :, 7, -1].min() > 0
 
 
-# Images in
+# Images
 
 
 @torch.no_grad()
-def test_pixel_values_take_the_place_of_placeholders():
+def test_pixel_values_replace_placeholders():
     row = [MMU, CONFIG.soi_token_id, *[CONFIG.image_token_id] * 16, CONFIG.eoi_token_id, EOS, 4]
     ids = torch.tensor([row, row])
     pixels = pixel_values(2)
@@ -148,7 +148,7 @@ def clip_model():
 
 
 @torch.no_grad()
-def test_a_vision_tower_s_features_take_the_place_of_placeholders():
+def test_features_of_a_vision_tower_replace_placeholders():
     model = clip_model()
     pixels = pixel_values(1)[..., :8, :8]
     ids = torch.tensor([[MMU, 3, CONFIG.soi_token_id, *[CONFIG.image_token_id] * 4, CONFIG.eoi_token_id, 4, 5]])
@@ -156,7 +156,7 @@ def test_a_vision_tower_s_features_take_the_place_of_placeholders():
     assert torch.equal(model.get_image_features(pixels).last_hidden_state, features)
     by_pixels = model(ids, pixel_values=pixels).logits
     torch.testing.assert_close(by_pixels, model(ids, image_features=features).logits)
-    # Every position sees the features, also those before them; the rest is causal.
+    # Every position sees the features, even positions before them. The rest is causal.
     other = model(ids, image_features=features.flip(1) * 2).logits
     assert ((by_pixels - other).abs().amax(-1) > 1e-4).all()
     changed = ids.clone()
@@ -179,7 +179,7 @@ def test_get_image_features_follows_transformers_5():
     assert torch.equal(as_tuple[0], output.last_hidden_state) and torch.equal(as_tuple[1], output.pooler_output)
 
 
-def test_images_are_decoded_as_by_the_image_tokenizer():
+def test_decode_images_uses_the_image_tokenizer():
     tokens = MODEL.encode_images(pixel_values(2))
     pixels = MODEL.decode_images(tokens)
     assert pixels.shape == (2, 3, PIXELS, PIXELS) and pixels.abs().max() <= 1
@@ -251,7 +251,7 @@ def test_embeddings_with_images_as_features():
 
 
 def labelled_batch(kinds, left, seed):
-    """Rows of the four kinds with texts of random length, some of their labels taken away."""
+    """Rows of the four kinds with texts of random length and some labels removed."""
     choice = random.Random(seed)
     rows, labels = [], []
     for kind in kinds:
@@ -275,21 +275,21 @@ def labelled_batch(kinds, left, seed):
 
 
 def slow_losses(input_ids, labels):
-    """Mean cross-entropy by kind, read from the words: one position after the other."""
+    """Mean cross-entropy by kind, computed position by position."""
     with torch.no_grad():
         log_p = F.log_softmax(MODEL(input_ids).logits.double(), -1)
     found = {"t2i": [], "lm": [], "mmu": []}
     for b, row in enumerate(input_ids.tolist()):
         start = next(token for token in row if token != PAD)
         in_image = False
-        for place, token in enumerate(row):
+        for position, token in enumerate(row):
             in_image = in_image or token == CONFIG.soi_token_id
-            label = labels[b, place].item()
+            label = labels[b, position].item()
             if label != -100 and in_image:
-                found["t2i"].append(-log_p[b, place, label])
-            is_word = not in_image or token == CONFIG.soi_token_id
-            if is_word and label != -100 and start != T2I and place > 0:
-                found["mmu" if start == MMU else "lm"].append(-log_p[b, place - 1, label])
+                found["t2i"].append(-log_p[b, position, label])
+            is_text = not in_image or token == CONFIG.soi_token_id
+            if is_text and label != -100 and start != T2I and position > 0:
+                found["mmu" if start == MMU else "lm"].append(-log_p[b, position - 1, label])
             in_image = in_image and token != CONFIG.eoi_token_id
     return {kind: torch.stack(values).mean() if values else None for kind, values in found.items()}
 
@@ -333,7 +333,7 @@ def test_without_any_label_the_loss_is_a_zero_with_a_gradient():
     assert model.model.embed_tokens.weight.grad.abs().sum() == 0
 
 
-def test_training_with_labels_makes_no_logits():
+def test_training_with_labels_computes_no_logits():
     model = tiny.showo()
     ids = some_ids()
     assert model.eval()(ids, labels=ids).logits is not None
@@ -365,7 +365,7 @@ def test_a_static_cache_changes_no_generated_id(model):
     assert generate(model, prompts(), cache_implementation="static") == generate(model, prompts())
 
 
-def test_generation_in_a_batch_is_as_alone(model):
+def test_generation_in_a_batch_equals_generation_alone(model):
     ids = prompts()
     together = generate(model, ids)
     assert together == [generate(model, ids[:1])[0], generate(model, ids[1:, 3:])[0]]
@@ -379,7 +379,7 @@ def test_generation_is_a_loop_of_forward(model):
     assert generate(model, prompts()[:1]) == ids[:, -5:].tolist()
 
 
-# Bad input
+# Invalid inputs
 
 
 @pytest.mark.parametrize(

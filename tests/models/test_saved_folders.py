@@ -1,4 +1,4 @@
-"""`from_pretrained` of a folder that holds something else says what it holds."""
+"""`from_pretrained` of a folder that holds something else names its content."""
 
 import json
 
