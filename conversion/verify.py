@@ -78,7 +78,9 @@ def verify_showo(
         if clip is not None:
             size = config.vision_config.image_size
             pixels = torch.randn(1, 3, size, size, generator=generator)
-            result.compare("tower", model.get_image_features(pixels), plain_tower(clip, config, pixels, dtype))
+            result.compare(
+                "tower", model.get_image_features(pixels).last_hidden_state, plain_tower(clip, config, pixels, dtype)
+            )
     compare_tokenizer(result, model.image_tokenizer, image_tokenizer, dtype)
     result.check()
     return result

@@ -193,7 +193,7 @@ def test_the_tower_of_a_whole_clip(tmp_path, capsys):
     pixels = torch.randn(1, 3, 8, 8)
     with torch.no_grad():
         wanted = clip.vision_model(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
-    torch.testing.assert_close(model.get_image_features(pixels), wanted)
+    torch.testing.assert_close(model.get_image_features(pixels).last_hidden_state, wanted)
     processor = ShowoProcessor.from_pretrained(tmp_path / "out" / "model")
     assert list(processor.vision_processor.image_mean) == [0.1, 0.2, 0.3]
 

@@ -1,4 +1,4 @@
-"""Both configurations: defaults, round trips, and what they refuse."""
+"""Both configurations: defaults, round trips, and invalid values."""
 
 import pytest
 import tiny
@@ -8,7 +8,7 @@ from showo_hf import ShowoConfig, ShowoLFQTokenizerConfig
 
 
 def fields(config) -> dict:
-    """All fields but the folder that it came from."""
+    """All fields except the folder that the config was loaded from."""
     return {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
 
 
@@ -26,7 +26,7 @@ def test_the_defaults_are_the_published_layout(reference):
 
 
 @pytest.mark.parametrize("bias, backbone", [(True, "phi"), (False, "llama")])
-def test_only_phi_s_head_has_a_bias(bias, backbone):
+def test_only_the_head_of_phi_has_a_bias(bias, backbone):
     assert tiny.showo_config(backbone).lm_head_bias is bias
     assert tiny.showo_config(backbone, lm_head_bias=not bias).lm_head_bias is not bias
 
@@ -48,13 +48,13 @@ def test_sub_configurations_may_be_dicts():
     assert again.text_config.to_dict() == config.text_config.to_dict()
 
 
-def test_get_text_config_is_the_backbone_s():
+def test_get_text_config_is_the_config_of_the_backbone():
     config = tiny.showo_config("llama")
     assert config.get_text_config() is config.text_config
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_one_switch_ties_the_whole_model(tied):
+def test_one_flag_ties_the_whole_model(tied):
     config = tiny.showo_config("llama", tie_word_embeddings=tied)
     assert config.tie_word_embeddings is config.text_config.tie_word_embeddings is tied
 
@@ -64,10 +64,10 @@ def test_one_switch_ties_the_whole_model(tied):
     [
         ({"codebook_size": 128, "image_tokenizer_config": None}, "`codebook_size` .128."),
         ({"image_token_offset": -1}, "`image_token_offset` .-1."),
-        ({"soi_token_id": 80}, "`soi_token_id` must be an id below 135 and outside the image codes 70..133, got 80"),
+        ({"soi_token_id": 80}, "`soi_token_id` must be an id below 135 and outside the image tokens 70..133, got 80"),
         ({"pad_token_id": 135}, "`pad_token_id` must be an id below 135"),
         ({"mask_token_id": 133}, "`mask_token_id`"),
-        ({"image_tokenizer_config": tiny.lfq_config(codebook_bits=5)}, "image tokenizer's .32."),
+        ({"image_tokenizer_config": tiny.lfq_config(codebook_bits=5)}, "of the image tokenizer .32."),
     ],
 )
 def test_ids_that_do_not_fit_are_refused(wrong, message):
@@ -75,12 +75,12 @@ def test_ids_that_do_not_fit_are_refused(wrong, message):
         tiny.showo_config(**wrong)
 
 
-def test_the_image_tokenizer_s_defaults_are_the_published_ones():
+def test_the_defaults_of_the_image_tokenizer_are_the_published_ones():
     config = ShowoLFQTokenizerConfig()
     assert (config.codebook_size, config.downsampling, config.sample_size) == (8192, 16, 256)
 
 
-def test_save_and_load_of_an_image_tokenizer_s(tmp_path):
+def test_save_and_load_the_config_of_an_image_tokenizer(tmp_path):
     config = tiny.lfq_config(entropy_weight=0.5)
     config.save_pretrained(tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path)
@@ -98,12 +98,12 @@ def test_save_and_load_of_an_image_tokenizer_s(tmp_path):
         ({"norm_num_groups": 3}, "`norm_num_groups` .3. must divide"),
     ],
 )
-def test_an_image_tokenizer_that_cannot_be_is_refused(wrong, message):
+def test_invalid_image_tokenizer_configs_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         tiny.lfq_config(**wrong)
 
 
-def test_special_tokens_with_one_id_are_refused():
+def test_special_tokens_with_equal_ids_are_refused():
     with pytest.raises(ValueError, match="must have different ids"):
         ShowoConfig(soi_token_id=50296, eoi_token_id=50296)
 

@@ -1,4 +1,4 @@
-"""Converted folders, loaded onto several devices or from the Hub: every number is that of the plain load."""
+"""Converted folders, loaded to several devices or from the Hub, give the same numbers as a plain load."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ PIXELS = torch.linspace(-1, 1, 2 * 3 * 4 * 4).view(2, 3, 4, 4)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A pipeline folder of several shards, whose embedding, layers and head are about 1.6, 0.3 and 1.6 MB."""
+    """A pipeline folder with several shards. Embedding, layers and head have about 1.6, 0.3 and 1.6 MB."""
     root = tmp_path_factory.mktemp("loading")
     weights, config = small_showo(layers=len(LAYERS), intermediate=4096)
     sources = ShowoSources(
@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 
 def results(model: ShowoForCausalLM, folder) -> list[torch.Tensor]:
-    """What a model computes by each of its ways, and a pipeline around it."""
+    """Results of each method of a model, and of a pipeline around it."""
     config = model.config
     codes = [config.image_token_offset + code for code in (3, 7)]
     image = [config.soi_token_id, *codes, config.mask_token_id, config.mask_token_id, config.eoi_token_id]
@@ -71,7 +71,7 @@ def test_device_map_auto(folder, expected):
 
 
 @pytest.mark.parametrize("memory", ["0GB", "3700KB", "4200KB"])
-def test_what_does_not_fit_into_memory_stays_on_the_disk(folder, expected, tmp_path, memory):
+def test_weights_beyond_the_memory_limit_stay_on_disk(folder, expected, tmp_path, memory):
     model = ShowoForCausalLM.from_pretrained(
         folder / "model", device_map="auto", max_memory={"cpu": memory}, offload_folder=tmp_path
     )
@@ -91,7 +91,7 @@ def test_a_device_map_part_by_part(folder, expected, tmp_path, on_disk):
     assert_same(results(model, folder), expected)
 
 
-def test_a_tied_head_is_found_on_the_disk(tmp_path):
+def test_a_tied_head_on_disk(tmp_path):
     tiny.showo("llama", tie_word_embeddings=True).save_pretrained(tmp_path / "model")
     ids = torch.arange(20, 40)[None]
     plain = ShowoForCausalLM.from_pretrained(tmp_path / "model")
@@ -104,7 +104,7 @@ def test_a_tied_head_is_found_on_the_disk(tmp_path):
             assert torch.equal(model(ids, **options).logits, plain(ids, **options).logits)
 
 
-def test_a_vision_tower_on_the_disk(tmp_path):
+def test_a_vision_tower_on_disk(tmp_path):
     tiny.clip_showo(tiny.TEXT_IDS).save_pretrained(tmp_path / "model")
     plain = ShowoForCausalLM.from_pretrained(tmp_path / "model")
     kept, on_disk = ("model", "lm_head", "image_tokenizer"), ("vision_tower", "mm_projector")
@@ -122,7 +122,7 @@ def test_a_vision_tower_on_the_disk(tmp_path):
 
 @pytest.mark.parametrize("device_map", ["cpu", "balanced"])
 def test_a_pipeline_with_a_device_map(folder, expected, device_map):
-    """diffusers knows these two where there is no accelerator; it places whole components."""
+    """Without an accelerator, diffusers accepts these two. It places whole components."""
     pipe = ShowoT2IPipeline.from_pretrained(folder, device_map=device_map)
     assert_same(results(pipe.model, folder), expected)
 
@@ -148,7 +148,7 @@ for name in ("someone/plain", "someone/coded"):
     model = AutoModelForCausalLM.from_pretrained(name, subfolder="model")
     processor = AutoProcessor.from_pretrained(name, subfolder="model")
     assert type(model) is ShowoForCausalLM and type(processor) is ShowoProcessor
-    # Before the pipeline's model is fetched: one that is given is not.
+    # Before the repository's model is in the cache: a given model is not downloaded.
     found.append(images(ShowoT2IPipeline.from_pretrained(name, model=model, cache_dir=sys.argv[2])))
     assert not list(Path(sys.argv[2]).rglob("*.safetensors"))
     found.append(images(ShowoT2IPipeline.from_pretrained(name)))
@@ -159,7 +159,7 @@ torch.save(found, sys.argv[1])
 
 @pytest.mark.slow
 def test_from_the_hub(folder, expected, hub, tmp_path):
-    """In a process of its own. A folder with code is no other to who has this package."""
+    """In a separate process. With this package installed, the code in a folder makes no difference."""
     originals = folder.parent
     sources = ShowoSources(originals / "showo", originals / "magvitv2", TEXT_TOKENIZER)
     convert_showo(sources, tmp_path / "coded", with_code=True)

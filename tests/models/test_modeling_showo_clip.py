@@ -1,11 +1,12 @@
-"""The CLIP-ViT variant: its processor, and both together in a folder."""
+"""The CLIP-ViT variant: its processor, and model and processor in one folder."""
 
 import numpy as np
 import pytest
 import tiny
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessorPil
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessorPil, CLIPVisionModel
 
 from showo_hf import MaskGITScheduler, ShowoForCausalLM, ShowoProcessor, ShowoT2IPipeline
 
@@ -28,14 +29,14 @@ def logits(model: ShowoForCausalLM, processor: ShowoProcessor) -> torch.Tensor:
 # Processor
 
 
-def test_pixels_are_the_tower_s_and_placeholders_its_features():
+def test_pixels_and_placeholders_fit_the_tower():
     batch = PROCESSOR(images=IMAGE, text=PROMPT)
     own = CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
     assert torch.equal(batch["pixel_values"], own(IMAGE, return_tensors="pt")["pixel_values"])
     assert (batch["input_ids"] == PROCESSOR.image_token_id).sum() == 4
 
 
-def test_images_to_make_have_their_own_size():
+def test_generated_images_have_their_own_size():
     assert PROCESSOR.image_processor(IMAGE, return_tensors="pt")["pixel_values"].shape == (1, 3, 16, 16)
     ids = PROCESSOR.text_to_image(["owl"])["input_ids"]
     assert (ids == PROCESSOR.mask_token_id).sum() == tiny.SIDE**2
@@ -49,7 +50,7 @@ def test_without_a_tower_images_go_to_the_image_tokenizer():
 
 
 @pytest.mark.parametrize("given", [{"vision_processor": PROCESSOR.vision_processor}, {"num_image_features": 4}])
-def test_a_tower_s_processor_and_its_features_come_together(given):
+def test_vision_processor_and_feature_count_need_each_other(given):
     with pytest.raises(ValueError, match="`vision_processor` and `num_image_features`"):
         tiny.processor(**given)
 
@@ -84,6 +85,25 @@ def test_model_and_processor_save_and_load_in_one_folder(clip_model, max_shard_s
         assert not any(weight.requires_grad for weight in loaded.train().vision_tower.parameters())
 
 
+def test_missing_weights_of_the_tower_are_those_of_a_fresh_tower(clip_model, tmp_path):
+    """CLIP scales the weights of each layer by its role in the tower."""
+    clip_model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if not name.startswith("vision_tower.encoder.")}
+    assert 0 < len(kept) < len(weights)
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = ShowoForCausalLM.from_pretrained(tmp_path)
+    fresh = CLIPVisionModel(clip_model.config.vision_config)
+    for name, weight in fresh.named_parameters():
+        found = loaded.vision_tower.get_parameter(name)
+        if not name.startswith("encoder."):
+            assert torch.equal(found, clip_model.vision_tower.get_parameter(name)), name
+        elif weight.ndim == 2:
+            assert found.std().item() == pytest.approx(weight.std().item(), rel=0.2), name
+        else:
+            assert torch.equal(found, weight), name  # norms and biases
+
+
 def test_a_pipeline_saves_and_loads_both(clip_model, tmp_path):
     def codes(pipe: ShowoT2IPipeline) -> torch.LongTensor:
         pipe.set_progress_bar_config(disable=True)
@@ -99,7 +119,7 @@ def test_a_pipeline_saves_and_loads_both(clip_model, tmp_path):
     assert torch.equal(logits(loaded.model, alone), logits(clip_model, PROCESSOR))
 
 
-def test_an_answer_looks_at_the_image(clip_model):
+def test_an_answer_depends_on_the_image(clip_model):
     def answer(image: Image.Image, **options) -> list[int]:
         inputs = PROCESSOR(images=image, text=PROMPT)
         ids = clip_model.generate(**inputs, max_new_tokens=6, do_sample=False, eos_token_id=None, **options)

@@ -1,4 +1,4 @@
-"""What transformers' common model tests check: saving, batches, dtypes, devices, training, adapters."""
+"""The checks of transformers' common model tests: saving, batches, dtypes, devices, training, adapters."""
 
 import json
 
@@ -19,10 +19,10 @@ from transformers import (
 )
 
 from showo_hf import ShowoConfig, ShowoForCausalLM, ShowoLFQTokenizer, ShowoProcessor
-from showo_hf.models.modeling_showo import PerHeadLayerNorm, add_qk_norm
+from showo_hf.models.backbone import PerHeadLayerNorm, add_qk_norm
 
 
-# transformers' own note, which its and peft's code sets off too.
+# A deprecation inside transformers and peft.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated")
 
 CONFIG = tiny.showo_config()
@@ -72,7 +72,7 @@ def test_save_and_load_in_shards(model, tmp_path):
     assert torch.equal(all_logits(ShowoForCausalLM.from_pretrained(tmp_path)), all_logits(model))
 
 
-def test_the_image_tokenizer_alone_is_a_folder_too(model, tmp_path):
+def test_the_image_tokenizer_saves_and_loads_alone(model, tmp_path):
     model.image_tokenizer.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path)
     assert type(loaded) is ShowoLFQTokenizer
@@ -80,7 +80,7 @@ def test_the_image_tokenizer_alone_is_a_folder_too(model, tmp_path):
     assert torch.equal(loaded.encode(pixels).latents, model.image_tokenizer.encode(pixels).latents)
 
 
-def test_a_folder_with_the_processor_s_files_loads_both(processor, tmp_path):
+def test_model_and_processor_load_from_one_folder(processor, tmp_path):
     tiny.showo(text_ids=processor.pad_token_id).save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path)
@@ -110,12 +110,12 @@ def test_embeddings_can_be_resized(backbone, tied, tmp_path):
     assert torch.equal(all_logits(ShowoForCausalLM.from_pretrained(tmp_path)), all_logits(model))
 
 
-# One forward, in many ways
+# Variants of one forward pass
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
-def test_a_batch_is_as_its_rows_alone(model, side):
+def test_a_batch_equals_its_single_rows(model, side):
     batch = padded(side)
     logits = model(batch, position_ids=((batch != PAD).cumsum(-1) - 1).clamp(min=0)).logits
     for together, row, ids in zip(logits, rows(), batch, strict=True):
@@ -124,7 +124,7 @@ def test_a_batch_is_as_its_rows_alone(model, side):
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 0), (torch.bfloat16, 0.15), (torch.float16, 0.02)])
-def test_half_precision_is_near(backbone, dtype, tolerance, tmp_path):
+def test_half_precision_is_close(backbone, dtype, tolerance, tmp_path):
     model = tiny.showo(backbone)
     expected = all_logits(model)
     model.save_pretrained(tmp_path)
@@ -137,7 +137,7 @@ def test_half_precision_is_near(backbone, dtype, tolerance, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:_compile flag", "ignore:flex_attention called without")
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
-def test_attention_can_be_chosen_in_loading_and_later(model, implementation, tmp_path):
+def test_attention_can_be_chosen_on_loading_and_later(model, implementation, tmp_path):
     expected = all_logits(model)
     model.save_pretrained(tmp_path)
     loaded = ShowoForCausalLM.from_pretrained(tmp_path, attn_implementation=implementation)
@@ -210,12 +210,12 @@ def test_gradient_checkpointing_gives_the_same_gradients(model):
         torch.testing.assert_close(checkpointed[name], gradient, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_every_weight_but_the_image_tokenizer_s_has_a_gradient(model):
+def test_every_weight_outside_the_image_tokenizer_has_a_gradient(model):
     model.train()
     found = gradients(model)
     assert found and not any(name.startswith("image_tokenizer") for name in found)
     for name, gradient in found.items():
-        if "k_proj" not in name or "weight" in name:  # a key's bias shifts all scores alike
+        if "k_proj" not in name or "weight" in name:  # a bias of the keys changes no attention weight
             assert gradient.abs().sum() > 0, name
     assert all(weight.grad is None for weight in model.image_tokenizer.parameters())
 
@@ -243,10 +243,10 @@ def test_it_learns_one_batch(model):
     assert losses[-1] < 0.3 * losses[0]
 
 
-# QK-norm
+# QK-Norm
 
 
-def test_llama_gets_a_norm_behind_each_query_and_key():
+def test_llama_gets_a_norm_after_each_query_and_key_projection():
     model = tiny.showo("llama")
     norms = [name for name, module in model.named_modules() if isinstance(module, PerHeadLayerNorm)]
     assert len(norms) == 2 * 2 and all(name.endswith(("q_proj.norm", "k_proj.norm")) for name in norms)
@@ -271,7 +271,7 @@ def test_qwen3_keeps_its_own_norms():
     assert all_logits(model).isfinite().all()
 
 
-def test_the_norm_can_be_left_out():
+def test_the_norm_is_optional():
     model = tiny.showo("llama", qk_layernorm=False)
     assert not any(isinstance(module, PerHeadLayerNorm) for module in model.modules())
     assert isinstance(model.config.text_config, LlamaConfig)
@@ -283,11 +283,11 @@ def test_the_norm_can_be_left_out():
 @pytest.mark.parametrize(
     "name, targets", [("phi", ["q_proj", "v_proj"]), ("llama", ["q_proj.proj", "v_proj"]), ("llama", "all-linear")]
 )
-def test_a_lora_adapter_trains_and_leaves_the_rest(name, targets):
+def test_a_lora_adapter_trains_without_changing_the_base(name, targets):
     base = tiny.showo(name)
     expected = all_logits(base)
     model = get_peft_model(base, LoraConfig(r=2, target_modules=targets, init_lora_weights=True))
-    torch.testing.assert_close(all_logits(model), expected)  # an adapter starts as nothing
+    torch.testing.assert_close(all_logits(model), expected)  # a new adapter changes nothing
     frozen = {key: weight.clone() for key, weight in model.named_parameters() if not weight.requires_grad}
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=0.01)
@@ -306,7 +306,7 @@ def test_a_lora_adapter_trains_and_leaves_the_rest(name, targets):
 
 
 @torch.no_grad()
-def test_an_adapter_on_the_head_counts_for_the_codes_too():
+def test_an_adapter_on_the_head_applies_to_image_tokens():
     model = get_peft_model(tiny.showo(), LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False))
     plain = tiny.showo()(padded(), codebook_only=True).logits
     first = CONFIG.image_token_offset
@@ -332,12 +332,13 @@ def test_the_image_tokenizer_is_frozen_after_loading(model, tmp_path):
 
 
 def test_beams_keep_the_images_of_a_prompt_together(model):
-    """With two different images in a row, beams see what they see when the codes are written into the ids."""
+    """With two images per row, beams give the same ids as with image tokens in the prompt."""
     config = model.config
     block = [config.soi_token_id, *[config.image_token_id] * 16, config.eoi_token_id]
     ids = torch.tensor([[0, *block, 5, *block, 6], [0, *block, 7, *block, 8]])
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    written = ids.masked_scatter(ids == config.image_token_id, model.encode_images(images))
+    tokens = model.encode_images(images) + config.image_token_offset
+    written = ids.masked_scatter(ids == config.image_token_id, tokens)
     options = {"max_new_tokens": 6, "num_beams": 3, "do_sample": False}
     out = model.generate(ids, pixel_values=images, **options)
     expected = model.generate(written, **options)

@@ -1,4 +1,4 @@
-"""`generate` with what transformers brings along: streamers, criteria, beams, sampling, caches, assistants, `pipeline`."""
+"""`generate` with the features of transformers: streamers, stopping criteria, beams, caches, assistants, `pipeline`."""
 
 import copy
 import re
@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import (
     CompileConfig,
     DynamicCache,
+    GenerationConfig,
     LlamaForCausalLM,
     LogitsProcessor,
     StoppingCriteria,
@@ -29,7 +30,7 @@ TOKENIZER = PROCESSOR.tokenizer
 MODEL = tiny.showo(text_ids=PROCESSOR.pad_token_id)
 IMAGES = [Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), "uint8")) for seed in (0, 1)]
 QUESTION = "<|mmu|><|sov|> what?"
-FIRST_LETTER = 1 + 256  # end of text and the single bytes come before it
+FIRST_LETTER = 1 + 256  # after the end of text and the single bytes
 
 
 def question(count=1) -> dict:
@@ -38,13 +39,13 @@ def question(count=1) -> dict:
 
 
 def answers(model: ShowoForCausalLM, inputs: dict, **options) -> list[list[int]]:
-    """The new ids of each row; greedy, and never ended by an id unless `options` say so."""
+    """The new ids of each row: greedy, without an end token unless `options` set one."""
     defaults = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
     return model.generate(**inputs, **(defaults | options))[:, inputs["input_ids"].shape[1] :].tolist()
 
 
 def sampled(seed: int, **options) -> list[list[int]]:
-    """Answers of letters and spaces alone, so that each id shows in the text."""
+    """Answers made only of letters and spaces, so each id is visible in the text."""
     others = [*range(FIRST_LETTER), *range(PROCESSOR.pad_token_id, MODEL.config.vocab_size)]
     torch.manual_seed(seed)
     return answers(MODEL, question(), do_sample=True, max_new_tokens=40, suppress_tokens=others, **options)
@@ -74,7 +75,7 @@ def test_a_streamer_prints_prompt_and_answer(capsys):
 
 
 class After(StoppingCriteria):
-    """Stops each row behind the id `last`."""
+    """Stop each row after the id `last`."""
 
     def __init__(self, last: int):
         self.last = last
@@ -83,14 +84,14 @@ class After(StoppingCriteria):
         return input_ids[:, -1] == self.last
 
 
-def test_an_own_criterion_stops_the_answer(model):
+def test_a_custom_criterion_stops_the_answer(model):
     inputs = {"input_ids": torch.tensor([[model.config.mmu_token_id, *tiny.image(model.config), 0, 5]])}
     (whole,) = answers(model, inputs)
     last = whole[3]
     assert answers(model, inputs, stopping_criteria=[After(last)]) == [whole[: whole.index(last) + 1]]
 
 
-def test_a_stop_string_over_several_ids_ends_the_answer_behind_it():
+def test_a_stop_string_of_several_ids_ends_the_answer():
     (whole,) = sampled(0)
     text = TOKENIZER.decode(whole)
     stop = re.search(r"[a-zA-Z]{2}", text)[0]
@@ -103,23 +104,23 @@ def test_a_stop_string_over_several_ids_ends_the_answer_behind_it():
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_with_images_as_pixels_a_cache_changes_no_id(beams):
+def test_with_images_as_pixels_a_cache_does_not_change_the_answer(beams):
     inputs = question(2)
     cached = answers(MODEL, inputs, num_beams=beams, max_new_tokens=6)
     assert cached == answers(MODEL, inputs, num_beams=beams, max_new_tokens=6, use_cache=False)
-    assert cached[0] != cached[1], "a model that does not look at its image would hide a difference"
+    assert cached[0] != cached[1], "a model that ignores its image would hide a difference"
 
 
 @torch.no_grad()
-def test_the_scores_of_beams_are_those_of_one_forward_over_all_ids(model):
+def test_beam_scores_equal_the_scores_of_one_forward_pass(model):
     prompt = [model.config.mmu_token_id, *tiny.image(model.config), 0, 5]
     options = {"max_new_tokens": 5, "num_beams": 4, "num_return_sequences": 4, "do_sample": False}
-    # Text alone: a `soi` in an answer would open an image, whose positions one forward lets look ahead.
+    # Text only: in one forward pass, a generated `soi` would start an image block, which is not causal.
     options |= {"eos_token_id": None, "suppress_tokens": [*range(tiny.TEXT_IDS, model.config.vocab_size)]}
     output = model.generate(
         torch.tensor([prompt]), **options, length_penalty=1.0, output_scores=True, return_dict_in_generate=True
     )
-    log_p = model(output.sequences).logits.log_softmax(-1)[:, :-1]  # of the id behind each place
+    log_p = model(output.sequences).logits.log_softmax(-1)[:, :-1]  # of the id after each position
     of_ids = log_p.gather(-1, output.sequences[:, 1:, None]).squeeze(-1)[:, len(prompt) - 1 :]  # (beams, 5)
     torch.testing.assert_close(output.sequences_scores, of_ids.mean(-1), rtol=1e-4, atol=1e-4)
     assert len({tuple(row) for row in output.sequences.tolist()}) == 4
@@ -129,7 +130,7 @@ def test_the_scores_of_beams_are_those_of_one_forward_over_all_ids(model):
 # Sampling
 
 
-def test_a_seed_repeats_what_is_sampled():
+def test_a_seed_makes_sampling_reproducible():
     first = sampled(1, num_return_sequences=3)
     assert sampled(1, num_return_sequences=3) == first
     assert sampled(2, num_return_sequences=3) != first
@@ -151,20 +152,20 @@ any_cache = pytest.mark.parametrize(
 
 
 def on_its_device(model: ShowoForCausalLM, inputs: dict, cache: str) -> tuple[ShowoForCausalLM, dict]:
-    """A model of its own and its inputs where the cache works: an offloaded one needs a GPU."""
+    """The model and its inputs on a device that the cache supports: an offloaded cache needs a GPU."""
     device = "cuda" if cache == "offloaded" else "cpu"
     own = model if device == "cpu" else copy.deepcopy(model).to(device)
     return own, {name: value.to(device) for name, value in inputs.items()}
 
 
 def as_grids(images: list[Image.Image]) -> list[torch.Tensor]:
-    """The codes of images, (h, w) each."""
+    """The image tokens of images, (h, w) each."""
     pixels = PROCESSOR.image_processor(images, return_tensors="pt")["pixel_values"]
     return list(MODEL.image_tokenizer.encode(pixels).image_tokens)
 
 
 def ask(*conversations: list[dict]) -> dict:
-    """Model inputs of conversations that wait for an answer."""
+    """Model inputs for the next answer of conversations."""
     inputs = PROCESSOR.apply_chat_template(
         list(conversations), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
@@ -178,7 +179,7 @@ def says(role: str, *parts) -> dict:
 
 
 def conversations(images: list) -> list[list[dict]]:
-    """Of different length, without an image, with one, with two at once, and with two in two turns."""
+    """Conversations of different length: no image, one image, two images, and two images in two turns."""
     one, two = images
     return [
         [says("user", "owl?")],
@@ -189,9 +190,9 @@ def conversations(images: list) -> list[list[dict]]:
 
 
 @any_cache
-@pytest.mark.parametrize("as_codes", [False, True])
-def test_conversations_in_a_batch_are_as_alone_with_any_cache(cache, as_codes):
-    images = as_grids(IMAGES) if as_codes else IMAGES
+@pytest.mark.parametrize("as_tokens", [False, True])
+def test_conversations_in_a_batch_equal_conversations_alone_with_any_cache(cache, as_tokens):
+    images = as_grids(IMAGES) if as_tokens else IMAGES
     expected = [row for one in conversations(images) for row in answers(MODEL, ask(one))]
     assert len({tuple(row) for row in expected}) == 4
     model, together = on_its_device(MODEL, ask(*conversations(images)), cache)
@@ -210,7 +211,7 @@ def test_any_cache_with_a_vision_tower(cache):
     assert answers(model, inputs, **CACHES[cache]) == answers(model, inputs)
 
 
-def test_rows_of_a_batch_end_on_their_own():
+def test_rows_of_a_batch_end_independently():
     inputs = question(2)
     whole = answers(MODEL, inputs)
     last = next(token for token in whole[0] if token not in whole[1])
@@ -220,10 +221,10 @@ def test_rows_of_a_batch_end_on_their_own():
     assert long == whole[1]
 
 
-@pytest.mark.parametrize("as_codes", [False, True])
+@pytest.mark.parametrize("as_tokens", [False, True])
 @pytest.mark.parametrize("all_images", [False, True])
-def test_a_conversation_goes_on_from_its_cache(as_codes, all_images):
-    images = as_grids(IMAGES) if as_codes else IMAGES
+def test_a_conversation_continues_from_its_cache(as_tokens, all_images):
+    images = as_grids(IMAGES) if as_tokens else IMAGES
     text_only = {"suppress_tokens": [*range(PROCESSOR.pad_token_id, MODEL.config.vocab_size)]}
     cache = DynamicCache(config=MODEL.config.text_config)
     first = ask([says("user", images[0], "what?")])
@@ -236,23 +237,23 @@ def test_a_conversation_goes_on_from_its_cache(as_codes, all_images):
     new = {"pixel_values": pixels[-1]} if pixels else {}
     expected = answers(MODEL, ids | every)
     read = cache.get_seq_length()
-    assert read == len(before[0]) - 2, "the last word and the end were not fed yet"
+    assert read == len(before[0]) - 2, "the last id and the end token are not in the cache yet"
     again = copy.deepcopy(cache)
     assert answers(MODEL, ids | (every if all_images else new), past_key_values=again) == expected
-    # The new ids alone, which transformers tells by the mask of all.
+    # Only the new ids, with the attention mask of all ids.
     alone = {"input_ids": ids["input_ids"][:, read:], "attention_mask": torch.ones_like(ids["input_ids"])}
     assert answers(MODEL, alone | new, past_key_values=cache) == expected
 
 
 def test_a_static_cache_lets_decoding_compile_to_one_graph():
     config = CompileConfig(backend="eager", fullgraph=True)
-    config._compile_all_devices = True  # `generate` compiles on accelerators alone by itself
+    config._compile_all_devices = True  # by default `generate` compiles only on accelerators
     inputs = question()
     found = answers(MODEL, inputs, cache_implementation="static", compile_config=config)
     assert found == answers(MODEL, inputs)
 
 
-def test_embeddings_in_place_of_ids():
+def test_embeddings_instead_of_ids():
     ids = ask([says("user", *as_grids(IMAGES), "what?")])["input_ids"]
     embeddings = {
         "inputs_embeds": MODEL.get_input_embeddings()(ids),
@@ -262,20 +263,46 @@ def test_embeddings_in_place_of_ids():
     assert new_ids.tolist() == answers(MODEL, {"input_ids": ids})
 
 
-@pytest.mark.parametrize("as_codes", [False, True])
-def test_a_prompt_is_not_read_in_chunks_that_cut_an_image(as_codes):
-    inputs = ask([says("user", (as_grids(IMAGES) if as_codes else IMAGES)[0], "what?")])
+@pytest.mark.parametrize("as_tokens", [False, True])
+def test_prefill_chunks_are_refused_for_prompts_with_images(as_tokens):
+    inputs = ask([says("user", (as_grids(IMAGES) if as_tokens else IMAGES)[0], "what?")])
     with pytest.raises(ValueError, match="chunk"):
         answers(MODEL, inputs, prefill_chunk_size=8)
     text = ask([says("user", "a red apple on a table")])
     assert answers(MODEL, text, prefill_chunk_size=8) == answers(MODEL, text)
 
 
-# Assistants, and looking up in the prompt
+@pytest.mark.parametrize("where", ["argument", "config", "model"])
+def test_prefill_chunks_are_refused_wherever_they_are_set(where):
+    model = copy.deepcopy(MODEL)
+    options = {"argument": {"prefill_chunk_size": 8}, "model": {}}.get(where)
+    if where == "config":
+        options = {"generation_config": GenerationConfig(prefill_chunk_size=8, max_new_tokens=4)}
+    elif where == "model":
+        model.generation_config.prefill_chunk_size = 8
+    with (
+        CountForwards(model) as forwards,
+        pytest.raises(ValueError, match="`prefill_chunk_size` must be None .* got 8"),
+    ):
+        model.generate(**question(), **options)
+    assert forwards.count == 0
+
+
+@pytest.mark.parametrize("as_embeddings", [False, True])
+def test_a_prompt_as_long_as_the_context_is_refused(as_embeddings):
+    context = MODEL.config.text_config.max_position_embeddings
+    ids = torch.ones(1, context, dtype=torch.int64)
+    inputs = {"inputs_embeds": MODEL.get_input_embeddings()(ids)} if as_embeddings else {"input_ids": ids}
+    with CountForwards(MODEL) as forwards, pytest.raises(ValueError, match=f"shorter than .* {context} positions"):
+        MODEL.generate(**inputs, max_new_tokens=1)
+    assert forwards.count == 0
+
+
+# Assistants and prompt lookup
 
 
 class CountForwards:
-    """How often a model runs inside of a `with`."""
+    """Counts the forward passes of a model inside a `with` block."""
 
     def __init__(self, model: ShowoForCausalLM):
         self.model = model
@@ -289,17 +316,17 @@ class CountForwards:
         self.hook.remove()
 
 
-any_prompt = pytest.mark.parametrize("prompt", ["text", "codes", "pixels"])
+any_prompt = pytest.mark.parametrize("prompt", ["text", "tokens", "pixels"])
 
 
 def prompt_inputs(prompt: str) -> dict:
-    images = as_grids(IMAGES) if prompt == "codes" else IMAGES
+    images = as_grids(IMAGES) if prompt == "tokens" else IMAGES
     return ask([says("user", "owl?")] if prompt == "text" else [says("user", *images, "a red apple?")])
 
 
 @any_prompt
 @pytest.mark.parametrize("layers", [1, 2])
-def test_an_assistant_changes_no_id(prompt, layers):
+def test_an_assistant_does_not_change_the_answer(prompt, layers):
     assistant = tiny.showo(text_ids=PROCESSOR.pad_token_id, seed=1, text_options={"num_hidden_layers": layers})
     inputs = prompt_inputs(prompt)
     assert answers(MODEL, inputs, assistant_model=assistant) == answers(MODEL, inputs)
@@ -322,18 +349,18 @@ def test_an_assistant_that_knows_the_answer_saves_steps(prompt):
     assistant.generation_config.assistant_confidence_threshold = 0.0
     with CountForwards(MODEL) as forwards:
         assert answers(MODEL, inputs, assistant_model=assistant) == answers(MODEL, inputs, max_new_tokens=12)
-    assert forwards.count - 12 == 2, "12 ids are two times five that were guessed and one of its own"
+    assert forwards.count - 12 == 2, "12 ids are two rounds of five accepted guesses and one id of the model"
 
 
 @any_prompt
 @pytest.mark.parametrize("num_tokens", [3, 10])
-def test_looking_up_in_the_prompt_changes_no_id(prompt, num_tokens):
+def test_prompt_lookup_does_not_change_the_answer(prompt, num_tokens):
     inputs = prompt_inputs(prompt)
     expected = answers(MODEL, inputs, max_new_tokens=40)
     assert answers(MODEL, inputs, max_new_tokens=40, prompt_lookup_num_tokens=num_tokens) == expected
 
 
-def test_looking_up_saves_steps_where_the_model_repeats_itself():
+def test_prompt_lookup_saves_steps_if_the_model_repeats_itself():
     inputs = ask([says("user", IMAGES[0], "what?")])
     words = [*range(FIRST_LETTER, FIRST_LETTER + 3)]
     others = [i for i in range(MODEL.config.vocab_size) if i not in words]
@@ -344,21 +371,21 @@ def test_looking_up_saves_steps_where_the_model_repeats_itself():
     assert forwards.count < 30
 
 
-# Answers with image tokens in them: what `generate` writes is text, one word after the other
+# Answers with special tokens in them: generated ids are always text
 
 
 class Says(LogitsProcessor):
-    """Lets an answer begin with the given ids."""
+    """Forces an answer to start with the given ids."""
 
     def __init__(self, ids: list[int], prompt_length: int):
         self.ids, self.prompt_length = ids, prompt_length
 
     def __call__(self, input_ids, scores):
-        place = input_ids.shape[1] - self.prompt_length
-        if place >= len(self.ids):
+        position = input_ids.shape[1] - self.prompt_length
+        if position >= len(self.ids):
             return scores
         forced = torch.full_like(scores, -float("inf"))
-        forced[:, self.ids[place]] = 0.0
+        forced[:, self.ids[position]] = 0.0
         return forced
 
 
@@ -376,7 +403,7 @@ STRANGE = {
 @pytest.mark.parametrize("way", ["no cache", "static", "looked up", "assisted"])
 @pytest.mark.parametrize("strange", STRANGE)
 @any_prompt
-def test_special_tokens_in_an_answer_are_words_like_others(prompt, strange, way):
+def test_special_tokens_in_an_answer_are_text(prompt, strange, way):
     inputs = prompt_inputs(prompt)
     options = {"logits_processor": [Says(STRANGE[strange], inputs["input_ids"].shape[1])], "max_new_tokens": 20}
     options |= {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True, "output_logits": True}
@@ -389,8 +416,8 @@ def test_special_tokens_in_an_answer_are_words_like_others(prompt, strange, way)
     torch.testing.assert_close(*logits, rtol=1e-3, atol=1e-3)
 
 
-def test_an_image_looked_up_is_a_guess_of_words():
-    # The prompt ends with the word that stood before its image, so the first guess is that image.
+def test_a_looked_up_image_is_text():
+    # The prompt ends with the id before its image, so prompt lookup guesses the image.
     image = tiny.image(MODEL.config, 3)
     ids = [PROCESSOR.sot_token_id, FIRST_LETTER, *image, 5, 6, FIRST_LETTER]
     inputs = {"input_ids": torch.tensor([ids])}
@@ -401,20 +428,20 @@ def test_an_image_looked_up_is_a_guess_of_words():
 
 
 @torch.no_grad()
-def test_an_answer_is_as_the_original_s_loop_writes_it():
+def test_an_answer_matches_the_loop_of_the_original():
     inputs = {"input_ids": torch.tensor([[MODEL.config.mmu_token_id, *tiny.image(MODEL.config, 2), 0, 5]])}
     strange = tiny.image(MODEL.config, 7, tokens=2)
     said = list(inputs["input_ids"][0])
     prompt = len(said)
     omni = torch.ones(prompt + 20, prompt + 20).tril().bool()
-    omni[:prompt, :prompt] |= torch.arange(prompt) < prompt - 2  # the prompt's image, and its task token
+    omni[:prompt, :prompt] |= torch.arange(prompt) < prompt - 2  # the image of the prompt and its task token
     omni[prompt - 2 :] &= torch.ones(prompt + 20, prompt + 20).tril().bool()[prompt - 2 :]
     expected = []
-    for place in range(20):
+    for step in range(20):
         ids = torch.tensor([[*said, *expected]])
         mask = omni[: ids.shape[1], : ids.shape[1]]
         logits = MODEL(ids, attention_mask=mask[None, None]).logits[0, -1]
-        expected.append(strange[place] if place < len(strange) else int(logits.argmax()))
+        expected.append(strange[step] if step < len(strange) else int(logits.argmax()))
     options = {"logits_processor": [Says(strange, prompt)], "max_new_tokens": 20}
     assert answers(MODEL, inputs, **options) == [expected]
 

@@ -1,4 +1,4 @@
-"""Images read by the image tokenizer's latents before quantization, the third way to see."""
+"""Images as the image tokenizer's latents before quantization, the third input form of images."""
 
 import pytest
 import tiny
@@ -12,7 +12,7 @@ def make() -> ShowoForCausalLM:
 
 
 def question(model, count=1):
-    """`mmu soi placeholders eoi sot text`, and images."""
+    """Inputs `mmu soi placeholders eoi sot text`, and images."""
     config = model.config
     block = [config.soi_token_id, *[config.image_token_id] * 16, config.eoi_token_id]
     pixels = torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -23,7 +23,7 @@ def question(model, count=1):
 def test_the_features_are_the_latents_row_by_row():
     model = make()
     inputs = question(model)
-    features = model.get_image_features(inputs["pixel_values"])
+    features = model.get_image_features(inputs["pixel_values"]).last_hidden_state
     latents = model.image_tokenizer.encode(inputs["pixel_values"]).latents
     assert features.shape == (1, 16, tiny.BITS) and model.config.image_feature_size == tiny.BITS
     assert torch.equal(features[0, 5], latents[0, :, 1, 1])
@@ -33,21 +33,24 @@ def test_the_features_are_the_latents_row_by_row():
 
 
 @torch.no_grad()
-def test_what_the_quantizer_drops_is_seen():
+def test_the_model_sees_what_quantization_drops():
     model = make()
     inputs = question(model)
-    latents = model.get_image_features(inputs["pixel_values"])
+    latents = model.get_image_features(inputs["pixel_values"]).last_hidden_state
     ids = inputs["input_ids"]
-    one, other = (model(ids, image_features=scale * latents).logits for scale in (1, 2))  # the same signs, so codes
+    one, other = (
+        model(ids, image_features=scale * latents).logits for scale in (1, 2)
+    )  # same signs, so same image tokens
     assert not torch.allclose(one, other)
 
 
 @torch.no_grad()
-def test_the_mask_is_that_of_codes():
-    """In an image's block all see each other; text is causal, and sees all of the image."""
+def test_the_mask_is_the_same_as_for_image_tokens():
+    """Positions of an image see each other; text is causal and sees the whole image."""
     model = make()
     inputs = question(model)
-    ids, features = inputs["input_ids"], model.get_image_features(inputs["pixel_values"])
+    ids = inputs["input_ids"]
+    features = model.get_image_features(inputs["pixel_values"]).last_hidden_state
     plain = model(ids, image_features=features).logits
     last = features.clone()
     last[:, -1] += 1
@@ -93,7 +96,7 @@ def test_save_and_load(tmp_path):
         ({"image_feature_size": 7}, "must be the width of the image tokenizer's latents .6."),
     ],
 )
-def test_what_does_not_fit_is_refused(options, message):
+def test_conflicting_configs_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         tiny.showo_config(continuous_latents=True, **options)
     assert not ShowoConfig().continuous_latents

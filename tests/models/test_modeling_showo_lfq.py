@@ -1,4 +1,4 @@
-"""The image tokenizer: parity with MAGVIT-v2's, its losses against brute force, sizes, saving."""
+"""The image tokenizer: parity with MAGVIT-v2, losses against brute force, sizes, saving."""
 
 import itertools
 import math
@@ -29,7 +29,7 @@ sizes = pytest.mark.parametrize(
 
 @sizes
 @torch.no_grad()
-def test_the_full_size_tokenizer_is_the_original(magvitv2, magvitv2_records, size):
+def test_the_full_size_tokenizer_matches_the_original(magvitv2, magvitv2_records, size):
     recorded = {name: magvitv2_records[f"{size}.{name}"] for name in ("z", "indices", "losses", "recon", "pixels")}
     z = recorded["z"]
     output = magvitv2.encode(recorded["pixels"], return_losses=True)
@@ -40,7 +40,7 @@ def test_the_full_size_tokenizer_is_the_original(magvitv2, magvitv2_records, siz
     assert torch.equal(output.image_tokens[certain], expected[certain])
     losses = torch.stack([output.commitment_loss, output.entropy_loss])
     torch.testing.assert_close(losses, recorded["losses"], rtol=1e-4, atol=0)
-    # The images of the very codes that were recorded, where a latent lay too near to zero to tell.
+    # From the recorded tokens, because latents close to zero may round to the other bit.
     codes = indices_to_codes(expected, 13).movedim(-1, 1)
     torch.testing.assert_close(magvitv2.decode_quantized(codes), recorded["recon"], rtol=0, atol=1e-3)
     if certain.all():
@@ -49,11 +49,11 @@ def test_the_full_size_tokenizer_is_the_original(magvitv2, magvitv2_records, siz
 
 @sizes
 @torch.no_grad()
-def test_decoded_images_are_the_original_s(magvitv2, magvitv2_records, size):
+def test_decoded_images_match_the_original(magvitv2, magvitv2_records, size):
     height, width = magvitv2_records[f"{size}.z"].shape[2:]
     tokens = magvitv2_records[f"{size}.codes"].view(1, height, width)
     decoded = magvitv2_records[f"{size}.decoded"]
-    assert decoded.abs().max() > 1, "the record goes beyond what the public call gives"
+    assert decoded.abs().max() > 1, "the recorded pixels are not clipped"
     torch.testing.assert_close(magvitv2.decode(tokens).sample, decoded.clamp(-1, 1), rtol=0, atol=1e-3)
     codes = indices_to_codes(tokens, 13).movedim(-1, 1)
     torch.testing.assert_close(magvitv2.decode_quantized(codes), decoded, rtol=0, atol=1e-3)
@@ -64,17 +64,17 @@ def test_decoded_images_are_the_original_s(magvitv2, magvitv2_records, size):
 
 @settings(deadline=None)
 @given(st.integers(1, 24), st.data())
-def test_indices_and_codes_are_each_other_s_inverse(bits, data):
+def test_bits_to_indices_inverts_indices_to_codes(bits, data):
     indices = torch.tensor(data.draw(st.lists(st.integers(0, 2**bits - 1), min_size=1, max_size=8)))
     codes = indices_to_codes(indices, bits)
     assert codes.shape == (len(indices), bits) and codes.abs().eq(1).all()
     assert torch.equal(bits_to_indices(codes > 0), indices)
     written = [int("".join("1" if bit > 0 else "0" for bit in code), 2) for code in codes]
-    assert written == indices.tolist(), "the first bit counts most"
+    assert written == indices.tolist(), "the first bit is the most significant"
 
 
 @torch.no_grad()
-def test_a_token_s_bits_are_the_signs_of_its_latent():
+def test_the_bits_of_a_token_are_the_signs_of_its_latent():
     output = MODEL.encode(pixels())
     signs = torch.where(output.latents > 0, 1.0, -1.0)
     torch.testing.assert_close(output.quantized, signs)
@@ -86,7 +86,7 @@ def test_a_token_s_bits_are_the_signs_of_its_latent():
 
 
 def brute_force_entropy_loss(latents, temperature, over):
-    """E[H(q(c|z))] - H(E[q(c|z)]), nats per bit; the second over whole codes, or over each bit by its own mean."""
+    """E[H(q(c|z))] - H(E[q(c|z)]) in nats per bit; the second entropy over codebook entries or over single bits."""
     bits = latents.shape[1]
     codes = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=bits)), dtype=torch.float64)  # (codes, bits)
     distances = (latents.double()[:, None] - codes).pow(2).sum(-1)
@@ -105,18 +105,18 @@ kinds = pytest.mark.parametrize("over, loss", [("bits", bit_entropy_loss), ("cod
 @kinds
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 6), st.integers(1, 9), st.sampled_from([0.1, 1.0, 3.0]), st.integers(0, 10**6))
-def test_the_entropy_loss_is_that_over_all_codes(over, loss, bits, positions, temperature, seed):
+def test_the_entropy_loss_equals_brute_force(over, loss, bits, positions, temperature, seed):
     latents = torch.randn(positions, bits, generator=torch.Generator().manual_seed(seed))
     expected = brute_force_entropy_loss(latents, temperature, over).item()
     assert loss(latents, temperature).item() == pytest.approx(expected, abs=1e-4)
 
 
 @kinds
-def test_one_position_alone_has_no_entropy_loss(over, loss):
+def test_the_entropy_loss_of_one_position_is_zero(over, loss):
     assert loss(torch.tensor([[0.3, -1.2]])).item() == pytest.approx(0, abs=1e-5)
 
 
-def test_bits_that_go_together_please_only_the_loss_over_bits():
+def test_only_the_loss_over_codes_penalizes_correlated_bits():
     latents = 5 * torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
     assert bit_entropy_loss(latents).item() == pytest.approx(-math.log(2), abs=1e-3)
     assert code_entropy_loss(latents).item() == pytest.approx(-math.log(2) / 2, abs=1e-3)
@@ -124,7 +124,7 @@ def test_bits_that_go_together_please_only_the_loss_over_bits():
 
 @pytest.mark.parametrize("over", ["bits", "codes"])
 @torch.no_grad()
-def test_losses_are_made_only_where_they_are_asked_for(over):
+def test_losses_are_computed_only_on_request(over):
     model = tiny.lfq(entropy_over=over)
     output = model.encode(pixels())
     assert output.commitment_loss is None and output.entropy_loss is None
@@ -138,14 +138,14 @@ def test_losses_are_made_only_where_they_are_asked_for(over):
 
 
 @torch.no_grad()
-def test_losses_have_the_config_s_weights():
+def test_the_config_sets_the_weights_of_the_losses():
     plain = tiny.lfq().encode(pixels(), return_losses=True)
     heavy = tiny.lfq(commitment_weight=0.25, entropy_weight=0.0).encode(pixels(), return_losses=True)
     torch.testing.assert_close(heavy.commitment_loss, 2 * plain.commitment_loss)
     assert heavy.entropy_loss == 0
 
 
-def test_training_makes_losses_and_passes_the_gradient_straight_through():
+def test_training_computes_losses_and_a_straight_through_gradient():
     model = tiny.lfq().train()
     output = model(pixels())
     assert output.commitment_loss is not None and output.entropy_loss is not None
@@ -158,7 +158,7 @@ def test_training_makes_losses_and_passes_the_gradient_straight_through():
 
 
 @torch.no_grad()
-def test_a_reconstruction_is_not_clipped_and_a_decoded_image_is():
+def test_only_decoded_images_are_clipped():
     model = tiny.lfq()
     model.decoder.conv_out.weight.mul_(100)
     sample = model(pixels()).sample
@@ -173,7 +173,7 @@ def test_a_reconstruction_is_not_clipped_and_a_decoded_image_is():
 @settings(deadline=None, max_examples=15)
 @given(st.integers(1, 5), st.integers(1, 5), st.sampled_from([2, 3]))
 @torch.no_grad()
-def test_every_size_that_the_downsampling_divides(rows, columns, stages):
+def test_every_multiple_of_the_downsampling_is_a_valid_size(rows, columns, stages):
     model = MODEL if stages == 3 else tiny.lfq(stages=2)
     factor = 2 ** (stages - 1)
     assert model.config.downsampling == factor
@@ -213,7 +213,7 @@ def test_tokens_outside_the_codebook_are_refused(tokens, message):
 
 
 @torch.no_grad()
-def test_a_batch_is_as_its_images_alone():
+def test_a_batch_equals_its_single_images():
     batch = pixels(batch=3)
     together = MODEL.encode(batch)
     samples = MODEL.decode(together.image_tokens).sample
@@ -227,7 +227,7 @@ def test_a_batch_is_as_its_images_alone():
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
 @torch.no_grad()
-def test_half_precision_is_near(dtype, tolerance):
+def test_half_precision_is_close(dtype, tolerance):
     model = tiny.lfq().to(dtype)
     output = model.encode(pixels())
     assert output.latents.dtype == output.quantized.dtype == dtype
@@ -246,14 +246,27 @@ def test_save_and_load(tmp_path):
     assert torch.equal(loaded(pixels()).sample, MODEL(pixels()).sample)
 
 
+@torch.no_grad()
+def test_a_tuple_instead_of_an_output():
+    output, as_tuple = MODEL(pixels()), MODEL(pixels(), return_dict=False)
+    assert isinstance(as_tuple, tuple) and len(as_tuple) == 4
+    for one, other in zip(as_tuple, output.to_tuple(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_misspelt_arguments_are_refused():
+    with pytest.raises(TypeError, match="return_loses"):
+        MODEL(pixels(), return_loses=True)
+
+
 def test_stages_are_as_deep_as_the_config_says():
     model = tiny.lfq(encoder_layers_per_block=[1, 3, 2], decoder_layers_per_block=[2, 1, 3])
     assert [len(block.resnets) for block in model.encoder.down_blocks] == [1, 3, 2]
-    # diffusers counts from the smallest up.
+    # diffusers orders the decoder from the smallest stage up.
     assert [len(block.resnets) for block in model.decoder.up_blocks] == [3, 1, 2]
 
 
-def test_mid_block_attention_can_be_left_out():
+def test_mid_block_attention_is_optional():
     without = tiny.lfq(mid_block_attention=False)
     assert not any("attentions" in name for name, _ in without.named_parameters())
     assert any("attentions" in name for name, _ in MODEL.named_parameters())

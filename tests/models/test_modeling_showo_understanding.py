@@ -1,4 +1,4 @@
-"""Recorded answers of the original, token for token: with codes and with CLIP features, however they are computed."""
+"""Recorded answers of the original, token for token: with image tokens and with CLIP features."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ ways_to_compute = [
 
 
 def every_way(test):
-    """Runs a test with each attention and each cache."""
+    """Run a test with each attention implementation and each cache."""
     for mark in ways_to_compute:
         test = mark(test)
     return test
@@ -30,7 +30,7 @@ def every_way(test):
 def answers(
     model: ShowoForCausalLM, inputs: dict, length: int, implementation="sdpa", cache="dynamic"
 ) -> list[list[int]]:
-    """The `length` likeliest ids behind each row, one after the other."""
+    """The `length` ids that greedy decoding adds to each row."""
     options = {"max_new_tokens": length, "do_sample": False, "eos_token_id": None}
     model.set_attn_implementation(implementation)
     try:
@@ -40,12 +40,12 @@ def answers(
     return ids[:, inputs["input_ids"].shape[1] :].tolist()
 
 
-# Image codes
+# Image tokens
 
 
 @pytest.fixture(scope="module")
 def discrete(reference) -> list[tuple[list[int], list[int]]]:
-    """Of each case the ids that go in, and those that come out."""
+    """Input ids and new ids of each case."""
     names = [f"mmu.{case}" for case in range(len(reference.cases["mmu"]))]
     return [
         (reference.tensors[f"{name}.ids_in"][0].tolist(), reference.tensors[f"{name}.new_ids"][0].tolist())
@@ -55,14 +55,16 @@ def discrete(reference) -> list[tuple[list[int], list[int]]]:
 
 @every_way
 @pytest.mark.parametrize("case", [0, 1])
-def test_answers_about_codes(discrete, reference_model, case, implementation, cache):
+def test_answers_about_image_tokens(discrete, reference_model, case, implementation, cache):
     ids, expected = discrete[case]
     inputs = {"input_ids": torch.tensor([ids])}
     assert answers(reference_model, inputs, len(expected), implementation, cache) == [expected]
 
 
 @every_way
-def test_answers_about_codes_in_a_padded_batch(discrete, reference_model, reference_processor, implementation, cache):
+def test_answers_about_image_tokens_in_a_padded_batch(
+    discrete, reference_model, reference_processor, implementation, cache
+):
     rows, expected = zip(*discrete, strict=True)
     assert len(rows[0]) != len(rows[1])
     inputs = dict(reference_processor.pad_rows(rows, side="left"))
@@ -70,7 +72,7 @@ def test_answers_about_codes_in_a_padded_batch(discrete, reference_model, refere
 
 
 @pytest.mark.parametrize("case", [0, 1])
-def test_a_conversation_about_codes_has_the_recorded_ids(reference, discrete, reference_processor, case):
+def test_a_conversation_about_image_tokens_has_the_recorded_ids(reference, discrete, reference_processor, case):
     ids, _ = discrete[case]
     codes = torch.tensor(ids[2:258]) - reference_processor.image_token_offset
     inputs = ask(reference_processor, codes.view(16, 16), reference.cases["mmu"][case]["question"])
@@ -92,7 +94,7 @@ def ask(processor: ShowoProcessor, image, question: str) -> dict:
 
 @pytest.fixture(scope="module")
 def clip_model(reference) -> ShowoForCausalLM:
-    """The variant whose numbers are recorded: projector and transformer, since the features are recorded too."""
+    """The recorded variant: projector and transformer. The features of the tower are recorded too."""
     options = dict(reference.phi)
     rope = {name: options.pop(name) for name in ("rope_theta", "partial_rotary_factor")}
     text_config = PhiConfig(**options, rope_parameters={"rope_type": "default", **rope})
@@ -103,7 +105,7 @@ def clip_model(reference) -> ShowoForCausalLM:
 
 @pytest.fixture(scope="module")
 def clip_processor(reference, reference_processor) -> ShowoProcessor:
-    """For the tower of the published models, whose images have 336 pixels along each side."""
+    """The processor for the tower of the published models, which takes 336 x 336 pixels."""
     size = {"height": 336, "width": 336}
     return ShowoProcessor(
         reference_processor.image_processor,
@@ -115,7 +117,7 @@ def clip_processor(reference, reference_processor) -> ShowoProcessor:
 
 @pytest.fixture(scope="module")
 def clip(reference, clip_processor) -> tuple[list[int], torch.Tensor, list[int]]:
-    """The ids that go in with a placeholder for each feature, the features, and the ids that come out."""
+    """Input ids with a placeholder for each feature, the features, and the new ids."""
     ids, features, new_ids = (reference.tensors[f"mmu_clip.{name}"] for name in ("ids_in", "features", "new_ids"))
     without = ids[0].tolist()
     soi = without.index(clip_processor.soi_token_id)

@@ -1,4 +1,4 @@
-"""Which token sees which, checked against a plain, slow mask written from the paper's words."""
+"""The omni-attention mask, compared with a slow mask that follows the text of the paper."""
 
 import pytest
 import tiny
@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from showo_hf.models.omni_attention import image_block_ids, starts_with
 
 
-# The libraries' own notes on flex attention that is not compiled.
+# Warnings of torch and transformers about uncompiled flex attention.
 pytestmark = pytest.mark.filterwarnings("ignore:_compile flag", "ignore:flex_attention called without")
 
 CONFIG = tiny.showo_config(images=False)
@@ -39,7 +39,7 @@ def rows(draw):
 
 @st.composite
 def batches(draw):
-    """Rows of different kinds and lengths, each padded on the left or on the right."""
+    """Rows of several kinds and lengths, padded on the left or on the right."""
     drawn = draw(st.lists(rows(), min_size=1, max_size=3))
     length = max(map(len, drawn)) + draw(st.integers(0, 2))
     padded = []
@@ -49,20 +49,21 @@ def batches(draw):
     return torch.tensor(padded)
 
 
-# The paper's words, section 3.2: text tokens attend causally, image tokens attend to one another in full, and each
-# token attends to what came before it. From soi to eoi is an image, with the task token before it in understanding.
+# Section 3.2 of the paper: text tokens attend causally, image tokens attend to each other in full, and every token
+# attends to all tokens before it. An image goes from soi to eoi. In understanding sequences the task token before it
+# belongs to it.
 
 
 def images_of(row: list[int]) -> list[set[int]]:
     found, current = [], None
-    for place, token in enumerate(row):
+    for position, token in enumerate(row):
         if token == SOI:
-            current = {place}
-            if place > 0 and row[place - 1] == MMU:
-                current.add(place - 1)
+            current = {position}
+            if position > 0 and row[position - 1] == MMU:
+                current.add(position - 1)
             found.append(current)
         elif current is not None and (token == EOI or token in IMAGE_IDS):
-            current.add(place)
+            current.add(position)
         if token != SOI and token not in IMAGE_IDS:
             current = None  # closed by eoi, or ended by text
     return found
@@ -75,18 +76,18 @@ def slow_mask(input_ids: torch.Tensor) -> torch.Tensor:
         found = images_of(row)
         for query in range(length):
             for key in range(length):
-                same_image = any(query in places and key in places for places in found)
+                same_image = any(query in image and key in image for image in found)
                 seen[b, query, key] = row[key] != PAD and (key <= query or same_image)
     return seen
 
 
 def fast_mask(input_ids: torch.Tensor, implementation: str, attention_mask=None) -> torch.Tensor:
-    """The model's own mask as booleans (batch, queries, keys)."""
+    """The mask of the model as booleans (batch, queries, keys)."""
     MODEL.set_attn_implementation(implementation)
     batch, length = input_ids.shape
     if attention_mask is None:
         attention_mask = MODEL.padding_mask(input_ids, None)
-    # flex attention would compile anew for each shape; the mask is the same without.
+    # Without compilation, which flex attention would repeat for each shape.
     with torch.compiler.set_stance("force_eager"):
         mask = MODEL.omni_attention_mask(MODEL.get_input_embeddings()(input_ids), input_ids, attention_mask)
     if implementation == "flex_attention":
@@ -99,7 +100,7 @@ def fast_mask(input_ids: torch.Tensor, implementation: str, attention_mask=None)
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
 @settings(deadline=None, max_examples=60)
 @given(batches())
-def test_the_mask_is_the_paper_s(implementation, input_ids):
+def test_the_mask_follows_the_paper(implementation, input_ids):
     is_id = input_ids != PAD
     expected = slow_mask(input_ids)[is_id]
     assert torch.equal(fast_mask(input_ids, implementation)[is_id], expected)
@@ -113,10 +114,10 @@ def test_block_ids_number_the_images_of_each_row(input_ids):
     block_ids = image_block_ids(input_ids, CONFIG)
     for row, blocks in zip(input_ids.tolist(), block_ids.tolist(), strict=True):
         expected = [-1] * len(row)
-        for number, places in enumerate(images_of(row)):
-            for place in places:
-                if row[place] != PAD:
-                    expected[place] = number
+        for number, image in enumerate(images_of(row)):
+            for position in image:
+                if row[position] != PAD:
+                    expected[position] = number
         assert blocks == expected
 
 
@@ -161,8 +162,8 @@ def test_pads_change_nothing(row, left, right):
 @settings(deadline=None, max_examples=20)
 @given(st.lists(st.lists(pieces, min_size=1, max_size=3), min_size=1, max_size=3), st.data())
 def test_a_cached_prefix_changes_nothing(prefixes, data):
-    """Prefixes of different lengths, padded on the left, then an image and a text, each in a call of its own."""
-    # A text id at the end: a task token would belong to the image behind it.
+    """Left-padded prefixes, then an image, then a text: one call for each."""
+    # Prefixes end with a text id, because a task token would belong to the image after it.
     prefixes = [[*(token for part in parts for token in part), 1] for parts in prefixes]
     length = max(map(len, prefixes))
     tails = []
@@ -181,21 +182,21 @@ def test_a_cached_prefix_changes_nothing(prefixes, data):
     torch.testing.assert_close(torch.cat(parts, 1)[is_id], logits(whole)[is_id], rtol=1e-4, atol=1e-4)
 
 
-def test_an_image_s_first_code_depends_on_its_last_and_a_text_s_does_not():
-    """The mask as its effect on the outputs, not as a tensor."""
+def test_the_first_token_of_an_image_depends_on_its_last_token():
+    """The effect of the mask on the logits: images attend in full, texts causally."""
     image, text = tiny.image(CONFIG), [3, 4, 5, 6]
     base = torch.tensor([[0, *text, *image]])
-    other_code, other_text = base.clone(), base.clone()
-    other_code[0, -2] = CONFIG.image_token_offset + (base[0, -2] - CONFIG.image_token_offset + 1) % tiny.CODES
+    other_token, other_text = base.clone(), base.clone()
+    other_token[0, -2] = CONFIG.image_token_offset + (base[0, -2] - CONFIG.image_token_offset + 1) % tiny.CODES
     other_text[0, 4] = 7
-    changed = (logits(base) - logits(other_code)).abs().amax(-1)[0] > 1e-4
+    changed = (logits(base) - logits(other_token)).abs().amax(-1)[0] > 1e-4
     assert changed[5:].all() and not changed[:5].any()
     changed = (logits(base) - logits(other_text)).abs().amax(-1)[0] > 1e-4
     assert changed[4:].all() and not changed[:4].any()
 
 
-def test_given_blocks_replace_those_of_the_ids():
-    """Two texts that see each other in full, which the ids alone would not say."""
+def test_given_blocks_replace_the_blocks_of_the_ids():
+    """A given block lets two text tokens see each other."""
     input_ids = torch.tensor([[0, 3, 4, 5, 6]])
     blocks = torch.tensor([[-1, 0, 0, -1, -1]])
     other = input_ids.clone()
@@ -216,7 +217,7 @@ def test_embeddings_instead_of_ids_are_causal_unless_blocks_are_given():
 
 @settings(deadline=None, max_examples=30)
 @given(batches(), st.sampled_from([MMU, T2I, SOI, 0]))
-def test_starts_with_looks_behind_the_pads(input_ids, token):
+def test_starts_with_skips_pads(input_ids, token):
     expected = [next(one for one in row if one != PAD) == token for row in input_ids.tolist()]
     assert starts_with(input_ids, token, PAD).tolist() == expected
 

@@ -1,4 +1,4 @@
-"""8 bits by torchao: the user passes the config, and the model class knows what stays as it is."""
+"""8-bit weights with torchao: the user passes the config, and the model class keeps some modules unquantized."""
 
 import pytest
 import tiny
@@ -32,7 +32,7 @@ def folder(backbone, tmp_path):
     return tmp_path / "model"
 
 
-def test_the_linear_layers_of_the_transformer_are_quantized_and_nothing_else(folder):
+def test_only_the_linear_layers_of_the_transformer_are_quantized(folder):
     model = load(folder)
     linear = {
         f"{name}.weight"
@@ -45,7 +45,7 @@ def test_the_linear_layers_of_the_transformer_are_quantized_and_nothing_else(fol
 
 @pytest.mark.parametrize("config", INT8)
 @torch.no_grad()
-def test_the_logits_are_near(folder, config):
+def test_logits_are_close(folder, config):
     plain, model = ShowoForCausalLM.from_pretrained(folder), load(folder, config)
     wanted, found = plain(IDS).logits, model(IDS).logits
     assert 0 < (wanted - found).norm() / wanted.norm() < 0.1
@@ -56,8 +56,8 @@ def test_the_logits_are_near(folder, config):
 
 
 @torch.no_grad()
-def test_who_names_other_modules_keeps_the_image_tokenizer_all_the_same(folder):
-    """transformers then quantizes the head, whose rows for the codes cannot be taken out."""
+def test_the_image_tokenizer_is_never_quantized(folder):
+    """With other `modules_to_not_convert`, transformers quantizes the head, whose rows cannot be sliced then."""
     model = load(folder, modules_to_not_convert=["model.layers.0"])
     names = quantized_names(model)
     assert "lm_head.weight" in names
@@ -101,8 +101,8 @@ def test_in_float16_the_image_tokenizer_stays_in_float32(folder):
 
 
 @torch.no_grad()
-def test_most_tokens_of_the_embedded_model_stay_the_same():
-    """The likeliest codes of a half-made image, by both; and an image by a pipeline that was given the config."""
+def test_most_tokens_of_the_embedded_model_are_unchanged():
+    """Both models predict mostly the same tokens of a half-masked image; the pipeline takes the config."""
     config = PipelineQuantizationConfig(quant_mapping={"model": TorchAoConfig(quantization.Int8WeightOnlyConfig())})
     pipes = [ShowoT2IPipeline.from_pretrained(EMBEDDED_MODEL, quantization_config=one) for one in (None, config)]
     assert [bool(quantized_names(pipe.model)) for pipe in pipes] == [False, True]

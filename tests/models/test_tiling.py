@@ -1,4 +1,4 @@
-"""Tiles: what they cover, and what an image tokenizer gives in tiles."""
+"""Tiles: the positions they cover, and an image tokenizer that works in tiles."""
 
 import pytest
 import tiny
@@ -13,21 +13,21 @@ FACTOR = 4
 
 
 @given(st.integers(1, 60), st.integers(1, 20))
-def test_the_parts_of_the_tiles_are_the_axis(size, tile):
+def test_the_kept_parts_of_the_tiles_cover_the_axis_once(size, tile):
     parts = list(kept_parts(size, tile))
-    places = [place for _, kept in parts for place in range(kept.start, kept.stop)]
-    assert places == list(range(size))
+    positions = [position for _, kept in parts for position in range(kept.start, kept.stop)]
+    assert positions == list(range(size))
     for whole, kept in parts:
         assert whole.start <= kept.start and kept.stop <= whole.stop <= size
         assert whole.stop - whole.start == min(tile, size)
 
 
 @given(st.integers(0, 20), st.integers(1, 20), st.integers(0, 60), st.data())
-def test_tiles_cover_what_they_should_and_no_more(first, tile, more, data):
+def test_tiles_cover_exactly_the_given_range(first, tile, more, data):
     last = first + tile - 1 + more
     stride = data.draw(st.integers(1, tile))
     starts = tile_starts(first, last, tile, stride)
-    assert {place for start in starts for place in range(start, start + tile)} == set(range(first, last + 1))
+    assert {position for start in starts for position in range(start, start + tile)} == set(range(first, last + 1))
     assert all(0 < after - before <= stride for before, after in zip(starts, starts[1:], strict=False))
 
 
@@ -36,7 +36,7 @@ def nearest(codes):
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 9))
-def test_what_looks_at_one_token_alone_is_the_same_in_tiles(height, width, tile):
+def test_a_network_that_sees_one_token_gives_the_same_in_tiles(height, width, tile):
     codes = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(decode_tiled(nearest, codes, tile, FACTOR), nearest(codes))
     pooled = encode_tiled(lambda pixels: pixels[..., ::FACTOR, ::FACTOR], nearest(codes), tile, FACTOR)
@@ -51,7 +51,7 @@ def test_sums_of_tiles_are_exact_in_every_dtype(dtype):
     torch.testing.assert_close(found, torch.full_like(found, 0.9))
 
 
-def test_a_tokenizer_takes_large_images_in_tiles_and_small_ones_whole():
+def test_a_tokenizer_splits_only_large_images_into_tiles():
     tokenizer = tiny.lfq()
     sizes = []
     tokenizer.encoder.register_forward_hook(lambda module, args, output: sizes.append(tuple(args[0].shape[-2:])))
@@ -74,6 +74,6 @@ def test_a_tokenizer_takes_large_images_in_tiles_and_small_ones_whole():
 
 
 @pytest.mark.parametrize("tile_size", [0, 6, -4, 8.0])
-def test_a_wrong_tile_is_refused(tile_size):
+def test_an_invalid_tile_size_is_refused(tile_size):
     with pytest.raises(ValueError, match="`tile_size` must be a positive multiple of 4 pixels"):
         tiny.lfq().enable_tiling(tile_size)

@@ -1,4 +1,4 @@
-"""`transformers.pipeline` with conversations, on a tiny model and on the embedded one."""
+"""`transformers.pipeline` with conversations, for a tiny model and the embedded model."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def folder(request, tiny_folder) -> str:
 
 @pytest.fixture
 def torchvision(monkeypatch):
-    """transformers asks for torchvision, which Show-o's processor does not use, and which has no CPU build."""
+    """Skip transformers' check for torchvision, which Show-o's processor does not use."""
     if not is_torchvision_available():
         monkeypatch.setattr(any_to_any, "requires_backends", lambda *_: None)
 
@@ -42,7 +42,7 @@ def chat(image, question=QUESTION):
 
 
 def expected_answers(folder: str) -> list[str]:
-    """By plain `generate`."""
+    """Answers of plain `generate`."""
     model, processor = (kind.from_pretrained(f"{folder}/model") for kind in (ShowoForCausalLM, ShowoProcessor))
     answers = []
     for image in IMAGES:
@@ -61,7 +61,7 @@ def test_image_text_to_text(folder):
     assert [answer.strip() for answer in answers] == expected_answers(folder)
     full = pipe(text=chat(IMAGES[0]), **OPTIONS)[0]["generated_text"]
     assert full[-1]["role"] == "assistant" and full[-1]["content"].strip() == answers[0].strip()
-    # The conversation goes on with what came out, and another image.
+    # The conversation continues with the answer and another image.
     further = [*full, *chat(IMAGES[1], "and this?")]
     assert pipe(text=further, **OPTIONS)[0]["generated_text"][-1]["role"] == "assistant"
 

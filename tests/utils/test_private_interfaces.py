@@ -1,8 +1,49 @@
-"""The private interfaces that we use still exist and behave as we expect."""
+"""Each entry of `private_interfaces` still finds what it relies on. A failure says what the library changed."""
 
+import pytest
+import tiny
+import torch
 from diffusers import AmusedScheduler, DDIMScheduler
+from transformers import LlamaForCausalLM
 
-from showo_hf.utils.private_interfaces import default_config_entries
+from showo_hf.utils.private_interfaces import TextOnlyAssistant, default_config_entries
+
+
+IMAGES = torch.zeros(1, 3, 16, 16)
+
+
+def plain_language_model(vocab_size: int) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(tiny.text_config("llama", vocab_size)).eval()
+
+
+def prompt(model) -> torch.LongTensor:
+    config = model.config
+    placeholders = [config.image_token_id] * tiny.SIDE**2
+    return torch.tensor([[config.mmu_token_id, config.soi_token_id, *placeholders, config.eoi_token_id, 0, 5]])
+
+
+def test_transformers_takes_any_object_with_a_model_s_interface_for_an_assistant():
+    model = tiny.showo()
+    assistant = TextOnlyAssistant(
+        plain_language_model(model.config.vocab_size), ("pixel_values", "block_sequence_ids")
+    )
+    calls = []
+    assistant.model.register_forward_pre_hook(lambda *_: calls.append(1))
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pixel_values": IMAGES}
+    try:
+        found = super(type(model), model).generate(prompt(model), assistant_model=assistant, **options)
+    except (TypeError, AttributeError, ValueError) as error:
+        pytest.fail(f"transformers no longer takes `TextOnlyAssistant` as an assistant of `generate`: {error}")
+    assert calls, "transformers no longer asks `assistant_model.generate` for candidates; see `TextOnlyAssistant`"
+    assert torch.equal(found, model.generate(prompt(model), **options))
+
+
+def test_transformers_still_passes_images_on_to_assistants():
+    model = tiny.showo()
+    with pytest.raises(ValueError, match="pixel_values"):
+        plain_language_model(model.config.vocab_size).generate(torch.tensor([[1, 2]]), pixel_values=IMAGES)
+        pytest.fail("Language models now ignore unknown arguments of `generate`, so `TextOnlyAssistant` can go.")
 
 
 def test_diffusers_lists_default_config_entries():

@@ -2,57 +2,57 @@
 
 from typing import Any, ClassVar
 
-from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig
+from transformers import AutoConfig, CLIPVisionConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from ..utils.original_format import check_not_original
 from .configuration_showo_lfq import ShowoLFQTokenizerConfig
+from .saved_folders import CheckedConfig
 
 
-#: Show-o's special tokens in the published order; they follow the pad token in the vocabulary.
+#: Show-o's special tokens in the published order. They follow the pad token in the vocabulary.
 SPECIAL_TOKEN_NAMES = ("soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg")
-#: The arguments of [`ShowoConfig`] that hold their ids, with those of pad and mask around them.
+#: The arguments of [`ShowoConfig`] that hold the ids of the pad token, the special tokens and the mask token.
 SPECIAL_TOKEN_ARGUMENTS = tuple(f"{name}_token_id" for name in ("pad", *SPECIAL_TOKEN_NAMES, "mask"))
 
 
-class ShowoConfig(PreTrainedConfig):
+class ShowoConfig(CheckedConfig):
     r"""
     Configuration of a [`ShowoForCausalLM`]. The defaults are the layout of the published Show-o models
     ("Show-o: One Single Transformer to Unify Multimodal Understanding and Generation", arXiv:2408.12528).
 
-    The vocabulary holds the text ids, the special tokens, the image codes from `image_token_offset` on, and the mask
+    The vocabulary holds the text ids, the special tokens, the image tokens from `image_token_offset` on, and the mask
     token, in this order.
 
     Args:
         text_config (`PreTrainedConfig` or `dict`, defaults to `PhiConfig(qk_layernorm=True)`):
-            The decoder. Its `vocab_size` is the whole vocabulary, image codes included.
+            The decoder. Its `vocab_size` is the size of the whole vocabulary, image tokens included.
         vision_config (`CLIPVisionConfig` or `dict`, *optional*):
-            A CLIP tower, for the variant that understands images by continuous features.
+            A CLIP vision tower, for the variant that reads images as continuous features.
         image_tokenizer_config (`ShowoLFQTokenizerConfig` or `dict`, *optional*):
-            The image tokenizer that the model owns; without one the model works on token grids alone.
-        codebook_size (`int`, defaults to 8192): number of image codes.
+            The image tokenizer of the model. Without one the model reads and writes only image tokens, not pixels.
+        codebook_size (`int`, defaults to 8192): number of image tokens in the vocabulary.
         num_image_tokens (`int`, defaults to 256): tokens of an image at the trained size; the grid is square.
-        max_text_length (`int`, defaults to 128): ids of the text part of a text-to-image sequence, with `sot` and `eot`
-            and without the task token. Longer prompts are cut.
-        image_token_offset (`int`, defaults to 50305): id of the first image code.
-        mask_token_id (`int`, defaults to 58497): id of an unknown image token.
+        max_text_length (`int`, defaults to 128): ids of the text part of a text-to-image sequence. `sot` and `eot`
+            count, the task token does not. Longer prompts are truncated.
+        image_token_offset (`int`, defaults to 50305): id of codebook index 0.
+        mask_token_id (`int`, defaults to 58497): id of a masked image token.
         pad_token_id, soi_token_id, eoi_token_id, sov_token_id, eov_token_id, t2i_token_id, mmu_token_id, t2v_token_id,
         v2v_token_id, lvg_token_id (`int`): ids of the special tokens.
-        bos_token_id, eos_token_id (`int`, default to 50256): `sot` and `eot`, which open and close a text.
-        image_token_id (`int`, *optional*, defaults to `sov_token_id`): the placeholder in a prompt that images replace.
-        qk_layernorm (`bool`, defaults to `True`): add a per-head LayerNorm behind the query and key projections of a
-            backbone that has none of its own.
-        lm_head_bias (`bool`, *optional*): whether the head has a bias; by default it has one for Phi alone.
-        image_feature_size (`int`, *optional*): width of the continuous image features that the projector takes; that of
-            the vision tower by default. A model may have the projector alone, and get features from elsewhere.
-        continuous_latents (`bool`, defaults to `False`): read images by the image tokenizer's latents before
-            quantization, through the projector, rather than by its codes.
-        projector_hidden_act (`str`, defaults to `"gelu"`): activation between the projector's two layers, for features.
-        loss_weight_t2i, loss_weight_lm, loss_weight_mmu (`float`): factors of the three losses in their sum.
+        bos_token_id, eos_token_id (`int`, default to 50256): `sot` and `eot`, which start and end a text.
+        image_token_id (`int`, *optional*, defaults to `sov_token_id`): id of the placeholder that images replace.
+        qk_layernorm (`bool`, defaults to `True`): add a per-head LayerNorm after the query and key projections of a
+            backbone that has no QK-Norm of its own.
+        lm_head_bias (`bool`, *optional*): whether the head has a bias. By default only Phi's head has one.
+        image_feature_size (`int`, *optional*): width of the image features that the projector takes. Defaults to the
+            width of the vision tower. A model can have the projector alone; its caller then gives the features.
+        continuous_latents (`bool`, defaults to `False`): read images as the image tokenizer's latents before
+            quantization, through the projector, instead of as image tokens.
+        projector_hidden_act (`str`, defaults to `"gelu"`): activation between the projector's two layers.
+        loss_weight_t2i, loss_weight_lm, loss_weight_mmu (`float`): weights of the three losses in their sum.
 
     Raises:
-        ValueError: if the image codes or the special ids do not fit the vocabulary, or the image tokenizer has
-            another codebook size, or what gives the continuous features another width.
+        ValueError: if the image tokens or the special tokens do not fit into the vocabulary, or if the image tokenizer
+            has another codebook size, or if `image_feature_size` is not the width of the features.
     """
 
     model_type = "showo"
@@ -100,25 +100,25 @@ class ShowoConfig(PreTrainedConfig):
         if self.image_token_id is None:
             self.image_token_id = self.sov_token_id
         if self.image_feature_size is None:
-            self.image_feature_size = self.width_of_features()
+            self.image_feature_size = self.feature_width()
         if self.lm_head_bias is None:
             self.lm_head_bias = self.text_config.model_type == "phi"
-        # One switch for the whole model: transformers ties heads by the top-level flag.
+        # transformers ties heads by the top-level flag, so the backbone follows it.
         self.text_config.tie_word_embeddings = self.tie_word_embeddings
         self.check_vocabulary()
-        width = self.width_of_features()
+        width = self.feature_width()
         if width is not None and self.image_feature_size != width:
             source = "image tokenizer's latents" if self.continuous_latents else "vision tower"
             raise ValueError(
                 f"`image_feature_size` ({self.image_feature_size}) must be the width of the {source} ({width})."
             )
 
-    def width_of_features(self) -> int | None:
+    def feature_width(self) -> int | None:
         """
-        Width of the continuous features that the model makes of an image; None where it makes none.
+        Width of the image features that the model computes from pixels, or None if it computes none.
 
         Raises:
-            ValueError: if `continuous_latents` has no image tokenizer, or a vision tower beside it.
+            ValueError: if `continuous_latents` is set without an image tokenizer, or together with a vision tower.
         """
         if not self.continuous_latents:
             return self.vision_config.hidden_size if self.vision_config is not None else None
@@ -129,49 +129,42 @@ class ShowoConfig(PreTrainedConfig):
             )
         return self.image_tokenizer_config.codebook_bits
 
-    @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As in transformers; `ValueError` with the command to convert for a checkpoint of the original code."""
-        config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        check_not_original(config_dict, pretrained_model_name_or_path)
-        return config_dict, unused
-
     def check_vocabulary(self):
-        """Raise `ValueError` unless codes, mask and special tokens have places of their own in the vocabulary."""
+        """Raise `ValueError` if image tokens, mask token and special tokens overlap or exceed the vocabulary."""
         vocab_size = self.text_config.vocab_size
-        last_code = self.image_token_offset + self.codebook_size - 1
-        if not 0 <= self.image_token_offset <= last_code < vocab_size:
+        last_image_id = self.image_token_offset + self.codebook_size - 1
+        if not 0 <= self.image_token_offset <= last_image_id < vocab_size:
             raise ValueError(
-                f"`codebook_size` ({self.codebook_size}) codes from `image_token_offset` ({self.image_token_offset}) on "
-                f"do not fit into `text_config.vocab_size` ({vocab_size})."
+                f"`codebook_size` ({self.codebook_size}) image tokens from `image_token_offset` "
+                f"({self.image_token_offset}) on do not fit into `text_config.vocab_size` ({vocab_size})."
             )
         special = {name: value for name, value in self.special_token_ids().items() if value is not None}
         if len(set(special.values())) < len(special):
             raise ValueError(f"The special tokens must have different ids, got {special}.")
         special["image_token_id"] = self.image_token_id
         for name, value in special.items():
-            if not 0 <= value < vocab_size or self.image_token_offset <= value <= last_code:
+            if not 0 <= value < vocab_size or self.image_token_offset <= value <= last_image_id:
                 raise ValueError(
-                    f"`{name}` must be an id below {vocab_size} and outside the image codes "
-                    f"{self.image_token_offset}..{last_code}, got {value}."
+                    f"`{name}` must be an id below {vocab_size} and outside the image tokens "
+                    f"{self.image_token_offset}..{last_image_id}, got {value}."
                 )
         tokenizer_config = self.image_tokenizer_config
         if tokenizer_config is not None and tokenizer_config.codebook_size != self.codebook_size:
             raise ValueError(
-                f"`codebook_size` ({self.codebook_size}) must be the image tokenizer's "
+                f"`codebook_size` ({self.codebook_size}) must be the codebook size of the image tokenizer "
                 f"({tokenizer_config.codebook_size})."
             )
 
     def special_token_ids(self) -> dict[str, int | None]:
-        """The special tokens' ids by the name of their argument."""
+        """Ids of the special tokens, by the names of their arguments."""
         return {name: getattr(self, name) for name in SPECIAL_TOKEN_ARGUMENTS}
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the embedding: text ids, special tokens, image codes, mask."""
+        """Number of rows of the embedding: text ids, special tokens, image tokens, mask token."""
         return self.text_config.vocab_size
 
     @property
     def hidden_size(self) -> int:
-        """Width of the backbone."""
+        """Width of the backbone's hidden states."""
         return self.text_config.hidden_size

@@ -1,90 +1,147 @@
 """`generate` of transformers for a model whose prompts hold images.
 
-What is an image is settled when a generation begins. What the model adds is text, one id after the other, also where
-it writes `soi`: so caches, assistants and looking up in the prompt give the same ids.
+The image blocks of a sequence are fixed when generation starts. The model then adds text, one id at a time. Even a
+generated `soi` is text, so the cache, assistants and prompt lookup do not change the result.
 """
 
 import torch
 from torch.nn import functional as F
-from transformers import GenerationMixin
+from transformers import Cache, GenerationConfig, GenerationMixin
 from transformers.masking_utils import create_causal_mask
 
+from ..utils.private_interfaces import TextOnlyAssistant
 from .omni_attention import image_block_ids
 
 
-IMAGES = ("pixel_values", "image_features")  # arguments that images come in
+#: The arguments of `forward` that hold images.
+IMAGE_ARGUMENTS = ("pixel_values", "image_features")
 
 
 class ShowoGenerationMixin(GenerationMixin):
-    """`generate` of a [`ShowoForCausalLM`]: what transformers' own has to know of images."""
+    """`generate` of a [`ShowoForCausalLM`], which adds images to transformers' own."""
+
+    def generate(
+        self,
+        inputs: torch.LongTensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor=None,
+        stopping_criteria=None,
+        prefix_allowed_tokens_fn=None,
+        synced_gpus: bool | None = None,
+        assistant_model=None,
+        **kwargs,
+    ):
+        """
+        Generate text after prompts with or without images.
+
+        The arguments are those of [`~transformers.GenerationMixin.generate`] and of [`ShowoForCausalLM.forward`].
+
+        Args:
+            inputs (`torch.LongTensor` of shape `(batch, length)`, *optional*): ids of the prompts; also as `input_ids`.
+            pixel_values, image_features (`torch.Tensor`, *optional*): images for the placeholders in the prompts. If
+                the cache holds the first images already, give either all images or only the new ones.
+            inputs_embeds (`torch.Tensor` of shape `(batch, length, hidden)`, *optional*): embeddings of the prompts.
+                With images, give `input_ids` as well: they say where the images are.
+            block_sequence_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*): image blocks of the prompt;
+                found in the ids by default.
+            assistant_model (`PreTrainedModel`, *optional*): another Show-o model, which gets the images, or a plain
+                language model, which does not.
+
+        Raises:
+            ValueError: if a prompt does not fit into the context, or if `prefill_chunk_size` is set for a prompt with
+                images.
+        """
+        input_ids = inputs if inputs is not None else kwargs.get("input_ids")
+        self.check_prompt_length(input_ids, kwargs.get("inputs_embeds"), kwargs.get("attention_mask"))
+        if input_ids is not None and input_ids.shape[1] > 0:
+            self.prepare_images(input_ids, kwargs)
+        self.check_prefill_chunks(generation_config, kwargs)
+        if assistant_model is not None and not isinstance(assistant_model, ShowoGenerationMixin):
+            assistant_model = TextOnlyAssistant(assistant_model, (*IMAGE_ARGUMENTS, "block_sequence_ids"))
+        return super().generate(
+            inputs,
+            generation_config,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            synced_gpus=synced_gpus,
+            assistant_model=assistant_model,
+            **kwargs,
+        )
+
+    def check_prompt_length(self, *inputs: torch.Tensor | None):
+        """Raise `ValueError` if a prompt, whose length is in dimension 1 of `inputs`, leaves no room for an answer."""
+        length = max((tensor.shape[1] for tensor in inputs if tensor is not None), default=0)
+        context = self.config.text_config.max_position_embeddings
+        if length >= context:
+            raise ValueError(f"The prompt must be shorter than the model's {context} positions, got {length}.")
+
+    def prepare_images(self, input_ids: torch.LongTensor, kwargs: dict):
+        """
+        Set the image blocks of a prompt in `kwargs`, and drop the images that the cache holds already.
+        """
+        missing, cached = cached_lengths(
+            input_ids, kwargs.get("past_key_values"), kwargs.get("attention_mask"), kwargs.get("position_ids")
+        )
+        starts = image_starts(input_ids, self.config)
+        unread = starts.nonzero()[:, 1] >= cached  # (images of all rows,)
+        given = {name: kwargs[name] for name in IMAGE_ARGUMENTS if kwargs.get(name) is not None}
+        for name, images in given.items():
+            if len(images) == len(unread):
+                kwargs[name] = images[unread.to(images.device)]
+        if kwargs.get("block_sequence_ids") is not None:
+            return
+        blocks = image_block_ids(input_ids, self.config)
+        if given and self.mm_projector is not None and not self.config.continuous_latents:
+            blocks = torch.full_like(blocks, -1)  # every position sees CLIP's features, so they form no block
+        kwargs["block_sequence_ids"] = F.pad(blocks, (missing, 0), value=-1)
+
+    def check_prefill_chunks(self, generation_config: GenerationConfig | None, kwargs: dict):
+        """Raise `ValueError` if a prompt with images would be read in chunks, which could split an image."""
+        settings = (kwargs, vars(generation_config or GenerationConfig()), vars(self.generation_config))
+        chunk_size = next((s["prefill_chunk_size"] for s in settings if s.get("prefill_chunk_size") is not None), None)
+        blocks = kwargs.get("block_sequence_ids")
+        has_images = any(kwargs.get(name) is not None for name in IMAGE_ARGUMENTS)
+        has_images |= blocks is not None and bool((blocks >= 0).any())
+        if chunk_size is not None and has_images:
+            raise ValueError(
+                "`prefill_chunk_size` must be None for a prompt with images, because each image is read in one piece, "
+                f"got {chunk_size}."
+            )
 
     @staticmethod
     def create_masks_for_generate(
         config, inputs_embeds, attention_mask, past_key_values, position_ids=None, is_first_iteration=False, **kwargs
     ):
         """
-        The mask that `generate` makes for a static cache.
+        The attention mask that `generate` creates for a static cache.
 
-        The prompt's depends on its ids, which are not at hand here: `forward` makes it. What follows is text.
+        The mask of the prompt depends on its ids, which this method does not get, so `forward` creates it. All later
+        positions are text.
         """
         if is_first_iteration:
             return attention_mask
         text_config = config.get_text_config()
         return create_causal_mask(text_config, inputs_embeds, attention_mask, past_key_values, position_ids)
 
-    def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):
-        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
-        context = self.config.text_config.max_position_embeddings
-        if input_ids_length >= context:
-            raise ValueError(
-                f"The prompt must be shorter than the model's {context} positions, got {input_ids_length}."
-            )
-
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs):
-        """
-        As in transformers, for beams and several answers a prompt; the images of a prompt stay together.
-
-        What is an image is settled here for the whole generation: the answer is text, whatever ids the model writes.
-        """
-        given = {name: kwargs.pop(name) for name in IMAGES if kwargs.get(name) is not None}
-        if input_ids is not None:
-            cache, positions = kwargs.get("past_key_values"), kwargs.get("position_ids")
-            # Of a prompt that is partly in a cache, all ids may come or the new ones alone.
-            missing = max(0, positions.shape[-1] - input_ids.shape[1]) if positions is not None else 0
-            read = max(0, int(cache.get_seq_length()) - missing) if cache is not None else 0
-            begins = (input_ids[:, :-1] == self.config.soi_token_id) & (input_ids[:, 1:] == self.config.image_token_id)
-            unread = begins.nonzero()[:, 1] >= read  # (images of all rows)
-            counts = begins[:, read:].sum(-1).tolist()
-            for name, values in given.items():
-                values = values[unread.to(values.device)] if len(values) == len(unread) else values
-                if expand_size > 1 and len(values) == sum(counts):  # otherwise `forward` says so
-                    values = torch.cat([row for row in values.split(counts) for _ in range(expand_size)])
-                given[name] = values
-            if kwargs.get("block_sequence_ids") is None:
-                blocks = image_block_ids(input_ids, self.config)
-                if given and self.mm_projector is not None and not self.config.continuous_latents:
-                    blocks = torch.full_like(blocks, -1)  # features that everything sees are no blocks
-                kwargs["block_sequence_ids"] = F.pad(blocks, (missing, 0), value=-1)
+        """Same as in transformers, for beams and several answers per prompt. The images of a prompt stay together."""
+        images = {name: kwargs.pop(name) for name in IMAGE_ARGUMENTS if kwargs.get(name) is not None}
+        if input_ids is not None and expand_size > 1:
+            _, cached = cached_lengths(input_ids, kwargs.get("past_key_values"), kwargs.get("position_ids"))
+            counts = image_starts(input_ids, self.config)[:, cached:].sum(-1).tolist()
+            for name, values in images.items():
+                if len(values) == sum(counts):  # otherwise `forward` raises an error
+                    images[name] = torch.cat([row for row in values.split(counts) for _ in range(expand_size)])
         input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
-        return input_ids, {**kwargs, **given}
-
-    def _prefill(self, input_ids, generation_config, model_kwargs, is_first_iteration=True):
-        blocks = model_kwargs.get("block_sequence_ids")
-        has_images = any(model_kwargs.get(name) is not None for name in IMAGES)
-        if generation_config.prefill_chunk_size is not None and (
-            has_images or (blocks is not None and bool((blocks >= 0).any()))
-        ):
-            raise ValueError(
-                "`prefill_chunk_size` must be None for a prompt with images, each of which is read in one piece, got "
-                f"{generation_config.prefill_chunk_size}."
-            )
-        return super()._prefill(input_ids, generation_config, model_kwargs, is_first_iteration)
+        return input_ids, {**kwargs, **images}
 
     def prepare_inputs_for_generation(
         self, input_ids, is_first_iteration=False, past_key_values=None, inputs_embeds=None, **kwargs
     ):
+        """Same as in transformers. Images go into the first step, or into every step without a cache."""
         if past_key_values is not None and not past_key_values.is_compileable:
-            # An assistant's first iteration is not called so, yet it has to see the images.
+            # transformers does not mark the first iteration of an assistant, but it has to see the images.
             is_first_iteration |= past_key_values.get_seq_length() == 0
         inputs = super().prepare_inputs_for_generation(
             input_ids,
@@ -94,18 +151,36 @@ class ShowoGenerationMixin(GenerationMixin):
             **kwargs,
         )
         if not is_first_iteration and kwargs.get("use_cache", True):
-            # The images of the prompt are in the cache by now.
-            inputs["pixel_values"] = inputs["image_features"] = None
+            inputs["pixel_values"] = inputs["image_features"] = None  # the cache holds them
+        embeddings = inputs.get("inputs_embeds")
+        if embeddings is not None and any(inputs.get(name) is not None for name in IMAGE_ARGUMENTS):
+            # The ids say where the images are.
+            inputs["input_ids"] = input_ids[:, -embeddings.shape[1] :].to(embeddings.device)
         mask = inputs.get("attention_mask")
         if mask is not None and len(mask.shape) == 4:
-            inputs["block_sequence_ids"] = None  # the mask of a static cache is made, and its length no number
-        return inputs
+            # This mask includes the blocks, and `forward` cannot take the length of a static cache as a number.
+            inputs["block_sequence_ids"] = None
+        # transformers also forwards some arguments of `generate` itself, such as `tokenizer`.
+        return {name: value for name, value in inputs.items() if name in self.known_arguments}
 
-    def _get_candidate_generator(self, *args, model_kwargs, assistant_model=None, **kwargs):
-        """As in transformers; an assistant of another kind, a plain language model, gets no images."""
-        if assistant_model is not None and not isinstance(assistant_model, ShowoGenerationMixin):
-            ours = (*IMAGES, "block_sequence_ids")
-            model_kwargs = {name: value for name, value in model_kwargs.items() if name not in ours}
-        return super()._get_candidate_generator(
-            *args, model_kwargs=model_kwargs, assistant_model=assistant_model, **kwargs
-        )
+
+def image_starts(input_ids: torch.LongTensor, config) -> torch.BoolTensor:
+    """Where images given as pixels or features start, (batch, length - 1): each `soi` before a placeholder."""
+    return (input_ids[:, :-1] == config.soi_token_id) & (input_ids[:, 1:] == config.image_token_id)
+
+
+def cached_lengths(input_ids: torch.LongTensor, cache: Cache | None, *whole: torch.Tensor | None) -> tuple[int, int]:
+    """
+    Compare a prompt with its cache.
+
+    Args:
+        input_ids: all ids of the prompt, or only the ids that the cache does not hold.
+        whole: tensors that span the whole prompt in their last dimension, if there are any.
+
+    Returns:
+        how many positions of the prompt `input_ids` leave out, and how many of `input_ids` the cache holds.
+    """
+    lengths = [tensor.shape[-1] for tensor in whole if tensor is not None]
+    missing = max(0, max(lengths, default=0) - input_ids.shape[1])
+    cached = max(0, int(cache.get_seq_length()) - missing) if cache is not None else 0
+    return missing, cached

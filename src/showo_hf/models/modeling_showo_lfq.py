@@ -1,7 +1,7 @@
 """The image tokenizer: MAGVIT-v2's encoder and decoder around a lookup-free quantizer.
 
 The paper is "Language Model Beats Diffusion: Tokenizer is Key to Visual Generation" (arXiv:2310.05737).
-Encoder and decoder are diffusers' own; this file adds the quantizer and the public calls.
+Encoder and decoder come from diffusers. This file adds the quantizer and the public methods.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_showo_lfq import ShowoLFQTokenizerConfig
 from .tiling import decode_tiled, encode_tiled
@@ -22,14 +22,15 @@ from .tiling import decode_tiled, encode_tiled
 @dataclass
 class ShowoLFQEncoderOutput(ModelOutput):
     """
-    Output of [`ShowoLFQTokenizer.encode`], for images of H x W pixels and h x w tokens.
+    Output of [`ShowoLFQTokenizer.encode`], for images of h x w tokens.
 
     Args:
-        image_tokens (`torch.LongTensor` of shape `(batch, h, w)`): codes in 0..codebook_size-1. Channel 0 of the latent
-            is the most significant bit; a bit is 1 where the latent is above zero.
+        image_tokens (`torch.LongTensor` of shape `(batch, h, w)`): codebook indices in 0..codebook_size-1. Channel 0 of
+            the latent is the most significant bit. A bit is 1 if its latent is above zero.
         latents (`torch.Tensor` of shape `(batch, bits, h, w)`): encoder output before quantization.
-        quantized (`torch.Tensor` of shape `(batch, bits, h, w)`): -1 or 1; gradients pass straight through to `latents`.
-        commitment_loss (`torch.Tensor` of shape `()`, *optional*): weighted squared distance from latents to codes.
+        quantized (`torch.Tensor` of shape `(batch, bits, h, w)`): -1 or 1. Gradients pass straight through to `latents`.
+        commitment_loss (`torch.Tensor` of shape `()`, *optional*): weighted mean squared distance between
+            `latents` and their quantized values.
         entropy_loss (`torch.Tensor` of shape `()`, *optional*): weighted entropy loss.
     """
 
@@ -55,11 +56,11 @@ class ShowoLFQDecoderOutput(ModelOutput):
 @dataclass
 class ShowoLFQTokenizerOutput(ShowoLFQEncoderOutput):
     """
-    Output of [`ShowoLFQTokenizer.forward`]: what `encode` gives, and the reconstruction.
+    Output of [`ShowoLFQTokenizer.forward`]: the fields of [`ShowoLFQEncoderOutput`] and the reconstruction.
 
     Args:
-        sample (`torch.Tensor` of shape `(batch, 3, H, W)`): reconstructed pixels, not clipped, so that a loss on them
-            has a gradient everywhere.
+        sample (`torch.Tensor` of shape `(batch, 3, H, W)`): reconstructed pixels. They are not clipped, so a
+            loss on them has a gradient everywhere.
     """
 
     sample: torch.Tensor | None = None
@@ -72,7 +73,7 @@ def bits_to_indices(bits: torch.Tensor) -> torch.LongTensor:
 
 
 def indices_to_codes(indices: torch.LongTensor, num_bits: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Integers (...) to their codes (..., num_bits) of -1 and 1, most significant bit first."""
+    """Codebook indices (...) to codebook entries (..., num_bits) of -1 and 1, most significant bit first."""
     shifts = torch.arange(num_bits - 1, -1, -1, device=indices.device)
     bits = (indices.unsqueeze(-1) >> shifts) & 1
     return (2 * bits - 1).to(dtype)
@@ -80,11 +81,12 @@ def indices_to_codes(indices: torch.LongTensor, num_bits: int, dtype: torch.dtyp
 
 def bit_entropy_loss(latents: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     r"""
-    Entropy loss of lookup-free quantization, bit by bit: the mean over the bits of `E[H(q(b|z))] - H(E[q(b|z)])`.
+    Entropy loss of lookup-free quantization per bit: the mean over the bits of `E[H(q(b|z))] - H(E[q(b|z)])`.
 
-    `latents` is (positions, bits). The assignment `q(c|z) \propto exp(-|z - c|^2 / temperature)` over the codes
-    c in {-1, 1}^bits (arXiv:2310.05737, section 3) is a product over the bits, so its entropy is a sum of binary ones;
-    that of the mean is as well if the bits are taken as independent. Cheap for any codebook; it is the original's loss.
+    `latents` is (positions, bits). The assignment `q(c|z) \propto exp(-|z - c|^2 / temperature)` to the codebook
+    entries c in {-1, 1}^bits (arXiv:2310.05737, section 3) is a product over the bits, so its entropy is a sum of
+    binary entropies. So is the entropy of the mean, if the bits are independent. The original uses this loss. Its cost
+    does not depend on the size of the codebook.
     """
     log_odds = 4 * latents.float() / temperature  # |z + 1|^2 - |z - 1|^2 = 4 z
     sample_entropy = binary_entropy_from_logits(log_odds).mean()
@@ -94,10 +96,10 @@ def bit_entropy_loss(latents: torch.Tensor, temperature: float = 1.0) -> torch.T
 
 def code_entropy_loss(latents: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     r"""
-    Entropy loss of lookup-free quantization over whole codes, `(E[H(q(c|z))] - H(E[q(c|z)])) / bits`.
+    Entropy loss of lookup-free quantization over codebook entries, `(E[H(q(c|z))] - H(E[q(c|z)])) / bits`.
 
-    `latents` is (positions, bits), q as in [`bit_entropy_loss`]. Bits that are balanced one by one, but go together, do
-    not please this loss; so more of the codes come into use. It holds positions times codes numbers.
+    `latents` is (positions, bits), q as in [`bit_entropy_loss`]. Unlike that loss, this one penalizes correlated bits,
+    so the model uses more of the codebook. It needs memory for positions x codebook entries numbers.
     """
     num_bits = latents.shape[-1]
     codes = indices_to_codes(torch.arange(2**num_bits, device=latents.device), num_bits)  # (codes, bits)
@@ -113,16 +115,16 @@ def binary_entropy_from_logits(logits: torch.Tensor) -> torch.Tensor:
 
 
 def drop_surplus_layers(blocks: nn.ModuleList, layers: Iterable[int]):
-    """Keep the first `n` residual blocks of each stage in `blocks`, n from `layers`."""
+    """Keep only the first residual blocks of each stage in `blocks`, as many as `layers` says for it."""
     for block, count in zip(blocks, layers, strict=True):
         block.resnets = block.resnets[:count]
 
 
 class ShowoLFQTokenizer(PreTrainedModel):
     r"""
-    Images to discrete tokens and back (MAGVIT-v2 with a lookup-free quantizer, arXiv:2310.05737).
+    Encodes images to discrete tokens and decodes them (MAGVIT-v2 with a lookup-free quantizer, arXiv:2310.05737).
 
-    Any height and width that `config.downsampling` divides can be encoded.
+    Height and width of an image must be multiples of `config.downsampling`.
 
     Example:
 
@@ -139,7 +141,7 @@ class ShowoLFQTokenizer(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    # Its attention is diffusers' own, whichever one a model around it is set to.
+    # Its attention comes from diffusers. The attention implementation of the whole model does not change it.
     _supports_sdpa = True
     _supports_flex_attn = True
     _no_split_modules = ["ResnetBlock2D", "UNetMidBlock2D"]
@@ -165,11 +167,11 @@ class ShowoLFQTokenizer(PreTrainedModel):
             out_channels=config.in_channels,
             up_block_types=("UpDecoderBlock2D",) * stages,
             block_out_channels=tuple(config.decoder_block_out_channels),
-            layers_per_block=max(config.decoder_layers_per_block) - 1,  # diffusers adds one in a decoder
+            layers_per_block=max(config.decoder_layers_per_block) - 1,  # diffusers adds one to each stage of a decoder
             norm_num_groups=config.norm_num_groups,
             mid_block_add_attention=config.mid_block_attention,
         )
-        # diffusers builds equally deep stages; the published tokenizer's are not, so the surplus is cut off.
+        # diffusers builds stages of equal depth. The stages of the published tokenizer differ in depth.
         drop_surplus_layers(self.encoder.down_blocks, config.encoder_layers_per_block)
         drop_surplus_layers(self.decoder.up_blocks, reversed(config.decoder_layers_per_block))
         self.tile_size: int | None = None
@@ -177,7 +179,7 @@ class ShowoLFQTokenizer(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """torch's own initialization of kernels, which suits a convolutional autoencoder; biases start at zero."""
+        """Initialize kernels as torch does, which suits a convolutional autoencoder, and biases with zero."""
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             init.kaiming_uniform_(module.weight, a=5**0.5)
             if module.bias is not None:
@@ -188,16 +190,16 @@ class ShowoLFQTokenizer(PreTrainedModel):
 
     def enable_tiling(self, tile_size: int | None = None):
         """
-        Read and make images that are larger than a tile in overlapping tiles, so that they need hardly more memory.
+        Encode and decode images larger than a tile in overlapping tiles, to limit memory.
 
-        The results differ slightly from those of whole images: each tile's normalizations see the tile alone.
+        The results differ slightly from those without tiles, because each tile is normalized on its own.
 
         Args:
-            tile_size (`int`, *optional*): side of a tile in pixels, a multiple of the downsampling; the trained size by
-                default.
+            tile_size (`int`, *optional*): side of a tile in pixels, a multiple of the downsampling. Defaults to the
+                trained size.
 
         Raises:
-            ValueError: for any other `tile_size`.
+            ValueError: if `tile_size` is not a positive multiple of the downsampling.
         """
         tile_size = self.config.sample_size if tile_size is None else tile_size
         factor = self.config.downsampling
@@ -206,15 +208,15 @@ class ShowoLFQTokenizer(PreTrainedModel):
         self.tile_size = tile_size
 
     def disable_tiling(self):
-        """Read and make every image at once again."""
+        """Encode and decode every image in one piece."""
         self.tile_size = None
 
     def is_tiled(self, height: int, width: int) -> bool:
-        """Whether an image of this size in pixels goes through in tiles."""
+        """Whether an image of this size, in pixels, is processed in tiles."""
         return self.tile_size is not None and max(height, width) > self.tile_size
 
     def check_size(self, height: int, width: int):
-        """Raise `ValueError` unless the downsampling divides `height` and `width` (pixels)."""
+        """Raise `ValueError` unless `height` and `width`, in pixels, are multiples of the downsampling."""
         factor = self.config.downsampling
         if height % factor or width % factor or height < factor or width < factor:
             raise ValueError(
@@ -223,11 +225,12 @@ class ShowoLFQTokenizer(PreTrainedModel):
 
     def encode(self, pixel_values: torch.Tensor, return_losses: bool = False) -> ShowoLFQEncoderOutput:
         """
-        Images to tokens.
+        Encode images to tokens.
 
         Args:
-            pixel_values (`torch.Tensor` of shape `(batch, 3, H, W)`): pixels in [-1, 1], moved to this model's dtype.
-            return_losses (`bool`): also compute the commitment and entropy losses. Training mode always does.
+            pixel_values (`torch.Tensor` of shape `(batch, 3, H, W)`): pixels in [-1, 1]. They are cast to the model's
+                dtype.
+            return_losses (`bool`): whether to compute the commitment and entropy losses. Training mode always does.
 
         Raises:
             ValueError: if `pixel_values` is not 4-dimensional or its size is not a multiple of the downsampling.
@@ -255,7 +258,7 @@ class ShowoLFQTokenizer(PreTrainedModel):
             flat = latents.movedim(1, -1).flatten(0, 2)  # (batch * h * w, bits)
             output.commitment_loss = self.config.commitment_weight * F.mse_loss(latents.float(), codes.float())
             entropy_loss = {"bits": bit_entropy_loss, "codes": code_entropy_loss}[self.config.entropy_over]
-            with torch.autocast(flat.device.type, enabled=False):  # small differences of logarithms
+            with torch.autocast(flat.device.type, enabled=False):  # small differences of logarithms need float32
                 loss = entropy_loss(flat, self.config.entropy_temperature)
             output.entropy_loss = self.config.entropy_weight * loss
         return output
@@ -265,18 +268,18 @@ class ShowoLFQTokenizer(PreTrainedModel):
         return self.quant_conv(self.encoder(pixel_values))
 
     def decode_quantized(self, quantized: torch.Tensor) -> torch.Tensor:
-        """Codes `(batch, bits, h, w)` to pixels `(batch, 3, H, W)`, not clipped."""
+        """Quantized latents `(batch, bits, h, w)` to pixels `(batch, 3, H, W)`, not clipped."""
         return self.decoder(self.post_quant_conv(quantized))
 
     def decode(self, image_tokens: torch.LongTensor) -> ShowoLFQDecoderOutput:
         """
-        Tokens to images.
+        Decode tokens to images.
 
         Args:
-            image_tokens (`torch.LongTensor` of shape `(batch, h, w)`): codes in 0..codebook_size-1.
+            image_tokens (`torch.LongTensor` of shape `(batch, h, w)`): codebook indices in 0..codebook_size-1.
 
         Raises:
-            ValueError: if `image_tokens` is not a 3-dimensional integer tensor of codes in the codebook.
+            ValueError: if `image_tokens` is not a 3-dimensional integer tensor of codebook indices.
         """
         self.check_tokens(image_tokens)
         codes = indices_to_codes(image_tokens, self.config.codebook_bits, self.dtype).movedim(-1, 1)
@@ -288,7 +291,7 @@ class ShowoLFQTokenizer(PreTrainedModel):
         return ShowoLFQDecoderOutput(sample=pixels.clamp(-1, 1))
 
     def check_tokens(self, image_tokens: torch.LongTensor):
-        """Raise `ValueError` unless `image_tokens` is a (batch, h, w) integer grid of codes in the codebook."""
+        """Raise `ValueError` unless `image_tokens` is a (batch, h, w) integer tensor of codebook indices."""
         if image_tokens.ndim != 3 or image_tokens.is_floating_point():
             raise ValueError(
                 "`image_tokens` must be integers of shape (batch, height, width), "
@@ -300,11 +303,19 @@ class ShowoLFQTokenizer(PreTrainedModel):
                 f"got {image_tokens.min().item()} to {image_tokens.max().item()}."
             )
 
-    def forward(self, pixel_values: torch.Tensor, return_losses: bool = False, **kwargs) -> ShowoLFQTokenizerOutput:
+    @can_return_tuple
+    def forward(self, pixel_values: torch.Tensor, return_losses: bool = False) -> ShowoLFQTokenizerOutput:
         """
-        Encode and reconstruct `pixel_values` (`(batch, 3, H, W)` in [-1, 1]).
+        Encode and reconstruct images.
 
-        The reconstruction in `.sample` is not clipped. See [`ShowoLFQTokenizer.encode`] for the other fields.
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, 3, H, W)`): pixels in [-1, 1].
+            return_losses (`bool`): whether to compute the commitment and entropy losses. Training mode always does.
+            return_dict (`bool`, *optional*): whether to return an output object instead of a tuple.
+
+        Returns:
+            [`ShowoLFQTokenizerOutput`]: the fields of [`ShowoLFQTokenizer.encode`], and the reconstruction in
+            `.sample`, which is not clipped.
         """
         encoded = self.encode(pixel_values, return_losses=return_losses)
         return ShowoLFQTokenizerOutput(**encoded, sample=self.decode_quantized(encoded.quantized))

@@ -1,4 +1,4 @@
-"""Overlapping tiles over something larger than a network takes at once. Pure functions."""
+"""Overlapping tiles, to run a network on inputs larger than it takes at once. Pure functions."""
 
 from collections.abc import Callable, Iterator
 
@@ -7,9 +7,9 @@ import torch
 
 def tile_starts(first: int, last: int, tile: int, stride: int) -> list[int]:
     """
-    Where tiles of `tile` places begin that cover the places `first` to `last`; neighbours are `stride` apart at most.
+    First positions of tiles of length `tile` that cover the positions `first` to `last`.
 
-    There is room for at least one tile. The last one ends at `last`.
+    Neighbours are at most `stride` apart, and the last tile ends at `last`. There must be room for one tile.
     """
     end = last + 1 - tile
     return [*range(first, end, stride), end]
@@ -19,13 +19,14 @@ def encode_tiled(
     encode: Callable[[torch.Tensor], torch.Tensor], pixel_values: torch.Tensor, tile: int, factor: int
 ) -> torch.Tensor:
     """
-    Pixels (batch, channels, H, W) to latents (batch, bits, h, w), tile by tile; of what two tiles have in common each
-    gives the half that is farther from its own border.
+    Encode pixels (batch, channels, H, W) to latents (batch, bits, h, w), tile by tile.
+
+    Where two tiles overlap, each gives the half that is farther from its own border.
 
     Args:
-        encode: pixels of a tile to its latents.
-        tile: tokens of a tile's side. Neighbours overlap by a quarter of it.
-        factor: pixels of a token's side.
+        encode: maps the pixels of a tile to its latents.
+        tile: side of a tile in tokens. Neighbours overlap by a quarter of it.
+        factor: side of a token in pixels.
     """
     height, width = (side // factor for side in pixel_values.shape[-2:])
     latents = None
@@ -44,9 +45,9 @@ def decode_tiled(
     decode: Callable[[torch.Tensor], torch.Tensor], codes: torch.Tensor, tile: int, factor: int
 ) -> torch.Tensor:
     """
-    Codes (batch, bits, h, w) to pixels (batch, channels, H, W), tile by tile, faded into each other where they overlap.
+    Decode quantized latents (batch, bits, h, w) to pixels (batch, channels, H, W), tile by tile.
 
-    Arguments are those of [`encode_tiled`]. Sums are in float32 at least, whatever `decode` gives.
+    Tiles are blended where they overlap. The arguments are those of [`encode_tiled`]. Sums are in float32 or better.
     """
     height, width = codes.shape[-2:]
     pixels = weights = None
@@ -64,7 +65,7 @@ def decode_tiled(
 
 
 def kept_parts(size: int, tile: int) -> Iterator[tuple[slice, slice]]:
-    """Tiles along an axis of `size` tokens, each with the part of the axis that it stands for."""
+    """Tiles along an axis of `size` tokens, each with the part of the axis that is taken from it."""
     tile = min(tile, size)
     starts = tile_starts(0, size - 1, tile, tile - tile // 4)
     middles = [(after + before + tile) // 2 for before, after in zip(starts, starts[1:], strict=False)]
@@ -73,16 +74,16 @@ def kept_parts(size: int, tile: int) -> Iterator[tuple[slice, slice]]:
 
 
 def tent(length: int) -> torch.Tensor:
-    """Weights (length,) that fall from the middle to the ends, and are nowhere 0."""
-    places = torch.arange(length, dtype=torch.float32) + 0.5
-    return torch.minimum(places, length - places)
+    """Positive weights (length,) that fall from the middle to both ends."""
+    centers = torch.arange(length, dtype=torch.float32) + 0.5
+    return torch.minimum(centers, length - centers)
 
 
 def in_pixels(tokens: slice, factor: int) -> slice:
-    """The pixels of a range of tokens."""
+    """The range of pixels of a range of tokens."""
     return slice(tokens.start * factor, tokens.stop * factor)
 
 
 def within(part: slice, whole: slice) -> slice:
-    """A range, counted from where another begins."""
+    """The range `part`, relative to the start of `whole`."""
     return slice(part.start - whole.start, part.stop - whole.start)

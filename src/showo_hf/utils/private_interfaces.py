@@ -1,14 +1,44 @@
-"""Private interfaces of other libraries that have no public replacement. Every use of one goes through this file."""
+"""The only uses of other libraries beyond their documented interfaces. Each entry gives the reason.
+
+`tests/utils/test_private_interfaces.py` fails with a clear sentence when a library changes what an entry relies on.
+"""
 
 from collections.abc import Mapping
 from typing import Any
+
+
+class TextOnlyAssistant:
+    """
+    An assistant for `generate` that is a plain language model: it gets the ids of the prompt, but no images.
+
+    Reason: transformers passes every model argument of the main model on to the assistant's `generate`, which refuses
+    arguments that its `forward` does not know. No public option leaves any of them out. This class relies on
+    transformers accepting as `assistant_model` any object with the attributes and the `generate` of a model.
+
+    Args:
+        model: the assistant, a model of transformers.
+        left_out (`tuple[str, ...]`): names of the arguments that it does not get.
+    """
+
+    def __init__(self, model: Any, left_out: tuple[str, ...]):
+        self.model = model
+        self.left_out = left_out
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def generate(self, *args, **kwargs) -> Any:
+        """The assistant's own `generate`, without the arguments that are left out."""
+        return self.model.generate(
+            *args, **{name: value for name, value in kwargs.items() if name not in self.left_out}
+        )
 
 
 def default_config_entries(config: Mapping[str, Any]) -> list[str]:
     """
     Names of the entries of a diffusers config that hold a default because no argument was passed for them.
 
-    diffusers lists them in the config under a private key. `ConfigMixin.from_config` skips them, so that another class
-    uses its own defaults, but no public function returns them.
+    Reason: diffusers lists them in the config under a private key. `ConfigMixin.from_config` skips them, so that another
+    class uses its own defaults, but no public function returns them.
     """
     return config.get("_use_default_values", [])
