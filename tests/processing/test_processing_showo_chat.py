@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from showo_hf import ShowoProcessor
-from showo_hf.processing.chat_templates import CLIP_SYSTEM_PROMPT
 
 
+CLIP_SYSTEM_PROMPT = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
 PROCESSOR = tiny.processor()
 CLIP = tiny.clip_processor()
 RED = Image.new("RGB", (16, 16), "red")
