@@ -17,7 +17,7 @@ from .processor_kwargs import (
     check_image_sizes,
     check_template_kwargs,
     image_kwarg_names,
-    kept_parts,
+    truncated_range,
     padded_length,
     row_limits,
     split_kwargs,
@@ -288,13 +288,10 @@ class ShowoProcessor(ProcessorMixin):
 
     def mixed(self, sequences: Sequence[Sequence[str | torch.LongTensor]], length: int | None = None) -> BatchFeature:
         """
-        Sequences `sot (text | soi image eoi)* eot [PAD]*` with labels on every id.
+        Sequences `sot (text | soi image eoi)* eot [PAD]*` with labels on every id, returned as in `understanding`.
 
         Args:
             sequences: rows of texts and token grids, in any order.
-
-        Returns:
-            `input_ids`, `attention_mask` and `labels`, int64 of shape (batch, `length` or the longest).
         """
         rows = []
         for parts in sequences:
@@ -315,10 +312,9 @@ class ShowoProcessor(ProcessorMixin):
         Pad rows of ids, and of labels, to tensors.
 
         Args:
-            rows: ids of each row.
+            rows, labels: ids and labels of each row. Labels are padded with -100.
             side: the side of the pads, "left" or "right".
-            length: length of the result, by default the length of the longest row.
-            labels: labels of each row, padded with -100.
+            length: length of the result, by default the longest row's.
 
         Returns:
             `input_ids`, `attention_mask` and, with `labels`, `labels`, int64 of shape (batch, length).
@@ -425,7 +421,7 @@ class ShowoProcessor(ProcessorMixin):
             [next(blocks) if token == self.image_token_id else [token] for token in row]
             for row in encoded["input_ids"]
         ]
-        kept = [kept_parts(row, max_length, self.tokenizer.truncation_side) for row in parts]
+        kept = [truncated_range(row, max_length, self.tokenizer.truncation_side) for row in parts]
         parts = [row[part] for row, part in zip(parts, kept, strict=True)]
         rows = [[token for part in row for token in part] for row in parts]
         length = padded_length(rows, pad_length, options["pad_to_multiple_of"])

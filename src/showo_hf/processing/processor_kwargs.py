@@ -191,7 +191,7 @@ def padded_length(rows: list[list], length: int | None, multiple: int | None) ->
     return math.ceil(length / multiple) * multiple if multiple else length
 
 
-def kept_parts(parts: list[list[int]], max_length: int | None, truncation_side: str) -> slice:
+def truncated_range(parts: list[list[int]], max_length: int | None, truncation_side: str) -> slice:
     """
     Which parts of a row truncation keeps.
 
