@@ -157,7 +157,7 @@ def test_the_template_is_saved(tmp_path):
             "'text' or 'image', got 'video'",
         ),
         ([user("no-such-file.png", RED), user(3, "x")], TypeError, "got int: 3"),
-        ([{"role": "user", "content": [{"type": "image"}]}], ValueError, "1 placeholders .* and 0 `images`"),
+        ([{"role": "user", "content": [{"type": "image"}]}], ValueError, "1 placeholders .* and got 0 `images`"),
         ([user(torch.full((4, 4), 65), "x")], ValueError, "from 0 to 63"),
     ],
 )

@@ -17,10 +17,11 @@ from .processor_kwargs import (
     check_image_sizes,
     check_template_kwargs,
     image_kwarg_names,
-    truncated_range,
     padded_length,
     row_limits,
     split_kwargs,
+    template_of_this_thread,
+    truncated_range,
 )
 
 
@@ -72,7 +73,7 @@ class ShowoProcessor(ProcessorMixin):
     - Understanding: `mmu soi image eoi sot text eot [PAD]*`
     - Text: `sot text eot [PAD]*`
     - Mixed: `sot (text | soi image eoi)* eot [PAD]*`
-    - Conversations: see [`~ShowoProcessor.apply_chat_template`].
+    - Conversations: see [`~ShowoProcessor.apply_chat_template`]
 
     Threads can share a processor.
 
@@ -230,8 +231,7 @@ class ShowoProcessor(ProcessorMixin):
 
         Args:
             prompts: one text per row.
-            image_tokens: codebook indices of each row's image, of any grid shape; see [`~ShowoProcessor.image_ids`].
-                None makes fully masked images.
+            image_tokens: each row's image tokens, as for `image_ids`. None makes fully masked images.
             num_image_tokens: tokens of a fully masked image, the trained number by default.
             padding: "max_length" pads the text part to `max_text_length + 1`, "longest" to the longest of the batch.
 
@@ -372,8 +372,8 @@ class ShowoProcessor(ProcessorMixin):
 
         Raises:
             TypeError: for an unknown keyword argument or an input of a wrong type.
-            ValueError: without any input; for an image that cannot be read; if the numbers of images and placeholders
-                differ; if truncation would cut an image; if image options change the number of image positions.
+            ValueError: for an image that cannot be read; if the numbers of images and placeholders differ; if
+                truncation would cut an image; if image options change the number of image positions.
         """
         text_options, image_options = split_kwargs(kwargs, image_kwarg_names(self.input_image_processor))
         limits = row_limits(text_options, self.tokenizer.model_max_length)
@@ -411,11 +411,9 @@ class ShowoProcessor(ProcessorMixin):
         """The part of `__call__`'s result that has a row per text, as lists. `images` replace the placeholders."""
         names = ("add_special_tokens", "sanitize_control_tokens", "return_offsets_mapping")
         encoded = self.tokenize(texts, **{name: options[name] for name in names})
-        found = sum(row.count(self.image_token_id) for row in encoded["input_ids"])
-        if found != len(images):
-            raise ValueError(
-                f"`text` has {found} placeholders {self.image_token!r}, and {len(images)} `images` were given."
-            )
+        count = sum(row.count(self.image_token_id) for row in encoded["input_ids"])
+        if count != len(images):
+            raise ValueError(f"`text` has {count} placeholders {self.image_token!r}, and got {len(images)} `images`.")
         blocks = iter([self.image_ids(image) if is_token_grid(image) else self.placeholder_ids() for image in images])
         parts = [
             [next(blocks) if token == self.image_token_id else [token] for token in row]
@@ -467,10 +465,13 @@ class ShowoProcessor(ProcessorMixin):
             ValueError: for images that cannot be read. Jinja raises its own errors for unknown roles and parts.
         """
         templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
-        template = templates.get(chat_template or "default", chat_template)
-        check_template_kwargs(template, kwargs, image_kwarg_names(self.input_image_processor))
+        chat_template = templates.get(chat_template or "default", chat_template)
+        check_template_kwargs(chat_template, kwargs, image_kwarg_names(self.input_image_processor))
+        marks_answers = kwargs.get("return_assistant_tokens_mask")
         if sanitize_control_tokens is None:
-            sanitize_control_tokens = kwargs.get("tokenize", False) and not kwargs.get("return_assistant_tokens_mask")
+            sanitize_control_tokens = kwargs.get("tokenize", False) and not marks_answers
+        if marks_answers and chat_template:
+            chat_template = template_of_this_thread(chat_template)
         return super().apply_chat_template(
             conversation, chat_template, sanitize_control_tokens=sanitize_control_tokens, **kwargs
         )

@@ -4,7 +4,9 @@ import functools
 import inspect
 import math
 import re
+import threading
 from collections.abc import Iterable
+from enum import Enum
 from typing import Any, Literal, TypedDict
 
 import torch
@@ -129,9 +131,9 @@ def text_options(given: dict[str, Any]) -> dict[str, Any]:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
     if options["padding_side"] not in ("left", "right"):
-        raise ValueError(f"The padding side must be 'left' or 'right', got {options['padding_side']!r}.")
+        raise ValueError(f"`padding_side` must be 'left' or 'right', got {options['padding_side']!r}.")
     if options["return_tensors"] is not None:
-        options["return_tensors"] = TensorType(options["return_tensors"])
+        options["return_tensors"] = enum_member("return_tensors", TensorType, options["return_tensors"])
     if options["return_offsets_mapping"] and options["sanitize_control_tokens"]:
         raise ValueError("`return_offsets_mapping` and `sanitize_control_tokens` cannot be combined.")
     return options
@@ -141,17 +143,25 @@ def padding_strategy(padding: bool | str | PaddingStrategy) -> PaddingStrategy:
     """The strategy that `padding` names; True is "longest", False is "do_not_pad"."""
     if isinstance(padding, bool):
         return PaddingStrategy.LONGEST if padding else PaddingStrategy.DO_NOT_PAD
-    return PaddingStrategy(padding)
+    return enum_member("padding", PaddingStrategy, padding)
 
 
 def truncation_strategy(truncation: bool | str | TruncationStrategy) -> TruncationStrategy:
     """The strategy that `truncation` names; True is "longest_first", False is "do_not_truncate"."""
     if isinstance(truncation, bool):
         return TruncationStrategy.LONGEST_FIRST if truncation else TruncationStrategy.DO_NOT_TRUNCATE
-    strategy = TruncationStrategy(truncation)
+    strategy = enum_member("truncation", TruncationStrategy, truncation)
     if strategy is TruncationStrategy.ONLY_SECOND:
         raise ValueError("`truncation` must be a bool, 'longest_first' or 'only_first': there is no second text.")
     return strategy
+
+
+def enum_member(name: str, kind: type[Enum], value: Any) -> Any:
+    """The member of `kind` with that value; `ValueError` that names the argument if there is none."""
+    allowed = [member.value for member in kind]
+    if value not in (*allowed, *kind):
+        raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}.")
+    return kind(value)
 
 
 def row_limits(options: dict[str, Any], model_max_length: int) -> tuple[int | None, int | None]:
@@ -247,3 +257,13 @@ def template_variables(chat_template: str) -> frozenset[str]:
     plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", chat_template)
     environment = Environment(extensions=["jinja2.ext.loopcontrols"])
     return frozenset(meta.find_undeclared_variables(environment.parse(plain)))
+
+
+def template_of_this_thread(chat_template: str) -> str:
+    """
+    A template with the same output, and a text that no other thread uses.
+
+    transformers caches each compiled template by its text, together with the record of where answers stand. Only one
+    thread at a time can use that record.
+    """
+    return chat_template.removesuffix("\n") + f'{{{{ "" if {threading.get_ident()} else "" }}}}'
