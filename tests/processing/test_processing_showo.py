@@ -147,9 +147,9 @@ def test_longest_padding_saves_columns():
         (lambda: PROCESSOR.understanding(["a", "b"], torch.zeros(1, 4).long()), "equally many, got 2 and 1"),
         (lambda: PROCESSOR.text_only(["a red apple"], length=3), "`length` must hold the longest row"),
         (lambda: PROCESSOR(), "Give `text`, `images` or both"),
-        (lambda: PROCESSOR(text="no image", images=Image.new("RGB", (4, 4))), "0 placeholders .* and 1 `images`"),
+        (lambda: PROCESSOR(text="no image", images=Image.new("RGB", (4, 4))), "0 placeholders .* and got 1 `images`"),
         (lambda: PROCESSOR(text=["<|sov|>", "<|sov|>"], images=[Image.new("RGB", (4, 4))]), "2 placeholders"),
-        (lambda: PROCESSOR(text="<|sov|>"), "1 placeholders .* and 0 `images`"),
+        (lambda: PROCESSOR(text="<|sov|>"), "1 placeholders .* and got 0 `images`"),
         (lambda: ShowoProcessor(PROCESSOR.image_processor, tiny.text_tokenizer()), "`tokenizer` lacks"),
     ],
 )
@@ -227,7 +227,7 @@ def test_special_tokens_in_a_prompt_are_plain_text():
         (lambda: PROCESSOR.text_to_image(["owl"], padding="max"), "`padding` must be 'max_length' or 'longest'"),
         (lambda: PROCESSOR.image_ids(torch.tensor([9999])), "`image_tokens` must be from 0 to 63, or 64"),
         (lambda: PROCESSOR.image_ids(torch.tensor([-1])), "`image_tokens` must be from 0 to 63"),
-        (lambda: PROCESSOR(text="owl", padding_side="Left"), "padding side must be 'left' or 'right', got 'Left'"),
+        (lambda: PROCESSOR(text="owl", padding_side="Left"), "`padding_side` must be 'left' or 'right', got 'Left'"),
     ],
 )
 def test_misuse_is_refused(call, message):

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from showo_hf import ShowoProcessor
-from showo_hf.processing.chat_templates import CLIP_SYSTEM_PROMPT
 
 
+CLIP_SYSTEM_PROMPT = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
 PROCESSOR = tiny.processor()
 CLIP = tiny.clip_processor()
 RED = Image.new("RGB", (16, 16), "red")
@@ -154,7 +157,7 @@ def test_the_template_is_saved(tmp_path):
             "'text' or 'image', got 'video'",
         ),
         ([user("no-such-file.png", RED), user(3, "x")], TypeError, "got int: 3"),
-        ([{"role": "user", "content": [{"type": "image"}]}], ValueError, "1 placeholders .* and 0 `images`"),
+        ([{"role": "user", "content": [{"type": "image"}]}], ValueError, "1 placeholders .* and got 0 `images`"),
         ([user(torch.full((4, 4), 65), "x")], ValueError, "from 0 to 63"),
     ],
 )

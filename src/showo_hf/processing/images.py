@@ -1,4 +1,4 @@
-"""Whatever a user gives as an image, checked and turned into what an image processor takes."""
+"""Input images of every kind: paths, URLs, base64, PIL images, arrays and tensors, loaded as PIL images."""
 
 import base64
 import io
@@ -14,20 +14,19 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 URL_TIMEOUT = 20.0  # seconds
-MAX_PATH = 1024  # characters; a longer text is base64
-#: Of an image that is longer than this many times its shorter side, the middle is kept: processors look at no more.
+MAX_PATH = 1024  # characters; longer strings are base64
+#: Images with a greater ratio of the longer to the shorter side are cropped to it. It bounds the memory for resizing, as
+#: image processors only use the center of an image.
 MAX_ASPECT = 8
 
 
 def is_token_grid(image: Any) -> bool:
-    """Whether an image is given as codes, an int64 tensor (h, w)."""
+    """Whether `image` is a grid of image tokens: an int64 tensor of shape (h, w)."""
     return isinstance(image, torch.Tensor) and image.dtype == torch.int64 and image.ndim == 2
 
 
 def flatten_images(images: Any) -> list[Any]:
-    """
-    One image, a batch as an array or tensor of four dimensions, or (nested) lists of them, to a flat list.
-    """
+    """A flat list of images from one image, a batch (a 4D array or tensor), or (nested) lists of them."""
     return list(_flatten(images))
 
 
@@ -41,20 +40,20 @@ def _flatten(images: Any) -> Iterator[Any]:
 
 def load_image(image: Any, name: str = "images", max_aspect: float = MAX_ASPECT) -> Image.Image:
     """
-    An image as RGB.
+    Load an image as RGB.
 
-    Transparency is laid on white, the first frame of an animation is taken, the camera's orientation is applied, and
-    grey of 16 bits, or of floats, is scaled to 8 bits. Of a very long image only the middle is kept.
+    Applies the EXIF orientation, puts transparent images on a white background, takes the first frame of an animation,
+    and scales 16-bit and float grayscale to 8 bits.
 
     Args:
-        image: a PIL image; an array or tensor (H, W, 1, 3 or 4 channels), (channels, H, W) or (H, W), uint8 or floats
-            in [0, 1]; a path, a URL, or base64.
-        name: the argument that errors name.
-        max_aspect: of an image that is longer than this many times its shorter side, the middle is kept.
+        image: a PIL image; an array or tensor of shape (H, W), (H, W, channels) or (channels, H, W) with 1, 3 or 4
+            channels, uint8 or floats in [0, 1]; a path, a URL, or a base64 string.
+        name: the argument name for error messages.
+        max_aspect: maximum ratio of the longer to the shorter side. Longer images are cropped to their center.
 
     Raises:
-        ValueError: if it cannot be read, or an array has another shape or range.
-        TypeError: for anything else.
+        ValueError: if the image cannot be read, or an array has a wrong shape, dtype or range.
+        TypeError: for other types.
     """
     if isinstance(image, (np.ndarray, torch.Tensor)):
         return crop_to_aspect(to_rgb(array_to_image(image, name)), max_aspect)
@@ -62,33 +61,37 @@ def load_image(image: Any, name: str = "images", max_aspect: float = MAX_ASPECT)
 
 
 def load_grey(image: Any, name: str) -> Image.Image:
-    """An image as 8-bit grey, what is transparent as black; kinds and errors as in [`load_image`], without arrays."""
+    """
+    Load an image as 8-bit grayscale, with transparent pixels on black.
+
+    Accepts and raises the same as [`load_image`], except for arrays and tensors.
+    """
     rgba = read_image(image, name).convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("L")
 
 
 def read_image(image: str | Path | Image.Image, name: str) -> Image.Image:
-    """The whole image, in a mode of 8 bits, the camera's orientation applied; errors as in [`load_image`]."""
+    """Load an image completely, with its EXIF orientation applied, in an 8-bit mode. Raises as [`load_image`]."""
     if not isinstance(image, (str, Path, Image.Image)):
         raise TypeError(
             f"`{name}` must hold PIL images, arrays, tensors, paths or URLs, got {type(image).__name__}: {image!r:.80}."
         )
     try:
-        pil_image = open_image(image)
-        pil_image.load()
-        pil_image = ImageOps.exif_transpose(pil_image)
+        loaded = open_image(image)
+        loaded.load()
+        loaded = ImageOps.exif_transpose(loaded)
     except Image.DecompressionBombError as error:
         raise ValueError(f"`{name}` holds an image that is too large: {describe(image)}. {error}") from error
-    except Exception as error:  # Pillow's plugins, httpx and base64 raise what they like
-        reason = "no image in a known format" if isinstance(error, UnidentifiedImageError) else str(error)
+    except Exception as error:  # Pillow's plugins, httpx and base64 raise many types
+        reason = "not in a known image format" if isinstance(error, UnidentifiedImageError) else str(error)
         raise ValueError(f"`{name}` holds an image that cannot be read: {describe(image)} ({reason:.200}).") from error
-    if not (pil_image.width and pil_image.height):
+    if not (loaded.width and loaded.height):
         raise ValueError(f"`{name}` holds an empty image: {describe(image)}.")
-    return in_eight_bits(pil_image, name)
+    return in_eight_bits(loaded, name)
 
 
 def open_image(image: str | Path | Image.Image) -> Image.Image:
-    """The image as it is stored, without any conversion. `FileNotFoundError` for a text that names none."""
+    """Open an image without conversion. `FileNotFoundError` for a string that is no file, URL or base64."""
     if isinstance(image, Image.Image):
         return image
     text = str(image)
@@ -103,21 +106,21 @@ def open_image(image: str | Path | Image.Image) -> Image.Image:
     try:
         return Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
     except (ValueError, UnidentifiedImageError):
-        raise FileNotFoundError("no such file, URL or base64 text") from None
+        raise FileNotFoundError("no such file, URL or base64 string") from None
 
 
 def describe(image: str | Path | Image.Image) -> str:
-    """A short name for error messages; of a path its last part alone."""
+    """A short description for error messages. It shows only the file name of a path."""
     if isinstance(image, Image.Image):
         return f"a {image.width}x{image.height} {image.mode} image"
     text = str(image)
     if len(text) > MAX_PATH or text.startswith("data:"):
-        return "a base64 text"
+        return "a base64 string"
     return f"{text if text.startswith(('http://', 'https://')) else Path(text).name!r:.80}"
 
 
 def array_to_image(array: np.ndarray | torch.Tensor, name: str) -> Image.Image:
-    """An array of pixels as an image; see [`load_image`]."""
+    """Convert an array or tensor of pixels to a PIL image; see [`load_image`] for shapes, dtypes and errors."""
     shape, dtype = tuple(array.shape), array.dtype
     values = array.detach().float().cpu().numpy() if isinstance(array, torch.Tensor) else array
     if values.ndim == 2:
@@ -140,7 +143,11 @@ def array_to_image(array: np.ndarray | torch.Tensor, name: str) -> Image.Image:
 
 
 def in_eight_bits(image: Image.Image, name: str) -> Image.Image:
-    """Grey of 16 bits, or of floats up to 1 or to 255, to 8 bits; others as they are. `ValueError` for other floats."""
+    """
+    Convert 16-bit and float grayscale to 8 bits. Other modes are unchanged.
+
+    Floats are in [0, 1] or [0, 255]. `ValueError` for other floats.
+    """
     if image.mode != "F" and not image.mode.startswith("I"):
         return image
     values = np.asarray(image).astype(np.float64)
@@ -156,7 +163,7 @@ def in_eight_bits(image: Image.Image, name: str) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode of 8 bits to RGB, transparency on white."""
+    """Convert any 8-bit mode to RGB, with transparent images on white."""
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
@@ -164,7 +171,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def crop_to_aspect(image: Image.Image, max_aspect: float = MAX_ASPECT) -> Image.Image:
-    """The middle of an image that is longer than `max_aspect` times its shorter side; others as they are."""
+    """Crop an image to its center if its longer side exceeds `max_aspect` times the shorter. Others are unchanged."""
     longest = max_aspect * min(image.size)
     if max(image.size) <= longest:
         return image
