@@ -1,4 +1,4 @@
-"""The masking schedules as curves: docs/images/schedules.png. Run as
+"""Plot the masking schedules for docs/images/schedules.png. Run as
 
 python benchmarks/plot_schedules.py --output docs/images/schedules.png
 """
@@ -11,7 +11,7 @@ from matplotlib import pyplot
 from showo_hf.schedulers.masking_schedules import get_masking_schedule
 
 
-CURVES = ("arccos", "cosine", "linear", "sigmoid", "pow2", "pow0.5")  # those that have names, and two of the powers
+CURVES = ("arccos", "cosine", "linear", "sigmoid", "pow2", "pow0.5")  # all named schedules and two powers
 
 
 def main():
@@ -26,8 +26,8 @@ def main():
     axes.set(
         xlim=(0, 1),
         ylim=(0, 1),
-        xlabel="share of the steps that are done",
-        ylabel="share of the tokens that are unknown",
+        xlabel="share of completed steps",
+        ylabel="share of masked tokens",
     )
     axes.grid(alpha=0.3)
     axes.legend()

@@ -68,7 +68,7 @@ def make(pipe: ShowoT2IPipeline, captions: list[str], batch_size: int, **options
         unfinished: list[torch.BoolTensor] = []
 
         def note(its_pipe, step, timestep, tensors, unfinished=unfinished):
-            unfinished.append((tensors["latents"] == its_pipe.unknown_code).flatten(1).any(1))
+            unfinished.append((tensors["latents"] == its_pipe.mask_token_id).flatten(1).any(1))
 
         generators = [torch.Generator().manual_seed(first + i) for i in range(len(chunk))]
         start = time.perf_counter()

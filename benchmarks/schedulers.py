@@ -1,9 +1,9 @@
-"""What does a step of a scheduler cost, beside the model's? Prints one table of ratios. Run as
+"""Compare the time of a scheduler step with diffusers' schedulers. Prints one table of ratios. Run as
 
     python benchmarks/schedulers.py
 
-The yardsticks are diffusers' schedulers of the same kind, and what no such step does without: one softmax over the logits
-and one draw from each distribution.
+The baselines are diffusers' schedulers of the same kind, and the operations that every such step needs: one softmax over
+the logits and one draw from each distribution.
 """
 
 import argparse
@@ -21,40 +21,40 @@ from showo_hf.schedulers.scheduling_maskgit import MaskGITScheduler
 
 
 STEPS = 8
-TIME = 48  # of 100 at which mask-and-replace is measured: half of the tokens are lost
-Row = tuple[str, str, str]  # what, measured, wanted
+TIME = 48  # of 100; the mask-and-replace step is measured here, where half of the tokens are changed
+Row = tuple[str, str, str]  # what, measured, target
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Samples, tokens of each, and codes of the codebook."""
+    """Shape of the logits."""
 
     batch: int = 4
     tokens: int = 256
-    codes: int = 8192
+    codebook_size: int = 8192
 
 
 FULL = Sizes()
-SMALL = Sizes(batch=2, tokens=8, codes=32)
+SMALL = Sizes(batch=2, tokens=8, codebook_size=32)
 
 
 def inputs(sizes: Sizes, device: str, sharpness: float = 3.0) -> tuple[torch.Tensor, torch.LongTensor]:
-    """Random logits, and tokens of which half are masked."""
+    """Random logits (batch, tokens, codebook), and token ids (batch, tokens), half of them masked."""
     generator = torch.Generator().manual_seed(0)
     shape = sizes.batch, sizes.tokens
-    logits = sharpness * torch.randn(*shape, sizes.codes, generator=generator)
-    codes = torch.randint(sizes.codes, shape, generator=generator)
-    sample = torch.where(torch.rand(shape, generator=generator) < 0.5, sizes.codes, codes)
+    logits = sharpness * torch.randn(*shape, sizes.codebook_size, generator=generator)
+    tokens = torch.randint(sizes.codebook_size, shape, generator=generator)
+    sample = torch.where(torch.rand(shape, generator=generator) < 0.5, sizes.codebook_size, tokens)
     return logits.to(device), sample.to(device)
 
 
-def floor_of(logits: torch.Tensor):
+def softmax_and_draw(logits: torch.Tensor):
     """One softmax and one draw."""
     torch.multinomial(logits.softmax(-1).flatten(0, 1), 1)
 
 
 def mask_and_replace_ways(sizes: Sizes, device: str) -> dict[str, Callable[[], object]]:
-    """Steps of our scheduler, plain and with its options, of diffusers', and the floor."""
+    """Functions to measure: a step of our scheduler with and without options, a step of diffusers', and the floor."""
     logits, sample = inputs(sizes, device)
     options: dict[str, dict] = {
         "ours": {},
@@ -64,19 +64,19 @@ def mask_and_replace_ways(sizes: Sizes, device: str) -> dict[str, Callable[[], o
     }
     ways: dict[str, Callable[[], object]] = {}
     for name, chosen in options.items():
-        scheduler = MaskAndReplaceScheduler(sizes.codes, num_train_timesteps=100, **chosen)
+        scheduler = MaskAndReplaceScheduler(sizes.codebook_size, num_train_timesteps=100, **chosen)
         scheduler.set_timesteps(25, device=device)
         ways[name] = lambda scheduler=scheduler: scheduler.step(logits, TIME, sample)
-    theirs = VQDiffusionScheduler(sizes.codes + 1, num_train_timesteps=100)
+    theirs = VQDiffusionScheduler(sizes.codebook_size + 1, num_train_timesteps=100)
     theirs.set_timesteps(100, device=device)
-    log_p0 = logits.log_softmax(-1).transpose(1, 2).contiguous()  # as its model gives them: (batch, codes, tokens)
+    log_p0 = logits.log_softmax(-1).transpose(1, 2).contiguous()  # the layout of its model: (batch, codebook, tokens)
     ways["diffusers"] = lambda: theirs.step(log_p0, TIME, sample)
-    ways["floor"] = lambda: floor_of(logits)
+    ways["floor"] = lambda: softmax_and_draw(logits)
     return ways
 
 
 def mask_and_replace_rows(sizes: Sizes, device: str, repeats: int) -> list[Row]:
-    """`MaskAndReplaceScheduler.step` against diffusers' and against the floor."""
+    """`MaskAndReplaceScheduler.step` compared with diffusers' scheduler and with the floor."""
     times = paired_seconds(mask_and_replace_ways(sizes, device), repeats, device)
     rows = [
         ratio_row(
@@ -95,17 +95,17 @@ def mask_and_replace_rows(sizes: Sizes, device: str, repeats: int) -> list[Row]:
 
 
 def maskgit_rows(sizes: Sizes, device: str, repeats: int) -> list[Row]:
-    """`MaskGITScheduler.step` against diffusers' AmusedScheduler."""
+    """`MaskGITScheduler.step` compared with diffusers' AmusedScheduler."""
     logits, sample = inputs(sizes, device)
-    ours = MaskGITScheduler(sizes.codes, temperature_rule="linear")
-    theirs = AmusedScheduler(sizes.codes)
+    ours = MaskGITScheduler(sizes.codebook_size, temperature_rule="linear")
+    theirs = AmusedScheduler(sizes.codebook_size)
     ours.set_timesteps(STEPS, device=device)
     theirs.set_timesteps(STEPS, device=device)
     timestep = ours.timesteps[STEPS // 2]
     ways = {
         "diffusers": lambda: theirs.step(logits, timestep, sample),
         "ours": lambda: ours.step(logits, timestep, sample),
-        "floor": lambda: floor_of(logits),
+        "floor": lambda: softmax_and_draw(logits),
     }
     times = paired_seconds(ways, repeats, device)
     return [
@@ -116,16 +116,18 @@ def maskgit_rows(sizes: Sizes, device: str, repeats: int) -> list[Row]:
 
 
 def ratio_row(what: str, times: dict[str, list[float]], over: str, under: str) -> tuple[str, str]:
-    """The name of a row and its ratio, with the medians behind it."""
+    """The name of a row, and its ratio with the two medians."""
     medians = [1e3 * statistics.median(times[name]) for name in (over, under)]
     return what, f"{median_ratio(times[over], times[under]):.2f} ({medians[0]:.1f} ms, {medians[1]:.1f} ms)"
 
 
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", help="what to measure on; the wanted values are for a CPU")
-    parser.add_argument("--repeats", type=int, default=9, help="runs in turn, of which the median counts")
-    parser.add_argument("--small", action="store_true", help="tiny sizes: shows that it runs, the numbers say nothing")
+    parser.add_argument("--device", default="cpu", help="device to measure on; the targets are for a CPU")
+    parser.add_argument("--repeats", type=int, default=9, help="number of interleaved runs; the median counts")
+    parser.add_argument(
+        "--small", action="store_true", help="tiny sizes, for a quick check without meaningful numbers"
+    )
     options = parser.parse_args(arguments)
     sizes = SMALL if options.small else FULL
     with torch.no_grad():
@@ -134,8 +136,10 @@ def main(arguments: list[str] | None = None):
             *maskgit_rows(sizes, options.device, options.repeats),
         ]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}; ", end="")
-    print(f"logits ({sizes.batch}, {sizes.tokens}, {sizes.codes}); medians of {options.repeats} runs in turn\n")
-    print_table(("what", "device", "measured", "wanted"), [(what, options.device, *cells) for what, *cells in rows])
+    print(
+        f"logits ({sizes.batch}, {sizes.tokens}, {sizes.codebook_size}); medians of {options.repeats} interleaved runs\n"
+    )
+    print_table(("what", "device", "measured", "target"), [(what, options.device, *cells) for what, *cells in rows])
 
 
 if __name__ == "__main__":

@@ -207,7 +207,7 @@ def repainting_rows(sizes: Sizes, device: str, repeats: int, steps: int = 16, un
     whole = ours(pipeline, steps)
     hole = torch.randperm(whole.shape[1], generator=torch.Generator().manual_seed(0))[:unknown]
     side = int(sizes.image_tokens**0.5)
-    latents = whole.clone().index_fill_(1, hole.to(device), pipeline.unknown_code).view(1, side, side)
+    latents = whole.clone().index_fill_(1, hole.to(device), pipeline.mask_token_id).view(1, side, side)
     ways = {"whole": partial(ours, pipeline, steps), "repainted": partial(ours, pipeline, steps, latents)}
     times = paired_seconds(ways, repeats, device)
     medians = {name: statistics.median(values) for name, values in times.items()}

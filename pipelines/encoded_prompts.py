@@ -1,4 +1,4 @@
-"""Prompts as the loop uses them: their keys and values, and how the logits of several rows become one image's."""
+"""Prompts as the denoising loop uses them: keys and values, and how the logits of several rows become one image's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,127 +7,147 @@ import torch
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from .caches import select_rows
-
-
-@dataclass(frozen=True)
-class Composition:
-    """
-    Several prompts for one image, each with a weight at every token ("Compositional visual generation with composable
-    diffusion models", arXiv:2206.01714): the conditional logits are `c = sum_i w_i c_i + (1 - sum_i w_i) u`.
-
-    Args:
-        samples (`torch.LongTensor` of shape `(conditional rows,)`): the image that each row belongs to.
-        weights (`torch.FloatTensor` of shape `(conditional rows, h, w)`): w_i.
-    """
-
-    samples: torch.LongTensor
-    weights: torch.Tensor
-
-    def crop(self, rows: slice, columns: slice) -> "Composition":
-        """That of a part of the token grid."""
-        return replace(self, weights=self.weights[:, rows, columns])
-
-    def select(self, images: torch.LongTensor) -> "Composition":
-        """That of some of the images, given by their rising numbers, which are counted anew."""
-        kept = torch.isin(self.samples, images)
-        return Composition(torch.searchsorted(images, self.samples[kept]), self.weights[kept])
-
-    def compose(
-        self, conditional: Sequence[torch.Tensor], unconditional: Sequence[torch.Tensor], unknown: torch.BoolTensor
-    ) -> torch.Tensor:
-        """
-        The conditional logits of all unknown tokens, one image behind the other.
-
-        Args:
-            conditional: logits (unknown tokens, codebook) of each conditional row.
-            unconditional: those of each image's unconditional row.
-            unknown (`torch.BoolTensor` of shape `(batch, tokens)`).
-        """
-        composed = []
-        for sample, u in enumerate(unconditional):
-            total, left = torch.zeros_like(u), torch.ones_like(u[:, :1])
-            for row in (self.samples == sample).nonzero().flatten().tolist():
-                weight = self.weights[row].to(u).flatten()[unknown[sample]].unsqueeze(-1)  # (unknown, 1)
-                total, left = total + weight * conditional[row], left - weight
-            composed.append(total + left * u)
-        return torch.cat(composed)
+from .guidance import guide
+from .kv_cache import select_rows
 
 
 @dataclass(frozen=True)
 class EncodedPrompts:
     """
-    Keys and values of the prompts, computed once and used by every step.
+    Keys and values of the prompts. A call computes them once, and every step reuses them.
 
-    Rows are the conditional ones, one an image or as many as `composition` says, and behind them one unconditional row an
-    image where there is guidance.
+    The conditional rows come first: one per image, or several per image with regional prompts. With guidance, one
+    unconditional row per image follows.
 
     Args:
-        cache: `DynamicCache` of (rows, heads, length, head_dim).
+        cache (`DynamicCache`): keys and values of shape `(rows, heads, length, head_dim)`.
         attention_mask (`torch.LongTensor` of shape `(rows, length)`): 0 at pads.
-        first_position (`int` or `torch.LongTensor` of shape `(rows, 1)`): position of an image's `soi` behind the prompts.
-        composition: how several conditional rows make one image, None where each makes its own.
+        first_position (`int` or `torch.LongTensor` of shape `(rows, 1)`): position of the image's `soi` token.
+        image_indices (`torch.LongTensor` of shape `(rows,)`): the image of the batch that each row belongs to.
+        weights (`torch.FloatTensor` of shape `(conditional rows, h, w)`, *optional*): weight of each conditional row at
+            each image token. None if every image has one plain prompt.
     """
 
     cache: DynamicCache
     attention_mask: torch.LongTensor
     first_position: int | torch.LongTensor
-    composition: Composition | None = None
+    image_indices: torch.LongTensor
+    weights: torch.Tensor | None = None
 
     @property
     def num_rows(self) -> int:
-        """Conditional and unconditional rows together."""
-        return self.attention_mask.shape[0]
+        """Number of conditional and unconditional rows."""
+        return len(self.image_indices)
 
-    def sample_of_rows(self, batch_size: int) -> torch.LongTensor:
-        """The image that each row belongs to, (rows,)."""
-        device = self.attention_mask.device
-        each = torch.arange(batch_size, device=device)
-        if self.composition is not None:
-            return torch.cat([self.composition.samples.to(device), each])
-        return each.repeat(self.num_rows // batch_size)
+    @property
+    def num_images(self) -> int:
+        """Number of images in the batch."""
+        return int(self.image_indices[-1]) + 1  # the last row belongs to the last image
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether there are unconditional rows."""
+        return self.weights is not None or self.num_rows > self.num_images
 
     def crop(self, rows: slice, columns: slice) -> "EncodedPrompts":
-        """The same prompts for a part of the token grid; the cache is shared."""
-        return self if self.composition is None else replace(self, composition=self.composition.crop(rows, columns))
+        """Crop `weights` to a window of the token grid. The cache is shared."""
+        return self if self.weights is None else replace(self, weights=self.weights[:, rows, columns])
 
-    def select(self, images: list[int], batch_size: int) -> "EncodedPrompts":
-        """The prompts of some of the images, given by their rising numbers, with a cache of their own."""
-        if len(images) == batch_size:
+    def select(self, images: Sequence[int]) -> "EncodedPrompts":
+        """Keep the prompts of some images, given by their ascending indices. The result owns its cache."""
+        if len(images) == self.num_images:
             return self
-        wanted = torch.tensor(images)
-        rows = torch.isin(self.sample_of_rows(batch_size).cpu(), wanted).nonzero().flatten()
-        return self.keep(rows, None if self.composition is None else self.composition.select(wanted))
+        wanted = torch.tensor(images, device=self.image_indices.device)
+        rows = torch.isin(self.image_indices, wanted).nonzero().flatten()
+        kept = self.select_rows(rows)
+        weights = None if self.weights is None else self.weights[rows[rows < len(self.weights)].cpu()]
+        return replace(kept, image_indices=torch.searchsorted(wanted, kept.image_indices), weights=weights)
 
-    def without_guidance(self, batch_size: int) -> "EncodedPrompts":
-        """The conditional rows, with a cache of their own; all rows where a composition needs the unconditional ones."""
-        if self.composition is not None or self.num_rows == batch_size:
+    def without_guidance(self) -> "EncodedPrompts":
+        """Drop the unconditional rows, unless `weights` need them. The result owns its cache."""
+        if self.weights is not None or not self.is_guided:
             return self
-        return self.keep(torch.arange(batch_size))
+        return self.select_rows(torch.arange(self.num_images, device=self.image_indices.device))
 
-    def keep(self, rows: torch.LongTensor, composition: Composition | None = None) -> "EncodedPrompts":
-        """Some of the rows, with a cache of their own."""
+    def select_rows(self, rows: torch.LongTensor) -> "EncodedPrompts":
+        """Keep some rows, without their weights. The result owns its cache."""
         first = self.first_position
         return EncodedPrompts(
-            select_rows(self.cache, rows.tolist()),
-            self.attention_mask[rows.to(self.attention_mask.device)],
-            first if isinstance(first, int) else first[rows.to(first.device)],
-            composition,
+            cache=select_rows(self.cache, rows),
+            attention_mask=self.attention_mask[rows],
+            first_position=first if isinstance(first, int) else first[rows],
+            image_indices=self.image_indices[rows],
         )
+
+    def combine(self, logits: torch.Tensor, wanted: torch.BoolTensor, guidance_scale: float) -> torch.Tensor:
+        """
+        Combine the logits of all rows into the guided logits of each image.
+
+        Args:
+            logits (`torch.Tensor` of shape `(wanted tokens of all rows, codebook)`): row by row.
+            wanted (`torch.BoolTensor` of shape `(images, tokens)`): tokens whose logits were computed.
+            guidance_scale (`float`): g in `g c - (g - 1) u`.
+
+        Returns:
+            `torch.Tensor` of shape `(wanted tokens, codebook)`, image by image.
+        """
+        if self.weights is None:
+            return guide(guidance_scale, *logits.chunk(self.num_rows // len(wanted)))
+        rows = logits.split(wanted.sum(1)[self.image_indices].tolist())
+        conditional = compose_logits(
+            rows[: -len(wanted)], rows[-len(wanted) :], self.image_indices, self.weights, wanted
+        )
+        return guide(guidance_scale, conditional, torch.cat(rows[-len(wanted) :]))
+
+
+def compose_logits(
+    conditional: Sequence[torch.Tensor],
+    unconditional: Sequence[torch.Tensor],
+    image_indices: torch.LongTensor,
+    weights: torch.Tensor,
+    wanted: torch.BoolTensor,
+) -> torch.Tensor:
+    """
+    Compose several prompts for one image: `c = sum_i w_i c_i + (1 - sum_i w_i) u` ("Compositional visual generation with
+    composable diffusion models", arXiv:2206.01714).
+
+    Args:
+        conditional: logits of each conditional row, `(wanted tokens, codebook)`.
+        unconditional: logits of each image's unconditional row.
+        image_indices (`torch.LongTensor`): the image of each conditional row. Further entries are ignored.
+        weights (`torch.FloatTensor` of shape `(conditional rows, h, w)`): w_i.
+        wanted (`torch.BoolTensor` of shape `(images, h * w)`): tokens whose logits were computed.
+
+    Returns:
+        `torch.Tensor` of shape `(wanted tokens, codebook)`, image by image.
+    """
+    composed = []
+    for image, u in enumerate(unconditional):
+        total, left = torch.zeros_like(u), torch.ones_like(u[:, :1])
+        for row in (image_indices[: len(conditional)] == image).nonzero().flatten().tolist():
+            weight = weights[row].to(u).flatten()[wanted[image]].unsqueeze(-1)  # (wanted, 1)
+            total, left = total + weight * conditional[row], left - weight
+        composed.append(total + left * u)
+    return torch.cat(composed)
 
 
 def join_prompts(prompts: Sequence[EncodedPrompts]) -> EncodedPrompts:
-    """The rows of several prompts as one batch, with a cache of its own; shorter ones are padded on the left."""
+    """Concatenate prompts of the same images as rows of one batch. Shorter ones are padded on the left."""
     longest = max(one.attention_mask.shape[1] for one in prompts)
 
-    def joined(tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
-        behind = (0, 0) * (-1 - dim)  # dimensions behind the one that is padded
-        return torch.cat([F.pad(tensor, (*behind, longest - tensor.shape[dim], 0)) for tensor in tensors])
+    def join(tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
+        trailing = (0, 0) * (-1 - dim)  # dimensions behind the padded one
+        return torch.cat([F.pad(tensor, (*trailing, longest - tensor.shape[dim], 0)) for tensor in tensors])
 
     layers = [
-        (joined([layer.keys for layer in same], -2), joined([layer.values for layer in same], -2))
+        (join([layer.keys for layer in same], -2), join([layer.values for layer in same], -2))
         for same in zip(*(one.cache.layers for one in prompts), strict=True)
     ]
     masks = [one.attention_mask for one in prompts]
     first = [torch.full((len(mask), 1), one.first_position) for one, mask in zip(prompts, masks, strict=True)]
-    return EncodedPrompts(DynamicCache(layers), joined(masks, -1), torch.cat(first).to(masks[0].device))
+    return EncodedPrompts(
+        cache=DynamicCache(layers),
+        attention_mask=join(masks, -1),
+        first_position=torch.cat(first).to(masks[0].device),
+        image_indices=torch.cat([one.image_indices for one in prompts]),
+    )

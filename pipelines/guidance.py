@@ -1,4 +1,4 @@
-"""Classifier-free guidance: its formula, and how its scale goes over the steps. Pure functions."""
+"""Classifier-free guidance: the formula, and schedules of its scale over the steps. Pure functions."""
 
 import math
 
@@ -8,14 +8,14 @@ from showo_hf.utils.validation import check_number
 
 
 def guide(guidance_scale: float, conditional: torch.Tensor, unconditional: torch.Tensor | None = None) -> torch.Tensor:
-    """Guided logits `g c - (g - 1) u`; c where there is no u."""
+    """Compute guided logits `g c - (g - 1) u`, or return c if there is no u."""
     if unconditional is None:
         return conditional
     return guidance_scale * conditional - (guidance_scale - 1) * unconditional
 
 
-#: How much of `g - 1` there is when the share r in [0, 1] of the steps is done. Rising ones leave the first tokens, which
-#: settle the layout, to chance, and are strict with the last ones (Muse, arXiv:2301.00704, section 2.7).
+#: Factor of `g - 1` as a function of the share r in [0, 1] of finished steps. Rising schedules leave the first tokens, which
+#: settle the layout, to chance, and guide the last ones strictly (Muse, arXiv:2301.00704, section 2.7).
 GUIDANCE_SCHEDULES = {
     "constant": lambda ratio: 1.0,
     "linear": lambda ratio: ratio,
@@ -31,14 +31,14 @@ def guidance_at(
     interval: tuple[float, float] = (0, 1),
 ) -> float:
     """
-    The guidance scale of a step; 1, which is none, outside of the interval and for a scale below it.
+    Compute the guidance scale of a step. It is 1 (no guidance) outside of `interval`, and if `guidance_scale` is at most 1.
 
-    An interval of the steps that are guided is from "Applying guidance in a limited interval", arXiv:2404.07724.
+    "Applying guidance in a limited interval" (arXiv:2404.07724) introduces the interval.
 
     Args:
-        step: from 0.
-        schedule: a key of `GUIDANCE_SCHEDULES`.
-        interval: first and last share of the steps, in [0, 1].
+        step (`int`): index of the step, from 0.
+        schedule (`str`): a key of `GUIDANCE_SCHEDULES`.
+        interval (`tuple[float, float]`): first and last share of the steps that are guided, in [0, 1].
     """
     ratio = step / max(1, num_steps - 1)
     if guidance_scale <= 1 or not interval[0] <= ratio <= interval[1]:
@@ -48,7 +48,7 @@ def guidance_at(
 
 
 def check_guidance(guidance_scale: float, schedule: str, interval: tuple[float, float]):
-    """Raise `ValueError` for a scale that is no number, a schedule that does not exist, or an interval not in [0, 1]."""
+    """Raise `ValueError` if the scale is not a number, the schedule is unknown, or the interval is not within [0, 1]."""
     check_number("guidance_scale", guidance_scale)
     if schedule not in GUIDANCE_SCHEDULES:
         raise ValueError(f"`guidance_schedule` must be one of {sorted(GUIDANCE_SCHEDULES)}, got {schedule!r}.")

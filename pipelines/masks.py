@@ -1,4 +1,4 @@
-"""Masks: which tokens of an image are to be painted, which of them anew, and which pixels come back."""
+"""Masks of an image: which tokens are edited, and which original pixels are kept."""
 
 from typing import Any
 
@@ -10,21 +10,21 @@ from torch.nn import functional as F
 from showo_hf.processing.images import load_grey
 
 
-MASK_THRESHOLD = 0.5  # from here on a pixel of a soft mask counts as marked
-ASPECT_TOLERANCE = 0.02  # a mask's aspect may differ by rounding to whole pixels
+MASK_THRESHOLD = 0.5  # a pixel of a soft mask counts from this value on
+ASPECT_TOLERANCE = 0.02  # for rounding to whole pixels
 
 
 def load_mask(mask: Any, name: str = "mask_image") -> torch.Tensor:
     """
-    A mask as floats (H, W) in [0, 1], 1 where to paint.
+    Load a mask as floats (H, W) in [0, 1], 1 where the image is edited.
 
     Args:
-        mask: a PIL image (white is where to paint), an array or tensor (H, W), (H, W, 1) or (1, H, W) of bools, uint8 or
-            floats in [0, 1], or a path or URL of an image. Of 8 bits 255 is where to paint; or 1, where nothing is above.
-        name: the argument that errors name.
+        mask: a PIL image (white is edited), an array or tensor (H, W), (H, W, 1) or (1, H, W) of bools, uint8 or floats in
+            [0, 1], or a path or URL of an image. In uint8, 255 is edited; 1 is, if no value is larger.
+        name (`str`): the argument that errors name.
 
     Raises:
-        ValueError, TypeError: if it is none of these.
+        ValueError, TypeError: for anything else.
     """
     if isinstance(mask, torch.Tensor):
         mask = mask.detach().cpu().float().numpy() if mask.dtype.is_floating_point else mask.detach().cpu().numpy()
@@ -48,52 +48,52 @@ def load_mask(mask: Any, name: str = "mask_image") -> torch.Tensor:
 
 
 def check_aspect(mask: torch.Tensor, size: tuple[int, int], name: str = "mask_image"):
-    """Raise `ValueError` unless a mask (H, W) has the aspect of an image of `size`, (height, width)."""
+    """Raise `ValueError` unless a mask (H, W) has the aspect ratio of an image of `size`, (height, width)."""
     (height, width), (rows, columns) = size, mask.shape
-    # One pixel of the coarser of both is what rounding can make.
+    # Rounding changes a side by up to one pixel of the coarser resolution.
     slack = max(ASPECT_TOLERANCE, 1 / min(height, width, rows, columns))
     ratio = (columns / rows) / (width / height)
     if not 1 / (1 + slack) <= ratio <= 1 + slack:
         raise ValueError(
-            f"`{name}` must have the aspect of its image, which is {width}x{height} (width x height), "
+            f"`{name}` must have the aspect ratio of its image, {width}x{height} (width x height), "
             f"got {columns}x{rows}."
         )
 
 
-def touched_tokens(mask: torch.Tensor, grid_size: tuple[int, int]) -> torch.BoolTensor:
+def masked_tokens(mask: torch.Tensor, grid_size: tuple[int, int]) -> torch.BoolTensor:
     """
-    The tokens whose patch a mask touches, (h, w): those with any pixel of at least `MASK_THRESHOLD` in it.
+    Find the tokens (h, w) that a mask touches: any pixel of the token's patch is at least `MASK_THRESHOLD`.
 
     Args:
-        mask (`torch.FloatTensor` of shape `(H, W)`): in [0, 1], at any resolution.
+        mask (`torch.FloatTensor` of shape `(H, W)`): values in [0, 1], at any resolution.
     """
-    return fit_mask(mask, grid_size) >= MASK_THRESHOLD
+    return resize_mask(mask, grid_size) >= MASK_THRESHOLD
 
 
-def fit_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """A mask (H, W) at another size, (height, width), where each value is the largest of those in its place."""
+def resize_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize a mask (H, W) to `size`, (height, width), by max pooling."""
     return F.adaptive_max_pool2d(mask[None], size)[0]
 
 
-def cut(mask: torch.Tensor, box: tuple[int, int, int, int]) -> torch.Tensor:
-    """The part of a mask (H, W) in a box: left, top, right and bottom."""
+def crop_mask(mask: torch.Tensor, box: tuple[int, int, int, int]) -> torch.Tensor:
+    """Crop a mask (H, W) to a box: left, top, right and bottom."""
     left, top, right, bottom = box
     return mask[top:bottom, left:right]
 
 
-def token_shares(mask: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
-    """The mean of a mask (H, W) over each token's patch, (h, w): those of a mask and of its opposite sum to 1."""
+def average_mask(mask: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+    """Average a mask (H, W) over each token's patch, (h, w). The results of a mask and its inverse sum to 1."""
     return F.adaptive_avg_pool2d(mask[None], grid_size)[0]
 
 
-def remasked(candidates: torch.BoolTensor, share: float, order: torch.Tensor) -> torch.BoolTensor:
+def choose_masked(candidates: torch.BoolTensor, share: float, order: torch.Tensor) -> torch.BoolTensor:
     """
-    A share of the candidates of each image, those first that come first in an order.
+    Choose a share of each image's candidates, in ascending `order`.
 
     Args:
         candidates (`torch.BoolTensor` of shape `(batch, tokens)`).
-        share: in [0, 1]; the count is rounded, and is at least one where share and candidates are there.
-        order (`torch.Tensor` of shape `(batch, tokens)`): smaller comes first.
+        share (`float`): in [0, 1]. The count is rounded, and is at least one if neither is zero.
+        order (`torch.Tensor` of shape `(batch, tokens)`): smaller values are chosen first.
     """
     if share == 1:
         return candidates
@@ -103,36 +103,36 @@ def remasked(candidates: torch.BoolTensor, share: float, order: torch.Tensor) ->
     return (rank < count) & candidates
 
 
-def feathered(unknown: torch.BoolTensor, patch: int) -> torch.Tensor:
+def feather_mask(edited: torch.BoolTensor, patch: int) -> torch.Tensor:
     """
-    How much of each pixel comes from the painted image, (batch, 1, H, W) in [0, 1].
+    Compute the weight of the edited image at each pixel, (batch, 1, H, W) in [0, 1].
 
-    It is 1 in the painted patches, and falls to 0 over one patch around them, so that no edge is seen.
+    It is 1 in edited patches, and falls to 0 over one patch around them, which hides the seam.
 
     Args:
-        unknown (`torch.BoolTensor` of shape `(batch, h, w)`): the painted tokens.
-        patch: pixels of a token's side.
+        edited (`torch.BoolTensor` of shape `(batch, h, w)`): edited tokens.
+        patch (`int`): side of a patch in pixels.
     """
-    pixels = unknown[:, None].float().repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+    pixels = edited[:, None].float().repeat_interleave(patch, 2).repeat_interleave(patch, 3)
     radius = patch // 2
     size = 2 * radius + 1
     wider = F.max_pool2d(pixels, size, 1, radius)
-    # As if the image went on at its edges.
+    # Replicate the border, as if the image continued beyond it.
     return F.avg_pool2d(F.pad(wider, (radius,) * 4, mode="replicate"), size, 1)
 
 
-def paste(painted: torch.Tensor, original: torch.Tensor, unknown: torch.BoolTensor) -> torch.Tensor:
+def paste_original(decoded: torch.Tensor, original: torch.Tensor, edited: torch.BoolTensor) -> torch.Tensor:
     """
-    The painted pixels where tokens were painted, the original ones elsewhere, and a soft seam between.
+    Keep the original pixels where no token was edited, with a soft seam between.
 
     Args:
-        painted, original (`torch.Tensor` of shape `(batch, 3, H, W)`).
-        unknown (`torch.BoolTensor` of shape `(batch, h, w)`).
+        decoded, original (`torch.Tensor` of shape `(batch, 3, H, W)`): pixels decoded from tokens, and before the edit.
+        edited (`torch.BoolTensor` of shape `(batch, h, w)`): edited tokens.
     """
-    share = feathered(unknown, painted.shape[-1] // unknown.shape[-1]).to(painted)
-    return torch.where(share == 0, original, share * painted + (1 - share) * original)
+    share = feather_mask(edited, decoded.shape[-1] // edited.shape[-1]).to(decoded)
+    return torch.where(share == 0, original, share * decoded + (1 - share) * original)
 
 
 def mask_to_pil(mask: torch.Tensor) -> Image.Image:
-    """A mask (H, W) in [0, 1] as a grey image."""
+    """Convert a mask (H, W) in [0, 1] to a grey PIL image."""
     return Image.fromarray((mask * 255).round().byte().numpy())

@@ -1,4 +1,4 @@
-"""Extending an image beyond its edges."""
+"""Extrapolation: extending an image beyond its edges."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from showo_hf.schedulers.scheduling_utils import Generators
 from showo_hf.utils.validation import check_count, is_integer
 
-from .editing_pipeline import ShowoEditingPipeline, Source
-from .image_pipeline import ShowoImagePipelineOutput
-from .pipeline_utils import FillingOptions
-from .prompts import Prompt, PromptBatch
+from .denoising import SamplingParams, denoise
+from .editing_pipeline import ShowoEditingPipeline, SourceImages
+from .prompts import Prompt, check_prompt, load_prompt_masks, regional_prompts
+from .showo_pipeline import ShowoImagePipelineOutput
 from .windows import Window, plan_windows
 
 
@@ -22,13 +22,13 @@ SIDES = ("left", "right", "up", "down")
 
 class ShowoExtrapolatePipeline(ShowoEditingPipeline):
     r"""
-    Extend an image (Show-o, arXiv:2408.12528, section 4.4): unknown tokens are put beside it, and filled in in windows of
-    the trained size that see as much of it as has room in them. Its own tokens stay exactly as they are.
+    Extend an image (Show-o, arXiv:2408.12528, section 4.4). Masked tokens are added beside it, and filled in in windows of
+    the trained size that also see the image. The image's own tokens stay as they are.
 
     Args:
         model ([`ShowoForCausalLM`]): the transformer, with its image tokenizer.
         processor ([`ShowoProcessor`]): text tokenizer and sequence builder.
-        scheduler ([`MaskGITScheduler`] or another discrete scheduler): decides which tokens are filled in when.
+        scheduler ([`MaskGITScheduler`] or another discrete scheduler): decides which tokens are filled in at each step.
 
     Example:
 
@@ -41,47 +41,61 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
 
     def check_inputs(
         self,
-        prompt,
-        image,
-        direction,
-        extent,
-        rounds,
-        negative_prompt,
-        height,
-        width,
-        preserve_pixels,
-        num_images_per_prompt,
-        output_type,
-        options: FillingOptions,
-    ) -> tuple[list[Any] | torch.Tensor, list[str], int, PromptBatch]:
-        """
-        Raise `ValueError` or `TypeError` for wrong arguments, before any work; images, directions of all rounds, tokens a
-        round and the checked prompts are returned.
-        """
+        *,
+        prompt: Prompt | list[Prompt] | None,
+        image: Any,
+        direction: str | Sequence[str],
+        extent: int | None,
+        rounds: int,
+        negative_prompt: str | list[str] | None,
+        height: int | None,
+        width: int | None,
+        preserve_pixels: bool,
+        num_images_per_prompt: int,
+        output_type: str,
+        params: SamplingParams,
+    ):
+        """Raise `ValueError` or `TypeError` for arguments that are not allowed. Nothing is read or changed."""
         self.check_components()
-        batch = self.check_prompts(prompt, negative_prompt, num_images_per_prompt)
-        self.check_filling(options, batch.batch_size)
+        check_prompt(prompt, negative_prompt)
+        check_count("num_images_per_prompt", num_images_per_prompt)
+        num_prompts = len(regional_prompts(prompt))
+        self.check_sampling_params(params, num_prompts * num_images_per_prompt)
         self.check_output_type(output_type)
-        directions = [direction] if isinstance(direction, str) else direction
-        if not isinstance(directions, Sequence) or not directions or any(one not in SIDES for one in directions):
-            raise ValueError(f"`direction` must be one of {list(SIDES)}, or a list of them, got {direction!r}.")
+        directions = as_directions(direction)
         check_count("rounds", rounds)
-        tokens = self.tokens_of_extent(extent, directions)
-        images = self.load_images(image, len(batch.prompts), height, width)
-        self.check_preserving(preserve_pixels, images, output_type)
-        return images, list(directions) * rounds, tokens, batch
-
-    def tokens_of_extent(self, extent: int | None, directions: Sequence[str]) -> int:
-        """How many tokens a round adds; half a trained side for an `extent` of None."""
-        sides = [self.default_grid[1] if one in ("left", "right") else self.default_grid[0] for one in directions]
-        if extent is None:
-            return max(1, min(sides) // 2)
-        most = (min(sides) - 1) * self.patch  # so that a window sees something of the image
-        if not is_integer(extent) or extent % self.patch or not 0 < extent <= most:
+        most = (self.shortest_side(directions) - 1) * self.patch  # a window must see a part of the image
+        if extent is not None and (not is_integer(extent) or extent % self.patch or not 0 < extent <= most):
             raise ValueError(
                 f"`extent` must be a multiple of {self.patch} pixels from {self.patch} to {most}, got {extent!r}."
             )
-        return extent // self.patch
+        self.check_image(image, num_prompts, height, width)
+        self.check_preserve_pixels(preserve_pixels, image, output_type)
+
+    def shortest_side(self, directions: Sequence[str]) -> int:
+        """The shortest side of the trained grid along `directions`, in tokens."""
+        rows, columns = self.default_grid
+        return min(columns if one in ("left", "right") else rows for one in directions)
+
+    def extend(self, source: SourceImages, regions: list[Window]) -> tuple[SourceImages, torch.BoolTensor]:
+        """Pad the images to the finished size, with grey pixels. Return them, and where tokens are new, (batch, h, w)."""
+        (rows, columns), (all_rows, all_columns) = regions[0], regions[-1]
+        padding = (columns.start, all_columns.stop - columns.stop, rows.start, all_rows.stop - rows.stop)
+        pixels = source.pixels
+        if pixels is not None:
+            pixels = F.pad(pixels, tuple(self.patch * count for count in padding))
+        new = F.pad(torch.zeros_like(source.tokens, dtype=torch.bool), padding, value=True)
+        return SourceImages(F.pad(source.tokens, padding), pixels), new
+
+    def plan_rounds(self, regions: list[Window]) -> Iterator[Window]:
+        """Plan the windows of all rounds. The windows of a round stay within the image as it is after that round."""
+        for known, grown in pairwise(regions):
+            masked = torch.zeros(regions[-1][0].stop, regions[-1][1].stop, dtype=torch.bool)
+            masked[grown] = True
+            masked[known] = False
+            top, left = (axis.start for axis in grown)
+            for rows, columns in plan_windows(masked[grown], self.default_grid):
+                yield slice(top + rows.start, top + rows.stop), slice(left + columns.start, left + columns.stop)
 
     @torch.no_grad()
     def __call__(
@@ -108,77 +122,107 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
     ) -> ShowoImagePipelineOutput | tuple:
         r"""
-        Extend an image. Arguments that are not named here are those of [`ShowoT2IPipeline.__call__`].
+        Extend an image. [`ShowoT2IPipeline.__call__`] documents the arguments that are not listed here.
 
         Args:
-            prompt: masks of [`RegionalPrompt`] lie on the finished image, with all that was added.
-            image: the image, or one for each prompt, as in [`ShowoInpaintPipeline.__call__`].
-            direction (`str` or a list, defaults to `"right"`): "left", "right", "up" or "down"; several are taken in turn.
-            extent (`int`, *optional*): pixels that a round adds: a multiple of a token's, and less than the trained side;
-                half of it by default. Tokens for a model without image tokenizer.
+            prompt: masks of [`RegionalPrompt`] are stretched over the finished image.
+            image: one image or one per prompt, as in [`ShowoInpaintPipeline.__call__`].
+            direction (`str` or a list, defaults to `"right"`): "left", "right", "up" or "down". A list is gone through in
+                each round.
+            extent (`int`, *optional*): pixels added per direction: a multiple of the patch size, and less than the trained
+                side; half of it by default. Without an image tokenizer, in tokens.
             rounds (`int`, defaults to 1): how often the directions are gone through.
-            height, width (`int`, *optional*): the size that the image is worked on at before it grows, as in
+            height, width (`int`, *optional*): the size at which the image is edited before it grows, as in
                 [`ShowoInpaintPipeline.__call__`].
-            preserve_pixels (`bool`, defaults to `False`): put the original pixels back, with a seam of one token's width;
-                else all pixels are decoded from tokens.
+            preserve_pixels (`bool`, defaults to `False`): keep the original pixels, with a seam one patch wide. By default
+                all pixels are decoded from tokens.
 
         Raises:
-            ValueError, TypeError: for arguments that are wrong, before any work starts.
+            ValueError, TypeError: for arguments that are not allowed and images that cannot be read, before the model runs.
+            RuntimeError: if the scheduler or the callback leaves tokens masked.
         """
-        options = FillingOptions.pick(locals())
-        images, directions, extent_tokens, batch = self.check_inputs(
-            prompt,
-            image,
-            direction,
-            extent,
-            rounds,
-            negative_prompt,
-            height,
-            width,
-            preserve_pixels,
-            num_images_per_prompt,
-            output_type,
-            options,
+        # 1. Check inputs. Raise an error before any work starts
+        params = SamplingParams(
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_schedule=guidance_schedule,
+            guidance_interval=guidance_interval,
+            temperature=temperature,
+            generator=generator,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-        given = self.encode_images(images, batch.batch_size, height, width)
-        regions = grown_regions(tuple(given.tokens.shape[1:]), directions, extent_tokens)
-        source, painted = self.extend(given, regions)
-        latents = source.tokens.masked_fill(painted, self.unknown_code)
-        everyone = list(range(batch.batch_size))
-        windows = [(window, everyone) for window in self.plan_rounds(regions)]
-        prompts = self.encode_batch(batch, guidance_scale > 1, tuple(latents.shape[1:]))
-        latents = self.fill_all(latents, prompts, options, windows)
-        extended = self.decode_edited(latents, source, painted, preserve_pixels, output_type)
-        return self.finish(extended, return_dict)
+        self.check_inputs(
+            prompt=prompt,
+            image=image,
+            direction=direction,
+            extent=extent,
+            rounds=rounds,
+            negative_prompt=negative_prompt,
+            height=height,
+            width=width,
+            preserve_pixels=preserve_pixels,
+            num_images_per_prompt=num_images_per_prompt,
+            output_type=output_type,
+            params=params,
+        )
 
-    def extend(self, source: Source, regions: list[Window]) -> tuple[Source, torch.BoolTensor]:
-        """Images in the middle of what they grow to, with grey pixels around them, and what is new, (batch, h, w)."""
-        (rows, columns), (all_rows, all_columns) = regions[0], regions[-1]
-        padding = (columns.start, all_columns.stop - columns.stop, rows.start, all_rows.stop - rows.stop)
-        pixels = source.pixels
-        if pixels is not None:
-            pixels = F.pad(pixels, tuple(self.patch * count for count in padding))
-        painted = F.pad(torch.zeros_like(source.tokens, dtype=torch.bool), padding, value=True)
-        return Source(F.pad(source.tokens, padding), pixels), painted
+        # 2. Load the images and the masks of regional prompts
+        regional = load_prompt_masks(prompt)
+        images = self.load_images(image, height, width)
 
-    def plan_rounds(self, regions: list[Window]) -> Iterator[Window]:
-        """The windows of all rounds, each of which sees nothing but the image as it is by then."""
-        for known, grown in pairwise(regions):
-            unknown = torch.zeros(regions[-1][0].stop, regions[-1][1].stop, dtype=torch.bool)
-            unknown[grown] = True
-            unknown[known] = False
-            top, left = (axis.start for axis in grown)
-            for rows, columns in plan_windows(unknown[grown], self.default_grid):
-                yield slice(top + rows.start, top + rows.stop), slice(left + columns.start, left + columns.stop)
+        # 3. Encode the images to tokens
+        batch_size = len(regional) * num_images_per_prompt
+        source = self.prepare_source(images, batch_size, height, width)
+
+        # 4. Pad them with masked tokens, and plan the windows of all rounds
+        directions = as_directions(direction)
+        extent_tokens = extent // self.patch if extent else max(1, self.shortest_side(directions) // 2)
+        regions = grown_regions(tuple(source.tokens.shape[1:]), directions * rounds, extent_tokens)
+        source, new = self.extend(source, regions)
+        latents = self.prepare_latents(source.tokens, new)
+        windows = [(window, list(range(batch_size))) for window in self.plan_rounds(regions)]
+
+        # 5. Encode the prompts once, for all steps
+        prompts = self.encode_prompt(
+            prompt=regional,
+            negative_prompt=negative_prompt,
+            num_images_per_prompt=num_images_per_prompt,
+            do_classifier_free_guidance=params.do_classifier_free_guidance,
+            grid_size=tuple(latents.shape[1:]),
+        )
+
+        # 6. Denoise: fill in the masked tokens, step by step
+        for step in denoise(self, latents, prompts, params, windows):
+            latents = step.latents
+
+        # 7. Decode the tokens to pixels
+        images = self.decode_edited(latents, source, new, preserve_pixels, output_type)
+
+        # 8. Offload the model
+        self.maybe_free_model_hooks()
+
+        if not return_dict:
+            return (images,)
+        return ShowoImagePipelineOutput(images=images)
+
+
+def as_directions(direction: str | Sequence[str]) -> list[str]:
+    """The `direction` of a call as a list. `ValueError` unless it holds sides of an image."""
+    directions = [direction] if isinstance(direction, str) else direction
+    if not isinstance(directions, Sequence) or not directions or any(one not in SIDES for one in directions):
+        raise ValueError(f"`direction` must be one of {list(SIDES)}, or a list of them, got {direction!r}.")
+    return list(directions)
 
 
 def grown_regions(size: tuple[int, int], directions: Sequence[str], extent: int) -> list[Window]:
     """
-    Where the image lies in the finished grid at first, and after each round; the last one is the whole grid.
+    Compute where the image lies in the finished grid: at first, and after each direction. The last region is the grid.
 
     Args:
-        size: rows and columns of the given image.
-        extent: tokens that a round adds.
+        size (`tuple[int, int]`): rows and columns of the given image.
+        directions: sides that are extended, in order.
+        extent (`int`): tokens added per direction.
     """
     top, left = (sum(side == before for side in directions) * extent for before in ("up", "left"))
     bottom, right = top + size[0], left + size[1]

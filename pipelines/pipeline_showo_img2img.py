@@ -1,26 +1,28 @@
 """Variations of an image."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from showo_hf.schedulers.scheduling_utils import Generators
+from showo_hf.utils.validation import check_count
 
+from .denoising import SamplingParams, denoise
 from .editing_pipeline import ShowoEditingPipeline
-from .image_pipeline import ShowoImagePipelineOutput
-from .pipeline_utils import FillingOptions
-from .prompts import Prompt, PromptBatch
+from .prompts import Prompt, check_prompt, load_prompt_masks, regional_prompts
+from .showo_pipeline import ShowoImagePipelineOutput
 
 
 class ShowoImg2ImgPipeline(ShowoEditingPipeline):
     r"""
-    Vary an image: a share of its tokens is masked and filled in anew; the others stay exactly as they are.
+    Vary an image: a share of its tokens is masked and filled in again. The other tokens stay as they are.
 
     Args:
         model ([`ShowoForCausalLM`]): the transformer, with its image tokenizer.
         processor ([`ShowoProcessor`]): text tokenizer and sequence builder.
-        scheduler ([`MaskGITScheduler`] or another discrete scheduler): decides which tokens are filled in when.
+        scheduler ([`MaskGITScheduler`] or another discrete scheduler): decides which tokens are filled in at each step.
 
     Example:
 
@@ -33,27 +35,27 @@ class ShowoImg2ImgPipeline(ShowoEditingPipeline):
 
     def check_inputs(
         self,
-        prompt,
-        image,
-        negative_prompt,
-        height,
-        width,
-        strength,
-        remasking,
-        num_images_per_prompt,
-        output_type,
-        options: FillingOptions,
-    ) -> tuple[list[Any] | torch.Tensor, PromptBatch]:
-        """
-        Raise `ValueError` or `TypeError` for wrong arguments, before any work; images and the checked prompts are
-        returned.
-        """
+        *,
+        prompt: Prompt | list[Prompt] | None,
+        image: Any,
+        strength: float,
+        remasking: str,
+        negative_prompt: str | list[str] | None,
+        height: int | None,
+        width: int | None,
+        num_images_per_prompt: int,
+        output_type: str,
+        params: SamplingParams,
+    ):
+        """Raise `ValueError` or `TypeError` for arguments that are not allowed. Nothing is read or changed."""
         self.check_components()
-        batch = self.check_prompts(prompt, negative_prompt, num_images_per_prompt)
-        self.check_filling(options, batch.batch_size)
-        self.check_repainting(strength, remasking)
+        check_prompt(prompt, negative_prompt)
+        check_count("num_images_per_prompt", num_images_per_prompt)
+        num_prompts = len(regional_prompts(prompt))
+        self.check_sampling_params(params, num_prompts * num_images_per_prompt)
+        self.check_remasking(strength, remasking)
         self.check_output_type(output_type)
-        return self.load_images(image, len(batch.prompts), height, width), batch
+        self.check_image(image, num_prompts, height, width)
 
     @torch.no_grad()
     def __call__(
@@ -78,42 +80,85 @@ class ShowoImg2ImgPipeline(ShowoEditingPipeline):
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
     ) -> ShowoImagePipelineOutput | tuple:
         r"""
-        Vary an image. Arguments that are not named here are those of [`ShowoT2IPipeline.__call__`].
+        Vary an image. [`ShowoT2IPipeline.__call__`] documents the arguments that are not listed here.
 
         Args:
-            image: the image, or one for each prompt, as in [`ShowoInpaintPipeline.__call__`].
-            strength (`float`, defaults to 0.7): share of the tokens that is made anew, in [0, 1]: 0 gives the image back,
-                1 is text to image. Steps that would leave more than this share unknown are left out.
-            remasking (`str`, defaults to `"uncertain"`): which ones: those that the model finds the least likely for the
-                prompt, or "random" ones.
+            image: one image or one per prompt, as in [`ShowoInpaintPipeline.__call__`].
+            strength (`float`, defaults to 0.7): share of the tokens that is generated again, in [0, 1]. 0 returns the
+                image; 1 is text to image. Steps that would leave a larger share masked are skipped.
+            remasking (`str`, defaults to `"uncertain"`): which tokens: "uncertain" for those that the model finds least
+                likely for the prompt, or "random".
             height, width (`int`, *optional*): the size to work at, as in [`ShowoInpaintPipeline.__call__`].
 
         Raises:
-            ValueError, TypeError: for arguments that are wrong, before any work starts.
+            ValueError, TypeError: for arguments that are not allowed and images that cannot be read, before the model runs.
+            RuntimeError: if the scheduler or the callback leaves tokens masked.
         """
-        options = FillingOptions.pick(locals())
-        images, batch = self.check_inputs(
-            prompt,
-            image,
-            negative_prompt,
-            height,
-            width,
-            strength,
-            remasking,
-            num_images_per_prompt,
-            output_type,
-            options,
+        # 1. Check inputs. Raise an error before any work starts
+        params = SamplingParams(
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_schedule=guidance_schedule,
+            guidance_interval=guidance_interval,
+            temperature=temperature,
+            generator=generator,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-        source = self.encode_images(images, batch.batch_size, height, width)
-        everything = torch.ones_like(source.tokens, dtype=torch.bool)
-        varied = self.repaint(
-            source,
-            everything,
-            strength,
-            remasking,
-            False,
-            batch,
-            output_type,
-            options,
+        self.check_inputs(
+            prompt=prompt,
+            image=image,
+            strength=strength,
+            remasking=remasking,
+            negative_prompt=negative_prompt,
+            height=height,
+            width=width,
+            num_images_per_prompt=num_images_per_prompt,
+            output_type=output_type,
+            params=params,
         )
-        return self.finish(varied, return_dict)
+
+        # 2. Load the images and the masks of regional prompts
+        regional = load_prompt_masks(prompt)
+        images = self.load_images(image, height, width)
+
+        # 3. Encode the images to tokens
+        source = self.prepare_source(images, len(regional) * num_images_per_prompt, height, width)
+
+        # 4. Choose the tokens to generate again, and mask them
+        edited = self.choose_edited(
+            source.tokens,
+            candidates=torch.ones_like(source.tokens, dtype=torch.bool),
+            prompts=regional,
+            strength=strength,
+            remasking=remasking,
+            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+        )
+        latents = self.prepare_latents(source.tokens, edited)
+        params = replace(params, begin_index=self.begin_index(num_inference_steps, strength))
+
+        # 5. Encode the prompts once, for all steps
+        prompts = None
+        if bool(edited.any()):
+            prompts = self.encode_prompt(
+                prompt=regional,
+                negative_prompt=negative_prompt,
+                num_images_per_prompt=num_images_per_prompt,
+                do_classifier_free_guidance=params.do_classifier_free_guidance,
+                grid_size=tuple(latents.shape[1:]),
+            )
+
+        # 6. Denoise: fill in the masked tokens, step by step
+        for step in denoise(self, latents, prompts, params):
+            latents = step.latents
+
+        # 7. Decode the tokens to pixels
+        images = self.decode_edited(latents, source, edited, preserve_pixels=False, output_type=output_type)
+
+        # 8. Offload the model
+        self.maybe_free_model_hooks()
+
+        if not return_dict:
+            return (images,)
+        return ShowoImagePipelineOutput(images=images)

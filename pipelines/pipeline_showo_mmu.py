@@ -1,4 +1,4 @@
-"""Questions about images: many of them at once, an image read once, and given answers scored."""
+"""Questions about images: many at once, each image read once, and given answers scored."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from diffusers.utils import BaseOutput
 from torch.nn import functional as F
 from transformers import BatchFeature, DynamicCache, LogitsProcessorList
 
-from showo_hf.pipelines.text_sampling import GeneratorSampling, TextOnly
 from showo_hf.processing.images import flatten_images, is_token_grid, load_image
 from showo_hf.processing.processing_showo import check_texts
 from showo_hf.schedulers.scheduling_utils import Generators, check_generators
 from showo_hf.utils.validation import check_count
 
-from .caches import join_rows, select_rows
-from .pipeline_utils import ShowoPipelineBase
+from .kv_cache import join_rows, select_rows
+from .showo_pipeline import ShowoPipeline
+from .text_sampling import GeneratorSampling, TextOnly
 
 
 @dataclass
@@ -26,7 +26,7 @@ class ShowoMMUPipelineOutput(BaseOutput):
     Output of [`ShowoMMUPipeline`].
 
     Args:
-        texts: one answer a question, without special tokens.
+        texts (`list[str]`): one answer per question, without special tokens.
     """
 
     texts: list[str]
@@ -38,9 +38,9 @@ class ShowoScoreOutput(BaseOutput):
     Output of [`ShowoMMUPipeline.score`].
 
     Args:
-        log_likelihoods: for each question, float32 (answers,): the sum of `log p` over an answer's ids and the end of
-            text behind them, in nats.
-        lengths: for each question, int64 (answers,): how many ids that are.
+        log_likelihoods: for each question, float32 (answers,): the sum of `log p` over the token ids of an answer and the
+            end of text, in nats.
+        lengths: for each question, int64 (answers,): the number of these ids.
     """
 
     log_likelihoods: list[torch.Tensor]
@@ -49,22 +49,29 @@ class ShowoScoreOutput(BaseOutput):
 
 @dataclass(frozen=True)
 class Row:
-    """One sequence of a batch: which image it begins with, and the ids behind that image."""
-
-    image: int
-    rest: list[int]
-    answer_length: int = 0  # ids at the end of `rest` that are scored
-
-
-class ShowoMMUPipeline(ShowoPipelineBase):
-    r"""
-    Answers about images (Show-o, arXiv:2408.12528, multimodal understanding), in words alone.
-
-    What it adds to `transformers.pipeline("image-text-to-text")`: an image with several questions goes through the
-    model once, draws come from a generator, and [`~ShowoMMUPipeline.score`] gives the log-likelihood of given answers.
+    """
+    One sequence of a batch.
 
     Args:
-        model ([`ShowoForCausalLM`]), processor ([`ShowoProcessor`]), scheduler: the parts of every Show-o pipeline; the
+        image (`int`): index of the image that the sequence begins with.
+        text_ids (`list[int]`): token ids behind the image.
+        num_scored (`int`): number of ids at the end of `text_ids` whose likelihood is wanted.
+    """
+
+    image: int
+    text_ids: list[int]
+    num_scored: int = 0
+
+
+class ShowoMMUPipeline(ShowoPipeline):
+    r"""
+    Answers about images, as text (Show-o, arXiv:2408.12528, multimodal understanding).
+
+    It adds to `transformers.pipeline("image-text-to-text")`: the model reads an image once for all questions about it,
+    sampling takes a generator, and [`~ShowoMMUPipeline.score`] gives the log-likelihood of given answers.
+
+    Args:
+        model ([`ShowoForCausalLM`]), processor ([`ShowoProcessor`]), scheduler: the components of every Show-o pipeline. The
             scheduler is not used.
 
     Example:
@@ -77,40 +84,78 @@ class ShowoMMUPipeline(ShowoPipelineBase):
     ```
     """
 
-    def check_inputs(self, images, prompts, batch_size: int) -> tuple[list[Any], list[str], list[int]]:
-        """
-        Images, prompts, and the image that each prompt is about; `ValueError` or `TypeError` for wrong arguments.
-        """
+    # Checks
+
+    def check_inputs(
+        self,
+        *,
+        images: Any,
+        prompts: str | list[str],
+        batch_size: int,
+        max_new_tokens: int | None = None,
+        generator: Generators = None,
+    ):
+        """Raise `ValueError` or `TypeError` for arguments that are not allowed. Nothing is read or changed."""
         self.check_processor()
         check_count("batch_size", batch_size)
-        prompts = check_texts("prompts", prompts)
-        given = flatten_images(images)
-        if not given:
+        num_images, num_prompts = len(flatten_images(images)), len(check_texts("prompts", prompts))
+        if not num_images:
             raise ValueError("`images` must hold at least one image, got none.")
-        if len(prompts) == 1:
-            prompts = prompts * len(given)
-        elif len(given) not in (1, len(prompts)):
+        if 1 not in (num_images, num_prompts) and num_images != num_prompts:
             raise ValueError(
-                f"`images` must be one image or one for each of the {len(prompts)} `prompts`, got {len(given)}."
+                f"`images` must be one image or one for each of the {num_prompts} `prompts`, got {num_images}."
             )
-        # An object or a path that is given several times is one image, which is read once.
-        keys = [image if isinstance(image, (str, Path)) else id(image) for image in given]
-        different = dict(zip(keys, given, strict=True))
-        loaded_images = [self.check_grid(p) if is_token_grid(p) else load_image(p) for p in different.values()]
-        places = {key: place for place, key in enumerate(different)}
-        about = [places[key] for key in keys] if len(given) > 1 else [0] * len(prompts)
-        return loaded_images, prompts, about
+        for image in flatten_images(images):
+            if is_token_grid(image):
+                self.check_grid(image)
+        if max_new_tokens is not None:
+            check_count("max_new_tokens", max_new_tokens)
+        check_generators(generator, max(num_images, num_prompts))
 
-    def check_grid(self, grid: torch.LongTensor) -> torch.LongTensor:
-        """An image given as codes; `ValueError` where the model would read it otherwise, or a code does not exist."""
+    def check_grid(self, grid: torch.LongTensor):
+        """Raise `ValueError` for token grids (h, w) that the model does not read, or that are out of range."""
         if self.model.mm_projector is not None:
             raise ValueError("`images` must be images for a model that reads continuous features, got a token grid.")
         if grid.numel() == 0 or grid.min() < 0 or grid.max() >= self.model.config.codebook_size:
-            raise ValueError(f"`images` as token grids must hold codes below {self.model.config.codebook_size}.")
-        return grid
+            raise ValueError(f"`images` as token grids must hold tokens below {self.model.config.codebook_size}.")
+
+    def check_length(self, images: Sequence[Any], rows: Sequence[Row], max_new_tokens: int):
+        """Raise `ValueError` if a sequence and its answer are longer than the model's context."""
+        context = self.model.config.text_config.max_position_embeddings
+        smallest, _ = self.split(self.conversation(torch.zeros(1, 1, dtype=torch.int64), ""))
+        tokens = [image.numel() if is_token_grid(image) else self.processor.num_placeholders for image in images]
+        longest = len(smallest) - 1 + max(tokens) + max(len(row.text_ids) for row in rows) + max_new_tokens
+        if longest > context:
+            raise ValueError(
+                f"`prompts` with an image and `max_new_tokens` ({max_new_tokens}) take up to {longest} positions, and "
+                f"the model has {context}."
+            )
+
+    # Sequences
+
+    def load_images(self, images: Any) -> tuple[list[Any], list[int]]:
+        """
+        Read each distinct image once. An image is the same if the same object, or the same path, is given again.
+
+        Returns:
+            the distinct images, PIL images or token grids, and for each given image its index among them.
+        """
+        given = flatten_images(images)
+        keys = [image if isinstance(image, (str, Path)) else id(image) for image in given]
+        distinct = dict(zip(keys, given, strict=True))
+        indices = {key: index for index, key in enumerate(distinct)}
+        loaded = [image if is_token_grid(image) else load_image(image) for image in distinct.values()]
+        return loaded, [indices[key] for key in keys]
+
+    def pair(self, images: Any, prompts: str | list[str]) -> tuple[list[Any], list[int], list[str]]:
+        """Read the images, and give for each question the index of its image, and its text."""
+        loaded, indices = self.load_images(images)
+        texts = check_texts("prompts", prompts)
+        count = max(len(indices), len(texts))
+        return loaded, indices * (count // len(indices)), texts * (count // len(texts))
 
     def conversation(self, image: Any, prompt: str, answer: str | None = None) -> BatchFeature:
-        """A question about an image, with or without its answer, as the model's inputs; one row."""
+        """Model inputs of a question about an image, with or without its answer; one row."""
         content = [{"type": "image", "image": image}, {"type": "text", "text": prompt}]
         messages: list[dict] = [{"role": "user", "content": content}]
         if answer is not None:
@@ -120,31 +165,19 @@ class ShowoMMUPipeline(ShowoPipelineBase):
         )
 
     def split(self, inputs: BatchFeature) -> tuple[list[int], list[int]]:
-        """A row's ids up to the image's end, and those behind it."""
+        """Split the ids of a row behind the image."""
         ids = inputs["input_ids"][0].tolist()
         end = ids.index(self.model.config.eoi_token_id) + 1
         return ids[:end], ids[end:]
 
     def text_ids(self, prompt: str, answer: str | None = None) -> list[int]:
-        """The ids behind an image; they do not depend on what it shows."""
+        """The ids behind an image. They do not depend on the image."""
         return self.split(self.conversation(torch.zeros(1, 1, dtype=torch.int64), prompt, answer))[1]
-
-    def check_length(self, images: Sequence[Any], rows: Sequence[Row], max_new_tokens: int):
-        """Raise `ValueError` if a sequence and its answer are longer than the model's context."""
-        context = self.model.config.text_config.max_position_embeddings
-        smallest, _ = self.split(self.conversation(torch.zeros(1, 1, dtype=torch.int64), ""))
-        tokens = [p.numel() if is_token_grid(p) else self.processor.num_placeholders for p in images]
-        longest = len(smallest) - 1 + max(tokens) + max(len(row.rest) for row in rows) + max_new_tokens
-        if longest > context:
-            raise ValueError(
-                f"`prompts` with an image and `max_new_tokens` ({max_new_tokens}) take up to {longest} positions, and "
-                f"the model has {context}."
-            )
 
     @torch.no_grad()
     def read_images(self, images: Sequence[Any]) -> tuple[DynamicCache, list[list[int]]]:
         """
-        Keys and values of `mmu soi image eoi`, and the ids; rows as the images.
+        Compute keys and values of `mmu soi image eoi`, one row per image. Return them and the ids.
 
         Raises:
             ValueError: if token grids differ in size.
@@ -168,9 +201,9 @@ class ShowoMMUPipeline(ShowoPipelineBase):
 
     def batches(self, images: Sequence[Any], rows: Sequence[Row], batch_size: int) -> Iterator[tuple]:
         """
-        Batches of rows, with the cache of their images: (row numbers, cache, prefixes).
+        Iterate over batches of rows: row numbers, the cache of their images, and the ids of their images.
 
-        Each image is read once, also where its rows are spread over several batches.
+        Each image is read once, even if its rows are in several batches.
         """
         kept: dict[int, tuple[DynamicCache, list[int]]] = {}
         for start in range(0, len(rows), batch_size):
@@ -180,9 +213,34 @@ class ShowoMMUPipeline(ShowoPipelineBase):
             if fresh := [image for image in wanted if image not in kept]:
                 cache, prefixes = self.read_images([images[image] for image in fresh])
                 for row, image in enumerate(fresh):
-                    kept[image] = (select_rows(cache, [row]), prefixes[row])
+                    kept[image] = (select_rows(cache, torch.tensor([row])), prefixes[row])
             merged = join_rows([kept[rows[number].image][0] for number in numbers])
             yield numbers, merged, [kept[rows[number].image][1] for number in numbers]
+
+    def join(self, prefixes: list[list[int]], texts: list[list[int]], side: str) -> dict[str, torch.Tensor]:
+        """
+        Join ids of images and texts to `input_ids` and `attention_mask` (batch, length).
+
+        Pads stand between the image and the text ("left"), or behind the text ("right"). So all images have the same
+        positions.
+        """
+        longest = max(len(text) for text in texts)
+        pad = self.processor.pad_token_id
+        ids = [
+            prefix + self.processor.padded(text, pad, longest, side)
+            for prefix, text in zip(prefixes, texts, strict=True)
+        ]
+        seen = [
+            [1] * len(prefix) + self.processor.padded([1] * len(text), 0, longest, side)
+            for prefix, text in zip(prefixes, texts, strict=True)
+        ]
+        device = self._execution_device
+        return {
+            "input_ids": torch.tensor(ids, device=device),
+            "attention_mask": torch.tensor(seen, device=device),
+        }
+
+    # Calls
 
     @torch.no_grad()
     def __call__(
@@ -203,33 +261,45 @@ class ShowoMMUPipeline(ShowoPipelineBase):
         Answer questions about images.
 
         Args:
-            images: an image or a list of them: PIL, arrays, tensors, paths, URLs, or token grids (h, w) int64.
-            prompts (`str` or `list[str]`): what to ask. Several prompts about one image, one prompt about several
-                images, or as many of both.
-            max_new_tokens (`int`, defaults to 100): the longest answer, in ids.
-            batch_size (`int`, defaults to 8): questions answered at once; bounds the memory.
-            do_sample (`bool`, defaults to `False`): draw the words rather than take the likeliest.
-            temperature, top_k, top_p: how to draw them, as in transformers.
-            generator (`torch.Generator` or a list with one a question, *optional*): makes the draws repeatable. With a list
-                each answer comes out as it would alone.
-            return_dict (`bool`, defaults to `True`): give a [`ShowoMMUPipelineOutput`] rather than a tuple.
-            generate_kwargs: more options of transformers' `generate`, as `num_beams`, `stop_strings` or `streamer`.
+            images: an image or a list of images: PIL, arrays, tensors, paths, URLs, or token grids (h, w) int64.
+            prompts (`str` or `list[str]`): questions: several prompts about one image, one prompt about several images, or
+                one prompt per image.
+            max_new_tokens (`int`, defaults to 100): maximum length of an answer, in token ids.
+            batch_size (`int`, defaults to 8): number of questions answered at once; bounds the memory.
+            do_sample (`bool`, defaults to `False`): sample the words instead of taking the likeliest.
+            temperature, top_k, top_p: how to sample them, as in transformers.
+            generator (`torch.Generator` or a list with one per question, *optional*): makes sampling repeatable. With a
+                list, each answer is the one that its generator gives alone.
+            return_dict (`bool`, defaults to `True`): return a [`ShowoMMUPipelineOutput`] instead of a tuple.
+            generate_kwargs: further arguments of transformers' `generate`, as `num_beams`, `stop_strings` or `streamer`.
 
         Raises:
-            ValueError, TypeError: for arguments that are wrong and for images that cannot be read, before the model
+            ValueError, TypeError: for arguments that are not allowed and images that cannot be read, before the model
                 runs.
         """
-        loaded_images, prompts, about = self.check_inputs(images, prompts, batch_size)
-        check_count("max_new_tokens", max_new_tokens)
-        check_generators(generator, len(prompts))
-        rows = [Row(image, self.text_ids(prompt)) for image, prompt in zip(about, prompts, strict=True)]
-        self.check_length(loaded_images, rows, max_new_tokens)
+        # 1. Check inputs. Raise an error before any work starts
+        self.check_inputs(
+            images=images,
+            prompts=prompts,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            generator=generator,
+        )
+
+        # 2. Load the images, and tokenize the questions
+        loaded, image_indices, texts = self.pair(images, prompts)
+        rows = [Row(image, self.text_ids(text)) for image, text in zip(image_indices, texts, strict=True)]
+        self.check_length(loaded, rows, max_new_tokens)
+
+        # 3. Prepare generation
         if "stop_strings" in generate_kwargs:
             generate_kwargs.setdefault("tokenizer", self.processor.tokenizer)
         expansion = max(generate_kwargs.get("num_beams") or 1, generate_kwargs.get("num_return_sequences") or 1)
-        texts: list[str] = []
-        for numbers, cache, prefixes in self.batches(loaded_images, rows, batch_size):
-            inputs = self.joined(prefixes, [rows[number].rest for number in numbers], side="left")
+
+        # 4. Generate in batches. Each image is read once, whatever the number of its questions
+        answers: list[str] = []
+        for numbers, cache, prefixes in self.batches(loaded, rows, batch_size):
+            inputs = self.join(prefixes, [rows[number].text_ids for number in numbers], side="left")
             if expansion > 1:
                 cache.batch_repeat_interleave(expansion)
             processors = LogitsProcessorList([TextOnly(self.processor)])
@@ -244,82 +314,79 @@ class ShowoMMUPipeline(ShowoPipelineBase):
                 logits_processor=processors,
                 **generate_kwargs,
             )
+
+            # 5. Decode the answers
             new_ids = output[:, inputs["input_ids"].shape[1] :]
-            texts += [
+            answers += [
                 text.strip() for text in self.processor.tokenizer.batch_decode(new_ids, skip_special_tokens=True)
             ]
-        return ShowoMMUPipelineOutput(texts=texts) if return_dict else (texts,)
 
-    def joined(self, prefixes: list[list[int]], rests: list[list[int]], side: str) -> dict[str, torch.Tensor]:
-        """
-        Images and what follows them as `input_ids` and `attention_mask` (batch, length).
-
-        Pads stand between the image and the text ("left"), or behind the text, so that the images share their places.
-        """
-        longest = max(len(rest) for rest in rests)
-        pad = self.processor.pad_token_id
-        ids = [
-            prefix + self.processor.padded(rest, pad, longest, side)
-            for prefix, rest in zip(prefixes, rests, strict=True)
-        ]
-        seen = [
-            [1] * len(prefix) + self.processor.padded([1] * len(rest), 0, longest, side)
-            for prefix, rest in zip(prefixes, rests, strict=True)
-        ]
-        device = self._execution_device
-        return {
-            "input_ids": torch.tensor(ids, device=device),
-            "attention_mask": torch.tensor(seen, device=device),
-        }
+        if not return_dict:
+            return (answers,)
+        return ShowoMMUPipelineOutput(texts=answers)
 
     @torch.no_grad()
     def score(
         self, images, prompts: str | list[str], answers: list[list[str]] | list[str], batch_size: int = 8
     ) -> ShowoScoreOutput:
         r"""
-        Log-likelihood of given answers, `sum_i log p(answer_i | image, prompt, answer_<i)`, for multiple choice.
+        Compute the log-likelihood of given answers, `sum_i log p(answer_i | image, prompt, answer_<i)`.
 
         Args:
             images, prompts: as in [`~ShowoMMUPipeline.__call__`].
             answers (`list[list[str]]` or `list[str]`): the answers to each question; one list of texts is for all.
-            batch_size (`int`, defaults to 8): answers scored at once.
+            batch_size (`int`, defaults to 8): number of answers scored at once.
 
         Raises:
-            ValueError, TypeError: for arguments that are wrong, before the model runs.
+            ValueError, TypeError: for arguments that are not allowed, before the model runs.
         """
-        loaded_images, prompts, about = self.check_inputs(images, prompts, batch_size)
+        # 1. Check inputs. Raise an error before any work starts
+        self.check_inputs(images=images, prompts=prompts, batch_size=batch_size)
+        choices = self.check_answers(answers, max(len(flatten_images(images)), len(check_texts("prompts", prompts))))
+
+        # 2. Load the images, and tokenize the questions with each answer
+        loaded, image_indices, texts = self.pair(images, prompts)
+        rows = []
+        for image, text, texts_of_answers in zip(image_indices, texts, choices, strict=True):
+            question = self.text_ids(text)
+            for answer in texts_of_answers:
+                ids = self.text_ids(text, answer)
+                pairs = enumerate(zip(question, ids, strict=False))
+                common = next((i for i, (a, b) in pairs if a != b), len(question))
+                rows.append(Row(image, ids, num_scored=len(ids) - common))
+        self.check_length(loaded, rows, 0)
+
+        # 3. Score in batches
+        scores = torch.empty(len(rows))
+        for numbers, cache, prefixes in self.batches(loaded, rows, batch_size):
+            chosen = [rows[number] for number in numbers]
+            scores[numbers.start : numbers.stop] = self.score_rows(chosen, cache, prefixes)
+
+        counts = [len(one) for one in choices]
+        lengths = torch.tensor([row.num_scored for row in rows])
+        return ShowoScoreOutput(log_likelihoods=list(scores.split(counts)), lengths=list(lengths.split(counts)))
+
+    def check_answers(self, answers: list[list[str]] | list[str], num_questions: int) -> list[list[str]]:
+        """One list of answers per question. `ValueError` or `TypeError` for anything else."""
         if not isinstance(answers, (list, tuple)) or not answers:
             raise TypeError(f"`answers` must be a list of texts, or one list for each question, got {answers!r:.80}.")
         shared = all(isinstance(answer, str) for answer in answers)
-        lists = [check_texts("answers", list(one)) for one in ([answers] * len(prompts) if shared else answers)]
-        if len(lists) != len(prompts):
-            raise ValueError(f"`answers` must be one list for each of the {len(prompts)} questions, got {len(lists)}.")
-        rows = []
-        for image, prompt, choices in zip(about, prompts, lists, strict=True):
-            asked = self.text_ids(prompt)
-            for answer in choices:
-                rest = self.text_ids(prompt, answer)
-                common = next((i for i, (a, b) in enumerate(zip(asked, rest, strict=False)) if a != b), len(asked))
-                rows.append(Row(image, rest, answer_length=len(rest) - common))
-        self.check_length(loaded_images, rows, 0)
-        scores = torch.empty(len(rows))
-        for numbers, cache, prefixes in self.batches(loaded_images, rows, batch_size):
-            scores[numbers.start : numbers.stop] = self.score_rows(
-                [rows[number] for number in numbers], cache, prefixes
+        choices = [check_texts("answers", list(one)) for one in ([answers] * num_questions if shared else answers)]
+        if len(choices) != num_questions:
+            raise ValueError(
+                f"`answers` must be one list for each of the {num_questions} questions, got {len(choices)}."
             )
-        counts = [len(choices) for choices in lists]
-        lengths = torch.tensor([row.answer_length for row in rows])
-        return ShowoScoreOutput(log_likelihoods=list(scores.split(counts)), lengths=list(lengths.split(counts)))
+        return choices
 
     def score_rows(self, rows: list[Row], cache: DynamicCache, prefixes: list[list[int]]) -> torch.Tensor:
-        """Log-likelihoods of the rows' answers, float32 (rows,)."""
-        inputs = self.joined(prefixes, [row.rest for row in rows], side="right")
+        """Compute the log-likelihoods of the rows' answers, float32 (rows,)."""
+        inputs = self.join(prefixes, [row.text_ids for row in rows], side="right")
         cached = cache.get_seq_length()
-        ids = inputs["input_ids"][:, cached:]  # (rows, longest rest)
+        ids = inputs["input_ids"][:, cached:]  # (rows, longest text)
         scored = torch.zeros_like(ids, dtype=torch.bool)
         for number, row in enumerate(rows):
-            scored[number, len(row.rest) - row.answer_length : len(row.rest)] = True
-        before = F.pad(scored[:, 1:], (0, 1), value=False)  # an id is predicted from the place before it
+            scored[number, len(row.text_ids) - row.num_scored : len(row.text_ids)] = True
+        before = F.pad(scored[:, 1:], (0, 1), value=False)  # the position before an id predicts it
         logits = self.model(
             ids,
             attention_mask=inputs["attention_mask"],
@@ -327,6 +394,6 @@ class ShowoMMUPipeline(ShowoPipelineBase):
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=before,
-        ).logits  # (all scored ids, vocab_size)
+        ).logits  # (scored ids of all rows, vocab_size)
         found = logits.float().log_softmax(-1).gather(-1, ids[scored][:, None]).squeeze(-1)
-        return torch.stack([part.sum() for part in found.split([row.answer_length for row in rows])]).cpu()
+        return torch.stack([part.sum() for part in found.split([row.num_scored for row in rows])]).cpu()

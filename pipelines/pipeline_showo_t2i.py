@@ -5,22 +5,23 @@ from collections.abc import Callable
 import torch
 
 from showo_hf.schedulers.scheduling_utils import Generators
+from showo_hf.utils.validation import check_count
 
-from .image_pipeline import ShowoImagePipeline, ShowoImagePipelineOutput
-from .pipeline_utils import FillingOptions
-from .prompts import Prompt, PromptBatch
+from .denoising import SamplingParams, denoise
+from .prompts import Prompt, check_prompt, regional_prompts
+from .showo_pipeline import ShowoImagePipelineOutput, ShowoPipeline
 
 
-class ShowoT2IPipeline(ShowoImagePipeline):
+class ShowoT2IPipeline(ShowoPipeline):
     r"""
-    Images from words, by discrete diffusion (Show-o, arXiv:2408.12528, section 3.4).
+    Text to image by discrete diffusion (Show-o, arXiv:2408.12528, section 3.4).
 
-    The text's keys and values are computed once; a step runs the model on the image's positions alone.
+    The keys and values of the text are computed once. A step runs the model on the image tokens only.
 
     Args:
         model ([`ShowoForCausalLM`]): the transformer, with its image tokenizer.
         processor ([`ShowoProcessor`]): text tokenizer and sequence builder.
-        scheduler ([`MaskGITScheduler`] or another discrete scheduler): decides which tokens are filled in when.
+        scheduler ([`MaskGITScheduler`] or another discrete scheduler): decides which tokens are filled in at each step.
 
     Example:
 
@@ -33,29 +34,26 @@ class ShowoT2IPipeline(ShowoImagePipeline):
 
     def check_inputs(
         self,
-        prompt,
-        negative_prompt,
-        height,
-        width,
-        num_images_per_prompt,
-        latents,
-        output_type,
-        options: FillingOptions,
-    ) -> PromptBatch:
-        """Raise `ValueError` or `TypeError` for wrong arguments, before any work; the checked prompts are returned."""
+        *,
+        prompt: Prompt | list[Prompt] | None,
+        negative_prompt: str | list[str] | None,
+        height: int | None,
+        width: int | None,
+        num_images_per_prompt: int,
+        latents: torch.LongTensor | None,
+        output_type: str,
+        params: SamplingParams,
+    ):
+        """Raise `ValueError` or `TypeError` for arguments that are not allowed. Nothing is read or changed."""
         self.check_components()
-        batch = self.check_prompts(prompt, negative_prompt, num_images_per_prompt)
-        self.check_filling(options, batch.batch_size)
+        check_prompt(prompt, negative_prompt)
+        check_count("num_images_per_prompt", num_images_per_prompt)
+        batch_size = len(regional_prompts(prompt)) * num_images_per_prompt
+        self.check_sampling_params(params, batch_size)
         self.check_output_type(output_type)
         self.check_size(height, width)
         if latents is not None:
-            self.check_latents(latents, batch.batch_size, height, width)
-        return batch
-
-    def check_latents(self, latents: torch.Tensor, batch_size: int, height: int | None, width: int | None):
-        """Raise `ValueError` unless `latents` is a (batch, h, w) grid of codes or the mask id, of the asked-for size."""
-        self.check_token_grids("latents", latents, batch_size, self.unknown_code)
-        if height is not None or width is not None:
+            self.check_token_grids("latents", latents, batch_size, self.mask_token_id)
             found = (latents.shape[1] * self.patch, latents.shape[2] * self.patch)
             wanted = (height or found[0], width or found[1])
             if wanted != found:
@@ -66,12 +64,11 @@ class ShowoT2IPipeline(ShowoImagePipeline):
     def prepare_latents(
         self, batch_size: int, height: int | None, width: int | None, latents: torch.LongTensor | None
     ) -> torch.LongTensor:
-        """The starting grid (batch, h, w): the given one, or all unknown at the given size in pixels."""
+        """Return the given `latents` (batch, h, w), or fully masked ones for a size in pixels."""
         if latents is None:
-            grid = self.default_grid
-            if height is not None or width is not None:
-                grid = (height // self.patch if height else grid[0], width // self.patch if width else grid[1])
-            latents = torch.full((batch_size, *grid), self.unknown_code)
+            rows, columns = self.default_grid
+            grid_size = (height // self.patch if height else rows, width // self.patch if width else columns)
+            latents = torch.full((batch_size, *grid_size), self.mask_token_id)
         self.warn_of_size(tuple(latents.shape[1:]))
         return latents.to(self._execution_device)
 
@@ -96,41 +93,86 @@ class ShowoT2IPipeline(ShowoImagePipeline):
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
     ) -> ShowoImagePipelineOutput | tuple:
         r"""
-        Make images.
+        Generate images.
 
         Args:
-            prompt (`str` or `list[str]`): what to show. Texts longer than the model's `max_text_length` are cut with a
-                warning. A list of [`RegionalPrompt`] in the place of a text weighs several prompts, also by region.
+            prompt (`str` or `list[str]`): what to show. Texts longer than the model's `max_text_length` are truncated with
+                a warning. A list of [`RegionalPrompt`] in place of a text combines several prompts with weights and masks.
             negative_prompt (`str` or `list[str]`, *optional*): what to lead away from; the empty text by default.
             height, width (`int`, *optional*): size in pixels, multiples of the tokenizer's downsampling; the trained
-                size by default. A larger image is made in overlapping windows of the trained size, so that it needs no
-                more memory; [`ShowoLFQTokenizer.enable_tiling`] does the same for its pixels.
-            num_inference_steps (`int`, defaults to 18): steps, at least 1.
-            guidance_scale (`float`, defaults to 2.75): g in `u + g (c - u)` on the logits; 1 or less turns it off. The
-                scale s of the original Show-o code is g = 1 + s.
-            guidance_schedule (`str`, defaults to `"constant"`): how g - 1 goes over the steps: "constant", or rising from
-                0 to its full value as "linear" or "cosine".
+                size by default. Larger images are denoised in overlapping windows of the trained size, so memory does not
+                grow. [`ShowoLFQTokenizer.enable_tiling`] does the same for decoding.
+            num_inference_steps (`int`, defaults to 18): number of steps, at least 1.
+            guidance_scale (`float`, defaults to 2.75): g in `u + g (c - u)` on the logits. Values up to 1 turn guidance
+                off. The scale s of the original Show-o code is g = 1 + s.
+            guidance_schedule (`str`, defaults to `"constant"`): how g - 1 changes over the steps: "constant", or rising
+                from 0 to its full value as "linear" or "cosine".
             guidance_interval (`tuple[float, float]`, defaults to `(0, 1)`): the share of the steps, from first to last,
-                that are guided; the others cost half as much, but for prompts of parts.
+                that use guidance. Other steps cost half as much, except with regional prompts.
             temperature (`float`, *optional*): noise on the choice of tokens; the scheduler's own by default.
-            num_images_per_prompt (`int`, defaults to 1): images of each prompt.
-            generator (`torch.Generator` or a list with one an image, *optional*): makes the result repeatable. With a
-                list each image comes out as it would alone.
-            latents (`torch.LongTensor` of shape `(batch, h, w)`, *optional*): a starting grid; its known codes stay, and
-                those equal to `scheduler.config.mask_token_id` are filled in.
+            num_images_per_prompt (`int`, defaults to 1): number of images per prompt.
+            generator (`torch.Generator` or a list with one per image, *optional*): makes the result repeatable. With a
+                list, each image is the one that its generator gives alone.
+            latents (`torch.LongTensor` of shape `(batch, h, w)`, *optional*): a starting grid. Its known tokens stay, and
+                tokens equal to `scheduler.config.mask_token_id` are filled in.
             output_type (`str`, defaults to `"pil"`): "pil", "np", "pt", or "latent" for the token grid.
-            return_dict (`bool`, defaults to `True`): give a [`ShowoImagePipelineOutput`] rather than a tuple.
-            callback_on_step_end (`Callable`, *optional*): called as `f(pipe, step, timestep, tensors)` after each step; a
-                dict that it returns replaces the tensors.
-            callback_on_step_end_tensor_inputs (`list[str]`): its tensors; "latents" is the grid (batch, h, w).
+            return_dict (`bool`, defaults to `True`): return a [`ShowoImagePipelineOutput`] instead of a tuple.
+            callback_on_step_end (`Callable`, *optional*): called as `f(pipe, step, timestep, tensors)` after each step. A
+                returned dict replaces the tensors. `pipe._interrupt = True` stops the call, and leaves tokens masked;
+                `pipe._guidance_scale` is used from the next step on.
+            callback_on_step_end_tensor_inputs (`list[str]`): names of its tensors; "latents" is the grid (batch, h, w).
 
         Raises:
-            ValueError, TypeError: for arguments that are wrong, before any work starts.
+            ValueError, TypeError: for arguments that are not allowed, before any work starts.
+            RuntimeError: if the scheduler or the callback leaves tokens masked.
         """
-        options = FillingOptions.pick(locals())
-        batch = self.check_inputs(
-            prompt, negative_prompt, height, width, num_images_per_prompt, latents, output_type, options
+        # 1. Check inputs. Raise an error before any work starts
+        params = SamplingParams(
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_schedule=guidance_schedule,
+            guidance_interval=guidance_interval,
+            temperature=temperature,
+            generator=generator,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-        latents = self.prepare_latents(batch.batch_size, height, width, latents)
-        latents = self.make_images(latents, batch, options)
-        return self.finish(self.decode_latents(latents, output_type), return_dict)
+        self.check_inputs(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            height=height,
+            width=width,
+            num_images_per_prompt=num_images_per_prompt,
+            latents=latents,
+            output_type=output_type,
+            params=params,
+        )
+
+        # 2. Prepare latents: the given grid, or all tokens masked
+        batch_size = len(regional_prompts(prompt)) * num_images_per_prompt
+        latents = self.prepare_latents(batch_size, height, width, latents)
+
+        # 3. Encode the prompts once, for all steps
+        prompts = None
+        if bool((latents == self.mask_token_id).any()):
+            prompts = self.encode_prompt(
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+                num_images_per_prompt=num_images_per_prompt,
+                do_classifier_free_guidance=params.do_classifier_free_guidance,
+                grid_size=tuple(latents.shape[1:]),
+            )
+
+        # 4. Denoise: fill in the masked tokens, step by step
+        for step in denoise(self, latents, prompts, params):
+            latents = step.latents
+
+        # 5. Decode the tokens to pixels
+        images = self.decode_latents(latents, output_type=output_type)
+
+        # 6. Offload the model
+        self.maybe_free_model_hooks()
+
+        if not return_dict:
+            return (images,)
+        return ShowoImagePipelineOutput(images=images)

@@ -1,4 +1,4 @@
-"""Prompts that are made of several: with weights, and for regions of the image."""
+"""What a user gives as a prompt: texts, and regional prompts with weights and masks."""
 
 import math
 from collections.abc import Sequence
@@ -10,24 +10,23 @@ import torch
 from showo_hf.processing.processing_showo import check_texts
 from showo_hf.utils.validation import is_number
 
-from .encoded_prompts import Composition
-from .masks import cut, load_mask, token_shares
+from .masks import average_mask, crop_mask, load_mask
 
 
 @dataclass(frozen=True)
 class RegionalPrompt:
     """
-    One of several prompts for the same image. A list of parts stands where a text can stand.
+    One of several prompts for the same image. A list of them takes the place of a text prompt.
 
     The guided logits are `u + g sum_i w_i (c_i - u)` ("Compositional visual generation with composable diffusion models",
-    arXiv:2206.01714): a weight of 2 follows the part twice as much, a negative one leads away from it.
+    arXiv:2206.01714). A weight of 2 follows the prompt twice as much. A negative weight leads away from it.
 
     Args:
-        text: what to show.
-        weight: w, any finite number.
-        mask: where the part counts: an image (white is where), an array or a tensor of any resolution, in [0, 1], which is
-            stretched over the image. None is everywhere. At a token, w is multiplied by the mean of the mask over the
-            token's patch.
+        text (`str`): what to show.
+        weight (`float`, defaults to 1.0): w, any finite number.
+        mask (*optional*): where the prompt applies: an image (white is 1), an array or a tensor of any resolution, in
+            [0, 1], stretched over the image. None is everywhere. At each token, w is multiplied by the mean of the mask
+            over the token's patch.
     """
 
     text: str
@@ -38,104 +37,102 @@ class RegionalPrompt:
 Prompt: TypeAlias = str | Sequence[RegionalPrompt]
 
 
-def prompt_parts(prompt: Any) -> list[tuple[RegionalPrompt, ...]]:
+def regional_prompts(prompt: Prompt | Sequence[Prompt]) -> list[list[RegionalPrompt]]:
     """
-    The parts of each prompt: of a text or a list of texts, of a list of parts, or of a list of these.
+    Turn the `prompt` argument of a call into one list of regional prompts per prompt.
 
     Raises:
-        TypeError, ValueError: for anything else.
+        TypeError, ValueError: if `prompt` is not a text, a list of [`RegionalPrompt`], or a list of these.
     """
-    if is_composed(prompt):
-        prompt = [prompt]
+    if is_regional(prompt):
+        return [list(prompt)]  # type: ignore[arg-type]
     if isinstance(prompt, (list, tuple)) and any(isinstance(one, RegionalPrompt) for one in prompt):
         kinds = sorted({type(one).__name__ for one in prompt})
         raise TypeError(
-            f"`prompt` must be a list of `RegionalPrompt` alone, or of texts and such lists, got {kinds} in it."
+            f"`prompt` must hold either `RegionalPrompt` only, or texts and lists of `RegionalPrompt`, got {kinds}."
         )
-    if not (isinstance(prompt, (list, tuple)) and any(map(is_composed, prompt))):
-        return [(RegionalPrompt(text),) for text in check_texts("prompt", prompt)]
+    if not (isinstance(prompt, (list, tuple)) and any(map(is_regional, prompt))):
+        return [[RegionalPrompt(text)] for text in check_texts("prompt", prompt)]
     for one in prompt:
-        if not isinstance(one, str) and not is_composed(one):
-            raise TypeError(
-                f"`prompt` must be a list of texts and lists of `RegionalPrompt`, got {type(one).__name__} in it."
+        if not isinstance(one, str) and not is_regional(one):
+            raise TypeError(f"`prompt` must hold texts and lists of `RegionalPrompt`, got {type(one).__name__}.")
+    return [list(one) if is_regional(one) else [RegionalPrompt(one)] for one in prompt]
+
+
+def check_prompt(prompt: Prompt | Sequence[Prompt], negative_prompt: str | Sequence[str] | None):
+    """Raise `TypeError` or `ValueError` for prompts, weights, or a number of negative prompts that are not allowed."""
+    prompts = regional_prompts(prompt)
+    for part in (part for parts in prompts for part in parts):
+        if not isinstance(part.text, str):
+            raise TypeError(f"`prompt` must have a text in each `RegionalPrompt`, got {type(part.text).__name__}.")
+        if not is_number(part.weight) or not math.isfinite(part.weight):
+            raise ValueError(f"`prompt` must have finite weights, got {part.weight!r} for {part.text!r:.40}.")
+    if negative_prompt is not None:
+        negative = check_texts("negative_prompt", negative_prompt)
+        if len(negative) not in (1, len(prompts)):
+            raise ValueError(
+                f"`negative_prompt` must be one text or one for each of the {len(prompts)} prompts, got {len(negative)}."
             )
-    return [tuple(one) if is_composed(one) else (RegionalPrompt(one),) for one in prompt]
 
 
-@dataclass(frozen=True)
-class PromptBatch:
+def load_prompt_masks(prompt: Prompt | Sequence[Prompt]) -> list[list[RegionalPrompt]]:
+    """Load the masks of regional prompts as tensors (H, W). Raises the errors of [`masks.load_mask`]."""
+    return [
+        [
+            part if part.mask is None else replace(part, mask=load_mask(part.mask, "RegionalPrompt.mask"))
+            for part in parts
+        ]
+        for parts in regional_prompts(prompt)
+    ]
+
+
+def crop_prompt_masks(
+    prompts: Sequence[Sequence[RegionalPrompt]], box: tuple[int, int, int, int], size: tuple[int, int]
+) -> list[list[RegionalPrompt]]:
     """
-    The checked prompts of a call.
+    Crop loaded masks to a part of the image.
 
     Args:
-        prompts: the parts of each prompt, with loaded masks.
-        negative_prompt: one text for all of them, or one for each.
-        num_images_per_prompt: images of each prompt.
+        box (`tuple[int, int, int, int]`): left, top, right and bottom, in pixels.
+        size (`tuple[int, int]`): height and width of the image, in pixels.
     """
-
-    prompts: list[tuple[RegionalPrompt, ...]]
-    negative_prompt: str | Sequence[str] | None = None
-    num_images_per_prompt: int = 1
-
-    @property
-    def images(self) -> list[tuple[RegionalPrompt, ...]]:
-        """The parts of each image's prompt."""
-        return [parts for parts in self.prompts for _ in range(self.num_images_per_prompt)]
-
-    def crop(self, box: tuple[int, int, int, int], size: tuple[int, int]) -> "PromptBatch":
-        """The prompts for a part of an image of `size`, (height, width): left, top, right and bottom, in pixels."""
-
-        def cropped(part: RegionalPrompt) -> RegionalPrompt:
-            return part if part.mask is None else replace(part, mask=cut(token_shares(part.mask, size), box))
-
-        return replace(self, prompts=[tuple(map(cropped, parts)) for parts in self.prompts])
-
-    @property
-    def batch_size(self) -> int:
-        """How many images there are to make."""
-        return len(self.prompts) * self.num_images_per_prompt
+    return [
+        [
+            part if part.mask is None else replace(part, mask=crop_mask(average_mask(part.mask, size), box))
+            for part in parts
+        ]
+        for parts in prompts
+    ]
 
 
-def load_masks(parts: Sequence[RegionalPrompt]) -> tuple[RegionalPrompt, ...]:
-    """Parts whose masks are tensors (H, W), so that no file is read twice; errors as in [`masks.load_mask`]."""
-    return tuple(
-        part if part.mask is None else replace(part, mask=load_mask(part.mask, "RegionalPrompt.mask"))
-        for part in parts
-    )
-
-
-def is_composed(prompt: Any) -> bool:
-    """Whether a prompt is a list of parts."""
+def is_regional(prompt: Any) -> bool:
+    """Whether a prompt is a list of [`RegionalPrompt`]."""
     return (
         isinstance(prompt, (list, tuple)) and bool(prompt) and all(isinstance(one, RegionalPrompt) for one in prompt)
     )
 
 
-def check_parts(prompts: Sequence[Sequence[RegionalPrompt]]):
-    """Raise `TypeError` or `ValueError` for a text that is none, or a weight that is no finite number."""
-    for part in (part for parts in prompts for part in parts):
-        if not isinstance(part.text, str):
-            raise TypeError(f"`prompt` must have parts with one text each, got {type(part.text).__name__}.")
-        check_texts("prompt", part.text)
-        if not is_number(part.weight) or not math.isfinite(part.weight):
-            raise ValueError(
-                f"`prompt` must have parts with finite weights, got {part.weight!r} for {part.text!r:.40}."
-            )
-
-
 def is_plain(parts: Sequence[RegionalPrompt]) -> bool:
-    """Whether a prompt is one text, everywhere and with its own weight."""
+    """Whether regional prompts are a single one with weight 1 and without a mask, which is a plain text prompt."""
     return len(parts) == 1 and parts[0].weight == 1 and parts[0].mask is None
 
 
-def compose(prompts: Sequence[Sequence[RegionalPrompt]], grid_size: tuple[int, int]) -> Composition | None:
-    """How the parts of each image's prompt, with loaded masks, come together on a grid; None where all are plain."""
+def token_weights(prompts: Sequence[Sequence[RegionalPrompt]], grid_size: tuple[int, int]) -> torch.FloatTensor | None:
+    """
+    Compute the weight of each regional prompt at each image token.
+
+    Args:
+        prompts: the regional prompts of each image, with loaded masks.
+        grid_size (`tuple[int, int]`): rows and columns of tokens.
+
+    Returns:
+        `torch.FloatTensor` of shape `(regional prompts of all images, h, w)`; None if every image has one plain prompt.
+    """
     if all(map(is_plain, prompts)):
         return None
-    samples = [sample for sample, parts in enumerate(prompts) for _ in parts]
     weights = [
-        part.weight * torch.ones(grid_size) if part.mask is None else part.weight * token_shares(part.mask, grid_size)
+        part.weight * (torch.ones(grid_size) if part.mask is None else average_mask(part.mask, grid_size))
         for parts in prompts
         for part in parts
     ]
-    return Composition(torch.tensor(samples), torch.stack(weights))
+    return torch.stack(weights)

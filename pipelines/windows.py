@@ -1,6 +1,7 @@
 """Windows of the trained size over a larger token grid. Pure functions.
 
-A model sees one window at a time, with what is known in it already; so memory does not grow with the image.
+The model sees one window at a time, including the tokens that are already known there. So memory does not grow with the
+image.
 """
 
 from collections.abc import Sequence
@@ -15,9 +16,13 @@ Window = tuple[slice, slice]  # rows and columns
 
 def window_starts(first: int, last: int, size: int, window: int) -> list[int]:
     """
-    Where windows begin that cover the places `first` to `last` of an axis of `size` places, overlapping by half.
+    Compute the starts of windows that cover the positions `first` to `last` of an axis, overlapping by half.
 
-    A single one is put so that what it covers lies in its middle, as far as the axis goes.
+    A single window is centred on these positions, as far as the axis allows.
+
+    Args:
+        size (`int`): length of the axis.
+        window (`int`): length of a window.
     """
     if size <= window:
         return [0]
@@ -27,24 +32,24 @@ def window_starts(first: int, last: int, size: int, window: int) -> list[int]:
     return tile_starts(first, last, window, max(1, window // 2))
 
 
-def plan_windows(unknown: torch.BoolTensor, window: tuple[int, int]) -> list[Window]:
+def plan_windows(masked: torch.BoolTensor, window: tuple[int, int]) -> list[Window]:
     """
-    Windows, row by row, that together cover every unknown token.
+    Plan windows that cover every masked token, in row-major order.
 
     Args:
-        unknown (`torch.BoolTensor` of shape `(h, w)`).
-        window: rows and columns of a window at most; a smaller grid is one window.
+        masked (`torch.BoolTensor` of shape `(h, w)`).
+        window (`tuple[int, int]`): maximum number of rows and columns of a window. A smaller grid is one window.
     """
-    if not bool(unknown.any()):
+    if not bool(masked.any()):
         return []
-    rows, columns = (unknown.any(dim).nonzero().flatten() for dim in (1, 0))
-    tops = window_starts(int(rows[0]), int(rows[-1]), unknown.shape[0], window[0])
-    lefts = window_starts(int(columns[0]), int(columns[-1]), unknown.shape[1], window[1])
-    height, width = (min(most, size) for most, size in zip(window, unknown.shape, strict=True))
+    rows, columns = (masked.any(dim).nonzero().flatten() for dim in (1, 0))
+    tops = window_starts(int(rows[0]), int(rows[-1]), masked.shape[0], window[0])
+    lefts = window_starts(int(columns[0]), int(columns[-1]), masked.shape[1], window[1])
+    height, width = (min(most, size) for most, size in zip(window, masked.shape, strict=True))
     windows = [(slice(top, top + height), slice(left, left + width)) for top in tops for left in lefts]
-    planned, covered = [], torch.zeros_like(unknown)
+    planned, covered = [], torch.zeros_like(masked)
     for rows_and_columns in windows:
-        if bool((unknown & ~covered)[rows_and_columns].any()):
+        if bool((masked & ~covered)[rows_and_columns].any()):
             planned.append(rows_and_columns)
             covered[rows_and_columns] = True
     return planned
@@ -52,9 +57,9 @@ def plan_windows(unknown: torch.BoolTensor, window: tuple[int, int]) -> list[Win
 
 def share_windows(plans: Sequence[Sequence[Window]]) -> list[tuple[Window, list[int]]]:
     """
-    The windows of several images, row by row, each with the numbers of the images that have it in their plan.
+    Merge the plans of several images: each distinct window, in row-major order, with the indices of its images.
 
-    So each image goes through its own windows in its own order, whatever the others are.
+    Each image goes through its own windows in its own order, whatever the other plans are.
     """
     shared: dict[tuple[int, int], tuple[Window, list[int]]] = {}
     for image, plan in enumerate(plans):

@@ -47,7 +47,10 @@ def model() -> ShowoForCausalLM:
 
 
 class WatchedScheduler(MaskGITScheduler):
-    """Keeps the tokens (batch, tokens) and grid sizes that it was started with."""
+    """Records the tokens (batch, tokens) and grid sizes that it starts with. Calls share it, instead of copying it."""
+
+    def __deepcopy__(self, memo):
+        return self
 
     def set_timesteps(self, num_inference_steps, device=None, grid_size=None, temperature=None):
         super().set_timesteps(num_inference_steps, device, grid_size, temperature)

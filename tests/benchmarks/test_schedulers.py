@@ -1,4 +1,4 @@
-"""The schedulers' benchmark runs, and prints one table. What its numbers are is no test's business."""
+"""The benchmark of the schedulers runs and prints one table. Its numbers are not tested."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ from showo_hf import MaskGITScheduler
 
 
 def run_benchmark(*arguments: str) -> list[list[str]]:
-    """The cells of the table that the small benchmark prints: a row each, the head first."""
+    """Run the small benchmark and return the cells of its table, with the head as the first row."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         schedulers.main(["--small", "--repeats", "1", *arguments])
@@ -24,15 +24,15 @@ def run_benchmark(*arguments: str) -> list[list[str]]:
 
 def test_it_prints_one_table():
     head, *rows = run_benchmark()
-    assert head == ["what", "device", "measured", "wanted"]
+    assert head == ["what", "device", "measured", "target"]
     assert len({what for what, *_ in rows}) == len(rows) == 7
-    assert [wanted for *_, wanted in rows] == ["at least 2", "at most 1.3", *["reported"] * 3, "1", "reported"]
+    assert [target for *_, target in rows] == ["at least 2", "at most 1.3", *["reported"] * 3, "1", "reported"]
     for _, device, measured, _ in rows:
         ratio, *medians = measured.replace("(", "").replace(")", "").replace(",", "").split()
         assert device == "cpu" and all(float(number) >= 0 for number in (ratio, medians[0], medians[2]))
 
 
-def test_half_of_the_tokens_are_masked_and_all_ways_take_them():
+def test_half_of_the_tokens_are_masked_and_every_function_accepts_them():
     logits, sample = schedulers.inputs(schedulers.Sizes(4, 64, 32), "cpu")
     assert logits.shape == (4, 64, 32) and 0.4 < (sample == 32).float().mean() < 0.6
     assert sample.max() == 32 and sample.min() >= 0
@@ -42,7 +42,7 @@ def test_half_of_the_tokens_are_masked_and_all_ways_take_them():
 
 
 def test_the_two_maskgit_schedulers_do_the_same_work():
-    """With the same draws and no noise on the confidences they give the same tokens."""
+    """With the same random numbers and no confidence noise, they give the same tokens."""
     logits, sample = schedulers.inputs(schedulers.SMALL, "cpu")
     ours, theirs = MaskGITScheduler(32), AmusedScheduler(32)
     ours.set_timesteps(8, temperature=0.0)

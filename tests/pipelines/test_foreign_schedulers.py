@@ -97,10 +97,10 @@ def test_a_conversation_draws_with_any_of_them(foreign):
 @pytest.mark.parametrize(
     "scheduler, message",
     [
-        (DDIMScheduler(), "`scheduler` must be one of masked tokens, got DDIMScheduler"),
+        (DDIMScheduler(), "`scheduler` must be a scheduler of masked tokens, got DDIMScheduler"),
         (
             VQDiffusionScheduler(num_vec_classes=tiny.CODES + 1),
-            "must be one of masked tokens, got VQDiffusionScheduler",
+            "must be a scheduler of masked tokens, got VQDiffusionScheduler",
         ),
         (
             AmusedScheduler(tiny.CODES, "arccos"),

@@ -9,15 +9,15 @@ from PIL import Image
 from talking import generator
 
 from showo_hf.pipelines.masks import (
+    average_mask,
     check_aspect,
-    feathered,
-    fit_mask,
+    choose_masked,
+    feather_mask,
     load_mask,
     mask_to_pil,
-    paste,
-    remasked,
-    token_shares,
-    touched_tokens,
+    masked_tokens,
+    paste_original,
+    resize_mask,
 )
 
 
@@ -104,7 +104,7 @@ def test_any_resolution_of_the_aspect_is_taken(mask, size):
 
 @pytest.mark.parametrize("mask, size", [((512, 512), (512, 768)), ((768, 512), (512, 768)), ((100, 104), (512, 512))])
 def test_another_aspect_is_refused(mask, size):
-    wanted = f"the aspect of its image, which is {size[1]}x{size[0]} .width x height., got {mask[1]}x{mask[0]}"
+    wanted = f"the aspect ratio of its image, {size[1]}x{size[0]} .width x height., got {mask[1]}x{mask[0]}"
     with pytest.raises(ValueError, match=wanted):
         check_aspect(torch.zeros(mask), size)
 
@@ -124,20 +124,20 @@ def test_a_token_is_touched_if_a_marked_pixel_lies_in_its_patch(height, width, r
                 across = x * columns < (column + 1) * width and column * width < (x + 1) * columns
                 down = y * rows < (row + 1) * height and row * height < (y + 1) * rows
                 expected[row, column] |= across and down
-    assert torch.equal(touched_tokens(mask, (rows, columns)), expected)
+    assert torch.equal(masked_tokens(mask, (rows, columns)), expected)
 
 
 def test_a_half_counts_as_marked():
-    assert touched_tokens(torch.tensor([[0.49, 0.5]]), (1, 2)).tolist() == [[False, True]]
+    assert masked_tokens(torch.tensor([[0.49, 0.5]]), (1, 2)).tolist() == [[False, True]]
 
 
 @given(SIDES, SIDES, SIDES, SIDES, SEEDS)
 @settings(max_examples=40, deadline=None)
 def test_shares_of_a_mask_and_its_opposite_sum_to_one(height, width, rows, columns, seed):
     mask = noise(height, width, seed=seed)
-    shares = token_shares(mask, (rows, columns))
+    shares = average_mask(mask, (rows, columns))
     assert shares.shape == (rows, columns)
-    torch.testing.assert_close(shares + token_shares(1 - mask, (rows, columns)), torch.ones(rows, columns))
+    torch.testing.assert_close(shares + average_mask(1 - mask, (rows, columns)), torch.ones(rows, columns))
     if height % rows == width % columns == 0:
         patches = mask.view(rows, height // rows, columns, width // columns)
         torch.testing.assert_close(shares, patches.mean((1, 3)))
@@ -146,7 +146,7 @@ def test_shares_of_a_mask_and_its_opposite_sum_to_one(height, width, rows, colum
 def test_no_mark_is_lost_at_another_size():
     mask = torch.zeros(64, 64)
     mask[37, 5] = 1
-    assert fit_mask(mask, (16, 16)).nonzero().tolist() == [[9, 1]]
+    assert resize_mask(mask, (16, 16)).nonzero().tolist() == [[9, 1]]
     assert (load_mask(mask_to_pil(mask)) == mask).all()
 
 
@@ -154,7 +154,7 @@ def test_no_mark_is_lost_at_another_size():
 @settings(max_examples=80, deadline=None)
 def test_a_share_of_the_candidates_is_masked_again(batch, tokens, share, seed):
     candidates, order = noise(batch, tokens, seed=seed) < 0.6, noise(batch, tokens, seed=seed + 1)
-    found = remasked(candidates, share, order)
+    found = choose_masked(candidates, share, order)
     for those, ranks, masked in zip(candidates, order, found, strict=True):
         count = round(share * int(those.sum()) + 1e-9)
         if share > 0 and those.any():
@@ -167,9 +167,9 @@ def test_a_share_of_the_candidates_is_masked_again(batch, tokens, share, seed):
 
 def test_shares_of_nothing_and_of_all():
     candidates, order = torch.tensor([[True, False, True]]), torch.tensor([[0.0, 1.0, 2.0]])
-    assert torch.equal(remasked(candidates, 1, order), candidates)
-    assert not remasked(candidates, 0, order).any()
-    assert remasked(candidates, 1e-9, order).tolist() == [[True, False, False]]
+    assert torch.equal(choose_masked(candidates, 1, order), candidates)
+    assert not choose_masked(candidates, 0, order).any()
+    assert choose_masked(candidates, 1e-9, order).tolist() == [[True, False, False]]
 
 
 # Pixels
@@ -179,7 +179,7 @@ def test_shares_of_nothing_and_of_all():
 @settings(max_examples=40, deadline=None)
 def test_a_seam_is_one_patch_wide(rows, columns, patch, seed):
     unknown = noise(1, rows, columns, seed=seed) < 0.25
-    share = feathered(unknown, patch)
+    share = feather_mask(unknown, patch)
     assert share.shape == (1, 1, rows * patch, columns * patch) and share.min() >= 0 and share.max() <= 1
     places = unknown[0].nonzero().tolist()
     for y in range(rows * patch):
@@ -204,7 +204,7 @@ def test_pixels_far_away_come_back_bit_for_bit():
     unknown = torch.zeros(2, 6, 6, dtype=torch.bool)
     unknown[0, 0, 0] = True
     painted, original = noise(2, 3, 24, 24, seed=1), noise(2, 3, 24, 24, seed=2)
-    found = paste(painted, original, unknown)
+    found = paste_original(painted, original, unknown)
     assert torch.equal(found[0, :, :4, :4], painted[0, :, :4, :4])
     assert torch.equal(found[0, :, 8:], original[0, :, 8:]) and torch.equal(found[0, :, :, 8:], original[0, :, :, 8:])
     assert torch.equal(found[1], original[1])

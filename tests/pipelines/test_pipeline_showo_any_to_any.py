@@ -35,7 +35,7 @@ from showo_hf import (
     ShowoAnyToAnyPipelineOutput,
     TextPiece,
 )
-from showo_hf.pipelines.pipeline_showo_any_to_any import AnswerOptions
+from showo_hf.pipelines.pipeline_showo_any_to_any import AnswerParams
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_only_text_counts_as_new_tokens(most):
 @pytest.mark.parametrize("context", [128, 129, 145, 146, 147])
 def test_an_image_without_room_is_not_opened(context):
     pipe = chatty(soi=50.0, context=context)
-    prompt, lengths, positions = len(pipe.encode_prompt([user("an owl")])), Calls(pipe), []
+    prompt, lengths, positions = len(pipe.token_ids([user("an owl")])), Calls(pipe), []
     pipe.model.model.register_forward_hook(
         lambda module, args, kwargs, output: positions.append(output.past_key_values.get_seq_length()),
         with_kwargs=True,
@@ -203,7 +203,7 @@ def test_an_image_without_room_is_not_opened(context):
 
 
 def test_a_prompt_may_fill_the_context_but_for_one_place():
-    length = len(chatty().encode_prompt([user("an owl")]))
+    length = len(chatty().token_ids([user("an owl")]))
     output = answer(chatty(context=length + 1), max_new_tokens=20)
     assert [part["type"] for part in output.content] == ["text"] and len(output.content[0]["text"]) <= 2
     pipe = chatty(context=length)
@@ -288,7 +288,7 @@ def test_words_come_before_the_answer_is_done():
     stream = pipe.stream([user(grid(), "what?")], max_new_tokens=30)
     assert calls == []
     first = next(stream)
-    assert first == TextPiece("an ") and len(calls) < 8
+    assert first.text == "a" and len(calls) < 8
     assert "".join(event.text for event in [first, *stream] if isinstance(event, TextPiece)) == "an owl."
 
 
@@ -367,9 +367,17 @@ def part(**kwargs):
         ({"messages": [{"role": "user", "content": ["a"]}]}, ValueError, "`messages` must have parts"),
         ({"messages": part(type="image", image="none.png")}, ValueError, "`messages` holds an image that cannot be"),
         ({"messages": part(type="image", image=3)}, TypeError, "`messages` must hold PIL images"),
-        ({"messages": part(type="image", image=grid() + 64)}, ValueError, "token grids of codes from 0 to 63"),
-        ({"messages": part(type="image", image=grid() - 64)}, ValueError, "token grids of codes from 0 to 63"),
-        ({"messages": part(type="image", image=grid()[:0])}, ValueError, "token grids of codes from 0 to 63"),
+        (
+            {"messages": part(type="image", image=grid() + 64)},
+            ValueError,
+            "token grids with image tokens from 0 to 63",
+        ),
+        (
+            {"messages": part(type="image", image=grid() - 64)},
+            ValueError,
+            "token grids with image tokens from 0 to 63",
+        ),
+        ({"messages": part(type="image", image=grid()[:0])}, ValueError, "token grids with image tokens from 0 to 63"),
         ({"max_new_tokens": 0}, ValueError, "`max_new_tokens` must be an integer of at least 1, got 0"),
         ({"max_images": -1}, ValueError, "`max_images` must be an integer of at least 0, got -1"),
         ({"max_images": 1.0}, ValueError, "`max_images` must be an integer"),
@@ -415,7 +423,7 @@ def test_a_model_that_reads_features_is_refused():
     processor = tiny.clip_processor()
     pipe = make_pipeline(tiny.clip_showo(processor.pad_token_id), processor)
     calls = Calls(pipe)
-    with pytest.raises(ValueError, match="`model` must read images by their codes, got one that reads continuous"):
+    with pytest.raises(ValueError, match="`model` must read images as image tokens, got one that reads continuous"):
         answer(pipe)
     assert calls == []
 
@@ -428,7 +436,7 @@ def test_components_that_do_not_fit_are_refused(pipe):
 
 def test_a_stream_s_options_are_the_call_s():
     of_call = inspect.signature(ShowoAnyToAnyPipeline.__call__).parameters
-    of_stream = inspect.signature(AnswerOptions).parameters
+    of_stream = inspect.signature(AnswerParams).parameters
     assert {name: parameter.default for name, parameter in of_stream.items()} == {
         name: parameter.default
         for name, parameter in of_call.items()

@@ -44,7 +44,7 @@ def test_the_scheduler_can_be_swapped(pipe):
     assert [int((step.tokens == tiny.CODES).sum()) for step in steps] == [12, 8, 4, 0] * 2
     with pytest.raises(ValueError, match="`temperature` is not an option of RowByRow, got 2.0"):
         answer(pipe, temperature=2.0)
-    with pytest.raises(RuntimeError, match="codes from .* to 64 after its last step"):
+    with pytest.raises(RuntimeError, match="tokens from .* to 64 after its last step"):
         answer(pipe, num_inference_steps=2)
     pipe.scheduler = MaskGITScheduler(mask_token_id=tiny.CODES, masking_schedule="pow4")
     assert not same_parts(answer(pipe, num_inference_steps=6).content, before.content)

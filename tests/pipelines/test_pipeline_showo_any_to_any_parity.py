@@ -181,7 +181,7 @@ def test_nothing_of_the_past_goes_through_the_model_again(guidance_scale, branch
             generator=generator(1),
         )
     )
-    prompt = len(pipe.encode_prompt(messages))
+    prompt = len(pipe.token_ids(messages))
     empty = PROCESSOR.text_to_image_prefix([""])["input_ids"].shape[1]
     images = sum(isinstance(event, ImageDone) for event in events)
     assert images == 2 and sum(isinstance(event, ImageStep) for event in events) == images * steps

@@ -10,7 +10,7 @@ from painting import PROMPTS, edit, from_words, make, watched
 from talking import PROCESSOR, Calls, generator, grid, pixels
 
 from showo_hf import MaskAndReplaceScheduler, MaskGITScheduler, ShowoImg2ImgPipeline
-from showo_hf.pipelines.editing_pipeline import GROUPS
+from showo_hf.pipelines.editing_pipeline import LIKELIHOOD_GROUPS
 from showo_hf.schedulers import SCHEDULERS
 from showo_hf.schedulers.scheduling_utils import sample_uniform
 
@@ -31,7 +31,7 @@ def test_strength_0_gives_the_image_back_with_a_warning(img2img, caplog):
     with caplog.at_level(logging.WARNING):
         (found,) = edit(img2img, image=pixels(), strength=0, output_type="pil")
     calls.handle.remove()
-    assert "nothing to paint" in caplog.text and calls == []
+    assert "No token is edited" in caplog.text and calls == []
     assert found.tobytes() == pixels().tobytes()
 
 
@@ -98,14 +98,14 @@ def likelihood(model, prompt: str, codes: torch.LongTensor, hidden: torch.BoolTe
 @torch.no_grad()
 def test_the_most_uncertain_tokens_are_those_that_the_model_finds_the_least_likely(img2img):
     codes, prompt = grid(), "a red apple"
-    group = sample_uniform(codes.view(1, -1), generator()).argsort(-1).argsort(-1).view(4, 4) % GROUPS
+    group = sample_uniform(codes.view(1, -1), generator()).argsort(-1).argsort(-1).view(4, 4) % LIKELIHOOD_GROUPS
     expected = torch.zeros(4, 4)
-    for number in range(GROUPS):
+    for number in range(LIKELIHOOD_GROUPS):
         hidden = group == number
         assert hidden.sum() == 4
         expected = torch.where(hidden, likelihood(img2img.model, prompt, codes, hidden), expected)
     prompts = img2img.encode_prompt(prompt, do_classifier_free_guidance=False)
-    found = img2img.likelihoods(codes[None], prompts, generator())[0]
+    found = img2img.token_log_likelihoods(codes[None], prompts, generator())[0]
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
     pipe = watched(ShowoImg2ImgPipeline)
@@ -128,7 +128,7 @@ def test_the_prompt_tells_what_is_uncertain_and_chance_what_is_random():
 def test_likelihoods_of_a_larger_image_are_told_for_all_tokens(img2img):
     codes = grid(shape=(2, 6, 7))
     prompts = img2img.encode_prompt(PROMPTS[:2], do_classifier_free_guidance=False)
-    found = img2img.likelihoods(codes, prompts, [generator(0), generator(1)])
+    found = img2img.token_log_likelihoods(codes, prompts, [generator(0), generator(1)])
     assert found.shape == codes.shape and (found < 0).all() and found.isfinite().all()
 
 
@@ -139,4 +139,4 @@ def test_only_asking_what_is_uncertain_costs_calls(img2img):
         edit(img2img, num_inference_steps=1, **options)
         calls.handle.remove()
         lengths[tuple(options.values())] = len(calls)
-    assert lengths == {("random",): 2, ("uncertain",): 2 + 1 + GROUPS, (1.0,): 2}
+    assert lengths == {("random",): 2, ("uncertain",): 2 + 1 + LIKELIHOOD_GROUPS, (1.0,): 2}

@@ -52,7 +52,7 @@ def test_each_prompt_may_have_its_mask():
 @pytest.mark.parametrize(
     "mask, error, message",
     [
-        (torch.ones(8, 12), ValueError, r"must have the aspect of its image, which is 4x4 .*, got 12x8"),
+        (torch.ones(8, 12), ValueError, r"must have the aspect ratio of its image, 4x4 .*, got 12x8"),
         (None, ValueError, "`mask_image` must be one mask or one for each of the 1 prompts, got 0"),
         ([MIDDLE, MIDDLE], ValueError, "one for each of the 1 prompts, got 2"),
         (torch.ones(3, 8, 8), ValueError, r"`mask_image` as an array must be \(H, W\)"),
@@ -77,7 +77,7 @@ def test_with_nothing_to_paint_the_image_comes_back_with_a_warning(inpaint, capl
     image, calls = pixels(), Calls(inpaint)
     with caplog.at_level(logging.WARNING):
         (found,) = edit(inpaint, image=image, output_type="pil", **nothing)
-    assert "nothing to paint" in caplog.text
+    assert "No token is edited" in caplog.text
     assert found.tobytes() == image.tobytes()
     assert torch.equal(edit(inpaint, image=image, **nothing), encoded(image, inpaint))
     assert torch.equal(edit(inpaint, **nothing)[0], grid())
@@ -86,7 +86,7 @@ def test_with_nothing_to_paint_the_image_comes_back_with_a_warning(inpaint, capl
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         edit(inpaint)
-    assert "nothing to paint" not in caplog.text
+    assert "No token is edited" not in caplog.text
 
 
 def test_an_image_with_nothing_to_paint_is_as_alone_beside_others(inpaint, caplog):
@@ -96,7 +96,7 @@ def test_an_image_with_nothing_to_paint_is_as_alone_beside_others(inpaint, caplo
         both = edit(
             inpaint, PROMPTS[:2], mask_image=[torch.zeros(4, 4), MIDDLE], **(options | {"generator": generators})
         )
-    assert "nothing to paint" in caplog.text
+    assert "No token is edited" in caplog.text
     assert torch.equal((both[0] * 255).round().byte(), torch.tensor(np.array(pixels())).movedim(-1, 0))
     torch.testing.assert_close(both[1:], edit(inpaint, PROMPTS[1], 1, mask_image=MIDDLE, **options))
 
@@ -192,7 +192,7 @@ def test_a_crop_with_nothing_to_paint_gives_the_whole_image(inpaint, nothing, ca
     image = pixels(size=(40, 40))
     with caplog.at_level(logging.WARNING):
         (found,) = edit(inpaint, image=image, padding_mask_crop=2, output_type="pil", **nothing)
-    assert found.size == (40, 40) and found.tobytes() == image.tobytes() and "nothing to paint" in caplog.text
+    assert found.size == (40, 40) and found.tobytes() == image.tobytes() and "No token is edited" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_crop_with_nothing_to_paint_gives_the_whole_image(inpaint, nothing, ca
     [
         (
             {"output_type": "pt"},
-            "unless one image of pixels is changed and 'pil' is asked for, got 2 with 1 and 'pt'",
+            "unless one image of pixels is edited with `output_type='pil'`, got 2 with 1 and 'pt'",
         ),
         ({"image": grid()}, "`padding_mask_crop` must be None unless .*, got 2 with tokens"),
         ({"num_images_per_prompt": 2}, "`padding_mask_crop` must be None unless .*, got 2 with 2 and 'pil'"),

@@ -179,7 +179,7 @@ GRID = torch.zeros(4, 4, dtype=torch.int64)
         (lambda: CODES(IMAGES[0], []), ValueError, "`prompts` must hold at least one text"),
         (lambda: CODES(IMAGES[0], 3), TypeError, "`prompts` must be a text"),
         (lambda: CODES("missing.png", "x"), ValueError, "cannot be read: 'missing.png'"),
-        (lambda: CODES(GRID + 64, "x"), ValueError, "token grids must hold codes below 64"),
+        (lambda: CODES(GRID + 64, "x"), ValueError, "token grids must hold tokens below 64"),
         (lambda: CODES([GRID, GRID[:2]], "x"), ValueError, "must have one size"),
         (lambda: PIPES["clip"](GRID, "x"), ValueError, "must be images for a model that reads continuous"),
         (lambda: CODES(IMAGES[0], "x", max_new_tokens=0), ValueError, "`max_new_tokens` must be an integer"),

@@ -1,5 +1,8 @@
 """A saved pipeline: what is in the folder, who can load it, and that it arrives on a hub."""
 
+import fnmatch
+import importlib
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +15,10 @@ from diffusers import DiffusionPipeline
 from hub_server import environment_of
 from transformers import AutoModelForCausalLM, AutoProcessor
 
+import showo_hf
 from showo_hf import MaskGITScheduler, ShowoForCausalLM, ShowoProcessor, ShowoT2IPipeline
+from showo_hf.pipelines.hub import COMPONENT_MODULES, weight_patterns, with_installed_classes
+from showo_hf.schedulers import SCHEDULERS
 
 
 def tokens(pipe):
@@ -96,6 +102,96 @@ def test_diffusers_does_not_run_a_folder_s_code_unasked(folder):
     (folder / "pipeline.py").write_text("raise SystemExit('must not be run')\n")
     with pytest.raises(ValueError, match="trust_remote_code"):
         DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline")
+
+
+# What a folder names, and what is downloaded
+
+
+def test_each_class_that_a_folder_may_name_is_where_the_map_says():
+    kinds = [ShowoForCausalLM, ShowoProcessor, *SCHEDULERS.values()]
+    assert COMPONENT_MODULES == {kind.__name__: kind.__module__.removeprefix("showo_hf.") for kind in kinds}
+    for name, module in COMPONENT_MODULES.items():
+        assert hasattr(importlib.import_module(f"showo_hf.{module}"), name) and hasattr(showo_hf, name)
+
+
+def test_installed_classes_replace_the_code_that_a_folder_names():
+    index = {
+        "_class_name": ["pipeline", "ShowoT2IPipeline"],
+        "model": ["modeling_showo", "ShowoForCausalLM"],
+        "scheduler": ["diffusers", "AmusedScheduler"],
+        "image_decoder": [None, None],
+    }
+    assert with_installed_classes(index, "showo_hf") == index | {
+        "_class_name": "ShowoT2IPipeline",
+        "model": ["showo_hf.models.modeling_showo", "ShowoForCausalLM"],
+    }
+
+
+def test_a_folder_that_names_modules_of_its_own_is_loaded_without_them(folder, expected):
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text())
+    index["_class_name"] = ["pipeline", "ShowoT2IPipeline"]
+    for name, module in (("model", "modeling_showo"), ("processor", "old"), ("scheduler", "scheduling_maskgit")):
+        index[name][0] = module
+    path.write_text(json.dumps(index))
+    (folder / "pipeline.py").write_text("raise SystemExit('must not be run')\n")
+    assert torch.equal(tokens(ShowoT2IPipeline.from_pretrained(folder)), expected)
+
+
+FILES = ("model.safetensors", "model-00001-of-00002.safetensors", "diffusion_pytorch_model.safetensors")
+VARIANTS = ("model.fp16.safetensors", "model.fp16-00001-of-00002.safetensors")
+PICKLES = ("pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "optimizer.bin", "training_args.bin")
+
+
+@pytest.mark.parametrize(
+    "arguments, wanted",
+    [((), FILES), ((None, True), FILES), (("fp16",), VARIANTS), ((None, False), PICKLES[:2])],
+)
+def test_which_weights_are_downloaded(arguments, wanted):
+    patterns = weight_patterns(*arguments)
+    found = [name for name in (*FILES, *VARIANTS, *PICKLES) if any(fnmatch.fnmatch(name, one) for one in patterns)]
+    assert found == list(wanted)
+
+
+def test_a_variant_is_loaded(processor, tmp_path):
+    tiny.pipeline(processor).save_pretrained(tmp_path, variant="fp16")
+    assert (tmp_path / "model" / "model.fp16.safetensors").is_file()
+    loaded = ShowoT2IPipeline.from_pretrained(tmp_path, variant="fp16")
+    assert torch.equal(tokens(loaded), tokens(tiny.pipeline(processor)))
+    with pytest.raises(ValueError, match="variant=bf16"):
+        ShowoT2IPipeline.from_pretrained(tmp_path, variant="bf16")
+
+
+def test_proxies_are_refused_and_not_ignored(folder):
+    with pytest.raises(ValueError, match="`proxies` must be None, .*HTTPS_PROXY"):
+        ShowoT2IPipeline.from_pretrained(folder, proxies={"https": "localhost:1"})
+
+
+VARIANT_FROM_THE_HUB = """
+import sys
+from showo_hf import ShowoT2IPipeline
+
+pipe = ShowoT2IPipeline.from_pretrained("someone/both", variant="fp16", cache_dir=sys.argv[1])
+print(pipe.config._name_or_path)
+"""
+
+
+@pytest.mark.slow
+def test_of_several_variants_one_is_downloaded(hub, processor, tmp_path):
+    pipe = tiny.pipeline(processor)
+    for variant in (None, "fp16"):
+        pipe.save_pretrained(tmp_path / "both", variant=variant)
+    files = {
+        str(path.relative_to(tmp_path / "both")): path for path in (tmp_path / "both").rglob("*") if path.is_file()
+    }
+    hub.repositories["someone/both"] = {name: path.read_bytes() for name, path in files.items()}
+    assert {"model/model.safetensors", "model/model.fp16.safetensors"} <= files.keys()
+    environment = environment_of(hub, tmp_path / "home")
+    command = [sys.executable, "-c", VARIANT_FROM_THE_HUB, str(tmp_path / "cache")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "someone/both"
+    assert {path.name for path in (tmp_path / "cache").rglob("*.safetensors")} == {"model.fp16.safetensors"}
 
 
 # push_to_hub, to the small server of hub_server.py

@@ -134,8 +134,8 @@ def test_numbers_may_be_numpy_s(kind, editor):
     [
         ({"guidance_scale": Fraction(5, 2)}, "`guidance_scale` must be a finite number"),
         ({"num_inference_steps": Fraction(4)}, "`num_inference_steps` must be an integer"),
-        ({"prompt": [RegionalPrompt("owl", Fraction(3, 2))]}, "`prompt` must have parts with finite weights"),
-        ({"prompt": [RegionalPrompt("owl", True)]}, "`prompt` must have parts with finite weights"),
+        ({"prompt": [RegionalPrompt("owl", Fraction(3, 2))]}, "`prompt` must have finite weights"),
+        ({"prompt": [RegionalPrompt("owl", True)]}, "`prompt` must have finite weights"),
     ],
 )
 def test_other_kinds_of_numbers_are_refused_before_any_work(editor, options, message):
@@ -292,7 +292,7 @@ def test_a_model_without_image_tokenizer_takes_and_gives_token_grids(kind, edito
     "inputs, error, message",
     [
         ({"prompt": None}, TypeError, "`prompt` must be a text or a list of texts, got NoneType"),
-        ({"prompt": [[RegionalPrompt("owl")], 3]}, TypeError, "lists of `RegionalPrompt`, got int in it"),
+        ({"prompt": [[RegionalPrompt("owl")], 3]}, TypeError, "lists of `RegionalPrompt`, got int"),
         ({"prompt": [RegionalPrompt("owl", float("nan"))]}, ValueError, "finite weights, got nan for 'owl'"),
         (
             {"prompt": [RegionalPrompt("owl", mask=torch.ones(3))]},
@@ -302,7 +302,7 @@ def test_a_model_without_image_tokenizer_takes_and_gives_token_grids(kind, edito
         (
             {"prompt": [RegionalPrompt("owl"), "two hearts"]},
             TypeError,
-            r"must be a list of `RegionalPrompt` alone, .* got \['RegionalPrompt', 'str'\] in it",
+            r"must hold either `RegionalPrompt` only, .* got \['RegionalPrompt', 'str'\]",
         ),
         ({"negative_prompt": ["a", "b"]}, ValueError, "`negative_prompt` must be one text or one for each of the 1"),
         ({"image": None}, ValueError, "`image` must be one image or one for each of the 1 prompts, got 0"),
@@ -312,7 +312,7 @@ def test_a_model_without_image_tokenizer_takes_and_gives_token_grids(kind, edito
         ({"image": torch.full((3, 8, 8), 1.5)}, ValueError, r"`image` as floats must be in \[0, 1\]"),
         ({"image": grid(shape=(2, 4, 4))}, ValueError, "`image` must hold 1 grids"),
         ({"image": grid(shape=(16,))}, ValueError, "`image` must be an int64 tensor of shape"),
-        ({"image": torch.full((4, 4), tiny.CODES)}, ValueError, "codes from 0 to 63, got 64 to 64"),
+        ({"image": torch.full((4, 4), tiny.CODES)}, ValueError, "image tokens from 0 to 63, got 64 to 64"),
         ({"image": [grid(), grid(shape=(4, 5))]}, ValueError, "`image` must hold token grids of one size"),
         ({"height": 16}, ValueError, "`height` and `width` must be None for an `image` of tokens"),
         ({"image": pixels(), "height": 15}, ValueError, "`height` must be a positive multiple of 4 pixels, got 15"),
@@ -366,7 +366,7 @@ def test_a_scheduler_of_another_codebook_is_refused(editor):
 def test_images_of_different_aspects_need_a_size():
     pipe = make(ShowoImg2ImgPipeline)
     images = [pixels(size=(16, 24)), pixels(size=(16, 16))]
-    with pytest.raises(ValueError, match=r"images of one aspect, .* got sizes \[\(16, 16\), \(16, 24\)\]"):
+    with pytest.raises(ValueError, match=r"images of one aspect ratio .* got sizes \[\(16, 16\), \(16, 24\)\]"):
         edit(pipe, PROMPTS[:2], image=images)
     assert edit(pipe, PROMPTS[:2], image=images, height=16, width=24).shape == (2, 4, 6)
 

@@ -12,9 +12,10 @@ from PIL import Image
 from talking import PROCESSOR, Calls, generator, grid
 
 from showo_hf import RegionalPrompt, ShowoInpaintPipeline, ShowoT2IPipeline
-from showo_hf.pipelines.encoded_prompts import Composition
+from showo_hf.pipelines.denoising import PromptContext, predict_logits
+from showo_hf.pipelines.encoded_prompts import compose_logits
 from showo_hf.pipelines.guidance import GUIDANCE_SCHEDULES, check_guidance, guidance_at, guide
-from showo_hf.pipelines.prompts import compose, is_plain, prompt_parts
+from showo_hf.pipelines.prompts import is_plain, regional_prompts, token_weights
 
 
 ONES = torch.ones(1, 1)
@@ -88,17 +89,17 @@ def test_steps_outside_of_the_interval_run_no_unconditional_rows():
 
 def test_prompts_are_texts_and_lists_of_parts():
     part = RegionalPrompt("owl", 2.0)
-    assert prompt_parts("owl") == [(RegionalPrompt("owl"),)]
-    assert prompt_parts(["owl", "heart"]) == [(RegionalPrompt("owl"),), (RegionalPrompt("heart"),)]
-    assert prompt_parts([part, RegionalPrompt("heart")]) == [(part, RegionalPrompt("heart"))]
-    assert prompt_parts([[part], "heart"]) == [(part,), (RegionalPrompt("heart"),)]
+    assert regional_prompts("owl") == [[RegionalPrompt("owl")]]
+    assert regional_prompts(["owl", "heart"]) == [[RegionalPrompt("owl")], [RegionalPrompt("heart")]]
+    assert regional_prompts([part, RegionalPrompt("heart")]) == [[part, RegionalPrompt("heart")]]
+    assert regional_prompts([[part], "heart"]) == [[part], [RegionalPrompt("heart")]]
     for wrong in (part, [part, "heart"], [[part, "heart"]], [[]], [[part], None]):
-        with pytest.raises(TypeError, match="`prompt` must be a"):
-            prompt_parts(wrong)
+        with pytest.raises(TypeError, match="`prompt` must (be|hold)"):
+            regional_prompts(wrong)
 
 
 def test_a_part_has_one_text():
-    with pytest.raises(TypeError, match="`prompt` must have parts with one text each, got list"):
+    with pytest.raises(TypeError, match="`prompt` must have a text in each `RegionalPrompt`, got list"):
         from_words([RegionalPrompt(["owl", "heart"])])
 
 
@@ -109,15 +110,14 @@ def test_encoding_prompts_checks_them():
 
 
 def test_only_prompts_that_are_not_plain_are_composed():
-    assert is_plain([RegionalPrompt("owl")]) and compose([[RegionalPrompt("owl")]] * 2, (4, 4)) is None
+    assert is_plain([RegionalPrompt("owl")]) and token_weights([[RegionalPrompt("owl")]] * 2, (4, 4)) is None
     for parts in ([RegionalPrompt("owl", 2.0)], [RegionalPrompt("owl", mask=ONES)], [RegionalPrompt("owl")] * 2):
         assert not is_plain(parts)
     mask = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
-    composed = compose(
+    weights = token_weights(
         [[RegionalPrompt("owl")], [RegionalPrompt("owl", -2.0), RegionalPrompt("heart", 3.0, mask)]], (2, 2)
     )
-    assert composed.samples.tolist() == [0, 1, 1]
-    assert torch.equal(composed.weights, torch.stack([torch.ones(2, 2), -2 * torch.ones(2, 2), 3 * mask]))
+    assert torch.equal(weights, torch.stack([torch.ones(2, 2), -2 * torch.ones(2, 2), 3 * mask]))
 
 
 def test_logits_are_composed_for_what_is_unknown():
@@ -127,13 +127,11 @@ def test_logits_are_composed_for_what_is_unknown():
     every = torch.randn(5, 6, 8, generator=draws)  # rows, tokens, codes
     of_row = [unknown[sample] for sample in (0, 0, 1, 0, 1)]
     rows = [logits[kept] for logits, kept in zip(every, of_row, strict=True)]
-    found = Composition(samples, weights).compose(rows[:3], rows[3:], unknown)
+    found = compose_logits(rows[:3], rows[3:], samples, weights, unknown)
     w = weights.view(3, 6, 1)
     first = w[0] * every[0] + w[1] * every[1] + (1 - w[0] - w[1]) * every[3]
     second = w[2] * every[2] + (1 - w[2]) * every[4]
     torch.testing.assert_close(found, torch.cat([first[unknown[0]], second[unknown[1]]]))
-    part = Composition(samples, weights).crop(slice(1, 2), slice(0, 2)).weights
-    assert torch.equal(part, weights[:, 1:2, :2])
 
 
 @pytest.mark.parametrize("images", [[0], [1, 2], [0, 2], [0, 1, 2]])
@@ -141,16 +139,11 @@ def test_prompts_of_some_of_the_images(images):
     pipe = make(ShowoT2IPipeline)
     prompts = ["owl", [RegionalPrompt("two hearts", 0.5), RegionalPrompt("a red apple")], [RegionalPrompt("owl", 2.0)]]
     for chosen in (prompts, PROMPTS):
-        some = pipe.encode_prompt(chosen).select(images, 3)
+        some = pipe.encode_prompt(chosen).select(images)
         expected = pipe.encode_prompt([chosen[number] for number in images])
         tokens = torch.full((len(images), 16), tiny.CODES)
         found, wanted = (
-            pipe.predict_codes(
-                tokens,
-                one,
-                pipe.image_attention_mask(one, pipe.image_input_ids(tokens)[one.sample_of_rows(len(images))]),
-                2.0,
-            )
+            predict_logits(pipe.model, tokens, PromptContext.of(pipe.model, one, tokens.shape[1]), 2.0)
             for one in (some, expected)
         )
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
@@ -196,9 +189,8 @@ def test_without_guidance_parts_are_mixed_and_need_the_unconditional_rows():
 
     def logits(prompt, scale=1.0):
         prompts = pipe.encode_prompt(prompt, do_classifier_free_guidance=False)
-        ids = pipe.image_input_ids(tokens)[prompts.sample_of_rows(1)]
-        mask = pipe.image_attention_mask(prompts, ids)
-        return pipe.predict_codes(tokens, prompts, mask, scale), prompts.num_rows
+        context = PromptContext.of(pipe.model, prompts, tokens.shape[1])
+        return predict_logits(pipe.model, tokens, context, scale), prompts.num_rows
 
     mixed, rows = logits([RegionalPrompt("owl", 0.25), RegionalPrompt("two hearts", 0.75)])
     assert rows == 3

@@ -107,7 +107,7 @@ def test_a_large_grid_with_everything_unknown_is_text_to_image():
     assert torch.equal(edit(make(ShowoInpaintPipeline), **everything), large)
 
 
-#: Different masks for three images: their windows are not the same, and one has nothing to paint.
+#: Different masks for three images: their windows are not the same, and one has nothing to edit.
 MASKS = [
     hole(slice(0, 5), slice(1, 8), LARGE),
     torch.zeros(LARGE, LARGE),

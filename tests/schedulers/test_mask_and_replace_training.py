@@ -1,4 +1,4 @@
-"""The training loss of mask-and-replace diffusion: a true bound, its gradient, its special case, sampling of times."""
+"""The training loss of mask-and-replace diffusion: the bound, its gradient, a special case, and sampling of times."""
 
 import itertools
 import math
@@ -7,44 +7,46 @@ import pytest
 import torch
 from transition_matrices import JointChain, steps_of
 
-from showo_hf.schedulers.mask_and_replace import cumulative
+from showo_hf.schedulers.mask_and_replace_diffusion import cumulative_transition
 from showo_hf.schedulers.scheduling_mask_and_replace import MaskAndReplaceScheduler
 from showo_hf.training.masking import mask_tokens
 
 
-CODES = 3
+CODEBOOK_SIZE = 3
 KINDS = pytest.mark.parametrize("mask_share", [0.0, 0.6, 1.0])
 
 
-def scheduler(times=5, codes=CODES, **options) -> MaskAndReplaceScheduler:
-    return MaskAndReplaceScheduler(mask_token_id=codes, num_train_timesteps=times, **options)
+def scheduler(times=5, codebook_size=CODEBOOK_SIZE, **options) -> MaskAndReplaceScheduler:
+    return MaskAndReplaceScheduler(mask_token_id=codebook_size, num_train_timesteps=times, **options)
 
 
 def generator(seed=0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-# The bound, on two tokens with all of their states enumerated
+# The bound, on two tokens with all states enumerated
 
 
 def chain_of(made, tokens=2) -> JointChain:
-    return JointChain(steps_of(made.cumulative.keep, made.cumulative.mask, made.num_codes), tokens)
+    return JointChain(steps_of(made.cumulative.keep, made.cumulative.mask, made.codebook_size), tokens)
 
 
 def prior_of(made) -> torch.Tensor:
     mask = made.cumulative.mask[-1]
-    return torch.cat([((1 - mask) / made.num_codes).expand(made.num_codes), mask[None]])
+    return torch.cat([((1 - mask) / made.codebook_size).expand(made.codebook_size), mask[None]])
 
 
 def random_model(made, chain, seed=0) -> list[torch.Tensor]:
-    """Logits of x_0 at each time and each state: a list of (states, tokens, K)."""
-    shape = (chain.times + 1, len(chain.states), chain.tokens, chain.codes)
+    """Logits of x_0 at each time, for each state: a list of (states, tokens, K)."""
+    shape = (chain.times + 1, len(chain.states), chain.tokens, chain.codebook_size)
     return list(2 * torch.randn(shape, generator=generator(seed), dtype=torch.float64))
 
 
 def true_model(chain, truth) -> list[torch.Tensor]:
-    """The same of a model that knows the distribution `truth`, (states,): by Bayes' rule."""
-    one_hot = torch.nn.functional.one_hot(chain.states.clamp(max=chain.codes - 1), chain.codes).double()
+    """The logits of the optimal model for the data distribution `truth`, (states,), by Bayes' rule."""
+    one_hot = torch.nn.functional.one_hot(
+        chain.states.clamp(max=chain.codebook_size - 1), chain.codebook_size
+    ).double()
     logits = []
     for t in range(chain.times + 1):
         joint = truth[:, None] * chain.noising(t)  # [x_0, x_t]
@@ -54,7 +56,7 @@ def true_model(chain, truth) -> list[torch.Tensor]:
 
 
 def whole_bound(made, chain, logits, image) -> float:
-    """All terms of the training loss's bound, its expectation over x_t summed out."""
+    """The sum of all terms of the bound in `training_loss`, with the exact expectation over x_t."""
     index = int((chain.states == image).all(-1).nonzero())
     count, total = len(chain.states), 0.0
     for t in range(1, chain.times + 1):
@@ -69,10 +71,10 @@ def whole_bound(made, chain, logits, image) -> float:
 @pytest.mark.parametrize("left", [0.0, 0.2])
 @pytest.mark.parametrize("seed", range(2))
 def test_the_bound_is_above_the_negative_log_likelihood(mask_share, left, seed):
-    """Also where the last time tells a little of the image, so that the prior's term counts."""
+    """Also if x_T depends on the image, so that the prior term is not 0."""
     made = scheduler(times=4, mask_share=mask_share)
     keep = 1 - (1 - left) * torch.linspace(0, 1, 5, dtype=torch.float64)
-    made.cumulative = cumulative(keep, mask_share * (1 - keep), CODES)
+    made.cumulative = cumulative_transition(keep, mask_share * (1 - keep), CODEBOOK_SIZE)
     chain = chain_of(made)
     logits = random_model(made, chain, seed)
     p0 = [values.softmax(-1) for values in logits]
@@ -87,7 +89,7 @@ def test_the_bound_is_above_the_negative_log_likelihood(mask_share, left, seed):
 
 @KINDS
 def test_the_bound_of_the_true_model_comes_near_the_entropy(mask_share):
-    """Two tokens of which one tells much of the other: the mean bound is above the entropy, nearer with more steps."""
+    """For two dependent tokens, the mean bound is above the entropy and approaches it with more steps."""
     images = torch.tensor([[0.3, 0.05, 0.02], [0.03, 0.25, 0.05], [0.05, 0.05, 0.2]], dtype=torch.float64)
     entropy = -(images * images.log()).sum().item()
     bounds = []
@@ -109,12 +111,12 @@ def test_the_bound_of_the_true_model_comes_near_the_entropy(mask_share):
 
 
 @KINDS
-def test_the_loss_s_mean_over_times_is_the_bound_however_they_are_drawn(mask_share):
+def test_the_mean_loss_is_the_bound_for_any_distribution_of_times(mask_share):
     made = scheduler(times=4, mask_share=mask_share)
     x0 = torch.tensor([[0, 1, 2, 1]]).expand(4, -1)
     times = torch.arange(1, 5)
     sample = made.add_noise(x0, times, generator(1))
-    logits = torch.randn(4, 4, CODES, generator=generator(2))
+    logits = torch.randn(4, 4, CODEBOOK_SIZE, generator=generator(2))
     terms = made.bound_terms(logits, x0, sample, times).sum(-1)
     for shares in (torch.full((4,), 0.25), torch.tensor([0.1, 0.2, 0.3, 0.4])):
         loss = made.training_loss(logits, x0, sample, times, shares)
@@ -123,11 +125,11 @@ def test_the_loss_s_mean_over_times_is_the_bound_however_they_are_drawn(mask_sha
     torch.testing.assert_close(made.training_loss(logits, x0, sample, times).bound.mean(), terms.sum())
 
 
-def test_the_last_step_s_term_is_the_likelihood():
-    """Minus the log-probability of x_0, whether a token is masked or not."""
+def test_the_term_of_the_last_step_is_the_likelihood():
+    """It is minus the log-probability of x_0, whether a token is masked or not."""
     made = scheduler(mask_share=0.6)
-    logits = torch.randn(1, 2, CODES, generator=generator(), dtype=torch.float64)
-    x0, sample = torch.tensor([[0, 1]]), torch.tensor([[CODES, 1]])
+    logits = torch.randn(1, 2, CODEBOOK_SIZE, generator=generator(), dtype=torch.float64)
+    x0, sample = torch.tensor([[0, 1]]), torch.tensor([[CODEBOOK_SIZE, 1]])
     terms = made.bound_terms(logits, x0, sample, torch.tensor([1]))
     p0 = logits.softmax(-1)[0]
     assert terms[0, 0].item() == pytest.approx(-p0[0, 0].log().item())
@@ -139,7 +141,7 @@ def test_the_last_step_s_term_is_the_likelihood():
 
 def test_the_auxiliary_loss_is_the_weighted_cross_entropy():
     x0, times = torch.tensor([[0, 1], [2, 2], [1, 0]]), torch.tensor([1, 3, 10])
-    logits = torch.randn(3, 2, CODES, generator=generator())
+    logits = torch.randn(3, 2, CODEBOOK_SIZE, generator=generator())
     entropy = -logits.log_softmax(-1).gather(-1, x0[..., None]).sum((1, 2))
     for adaptive, scale in ((True, torch.tensor([2.0, 1.8, 1.1])), (False, torch.ones(3))):
         made = scheduler(times=10, auxiliary_weight=0.01, adaptive_auxiliary=adaptive)
@@ -153,11 +155,11 @@ def test_the_auxiliary_loss_is_the_weighted_cross_entropy():
 
 @KINDS
 @pytest.mark.parametrize("time", [1, 3, 5])
-def test_the_loss_s_gradient_is_that_of_finite_differences(mask_share, time):
+def test_the_gradient_of_the_loss_equals_finite_differences(mask_share, time):
     made = scheduler(mask_share=mask_share, auxiliary_weight=0.1)
     x0, times = torch.tensor([[0, 1, 2, 1]]), torch.tensor([time])
     sample = made.add_noise(x0, times, generator(1))
-    logits = torch.randn(1, 4, CODES, generator=generator(2), dtype=torch.float64, requires_grad=True)
+    logits = torch.randn(1, 4, CODEBOOK_SIZE, generator=generator(2), dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda values: made.training_loss(values, x0, sample, times).loss, logits)
     (gradient,) = torch.autograd.grad(made.training_loss(logits, x0, sample, times).loss.sum(), logits)
     assert gradient.abs().max() > 0.01
@@ -165,13 +167,13 @@ def test_the_loss_s_gradient_is_that_of_finite_differences(mask_share, time):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @KINDS
-def test_losses_are_finite_in_any_dtype_and_for_sure_models(mask_share, dtype):
+def test_losses_are_finite_in_any_dtype_and_for_certain_models(mask_share, dtype):
     made = scheduler(times=100, mask_share=mask_share)
-    x0 = torch.randint(CODES, (4, 8), generator=generator())
+    x0 = torch.randint(CODEBOOK_SIZE, (4, 8), generator=generator())
     timesteps = torch.tensor([1, 2, 50, 100])
     sample = made.add_noise(x0, timesteps, generator(1))
     for scale in (1.0, 1e3):
-        logits = (scale * torch.randn(4, 8, CODES, generator=generator(2))).to(dtype).requires_grad_()
+        logits = (scale * torch.randn(4, 8, CODEBOOK_SIZE, generator=generator(2))).to(dtype).requires_grad_()
         loss = made.training_loss(logits, x0, sample, timesteps)
         for part in (loss.loss, loss.bound, loss.auxiliary, loss.prior, loss.term):
             assert torch.isfinite(part).all() and part.shape == (4,) and (part > -1e-3).all()
@@ -183,11 +185,11 @@ def test_losses_are_finite_in_any_dtype_and_for_sure_models(mask_share, dtype):
 # MaskGIT's loss
 
 
-def test_a_masked_token_s_term_is_its_weighted_cross_entropy_in_absorbing_diffusion():
-    """With b = 0 the weight is one of the time alone, and tokens that are not masked count nothing."""
+def test_terms_of_absorbing_diffusion_are_weighted_cross_entropies():
+    """With b = 0, the weight depends only on the time, and tokens that are not masked contribute 0."""
     made = scheduler(times=10, mask_share=1.0, masking_schedule="cosine")
-    x0 = torch.randint(CODES, (2, 6), generator=generator())
-    logits = torch.randn(2, 6, CODES, generator=generator(1))
+    x0 = torch.randint(CODEBOOK_SIZE, (2, 6), generator=generator())
+    logits = torch.randn(2, 6, CODEBOOK_SIZE, generator=generator(1))
     for t in (1, 4, 10):
         timesteps = torch.full((2,), t)
         sample = made.add_noise(x0, timesteps, generator(2))
@@ -195,31 +197,33 @@ def test_a_masked_token_s_term_is_its_weighted_cross_entropy_in_absorbing_diffus
         entropy = torch.nn.functional.cross_entropy(logits.transpose(1, 2), x0, reduction="none")
         early, late = made.cumulative.mask[t - 1], made.cumulative.mask[t]
         weight = ((late - early) / late).item()
-        torch.testing.assert_close(terms, torch.where(sample == CODES, weight * entropy, 0.0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            terms, torch.where(sample == CODEBOOK_SIZE, weight * entropy, 0.0), rtol=1e-4, atol=1e-5
+        )
 
 
 class Toy:
-    """Four tokens of one image, and a model's cross-entropies at each way to mask them, (16, 4)."""
+    """An image of four tokens, and the cross-entropies of a model for each way to mask them, (16, 4)."""
 
     tokens = 4
     masked = torch.tensor(list(itertools.product([False, True], repeat=4)))
-    logits = torch.randn(16, 4, CODES, generator=generator(3), dtype=torch.float64)
+    logits = torch.randn(16, 4, CODEBOOK_SIZE, generator=generator(3), dtype=torch.float64)
     image = torch.tensor([0, 2, 1, 1])
     entropies = -logits.log_softmax(-1)[:, range(4), image]
     counts = masked.sum(-1)
 
     @classmethod
     def mean_of(cls, count: int) -> float:
-        """The masked tokens' mean cross-entropy, over all ways to mask `count` of them."""
+        """The mean cross-entropy of masked tokens over all ways to mask `count` of them."""
         chosen = cls.counts == count
         return (cls.entropies[chosen] * cls.masked[chosen]).sum().item() / (count * chosen.sum().item())
 
 
 @pytest.mark.parametrize("masking_schedule", ["linear", "cosine"])
-def test_the_absorbing_bound_is_the_sum_over_how_many_are_masked(masking_schedule):
-    """In the limit of many steps, whatever the schedule: each number of masked tokens counts once."""
+def test_the_absorbing_bound_is_a_sum_over_the_number_of_masked_tokens(masking_schedule):
+    """In the limit of many steps, each number of masked tokens counts once, for any schedule."""
     made = scheduler(times=3000, mask_share=1.0, masking_schedule=masking_schedule)
-    sample = torch.where(Toy.masked, CODES, Toy.image)
+    sample = torch.where(Toy.masked, CODEBOOK_SIZE, Toy.image)
     total = 0.0
     for way in range(16):
         if Toy.counts[way] == 0:
@@ -234,13 +238,13 @@ def test_the_absorbing_bound_is_the_sum_over_how_many_are_masked(masking_schedul
     assert total == pytest.approx(sum(Toy.mean_of(count) for count in range(1, 5)), rel=2e-3)
 
 
-def test_maskgit_s_loss_weighs_the_same_sum_by_its_schedule():
-    """Its mean over draws is `sum_n P(n) L(n)`, the bound's `sum_n L(n)` with the chance that its schedule masks n."""
+def test_the_maskgit_loss_weights_the_same_sum_by_its_schedule():
+    """Its mean is `sum_n P(n) L(n)`: the bound `sum_n L(n)`, weighted with the probability that n tokens are masked."""
     image = Toy.image.expand(20_000, -1)
-    _, masked = mask_tokens(image, CODES, generator())
+    _, masked = mask_tokens(image, CODEBOOK_SIZE, generator())
     way = (masked * torch.tensor([8, 4, 2, 1])).sum(-1)
     drawn = (Toy.entropies[way] * masked).sum(-1) / masked.sum(-1)
-    # floor or ceiling of 4 cos(pi u / 2), by the u at which it passes n + 1/2
+    # the values of u where 4 cos(pi u / 2) passes n + 1/2
     edges = [1.0] + [2 / math.pi * math.acos((n + 0.5) / 4) for n in range(1, 4)] + [0.0]
     chances = [early - late for early, late in itertools.pairwise(edges)]
     assert sum(chances) == pytest.approx(1)
@@ -265,7 +269,7 @@ def test_importance_sampling_leaves_the_mean_unchanged():
     assert (wanted[times - 1] / probabilities).mean().item() == pytest.approx(26, rel=0.03)
 
 
-def test_times_are_uniform_until_each_is_known():
+def test_times_are_uniform_until_each_has_a_history():
     made = scheduler(times=3)
     for _ in range(10):
         made.update_history(torch.tensor([1, 2]), torch.tensor([9.0, 1.0]))
@@ -278,7 +282,7 @@ def test_times_are_uniform_until_each_is_known():
     assert (uniform == torch.tensor(1 / 3)).all() and times.unique().tolist() == [1, 2, 3]
 
 
-def test_the_history_forgets_a_tenth_each_time():
+def test_the_history_is_an_exponential_moving_average():
     made = scheduler(times=2)
     for term in (2.0, 4.0, 0.0):
         made.update_history(torch.tensor([2]), torch.tensor([term], requires_grad=True))
@@ -289,9 +293,9 @@ def test_the_history_forgets_a_tenth_each_time():
 # Bad input
 
 
-def test_wrong_calls_are_refused():
+def test_wrong_input_is_refused():
     made = scheduler()
-    x0, logits = torch.zeros(2, 2, dtype=torch.long), torch.zeros(2, 2, CODES)
+    x0, logits = torch.zeros(2, 2, dtype=torch.long), torch.zeros(2, 2, CODEBOOK_SIZE)
     with pytest.raises(ValueError, match=r"`timesteps` must be from 1 to 5, got \[0, 3\]"):
         made.training_loss(logits, x0, x0, torch.tensor([0, 3]))
     with pytest.raises(ValueError, match=r"`timesteps` must be of shape \(2,\), got \(3,\)"):
@@ -300,7 +304,7 @@ def test_wrong_calls_are_refused():
         ValueError, match=r"`original_samples` must have the shape of `sample`, \(2, 2\), got \(1, 2\)"
     ):
         made.training_loss(logits, x0[:1], x0, torch.tensor([1, 2]))
-    with pytest.raises(ValueError, match="a logit for each of the 3 codes below `mask_token_id`, got 4"):
+    with pytest.raises(ValueError, match="`model_output` must have 3 logits per token, .* got 4"):
         made.training_loss(torch.zeros(2, 2, 4), x0, x0, torch.tensor([1, 2]))
     with pytest.raises(ValueError, match=r"`model_output` must be \(batch, tokens, codebook\)"):
         made.training_loss(logits[0], x0, x0, torch.tensor([1, 2]))

@@ -1,4 +1,4 @@
-"""The masking schedules as functions of the share of steps that are done."""
+"""Masking schedules as functions of the share of steps that are done."""
 
 import math
 
@@ -19,14 +19,14 @@ ratios = st.floats(0, 1, width=32)
 
 
 @given(names)
-def test_all_is_masked_at_first_and_nothing_at_last(name):
+def test_schedules_start_at_one_and_end_at_zero(name):
     first, last = get_masking_schedule(name)(torch.tensor([0.0, 1.0])).tolist()
     assert first == pytest.approx(1, abs=1e-5)
     assert last == pytest.approx(0, abs=1e-5)
 
 
 @given(names, ratios, ratios)
-def test_the_masked_share_falls(name, one, other):
+def test_schedules_decrease(name, one, other):
     earlier, later = get_masking_schedule(name)(torch.tensor(sorted([one, other]))).tolist()
     assert -1e-6 <= later <= earlier + 1e-6 <= 1 + 2e-6
 
@@ -44,6 +44,6 @@ def test_values(ratio):
 
 
 @pytest.mark.parametrize("name", ["", "cos", "Cosine", "pow", "pow0", "pow-1", "powx", "pownan", "powinf", None, 3])
-def test_other_names_are_refused(name):
+def test_unknown_names_are_refused(name):
     with pytest.raises(ValueError, match="`masking_schedule` must be one of"):
         get_masking_schedule(name)

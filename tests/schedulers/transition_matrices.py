@@ -1,56 +1,57 @@
-"""Mask-and-replace diffusion by explicit matrices in float64, written from the words and nothing of the package."""
+"""Mask-and-replace diffusion with explicit float64 matrices, written independently of the package."""
 
 import itertools
 
 import torch
 
 
-def one_step(keep: float, mask: float, codes: int) -> torch.Tensor:
-    """`q(x_t = column | x_{t-1} = row)`: stay, be any code by chance, be masked; the mask is the last state and stays."""
-    replace = (1 - keep - mask) / codes
-    matrix = torch.full((codes + 1, codes + 1), replace, dtype=torch.float64)
-    matrix += keep * torch.eye(codes + 1, dtype=torch.float64)
-    matrix[:, codes] = mask
-    matrix[codes] = torch.tensor([0.0] * codes + [1.0])
+def one_step(keep: float, mask: float, codebook_size: int) -> torch.Tensor:
+    """`q(x_t = column | x_{t-1} = row)`: keep, replace with any index, or mask. The mask is the last, absorbing state."""
+    replace = (1 - keep - mask) / codebook_size
+    matrix = torch.full((codebook_size + 1, codebook_size + 1), replace, dtype=torch.float64)
+    matrix += keep * torch.eye(codebook_size + 1, dtype=torch.float64)
+    matrix[:, codebook_size] = mask
+    matrix[codebook_size] = torch.tensor([0.0] * codebook_size + [1.0])
     return matrix
 
 
-def product(matrices, codes: int) -> torch.Tensor:
-    """Steps in a row."""
-    result = torch.eye(codes + 1, dtype=torch.float64)
+def product(matrices, codebook_size: int) -> torch.Tensor:
+    """The matrix of several steps."""
+    result = torch.eye(codebook_size + 1, dtype=torch.float64)
     for matrix in matrices:
         result = result @ matrix
     return result
 
 
 def bayes(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """q(x_s = j | x_t = i, x_0 = k) as [i, k, j], by Bayes' rule; NaN where x_0 cannot become x_t."""
-    codes = len(first) - 1
-    joint = first[:codes, None, :] * second.T[None]  # [k, i, j] = q(j | k) q(i | j)
+    """q(x_s = j | x_t = i, x_0 = k) as [i, k, j], by Bayes' rule. NaN where x_0 cannot become x_t."""
+    codebook_size = len(first) - 1
+    joint = first[:codebook_size, None, :] * second.T[None]  # [k, i, j] = q(j | k) q(i | j)
     return (joint / joint.sum(-1, keepdim=True)).transpose(0, 1)
 
 
-def steps_of(keeps: torch.Tensor, masks: torch.Tensor, codes: int) -> list[torch.Tensor]:
-    """The one-step matrices, from the shares A and C that are kept and masked up to each time."""
+def steps_of(keeps: torch.Tensor, masks: torch.Tensor, codebook_size: int) -> list[torch.Tensor]:
+    """The matrices of single steps, given the cumulative A and C at each time."""
     pairs = itertools.pairwise(zip(keeps.tolist(), masks.tolist(), strict=True))
-    return [one_step(late[0] / early[0], 1 - (1 - late[1]) / (1 - early[1]), codes) for early, late in pairs]
+    return [one_step(late[0] / early[0], 1 - (1 - late[1]) / (1 - early[1]), codebook_size) for early, late in pairs]
 
 
 class JointChain:
     """
-    The chain of a few tokens that are noised each by itself, all of its states enumerated.
+    The Markov chain of a few independently noised tokens, with all states enumerated.
 
     Args:
-        matrices: one step each, of one token.
-        tokens: how many there are.
+        matrices: the matrix of each step, for one token.
+        tokens: the number of tokens.
     """
 
     def __init__(self, matrices: list[torch.Tensor], tokens: int):
-        self.codes, self.tokens, self.times = len(matrices[0]) - 1, tokens, len(matrices)
-        self.states = torch.tensor(list(itertools.product(range(self.codes + 1), repeat=tokens)))
-        self.images = [i for i, state in enumerate(self.states) if (state < self.codes).all()]
-        self.upto = [product(matrices[:t], self.codes) for t in range(self.times + 1)]
-        self.posteriors = [bayes(self.upto[t], matrices[t]) for t in range(self.times)]  # of time t, from t + 1
+        self.codebook_size, self.tokens, self.times = len(matrices[0]) - 1, tokens, len(matrices)
+        self.states = torch.tensor(list(itertools.product(range(self.codebook_size + 1), repeat=tokens)))
+        self.images = [i for i, state in enumerate(self.states) if (state < self.codebook_size).all()]
+        self.upto = [product(matrices[:t], self.codebook_size) for t in range(self.times + 1)]
+        # Index t holds the posterior of time t, given time t + 1.
+        self.posteriors = [bayes(self.upto[t], matrices[t]) for t in range(self.times)]
 
     def noising(self, t: int) -> torch.Tensor:
         """`q(x_t = column | x_0 = row)` for the states of all tokens."""
@@ -66,15 +67,15 @@ class JointChain:
 
     def model_posteriors(self, t: int, p0: torch.Tensor) -> torch.Tensor:
         """
-        p(x_{t-1} | x_t), as above, of a model that gives `p0`, (states, tokens, K). A code of absorbing diffusion, which
-        no other can have become, stays.
+        p(x_{t-1} | x_t), as above, of a model that predicts `p0`, (states, tokens, K). In absorbing diffusion, a known
+        token that contradicts the prediction stays.
         """
         tables = self.posteriors[t - 1][self.states]  # (states, tokens, K, K + 1)
-        stays = torch.eye(self.codes + 1, dtype=torch.float64)[self.states].unsqueeze(-2)
+        stays = torch.eye(self.codebook_size + 1, dtype=torch.float64)[self.states].unsqueeze(-2)
         return (p0.unsqueeze(-1) * torch.where(tables.isnan(), stays, tables)).sum(-2)
 
     def likelihood(self, p0: list[torch.Tensor], prior: torch.Tensor) -> torch.Tensor:
-        """p(x_0) of each state, by all ways back from `prior`, (K + 1,) of each token; `p0[t]` as above."""
+        """p(x_0) of each state, summed over all paths from `prior`, (K + 1,) per token. `p0[t]` as above."""
         found = prior[self.states].prod(-1)
         for t in range(self.times, 0, -1):
             tables = self.model_posteriors(t, p0[t])
@@ -83,7 +84,7 @@ class JointChain:
         return found
 
     def bound(self, p0: list[torch.Tensor], image: torch.Tensor, prior: torch.Tensor) -> float:
-        """The variational bound of `-log p(x_0)`: a KL for each step and each state on the way, and that of the prior."""
+        """The variational bound of `-log p(x_0)`: the expected KL of each step, plus that of the prior."""
         index = int((self.states == image).all(-1).nonzero())
         total = 0.0
         for t in range(1, self.times + 1):

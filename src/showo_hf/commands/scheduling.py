@@ -83,7 +83,7 @@ def set_scheduler(pipe: DiffusionPipeline, options: argparse.Namespace) -> None:
     kind = type(pipe.scheduler) if options.scheduler is None else named_scheduler(options.scheduler)
     values = option_values(kind, options.scheduler_option)
     if options.scheduler is not None:
-        values["mask_token_id"] = pipe.unknown_code  # the model's scheduler may have none
+        values["mask_token_id"] = pipe.mask_token_id  # the model's scheduler may have none
     try:
         pipe.scheduler = kind.from_config(pipe.scheduler.config, **values)
     except (ValueError, TypeError) as error:

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, Cache, CLIPVisionModel, PreTrainedModel
@@ -155,6 +156,7 @@ class ShowoForCausalLM(ShowoPreTrainedModel, ShowoGenerationMixin):
     # Images in
 
     @torch.no_grad()
+    @apply_forward_hook
     def encode_images(self, pixel_values: torch.Tensor) -> torch.LongTensor:
         """
         Images to vocabulary ids.
@@ -170,7 +172,12 @@ class ShowoForCausalLM(ShowoPreTrainedModel, ShowoGenerationMixin):
         """
         if self.image_tokenizer is None:
             raise ValueError("`pixel_values` need an image tokenizer, and this model's config has none.")
-        return self.image_tokenizer.encode(pixel_values).image_tokens.flatten(1) + self.config.image_token_offset
+        return self.image_tokenizer.encode(pixel_values).image_tokens
+
+    @torch.no_grad()
+    @apply_forward_hook
+    def decode_images(self, image_tokens):
+        return self.image_tokenizer.decode(image_tokens).sample
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """
@@ -213,7 +220,7 @@ class ShowoForCausalLM(ShowoPreTrainedModel, ShowoGenerationMixin):
         if pixel_values is not None and (self.vision_tower is not None or self.config.continuous_latents):
             image_features = self.get_image_features(pixel_values)
         elif pixel_values is not None:
-            image_ids = self.encode_images(pixel_values)
+            image_ids = self.encode_images(pixel_values).flatten(1) + self.config.image_token_offset
             check_places(places, image_ids.numel(), "pixel_values")
             return_ids = input_ids.masked_scatter(places, image_ids.to(input_ids.device))
             return return_ids, self.model.get_input_embeddings()(return_ids), None

@@ -1,14 +1,14 @@
-"""Schedulers of discrete diffusion, one class a file."""
+"""Schedulers of discrete diffusion, one class per file."""
 
 from .scheduling_entropy_bound import EntropyBoundScheduler
 from .scheduling_halton import HaltonScheduler
 from .scheduling_mask_and_replace import MaskAndReplaceScheduler
 from .scheduling_maskgit import MaskGITScheduler
 from .scheduling_remasking import RemaskingScheduler
-from .scheduling_utils import TokenSchedulerOutput
+from .scheduling_utils import DiscreteSchedulerMixin, TokenSchedulerOutput
 
 
-#: All schedulers by the names that a command line has for them.
+#: All schedulers by their names on the command line.
 SCHEDULERS: dict[str, type] = {
     "maskgit": MaskGITScheduler,
     "halton": HaltonScheduler,
@@ -19,10 +19,11 @@ SCHEDULERS: dict[str, type] = {
 
 __all__ = [
     "SCHEDULERS",
-    "TokenSchedulerOutput",
+    "DiscreteSchedulerMixin",
     "EntropyBoundScheduler",
     "HaltonScheduler",
     "MaskAndReplaceScheduler",
     "MaskGITScheduler",
     "RemaskingScheduler",
+    "TokenSchedulerOutput",
 ]

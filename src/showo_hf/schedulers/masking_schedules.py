@@ -1,7 +1,8 @@
-"""Masking schedules: how large a share of the tokens is unknown at a point of the sampling. Pure functions.
+"""
+Masking schedules: the share of masked tokens over the course of sampling. Pure functions.
 
-Each takes the share of the steps that are done, r in [0, 1], and gives the share of tokens that are masked then,
-falling from 1 to 0 ("MaskGIT", arXiv:2202.04200, section 3.2).
+Each maps the share of the steps that are done, r in [0, 1], to the share of tokens that are masked, decreasing from 1
+to 0 ("MaskGIT", arXiv:2202.04200, section 3.2).
 """
 
 import math
@@ -19,7 +20,7 @@ def cosine(ratio: torch.Tensor) -> torch.Tensor:
 
 
 def arccos(ratio: torch.Tensor) -> torch.Tensor:
-    """`2 arccos(r) / pi`, the one of Halton-MaskGIT (arXiv:2503.17076)."""
+    """`2 arccos(r) / pi`, as in Halton-MaskGIT (arXiv:2503.17076)."""
     return torch.arccos(ratio) * 2 / math.pi
 
 
@@ -34,7 +35,7 @@ def power(ratio: torch.Tensor, exponent: float) -> torch.Tensor:
 
 
 def sigmoid(ratio: torch.Tensor, start: float = -3.0, end: float = 3.0, temperature: float = 1.0) -> torch.Tensor:
-    """A logistic curve from `start` to `end`, scaled to fall from 1 to 0 (arXiv:2301.10972, section 2)."""
+    """A logistic curve from `start` to `end`, scaled to decrease from 1 to 0 (arXiv:2301.10972, section 2)."""
     first, last = (torch.sigmoid(torch.tensor(x / temperature)) for x in (start, end))
     value = torch.sigmoid((ratio * (end - start) + start) / temperature)
     return ((last - value) / (last - first)).clamp(1e-6, 1.0)
@@ -42,7 +43,8 @@ def sigmoid(ratio: torch.Tensor, start: float = -3.0, end: float = 3.0, temperat
 
 def get_masking_schedule(name: str) -> MaskingSchedule:
     """
-    The schedule called "arccos", "cosine", "linear", "sigmoid" or "pow<n>" with a positive number n, as "pow2" or "pow0.5".
+    Look up a schedule: "arccos", "cosine", "linear", "sigmoid", or "pow<n>" with a positive n, such as "pow2" or
+    "pow0.5".
 
     Raises:
         ValueError: for any other name.

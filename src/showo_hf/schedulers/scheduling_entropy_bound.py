@@ -1,56 +1,56 @@
-"""As many tokens a step as hardly depend on each other: entropy-bounded unmasking (arXiv:2505.24857)."""
+"""Entropy-bounded unmasking (EB-Sampler, arXiv:2505.24857)."""
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..utils.validation import check_number
-from .masked_sampling import MaskedSchedulerMixin, TokenDraw
+from .masked_diffusion import MaskedSchedulerMixin, SampledTokens
 from .masking_schedules import get_masking_schedule
 from .scheduling_utils import (
     Generators,
     check_choice,
     check_filter,
+    register_arguments,
 )
 
 
 class EntropyBoundScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
     r"""
-    Fill in as many tokens a step as stay under an entropy bound (EB-Sampler, arXiv:2505.24857, section 4).
+    Unmask as many tokens per step as an entropy bound allows (EB-Sampler, arXiv:2505.24857, section 4).
 
-    Unknown tokens are sorted, the surest first. The largest number k of them is filled in for which
+    A step sorts the masked tokens from certain to uncertain and unmasks the first k of them, for the largest k with
 
         H_1 + ... + H_k - max(H_1, ..., H_k) <= entropy_bound
 
-    with the entropies H of the distributions that they are drawn from, in nats. The left side bounds what the k tokens tell
-    about each other, which drawing them apart loses. At least one is filled in. An easy image is done in fewer steps:
-    `step` says so by `finished`.
+    where H is the entropy in nats of the distribution that a token is sampled from. The left side bounds the mutual
+    information of the k tokens, which is lost when they are sampled independently. At least one token is unmasked.
+    Easy images take fewer steps; `finished` of the output tells when an image is complete.
 
-    `num_inference_steps` is the most steps. So that the last one does not have to fill in what a tight bound left over, no
-    step leaves more than the masking schedule says, `max(1, floor(N * schedule((step + 1) / steps)))` of N tokens: where
-    the bound would, it gives way. A bound of 0 is so as fast as [`MaskGITScheduler`]. The last step fills in all.
+    `num_inference_steps` is the maximum number of steps. To spread the work, no step leaves more tokens masked than
+    the masking schedule, `max(1, floor(N * schedule((step + 1) / steps)))` of N tokens, even if the bound would. With
+    a bound of 0 the number of tokens per step is about the same as in [`MaskGITScheduler`]. The last step unmasks all.
 
-    It is the masked kind of what diffusers' scheduler of this name does for uniform noise.
+    diffusers has a scheduler of the same name for uniform noise. This one is for masked tokens.
 
     Args:
-        mask_token_id (`int`, defaults to 8192): the code of an unknown token, equal to the codebook size.
-        entropy_bound (`float`, defaults to 4.0): the paper's gamma in nats, from 0 on. More is faster and less exact. How
-            much is good depends on the model; images of many codes bear more than text.
-        sort_by (`str`, defaults to `"entropy"`): what makes a token sure: a low "entropy", or a high "confidence", the
-            probability of its likeliest code.
+        mask_token_id (`int`, defaults to 8192): id of the mask token. Must be the codebook size.
+        entropy_bound (`float`, defaults to 4.0): the paper's gamma in nats, at least 0. Higher is faster and less
+            exact. A good value depends on the model; images with a large codebook allow more than text.
+        sort_by (`str`, defaults to `"entropy"`): how tokens are sorted: by low "entropy", or by high "confidence", the
+            probability of the most likely token.
         masking_schedule (`str`, defaults to `"cosine"`): the slowest pace: "cosine", "arccos", "linear", "sigmoid" or
             "pow<n>".
-        token_temperature (`float`, defaults to 1.0): of the softmax that tokens are drawn from, when `set_timesteps` gets
-            none; 0 draws the likeliest. Entropies are taken at it too.
-        top_k (`int`, *optional*): tokens are drawn from the `top_k` likeliest codes only; from 1 on.
-        top_p (`float`, *optional*): tokens are drawn from the likeliest codes whose probabilities reach this sum; above 0,
-            at most 1.
+        token_temperature (`float`, defaults to 1.0): temperature of the softmax, unless `set_timesteps` gets one; 0
+            takes the most likely token. Entropies use it too.
+        top_k (`int`, *optional*): sample only from the `top_k` most likely tokens; at least 1.
+        top_p (`float`, *optional*): sample only from the most likely tokens that reach this total probability, in (0, 1].
 
     Raises:
-        ValueError: for settings out of range.
+        ValueError: if an argument is out of range.
     """
 
-    @register_to_config
+    @register_arguments
     def __init__(
         self,
         mask_token_id: int = 8192,
@@ -68,45 +68,48 @@ class EntropyBoundScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         check_filter(top_k, top_p)
         self.softmax_temperature = token_temperature
 
-    def begin_run(self, grid_size: tuple[int, int] | None, temperature: float | None):
-        """`temperature` replaces the config's `token_temperature`."""
+    def reset(self, grid_size: tuple[int, int] | None, temperature: float | None):
+        """Set the softmax temperature. `temperature` replaces the config's `token_temperature`."""
         self.softmax_temperature = self.config.token_temperature if temperature is None else temperature
 
-    def choose_masked(
-        self, step: int, unknown: torch.BoolTensor, draw: TokenDraw, generator: Generators
+    def next_mask(
+        self, step: int, masked: torch.BoolTensor, sampled: SampledTokens, generator: Generators
     ) -> torch.BoolTensor | None:
-        """What does not stay under the bound, nor is due."""
+        """Select the tokens that exceed the bound and that the masking schedule allows to stay masked."""
         if self.is_last(step):
             return None
-        probabilities = draw.probabilities / draw.probabilities.sum(-1, keepdim=True)  # (unknown tokens, codes)
-        # One number a token, which is little: in float64 on the CPU, as not all devices have it.
-        places = unknown.cpu()
-        entropies = torch.special.entr(probabilities).sum(-1).cpu().double()
-        doubt = entropies if self.config.sort_by == "entropy" else -probabilities.amax(-1).cpu().double()
-        turns, under_bound = self.sort_under_bound(places, entropies, doubt)
-        num_unknown = places.sum(-1, keepdim=True)
-        due = num_unknown - self.num_masked_after(step, num_unknown, places.shape[1])
-        return (places & (turns >= torch.maximum(under_bound, due))).to(unknown.device)
+        probs = sampled.probs / sampled.probs.sum(-1, keepdim=True)  # (masked tokens, codebook)
+        # On the CPU, because not all devices have float64. It is one number per token.
+        positions = masked.cpu()
+        entropies = torch.special.entr(probs).sum(-1).cpu().double()
+        uncertainty = entropies if self.config.sort_by == "entropy" else -probs.amax(-1).cpu().double()
+        ranks, num_within_bound = self.rank_tokens(positions, entropies, uncertainty)
+        num_masked = positions.sum(-1, keepdim=True)
+        num_scheduled = num_masked - self.num_masked_after(step, num_masked, positions.shape[1])
+        return (positions & (ranks >= torch.maximum(num_within_bound, num_scheduled))).to(masked.device)
 
     def advance_generator(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
-        """Make the random draws of a step, for steps that are left out behind an image that is done."""
-        self.skip_tokens(sample, generator)
+        """Consume the random numbers `step` would draw, leaving `sample` unchanged."""
+        self.advance_token_sampling(sample, generator)
 
-    def sort_under_bound(
-        self, unknown: torch.BoolTensor, entropies: torch.Tensor, doubt: torch.Tensor
+    def rank_tokens(
+        self, masked: torch.BoolTensor, entropies: torch.Tensor, uncertainty: torch.Tensor
     ) -> tuple[torch.LongTensor, torch.LongTensor]:
         """
-        The turn of each token, (batch, tokens), and how many first ones stay under the bound, (batch, 1).
+        Rank the masked tokens from certain to uncertain, and count those within the bound.
 
-        `entropies` and `doubt`, by which unknown tokens are sorted, have one number for each of these.
+        Args:
+            masked (`torch.BoolTensor` of shape `(batch, tokens)`).
+            entropies, uncertainty (`torch.Tensor` of shape `(masked tokens,)`): ranks are by `uncertainty`.
+
+        Returns:
+            the rank of each token, (batch, tokens), and the number of tokens within the bound, (batch, 1).
         """
-        nothing = torch.zeros(unknown.shape, dtype=torch.float64, device=unknown.device)
-        order = (
-            (nothing + torch.inf).masked_scatter(unknown, doubt).argsort(dim=-1, stable=True)
-        )  # the known ones last
-        ordered = nothing.masked_scatter(unknown, entropies).gather(-1, order)
-        lost = (
-            ordered.cumsum(-1) - ordered.cummax(-1).values
-        )  # never falls: each entropy adds to the sum what the max gains
-        under = (lost <= self.config.entropy_bound) & unknown.gather(-1, order)
-        return order.argsort(-1), under.long().cumprod(-1).sum(-1, keepdim=True)
+        zeros = torch.zeros(masked.shape, dtype=torch.float64, device=masked.device)
+        keys = (zeros + torch.inf).masked_scatter(masked, uncertainty)  # known tokens come last
+        order = keys.argsort(dim=-1, stable=True)
+        ordered = zeros.masked_scatter(masked, entropies).gather(-1, order)
+        # Non-decreasing: each entropy adds to the sum at least what it adds to the maximum.
+        lost_information = ordered.cumsum(-1) - ordered.cummax(-1).values
+        within_bound = (lost_information <= self.config.entropy_bound) & masked.gather(-1, order)
+        return order.argsort(-1), within_bound.long().cumprod(-1).sum(-1, keepdim=True)

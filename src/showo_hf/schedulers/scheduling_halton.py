@@ -1,46 +1,48 @@
-"""Tokens in the order of a low-discrepancy sequence: the Halton scheduler (arXiv:2503.17076)."""
+"""Unmasking in the order of a low-discrepancy sequence: Halton-MaskGIT (arXiv:2503.17076)."""
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..utils.validation import check_number
-from .masked_sampling import MaskedSchedulerMixin, TokenDraw
+from .masked_diffusion import MaskedSchedulerMixin, SampledTokens
 from .masking_schedules import get_masking_schedule
 from .scheduling_utils import (
     Generators,
     check_filter,
+    register_arguments,
     sample_uniform,
 )
 
 
 class HaltonScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
     r"""
-    Fill in masked tokens in the order of a Halton sequence (Halton-MaskGIT, arXiv:2503.17076, section 4).
+    Unmask tokens in the order of a Halton sequence (Halton-MaskGIT, arXiv:2503.17076, section 4).
 
-    Places that are filled in together, and those filled in before, lie spread over the whole image, so that tokens of
-    one step depend little on each other. Confidences play no part, and no noise is needed on them.
+    The order spreads positions evenly over the image, so the tokens of one step are far apart and depend little on
+    each other. It does not depend on confidences and needs no noise.
 
-    A step fills in the first unknown places of the order and leaves
-    `max(1, min(unknown - 1, floor(N * schedule((step + 1) / steps))))` tokens unknown, N being all tokens of the image.
-    Places that are known already are passed over and do not count. The last step fills in all.
+    A step unmasks the first masked positions of the order and leaves
+    `max(1, min(masked - 1, floor(N * schedule((step + 1) / steps))))` tokens masked, where N is the number of tokens
+    in the image. Positions that are already known are skipped and do not count. The last step unmasks all.
 
     Args:
-        mask_token_id (`int`, defaults to 8192): the code of an unknown token, equal to the codebook size.
-        masking_schedule (`str`, defaults to `"arccos"`): "arccos" (the paper's), "cosine", "linear", "sigmoid" or "pow<n>".
-        token_temperature (`float`, defaults to 1.0): of the softmax that tokens are drawn from, when `set_timesteps` gets
-            none; 0 draws the likeliest. It is not the `temperature` of [`MaskGITScheduler`], which is noise on the order.
-        top_k (`int`, *optional*): tokens are drawn from the `top_k` likeliest codes only; from 1 on.
-        top_p (`float`, *optional*): tokens are drawn from the likeliest codes whose probabilities reach this sum; above 0,
-            at most 1.
-        roll (`bool`, defaults to `False`): each sample starts at a place of the order of its own, drawn from the generator
-            at the first step, and comes round to the order's beginning. The paper's code has it as an option.
+        mask_token_id (`int`, defaults to 8192): id of the mask token. Must be the codebook size.
+        masking_schedule (`str`, defaults to `"arccos"`): "arccos" (the paper's), "cosine", "linear", "sigmoid" or
+            "pow<n>".
+        token_temperature (`float`, defaults to 1.0): temperature of the softmax, unless `set_timesteps` gets one; 0
+            takes the most likely token. This is not the `temperature` of [`MaskGITScheduler`], which scales noise on
+            the order.
+        top_k (`int`, *optional*): sample only from the `top_k` most likely tokens; at least 1.
+        top_p (`float`, *optional*): sample only from the most likely tokens that reach this total probability, in (0, 1].
+        roll (`bool`, defaults to `False`): start each sample at a random position of the order, drawn from the
+            generator at the first step, and wrap around at the end. An option of the paper's code.
 
     Raises:
-        ValueError: for settings out of range.
+        ValueError: if an argument is out of range.
     """
 
-    @register_to_config
+    @register_arguments
     def __init__(
         self,
         mask_token_id: int = 8192,
@@ -55,18 +57,18 @@ class HaltonScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         check_filter(top_k, top_p)
         self.softmax_temperature = token_temperature
         self.grid_size: tuple[int, int] | None = None
-        self.ranks: torch.LongTensor | None = None  # (tokens,): when a place's turn comes
-        self.shifts: torch.LongTensor | None = None  # (batch, 1), from the first step to the last
+        self.ranks: torch.LongTensor | None = None  # (tokens,), the rank of each position in the order
+        self.shifts: torch.LongTensor | None = None  # (batch, 1), kept from the first step to the last
 
-    def begin_run(self, grid_size: tuple[int, int] | None, temperature: float | None):
-        """Begin a new order; `temperature` replaces the config's `token_temperature`. `ValueError` for a wrong grid."""
+    def reset(self, grid_size: tuple[int, int] | None, temperature: float | None):
+        """Discard the order. `temperature` replaces the config's `token_temperature`. Refuse a wrong grid."""
         if grid_size is not None and (len(grid_size) != 2 or min(grid_size) < 1):
             raise ValueError(f"`grid_size` must be rows and columns, at least 1 each, got {grid_size!r}.")
         self.softmax_temperature = self.config.token_temperature if temperature is None else temperature
         self.grid_size, self.ranks, self.shifts = grid_size, None, None
 
-    def begin_step(self, step: int, sample: torch.LongTensor, unknown: torch.BoolTensor, generator: Generators):
-        """Make the order, and at the first step draw where in it each sample begins, if `roll` wants that."""
+    def prepare_step(self, step: int, sample: torch.LongTensor, masked: torch.BoolTensor, generator: Generators):
+        """Compute the order at the first step, and draw the start of each sample if `roll` is set."""
         num_tokens = sample.shape[1]
         if self.ranks is None:
             side = round(num_tokens**0.5)
@@ -90,64 +92,65 @@ class HaltonScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
                 "call `set_timesteps` before another batch."
             )
 
-    def choose_masked(
-        self, step: int, unknown: torch.BoolTensor, draw: TokenDraw, generator: Generators
+    def next_mask(
+        self, step: int, masked: torch.BoolTensor, sampled: SampledTokens, generator: Generators
     ) -> torch.BoolTensor | None:
-        """All but the first unknown places of the order."""
+        """Select all masked positions but the first of the order."""
         if self.is_last(step):
             return None
-        num_tokens, num_unknown = unknown.shape[1], unknown.sum(-1, keepdim=True)
-        num_filled = num_unknown - self.num_masked_after(step, num_unknown, num_tokens)
-        turns = torch.where(unknown, self.shifted_ranks(), num_tokens).argsort(-1).argsort(-1)
-        return unknown & (turns >= num_filled)
+        num_tokens, num_masked = masked.shape[1], masked.sum(-1, keepdim=True)
+        num_unmasked = num_masked - self.num_masked_after(step, num_masked, num_tokens)
+        ranks = torch.where(masked, self.shifted_ranks(), num_tokens).argsort(-1).argsort(-1)
+        return masked & (ranks >= num_unmasked)
 
     def shifted_ranks(self) -> torch.LongTensor:
-        """When each place's turn comes, (1 or batch, tokens)."""
+        """Rank of each position in the order of each sample, (1 or batch, tokens)."""
         return self.ranks.unsqueeze(0) if self.shifts is None else (self.ranks + self.shifts) % len(self.ranks)
 
     def is_noop(self, timestep: int | torch.Tensor, sample: torch.LongTensor) -> bool:
-        """Whether a step would fill in nothing: one unknown token at most is left, for the last step."""
-        return self.leaves_one_token(timestep, sample)
+        """Whether a step would unmask no token, because one at most is left and it waits for the last step."""
+        return self.waits_for_last_step(timestep, sample)
 
     def advance_generator(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
-        """Make the random draws of a step that [`is_noop`], so that the next one draws as if it had been made."""
-        self.begin_step(self.step_index(timestep), sample, sample == self.config.mask_token_id, generator)
-        self.skip_tokens(sample, generator)
+        """Consume the random numbers `step` would draw, leaving `sample` unchanged."""
+        self.prepare_step(self.step_index(timestep), sample, sample == self.config.mask_token_id, generator)
+        self.advance_token_sampling(sample, generator)
 
 
 def halton_order(height: int, width: int) -> torch.LongTensor:
     """
-    All places of a grid, row by row from 0 to `height * width - 1`, in the order in which a Halton sequence visits them.
+    All positions of a grid, numbered row by row from 0 to `height * width - 1`, in the order of a Halton sequence.
 
-    Point i = 1, 2, ... of the sequence has the radical inverses of i to the bases 2 and 3 as its coordinates, down and
-    across. A place's turn comes when the first point falls into it.
+    Point i = 1, 2, ... of the sequence has the radical inverses of i in base 2 (down) and base 3 (across) as
+    coordinates. Positions are sorted by the first point that lies in them.
     """
-    # Each of 2^m by 3^n boxes has one of any 2^m 3^n points in a row, and a place twice as large each way holds a box.
-    num_points = power_from(2, 2 * height) * power_from(3, 2 * width)
+    # Any 2^m 3^n consecutive points hit each of 2^m by 3^n boxes once. A position at least twice as large as a box in
+    # both directions contains a whole box.
+    num_points = smallest_power(2, 2 * height) * smallest_power(3, 2 * width)
     points = torch.arange(1, num_points + 1)
-    places = scaled_radical_inverse(points, 2, height) * width + scaled_radical_inverse(points, 3, width)
-    first_visit = torch.full((height * width,), num_points + 1).scatter_reduce(0, places, points, "amin")
-    return first_visit.argsort()
+    positions = scaled_radical_inverse(points, 2, height) * width + scaled_radical_inverse(points, 3, width)
+    first_point = torch.full((height * width,), num_points + 1).scatter_reduce(0, positions, points, "amin")
+    return first_point.argsort()
 
 
-def power_from(base: int, least: int) -> int:
-    """The smallest power of `base` that is at least `least`."""
+def smallest_power(base: int, minimum: int) -> int:
+    """The smallest power of `base` that is at least `minimum`."""
     power = 1
-    while power < least:
+    while power < minimum:
         power *= base
     return power
 
 
 def scaled_radical_inverse(points: torch.LongTensor, base: int, length: int) -> torch.LongTensor:
     """
-    `floor(length * phi(i))`, with the digits of i to the base mirrored at the point in phi(i), in [0, 1).
+    `floor(length * phi(i))` for each point i. phi(i), in [0, 1), has the digits of i in reverse order after the point.
 
-    In integers, as a third is no floating point number and a place must not depend on rounding.
+    Computed in integers, because 1/3 is not a floating-point number and rounding must not change a position.
     """
-    scale = power_from(base, int(points.max()) + 1)
-    mirrored, rest, unit = torch.zeros_like(points), points, scale
+    scale = smallest_power(base, int(points.max()) + 1)
+    reversed_digits, rest, unit = torch.zeros_like(points), points, scale
     while unit > 1:
         unit //= base
-        mirrored = mirrored + rest % base * unit
+        reversed_digits = reversed_digits + rest % base * unit
         rest = rest // base
-    return mirrored * length // scale
+    return reversed_digits * length // scale

@@ -1,60 +1,61 @@
-"""Choices that can be taken back: Mask-Predict (arXiv:1904.09324) and ReMDM (arXiv:2503.00307)."""
+"""Masking sampled tokens again: Mask-Predict (arXiv:1904.09324) and ReMDM (arXiv:2503.00307)."""
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..utils.validation import check_number, check_share
-from .masked_sampling import MaskedSchedulerMixin, TokenDraw, falling_temperatures
+from .masked_diffusion import MaskedSchedulerMixin, SampledTokens, annealed_temperatures
 from .masking_schedules import get_masking_schedule
 from .scheduling_utils import (
     Generators,
     check_choice,
     check_filter,
     gumbel_noise,
+    register_arguments,
     sample_uniform,
 )
 
 
 class RemaskingScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
     r"""
-    Fill in masked tokens, and mask again what was chosen earlier, so that the model gets another try.
+    Mask tokens of earlier steps again, so that the model can correct them (Mask-Predict, ReMDM).
 
-    Two rules. Let s(r) be the masking schedule at the share r of the steps that are done, and F the number of tokens that
+    There are two rules. Let s(r) be the masking schedule at the share r of the steps, and F the number of tokens that
     were not given.
 
-    - "mask_predict" (Mask-Predict, arXiv:1904.09324, section 3.1): a step draws every unknown token and notes its
-      confidence, `log p + temperature * gumbel`. Then the `max(1, min(F - 1, floor(F * s)))` tokens with the lowest noted
-      confidence are masked, whenever they were chosen. The paper takes the likeliest codes and no noise (`top_k=1`,
+    - "mask_predict" (Mask-Predict, arXiv:1904.09324, section 3.1): a step samples every masked token and stores its
+      confidence, `log p + temperature * gumbel`. It then masks the `max(1, min(F - 1, floor(F * s)))` tokens with the
+      lowest stored confidence, from whichever step. The paper takes the most likely tokens without noise (`top_k=1`,
       `temperature=0`).
-    - "remdm" (ReMDM, arXiv:2503.00307, equation 5): with a = 1 - s before the step and b = 1 - s after it, a chosen token
-      is masked with probability sigma, and an unknown one is filled in with probability `(b - (1 - sigma) a) / (1 - a)`,
-      so that the share of known tokens is what it would be without. sigma is at most `min(1, (1 - b) / a)`;
-      `min(eta, that)` with "cap", `eta` times that with "rescale".
+    - "remdm" (ReMDM, arXiv:2503.00307, equation 5): with a = 1 - s before the step and b = 1 - s after it, a sampled
+      token is masked with probability sigma, and a masked token is unmasked with probability
+      `(b - (1 - sigma) a) / (1 - a)`. This keeps the expected share of known tokens on the schedule. sigma is at most
+      `limit = min(1, (1 - b) / a)`. It is `min(eta, limit)` with "cap", and `eta * limit` with "rescale".
 
-    What the user gave is never masked: the tokens that were known at the first step, and those that came from outside
-    between two steps. For that the scheduler keeps, from the first step after `set_timesteps` to the last one, which tokens
-    were given, the noted confidences, and its latest sample: call `set_timesteps` before another batch, and use one
-    scheduler for one batch at a time. The last step fills in all.
+    Given tokens are never masked: those known at the first step, and those that the caller changes between two steps.
+    The scheduler stores the given tokens, the confidences and the latest sample from the first step after
+    `set_timesteps` to the last. Call `set_timesteps` before another batch, and do not use one scheduler for two
+    batches at a time. The last step masks none.
 
     Args:
-        mask_token_id (`int`, defaults to 8192): the code of an unknown token, equal to the codebook size.
+        mask_token_id (`int`, defaults to 8192): id of the mask token. Must be the codebook size.
         rule (`str`, defaults to `"mask_predict"`): "mask_predict" or "remdm".
         masking_schedule (`str`, defaults to `"cosine"`): "cosine", "arccos", "linear", "sigmoid" or "pow<n>".
-        temperature (`float`, defaults to 1.0): of "mask_predict", the scale of the noise on the confidences, when
-            `set_timesteps` gets none. "remdm" has no confidences.
-        temperature_rule (`str`, defaults to `"compound"`): how the scale falls; see [`MaskGITScheduler`].
-        sigma_rule (`str`, defaults to `"cap"`): of "remdm", "cap" or "rescale".
-        eta (`float`, defaults to 0.05): of "remdm", from 0 (never mask again) to 1. The more steps, the less is needed.
-        top_k (`int`, *optional*): tokens are drawn from the `top_k` likeliest codes only; from 1 on.
-        top_p (`float`, *optional*): tokens are drawn from the likeliest codes whose probabilities reach this sum; above 0,
-            at most 1. Confidences are the whole distribution's in any case.
+        temperature (`float`, defaults to 1.0): scale of the confidence noise of "mask_predict", unless `set_timesteps`
+            gets one. "remdm" has no confidences.
+        temperature_rule (`str`, defaults to `"compound"`): how the scale decreases; see [`MaskGITScheduler`].
+        sigma_rule (`str`, defaults to `"cap"`): "cap" or "rescale", for "remdm".
+        eta (`float`, defaults to 0.05): for "remdm", from 0 (never mask again) to 1. More steps need a lower value.
+        top_k (`int`, *optional*): sample only from the `top_k` most likely tokens; at least 1.
+        top_p (`float`, *optional*): sample only from the most likely tokens that reach this total probability, in (0, 1].
+            Confidences use the probabilities before `top_k` and `top_p`.
 
     Raises:
-        ValueError: for settings out of range.
+        ValueError: if an argument is out of range.
     """
 
-    @register_to_config
+    @register_arguments
     def __init__(
         self,
         mask_token_id: int = 8192,
@@ -75,56 +76,24 @@ class RemaskingScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         check_share("eta", eta)
         check_filter(top_k, top_p)
         self.temperatures: list[float] = []
-        self.forget()
+        self.clear_state()
 
-    def forget(self):
-        """Drop what was kept of a batch: three tensors of shape (batch, tokens)."""
-        self.given = None  # whether the user gave a token
-        self.confidence = None  # noted when a token was chosen, float32
-        self.latest = None  # codes after the step before
+    def clear_state(self):
+        """Discard the stored tensors of a batch, each (batch, tokens)."""
+        self.given = None  # bool, whether a token was given
+        self.confidence = None  # float32, stored when a token was sampled
+        self.latest = None  # int64, the latest `prev_sample`
 
-    def begin_run(self, grid_size: tuple[int, int] | None, temperature: float | None):
-        """Prepare the noise on the confidences; `temperature` replaces the config's. Forget the batch before."""
-        scale = self.config.temperature if temperature is None else temperature
-        self.temperatures = falling_temperatures(scale, self.num_inference_steps, self.config.temperature_rule)
-        self.forget()
+    def reset(self, grid_size: tuple[int, int] | None, temperature: float | None):
+        """Compute the temperature of each step and clear the state. `temperature` replaces the one in the config."""
+        temperature = self.config.temperature if temperature is None else temperature
+        self.temperatures = annealed_temperatures(temperature, self.num_inference_steps, self.config.temperature_rule)
+        self.clear_state()
 
-    def choose_masked(
-        self, step: int, unknown: torch.BoolTensor, draw: TokenDraw, generator: Generators
-    ) -> torch.BoolTensor | None:
-        """Of all tokens that were not given those that the rule says; none at the end."""
-        free = ~self.given
-        # Both rules draw one uniform number a token at each step, the last too: a generator's state tells nothing.
-        if self.config.rule == "mask_predict":
-            confidence = draw.chosen.clamp(1e-20).log() + self.temperatures[step] * gumbel_noise(draw.guess, generator)
-            self.confidence = torch.where(unknown, confidence, self.confidence)
-            masked = self.least_confident(step, free)
-        else:
-            masked = self.randomly_masked(step, unknown, sample_uniform(draw.guess, generator)) & free
-        return None if self.is_settled(step) else masked
-
-    def end_step(self, step: int, prev_sample: torch.LongTensor, finished: bool) -> bool:
-        """Keep the sample; an image without masks is not finished while some of it may be masked again."""
-        settled = self.is_settled(step)
-        self.latest = prev_sample.clone()  # a callback may write into the other
-        if self.is_last(step):
-            self.forget()
-        return settled
-
-    def is_settled(self, step: int) -> bool:
-        """Whether nothing is masked after a step: after the last one, and where there is nothing that could be."""
-        lone = int(self.config.rule == "mask_predict")  # a single token is filled in at once and stays
-        return self.is_last(step) or bool(((~self.given).sum(-1) <= lone).all())
-
-    def advance_generator(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
-        """Make the random draws of a step, for steps that are left out behind an image that is done."""
-        self.skip_tokens(sample, generator)
-        sample_uniform(sample, generator)
-
-    def begin_step(self, step: int, sample: torch.LongTensor, unknown: torch.BoolTensor, generator: Generators):
-        """Note which tokens come from outside: those known at the first step, and those that are not as a step left them."""
+    def prepare_step(self, step: int, sample: torch.LongTensor, masked: torch.BoolTensor, generator: Generators):
+        """Update which tokens are given: those known at the first step, and those changed since the previous step."""
         if step == 0 or self.latest is None:
-            self.given = ~unknown
+            self.given = ~masked
             self.confidence = torch.zeros(sample.shape, device=sample.device)
         elif self.latest.shape != sample.shape:
             raise ValueError(
@@ -132,23 +101,57 @@ class RemaskingScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
                 "call `set_timesteps` before another batch."
             )
         else:
-            self.given = (self.given | (sample != self.latest)) & ~unknown
+            self.given = (self.given | (sample != self.latest)) & ~masked
+
+    def next_mask(
+        self, step: int, masked: torch.BoolTensor, sampled: SampledTokens, generator: Generators
+    ) -> torch.BoolTensor | None:
+        """Select tokens by the rule among all that were not given."""
+        free = ~self.given
+        # Both rules draw one uniform number per token in every step, so the generator's state is always the same.
+        if self.config.rule == "mask_predict":
+            noise = gumbel_noise(sampled.sampled_tokens, generator)
+            confidence = sampled.sampled_probs.clamp(1e-20).log() + self.temperatures[step] * noise
+            self.confidence = torch.where(masked, confidence, self.confidence)
+            next_mask = self.least_confident(step, free)
+        else:
+            next_mask = self.remdm_mask(step, masked, sample_uniform(sampled.sampled_tokens, generator)) & free
+        return None if self.is_complete(step) else next_mask
+
+    def finish_step(self, step: int, prev_sample: torch.LongTensor, finished: bool) -> bool:
+        """Store the sample. An image without masked tokens is not finished while some may be masked again."""
+        complete = self.is_complete(step)
+        self.latest = prev_sample.clone()  # a callback may write to `prev_sample`
+        if self.is_last(step):
+            self.clear_state()
+        return complete
+
+    def is_complete(self, step: int) -> bool:
+        """Whether no token is masked after a step: it is the last one, or no token may be masked."""
+        # "mask_predict" does not mask the only token that was not given, since `num_masked_after` is 0 for it.
+        min_free = int(self.config.rule == "mask_predict")
+        return self.is_last(step) or bool(((~self.given).sum(-1) <= min_free).all())
+
+    def advance_generator(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
+        """Consume the random numbers `step` would draw, leaving `sample` unchanged."""
+        self.advance_token_sampling(sample, generator)
+        sample_uniform(sample, generator)
 
     def least_confident(self, step: int, free: torch.BoolTensor) -> torch.BoolTensor:
-        """Where tokens are masked by "mask_predict", (batch, tokens)."""
+        """Select the tokens that "mask_predict" masks, (batch, tokens)."""
         num_free = free.sum(-1, keepdim=True)
         num_masked = self.num_masked_after(step, num_free, num_free)
-        turns = torch.where(free, self.confidence, torch.inf).argsort(dim=-1, stable=True).argsort(-1)
-        return free & (turns < num_masked)
+        ranks = torch.where(free, self.confidence, torch.inf).argsort(dim=-1, stable=True).argsort(-1)
+        return free & (ranks < num_masked)
 
-    def randomly_masked(self, step: int, unknown: torch.BoolTensor, uniform: torch.Tensor) -> torch.BoolTensor:
-        """Where tokens stay or become masked by "remdm", (batch, tokens), with a uniform number for each."""
-        fill, sigma = self.remdm_probabilities(step)
-        return torch.where(unknown, uniform >= fill, uniform < sigma)
+    def remdm_mask(self, step: int, masked: torch.BoolTensor, uniform: torch.Tensor) -> torch.BoolTensor:
+        """Select the tokens that "remdm" masks, (batch, tokens), from uniform noise (batch, tokens)."""
+        unmask, sigma = self.remdm_probabilities(step)
+        return torch.where(masked, uniform >= unmask, uniform < sigma)
 
     def remdm_probabilities(self, step: int) -> tuple[float, float]:
-        """The probabilities of "remdm" with which a step fills in an unknown token, and masks a chosen one."""
-        # A cosine ends a little below 0.
+        """Probabilities with which "remdm" unmasks a masked token, and masks a sampled token."""
+        # `max`, because the cosine schedule ends slightly below 0.
         before, after = (max(0.0, self.mask_ratio(i / self.num_inference_steps).item()) for i in (step, step + 1))
         known = 1 - before
         limit = min(1.0, after / known) if known > 0 else 1.0

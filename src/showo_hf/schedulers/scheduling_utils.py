@@ -1,5 +1,6 @@
-"""What the schedulers of discrete diffusion share: their output, their random draws, and their input checks."""
+"""Shared by all schedulers: the output, the config, random draws and input checks."""
 
+import functools
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,13 +8,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
+from ..utils.private_interfaces import default_config_entries
 from ..utils.validation import check_count, is_number
 
 
-NOISE_ROWS = 64  # tokens whose noise is drawn at a time on a CPU
+NOISE_ROWS = 64  # number of tokens for which noise is drawn at a time on a CPU
 
 Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
 
@@ -21,13 +24,14 @@ Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
 @dataclass
 class TokenSchedulerOutput(BaseOutput):
     """
-    Output of `step`.
+    Output of a scheduler's `step`.
 
     Args:
-        prev_sample (`torch.LongTensor` of shape `(batch, tokens)`): codes, and the mask id where a token is unknown
-            still; the input of the next step.
-        pred_original_sample (`torch.LongTensor` of shape `(batch, tokens)`): the guess at the whole image.
-        finished (`bool`): no further step would change anything.
+        prev_sample (`torch.LongTensor` of shape `(batch, tokens)`): token ids after the step, `mask_token_id` where a
+            token is still masked. Pass it to the next step.
+        pred_original_sample (`torch.LongTensor` of shape `(batch, tokens)`): token ids of the predicted image, none of
+            them masked.
+        finished (`bool`): whether no further step would change a token.
     """
 
     prev_sample: torch.LongTensor
@@ -37,79 +41,117 @@ class TokenSchedulerOutput(BaseOutput):
 
 class DiscreteSchedulerMixin:
     """
-    Mixin of the schedulers of discrete diffusion: what a pipeline may ask of any of them.
+    Mixin with the interface that pipelines use, common to all schedulers of discrete diffusion.
 
-    It stands before diffusers' `SchedulerMixin` and `ConfigMixin`, which diffusers looks for in a scheduler's module when
-    it loads a pipeline. A scheduler has the config entry `mask_token_id`, `set_timesteps`, `step` and `add_noise`. Any of
-    them takes the place of another by `from_config`, which keeps the entries that both have.
+    A scheduler also has the config entry `mask_token_id` and the methods `set_timesteps`, `step` and `add_noise`. Any
+    scheduler can replace any other with `from_config`.
+
+    List this mixin before `SchedulerMixin` and `ConfigMixin`. Each scheduler's module must import these two, because
+    diffusers looks them up in that module when it loads a pipeline.
     """
 
     order = 1
 
     @property
     def needs_all_logits(self) -> bool:
-        """Whether `step` looks at the logits of tokens that are known by now. The pipeline computes none without need."""
+        """Whether `step` reads the logits of known tokens. If not, the pipeline does not compute them."""
         return False
 
     def initial_sample(self, sample: torch.LongTensor, generator: Generators = None) -> torch.LongTensor:
-        """What the first step begins with where `sample`, (batch, tokens), has the mask id; most begin with the mask."""
+        """
+        Return the sample that the first step starts from.
+
+        Args:
+            sample (`torch.LongTensor` of shape `(batch, tokens)`): token ids, `mask_token_id` where masked. Most
+                schedulers return it unchanged.
+        """
         return sample
 
     def is_noop(self, timestep: int | torch.Tensor, sample: torch.LongTensor) -> bool:
-        """Whether a step would leave `sample` as it is, whatever the model says. Its random draws are still to be made."""
+        """
+        Whether `step` would return `sample` unchanged, whatever the logits are.
+
+        Call `advance_generator` instead of such a step, because the step would still draw random numbers.
+        """
         return False
 
     def advance_generator(self, timestep: int | torch.Tensor, sample: torch.LongTensor, generator: Generators = None):
         """
-        Make the random draws of a step, and nothing else: one that [`is_noop`], or one behind an image that is done. What
-        is drawn next is then what it would be, had the step been made. A scheduler that is never idle, nor finished before
-        its last step, needs none.
+        Consume the random numbers `step` would draw, leaving `sample` unchanged.
+
+        Call it in place of a step that [`is_noop`], and of the steps after `finished`. Later draws are then the same
+        as if all steps had run. A scheduler that never skips a step does not need it.
         """
 
     def __bool__(self) -> bool:
-        return True  # though its length is 0 before `set_timesteps`
+        return True  # `len` is 0 before `set_timesteps`
+
+    @property
+    def compatibles(self) -> list[type]:
+        """All other discrete schedulers. Each can be made from this scheduler's config with `from_config`."""
+        classes = all_subclasses(DiscreteSchedulerMixin)
+        return [cls for cls in classes if cls is not type(self) and issubclass(cls, SchedulerMixin)]
 
     @classmethod
-    def _get_compatibles(cls) -> list[type]:
-        """All discrete schedulers: diffusers then ignores, without a warning, what another one's config has more."""
-        kinds = all_subclasses(DiscreteSchedulerMixin)
-        return [kind for kind in kinds if kind is not cls and issubclass(kind, SchedulerMixin)]
-
-    def register_to_config(self, **kwargs: Any):
+    def from_config(cls, config=None, return_unused_kwargs: bool = False, **kwargs: Any):
         """
-        As in diffusers, which notes the entries that were not named, and gives another scheduler its own defaults there.
+        Create a scheduler from the config of a scheduler of any class, without a warning.
 
-        An entry that was given by its position is noted as named here, and `mask_token_id` always is: it is the
-        codebook's, so that no other scheduler may have another default. NumPy's numbers become Python's, which can be saved.
+        - Entries that both classes have are kept if they were passed to the other scheduler, or read from its file.
+        - All other arguments take the defaults of this class.
+        - Entries that only the other class has stay in the config unused, so that swapping back restores them.
+
+        Args:
+            config (`dict`): a scheduler's `config`.
+            return_unused_kwargs (`bool`): also return the entries and `kwargs` that this class does not use.
+            kwargs: arguments of this class, which replace entries of `config`.
         """
-        kwargs = {name: value.item() if isinstance(value, np.generic) else value for name, value in kwargs.items()}
-        if "_use_default_values" in kwargs:
-            parameters = inspect.signature(type(self).__init__).parameters
-            kwargs["_use_default_values"] = [
-                name
-                for name in kwargs["_use_default_values"]
-                if name != "mask_token_id" and kwargs[name] == parameters[name].default
-            ]
-        super().register_to_config(**kwargs)  # type: ignore[misc]  # ConfigMixin's
+        if not isinstance(config, dict):  # a path, which diffusers deprecates
+            return super().from_config(config, return_unused_kwargs, **kwargs)  # type: ignore[misc]
+        parameters = inspect.signature(cls.__init__).parameters
+        own = {name: value for name, value in config.items() if name in parameters or name.startswith("_")}
+        unused_defaults = default_config_entries(config)
+        others = {name: value for name, value in config.items() if name not in own and name not in unused_defaults}
+        scheduler, unused = super().from_config(own, return_unused_kwargs=True, **kwargs)  # type: ignore[misc]
+        scheduler.register_to_config(**others)
+        return (scheduler, unused | others) if return_unused_kwargs else scheduler
 
 
-def all_subclasses(kind: type) -> list[type]:
-    """Subclasses of a class and theirs."""
-    children: list[type] = kind.__subclasses__()
+def register_arguments(init: Any) -> Any:
+    """
+    Decorate a scheduler's `__init__` to keep its arguments in `config`, as diffusers' `register_to_config` does.
+
+    In addition:
+    - Positional arguments count as explicit, so that `from_config` keeps them.
+    - `mask_token_id` always counts as explicit, because it must equal the codebook size of the model.
+    - NumPy numbers become Python numbers, which can be saved as JSON.
+    """
+    signature, registered_init = inspect.signature(init), register_to_config(init)
+
+    @functools.wraps(init)
+    def wrapper(self, *args, **kwargs):
+        _, *arguments = signature.bind(self, *args, **kwargs).arguments.items()
+        named = {"mask_token_id": signature.parameters["mask_token_id"].default, **dict(arguments)}
+        registered_init(
+            self, **{name: value.item() if isinstance(value, np.generic) else value for name, value in named.items()}
+        )
+
+    return wrapper
+
+
+def all_subclasses(cls: type) -> list[type]:
+    """Direct and indirect subclasses of a class."""
+    children: list[type] = cls.__subclasses__()
     return [found for child in children for found in (child, *all_subclasses(child))]
 
 
-def check_step_inputs(
-    model_output: torch.Tensor,
-    sample: torch.LongTensor,
-    num_inference_steps: int | None,
-    num_codes: int | None = None,
-):
-    """
-    Raise `ValueError` unless `step` was given (batch, tokens, codebook) and (batch, tokens) after `set_timesteps`.
+# Input checks
 
-    The codebook's size is looked at where `num_codes` says it.
-    """
+
+def check_step_inputs(
+    model_output: torch.Tensor, sample: torch.LongTensor, num_inference_steps: int | None, mask_token_id: int
+):
+    """Raise `ValueError` unless `set_timesteps` was called, shapes fit, and `sample` holds ids up to the mask id."""
     if num_inference_steps is None:
         raise ValueError("Call `set_timesteps` before `step`.")
     if model_output.ndim != 3 or sample.shape != model_output.shape[:2]:
@@ -117,12 +159,19 @@ def check_step_inputs(
             "`model_output` must be (batch, tokens, codebook) and `sample` (batch, tokens), "
             f"got {tuple(model_output.shape)} and {tuple(sample.shape)}."
         )
-    if num_codes is not None and model_output.shape[-1] != num_codes:
+    if model_output.shape[-1] != mask_token_id:
         raise ValueError(
-            f"`model_output` must hold logits of {num_codes} codes, as `mask_token_id` says, got {model_output.shape[-1]}."
+            f"`model_output` must have {mask_token_id} logits per token, one for each id below `mask_token_id`, "
+            f"got {model_output.shape[-1]}."
         )
     if sample.is_floating_point():
-        raise ValueError(f"`sample` must hold integer codes, got {sample.dtype}.")
+        raise ValueError(f"`sample` must hold integer token ids, got {sample.dtype}.")
+    lowest, highest = torch.stack(sample.aminmax()).tolist() if sample.numel() > 0 else (0, 0)
+    if lowest < 0 or highest > mask_token_id:
+        raise ValueError(
+            f"`sample` must hold token ids from 0 to `mask_token_id`, {mask_token_id}, "
+            f"got {lowest if lowest < 0 else highest}."
+        )
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]):
@@ -133,7 +182,7 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]):
 
 
 def check_filter(top_k: int | None, top_p: float | None):
-    """Raise `ValueError` unless `top_k` is None or at least 1, and `top_p` None or above 0 and at most 1."""
+    """Raise `ValueError` unless `top_k` is None or at least 1, and `top_p` is None or in (0, 1]."""
     if top_k is not None:
         check_count("top_k", top_k)
     if top_p is not None and not (is_number(top_p) and 0 < top_p <= 1):
@@ -141,22 +190,23 @@ def check_filter(top_k: int | None, top_p: float | None):
 
 
 def check_generators(generator: Generators, batch_size: int):
-    """Raise `ValueError` or `TypeError` unless `generator` is one, None, or a list with one for each sample."""
-    listed = generator if isinstance(generator, list) else [] if generator is None else [generator]
-    for one in listed:
+    """Raise `ValueError` or `TypeError` unless `generator` is None, one generator, or a list of `batch_size`."""
+    generators = generator if isinstance(generator, list) else [] if generator is None else [generator]
+    for one in generators:
         if not isinstance(one, torch.Generator):
             raise TypeError(f"`generator` must be a `torch.Generator` or a list of them, got {type(one).__name__}.")
     if isinstance(generator, list) and len(generator) != batch_size:
         raise ValueError(f"`generator` must be one or a list of {batch_size}, got a list of {len(generator)}.")
 
 
-def sample_categorical(probabilities: torch.Tensor, generator: Generators = None) -> torch.LongTensor:
-    """
-    One draw from each distribution: (batch, tokens, codes) probabilities to (batch, tokens) codes.
+# Random draws
+#
+# All of them draw on the generator's device, so a CPU generator gives the same values for any device. With a list of
+# generators, each row of the batch gets the values that it would get alone.
 
-    The draw happens on the generator's device, so a CPU generator gives the same codes on any device; with a list of
-    generators each sample has its own draws, the same as it would have alone.
-    """
+
+def sample_categorical(probabilities: torch.Tensor, generator: Generators = None) -> torch.LongTensor:
+    """Draw from each distribution: (batch, tokens, codebook) probabilities to (batch, tokens) codebook indices."""
     check_generators(generator, probabilities.shape[0])
     if isinstance(generator, list):
         return torch.cat([sample_categorical(p[None], g) for p, g in zip(probabilities, generator, strict=True)])
@@ -165,83 +215,68 @@ def sample_categorical(probabilities: torch.Tensor, generator: Generators = None
     return torch.multinomial(flat, 1, generator=generator).view(probabilities.shape[:2]).to(probabilities.device)
 
 
-def sample_wanted(probabilities: torch.Tensor, wanted: torch.BoolTensor, generator: Generators = None) -> torch.Tensor:
+def sample_categorical_at(
+    probabilities: torch.Tensor, positions: torch.BoolTensor, generator: Generators = None
+) -> torch.LongTensor:
     """
-    [`sample_categorical`] for some tokens: the same codes, and a generator is left as if all tokens had been drawn.
+    Draw from the distributions at some positions only. The indices are those that [`sample_categorical`] would give
+    there, and the generator ends in the same state.
 
-    `torch.multinomial` gives the code of the largest `p / q` with standard exponential q (an exponential race). So the
-    distributions of the other tokens are not needed, only their share of the q.
+    `torch.multinomial` returns the index of the largest `p / q` with standard exponential noise q (an exponential
+    race). So the other positions need their noise drawn, but not their distributions.
 
     Args:
-        probabilities (`torch.Tensor` of shape `(number of wanted tokens, codes)`, float32): they need not sum to 1.
-        wanted (`torch.BoolTensor` of shape `(batch, tokens)`): the tokens that they belong to, in order.
+        probabilities (`torch.Tensor` of shape `(selected positions, codebook)`, float32): need not sum to 1.
+        positions (`torch.BoolTensor` of shape `(batch, tokens)`): the selected positions.
 
     Returns:
-        codes, `torch.LongTensor` of shape `(number of wanted tokens,)`.
+        `torch.LongTensor` of shape `(selected positions,)`: codebook indices, in the order of the positions.
     """
-    check_generators(generator, wanted.shape[0])
+    check_generators(generator, positions.shape[0])
     if isinstance(generator, list):
-        parts = probabilities.split(wanted.sum(-1).tolist())
-        rows = zip(parts, wanted, generator, strict=True)
-        return torch.cat([sample_wanted(part, row[None], one) for part, row, one in rows])
-    device = wanted.device if generator is None else generator.device
-    at_hand, codes, first = probabilities.detach().to(device, torch.float32), [], 0
-    for rows, noise in exponential_noise(wanted, probabilities.shape[-1], generator):
+        parts = probabilities.split(positions.sum(-1).tolist())
+        rows = zip(parts, positions, generator, strict=True)
+        return torch.cat([sample_categorical_at(part, row[None], one) for part, row, one in rows])
+    device = positions.device if generator is None else generator.device
+    weights, indices, first = probabilities.detach().to(device, torch.float32), [], 0
+    for rows, noise in exponential_noise(positions, probabilities.shape[-1], generator):
         noise = noise if bool(rows.all()) else noise[rows]
-        part = at_hand[first : first + len(noise)]
-        codes.append(torch.div(part, noise, out=noise).argmax(-1))
+        part = weights[first : first + len(noise)]
+        indices.append(torch.div(part, noise, out=noise).argmax(-1))
         first += len(noise)
-    return torch.cat(codes).to(probabilities.device)
+    return torch.cat(indices).to(probabilities.device)
 
 
 def exponential_noise(
-    like: torch.Tensor, num_codes: int, generator: torch.Generator | None = None
+    like: torch.Tensor, codebook_size: int, generator: torch.Generator | None = None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """
-    What `torch.multinomial` draws for `like`, (batch, tokens), on the generator's device.
+    Draw the noise that `torch.multinomial` draws for (batch, tokens) distributions, on the generator's device.
+
+    A CPU generator draws values one after another, so a few rows at a time give the same noise. This needs less memory
+    and is faster.
 
     Yields:
-        some entries of `like` in turn, (rows,), and their noise, (rows, codes), to be used before the next. On a CPU, where
-        draws follow one another, these are few at a time: that needs little memory, and is faster.
+        the next rows of `like`, (rows,), and their noise, (rows, codebook). The next iteration overwrites the noise.
     """
     like = like.flatten().to(like.device if generator is None else generator.device)
     at_once = NOISE_ROWS if like.device.type == "cpu" else like.numel()
-    noise = torch.empty(min(at_once, like.numel()), num_codes, device=like.device)
+    noise = torch.empty(min(at_once, like.numel()), codebook_size, device=like.device)
     for rows in like.split(at_once):
         yield rows, noise[: len(rows)].exponential_(generator=generator)
 
 
-def skip_categorical(like: torch.Tensor, num_codes: int, generator: Generators = None):
-    """Leave a generator as [`sample_categorical`] leaves it, for (batch, tokens) distributions over `num_codes`."""
+def advance_categorical(like: torch.Tensor, codebook_size: int, generator: Generators = None):
+    """Consume the random numbers that [`sample_categorical`] draws for (batch, tokens) distributions."""
     check_generators(generator, like.shape[0])
     pairs = zip(like, generator, strict=True) if isinstance(generator, list) else [(like, generator)]
     for rows, one in pairs:
-        for _ in exponential_noise(rows, num_codes, one):
+        for _ in exponential_noise(rows, codebook_size, one):
             pass
 
 
-def keep_likely(probabilities: torch.Tensor, top_k: int | None = None, top_p: float | None = None) -> torch.Tensor:
-    """
-    Probabilities (..., codes) with 0 for unlikely codes; what is left is not scaled to sum to 1.
-
-    Args:
-        top_k: the `top_k` likeliest codes stay, and any as likely as the last of them.
-        top_p: the likeliest codes stay until their sum, the one that crosses included, reaches `top_p` of what `top_k` left
-            (nucleus sampling, arXiv:1904.09751).
-    """
-    if top_k is not None and top_k < probabilities.shape[-1]:
-        least = probabilities.topk(top_k, -1).values[..., -1:]
-        probabilities = torch.where(probabilities < least, 0.0, probabilities)
-    if top_p is not None and top_p < 1:
-        ordered, places = probabilities.sort(-1, descending=True)
-        before = ordered.cumsum(-1) - ordered
-        unlikely = before >= top_p * ordered.sum(-1, keepdim=True)
-        probabilities = probabilities.masked_fill(torch.zeros_like(unlikely).scatter(-1, places, unlikely), 0.0)
-    return probabilities
-
-
 def sample_uniform(like: torch.Tensor, generator: Generators = None) -> torch.Tensor:
-    """Uniform noise in [0, 1) of the shape (batch, tokens) of `like`, in float32; devices and lists as above."""
+    """Draw uniform noise in [0, 1), float32, of the shape (batch, tokens) of `like`."""
     check_generators(generator, like.shape[0])
     if isinstance(generator, list):
         return torch.cat([sample_uniform(row[None], g) for row, g in zip(like, generator, strict=True)])
@@ -250,6 +285,28 @@ def sample_uniform(like: torch.Tensor, generator: Generators = None) -> torch.Te
 
 
 def gumbel_noise(like: torch.Tensor, generator: Generators = None) -> torch.Tensor:
-    """Standard Gumbel noise `-log(-log u)` of the shape of `like`."""
+    """Draw standard Gumbel noise, `-log(-log u)`, of the shape (batch, tokens) of `like`."""
     uniform = sample_uniform(like, generator)
     return -(-uniform.clamp(1e-20).log()).clamp(1e-20).log()
+
+
+def top_k_top_p_filtering(
+    probabilities: torch.Tensor, top_k: int | None = None, top_p: float | None = None
+) -> torch.Tensor:
+    """
+    Set unlikely entries of (..., codebook) probabilities to 0. The result is not normalized.
+
+    Args:
+        top_k: keep the `top_k` most likely entries, and ties with the last of them.
+        top_p: of these, keep the most likely entries until their sum reaches `top_p` of the whole, including the entry
+            that crosses it (nucleus sampling, arXiv:1904.09751).
+    """
+    if top_k is not None and top_k < probabilities.shape[-1]:
+        least = probabilities.topk(top_k, -1).values[..., -1:]
+        probabilities = torch.where(probabilities < least, 0.0, probabilities)
+    if top_p is not None and top_p < 1:
+        ordered, indices = probabilities.sort(-1, descending=True)
+        before = ordered.cumsum(-1) - ordered
+        unlikely = before >= top_p * ordered.sum(-1, keepdim=True)
+        probabilities = probabilities.masked_fill(torch.zeros_like(unlikely).scatter(-1, indices, unlikely), 0.0)
+    return probabilities

@@ -1,0 +1,324 @@
+"""The denoising loop: what a callback may change, how deep it is, and that calls in several threads stay apart."""
+
+import inspect
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import painting
+import pytest
+import tiny
+import torch
+from painting import KINDS, OWN, edit, make
+from talking import PROCESSOR, answer, chatty, generator, grid, user
+
+from showo_hf import (
+    EMBEDDED_MODEL,
+    MaskGITScheduler,
+    RemaskingScheduler,
+    ShowoImg2ImgPipeline,
+    ShowoInpaintPipeline,
+    ShowoMMUPipeline,
+    ShowoT2IPipeline,
+)
+from showo_hf.pipelines.denoising import denoise
+
+
+STEPS = 4
+
+
+def generate(pipe, **kwargs):
+    """Tokens of a call of any image pipeline."""
+    options = {"num_inference_steps": STEPS, "generator": generator(), "output_type": "latent"} | OWN.get(
+        type(pipe), {}
+    )
+    if type(pipe) is not ShowoT2IPipeline:
+        options["image"] = grid()
+    return pipe("owl", **(options | kwargs)).images
+
+
+@pytest.fixture(params=[ShowoT2IPipeline, *KINDS])
+def pipe(request):
+    return make(request.param)
+
+
+# The loop can be read
+
+
+def test_the_loop_is_one_function_of_at_most_60_lines():
+    assert len(inspect.getsource(denoise).splitlines()) <= 60
+
+
+@contextmanager
+def frame_counts(model):
+    """Count the frames of this package between a pipeline's `__call__` and each call of the model's `forward`."""
+    counts = []
+
+    def count(model, args):
+        frame, names = sys._getframe(), []
+        while frame is not None:
+            if frame.f_globals.get("__name__", "").startswith("showo_hf."):
+                names.append(frame.f_code.co_name)
+            frame = frame.f_back
+        counts.append(names.index("__call__"))
+
+    handle = model.register_forward_pre_hook(count)
+    try:
+        yield counts
+    finally:
+        handle.remove()
+
+
+def test_at_most_three_frames_lie_between_the_call_and_the_model(pipe):
+    with frame_counts(pipe.model) as counts:
+        generate(pipe)
+    assert counts and max(counts) <= 3
+
+
+def test_at_most_three_frames_in_understanding_and_mixed_answers():
+    pipe = chatty()
+    with frame_counts(pipe.model) as counts:
+        assert any(part["type"] == "image" for part in answer(pipe).content)
+    assert max(counts) <= 3
+    pipe = ShowoMMUPipeline(pipe.model, PROCESSOR, pipe.scheduler)
+    with frame_counts(pipe.model) as counts:
+        pipe(grid(), "what?", max_new_tokens=3)
+    assert max(counts) <= 3
+
+
+def test_arguments_are_checked_by_keyword_and_nothing_is_read(pipe, tmp_path):
+    parameters = inspect.signature(pipe.check_inputs).parameters.values()
+    assert all(one.kind is inspect.Parameter.KEYWORD_ONLY for one in parameters)
+    if type(pipe) is not ShowoT2IPipeline:  # a file that does not exist is found when it is read
+        with pytest.raises(ValueError, match="cannot be read"):
+            generate(pipe, image=str(tmp_path / "missing.png"))
+
+
+# Callbacks
+
+
+def test_a_callback_stops_the_call(pipe):
+    steps = []
+
+    def stop(its_pipe, step, timestep, tensors):
+        steps.append(step)
+        its_pipe._interrupt = step == 1
+        return {}
+
+    whole = generate(pipe, num_inference_steps=8)  # variations skip the first steps
+    stopped = generate(pipe, num_inference_steps=8, callback_on_step_end=stop)
+    assert steps == [0, 1] and bool((stopped == tiny.CODES).any())
+    known = stopped != tiny.CODES
+    assert torch.equal(stopped[known], whole[known])
+    assert torch.equal(generate(pipe, num_inference_steps=8), whole)  # the next call is not stopped
+
+
+def test_masked_tokens_of_a_stopped_call_are_grey():
+    pipe = make(ShowoT2IPipeline)
+    seen = []
+
+    def stop(its_pipe, step, timestep, tensors):
+        seen.append(tensors["latents"])
+        pipe._interrupt = True  # by the name that the caller knows it by
+
+    image = generate(pipe, callback_on_step_end=stop, output_type="pt")
+    masked = (seen[-1] == tiny.CODES)[:, None].repeat_interleave(tiny.FACTOR, 2).repeat_interleave(tiny.FACTOR, 3)
+    assert len(seen) == 1 and bool(masked.any()) and not bool(masked.all())
+    grey = (image == 0.5).all(1, keepdim=True)
+    assert bool(grey[masked].all()) and not bool(grey[~masked].all())
+
+
+def test_a_stopped_call_can_be_taken_up_again():
+    pipe = make(ShowoT2IPipeline)
+
+    def stop(its_pipe, step, timestep, tensors):
+        its_pipe._interrupt = True
+
+    half = generate(pipe, callback_on_step_end=stop)
+    whole = generate(pipe, latents=half)
+    assert torch.equal(whole[half != tiny.CODES], half[half != tiny.CODES])
+    assert not bool((whole == tiny.CODES).any())
+
+
+def logits_scale(pipe, monkeypatch):
+    """Record the guidance scale of each step."""
+    from showo_hf.pipelines import denoising
+
+    scales, predict = [], denoising.predict_logits
+
+    def recorded(model, sample, context, guidance_scale, wanted=None):
+        scales.append((guidance_scale, context.prompts.is_guided))
+        return predict(model, sample, context, guidance_scale, wanted)
+
+    monkeypatch.setattr(denoising, "predict_logits", recorded)
+    return scales
+
+
+def test_a_changed_guidance_scale_counts_from_the_next_step_on(monkeypatch):
+    pipe = make(ShowoT2IPipeline)
+    scales = logits_scale(pipe, monkeypatch)
+
+    def change(its_pipe, step, timestep, tensors):
+        assert its_pipe.guidance_scale == [3.0, 1.0, 5.0, 2.0][step]
+        its_pipe._guidance_scale = [1.0, 5.0, 2.0, 0.0][step]
+
+    generate(pipe, guidance_scale=3.0, callback_on_step_end=change)
+    assert scales == [(3.0, True), (1.0, False), (5.0, True), (2.0, True)]
+    scales.clear()
+
+    def guide_late(its_pipe, step, timestep, tensors):
+        its_pipe._guidance_scale = 4.0
+
+    late = generate(pipe, guidance_scale=1.0, callback_on_step_end=guide_late)
+    assert scales == [(1.0, False), (4.0, True), (4.0, True), (4.0, True)]
+    assert torch.equal(late, generate(pipe, guidance_scale=4.0, guidance_interval=(0.3, 1.0)))
+
+
+def test_a_changed_guidance_scale_must_be_a_number():
+    pipe = make(ShowoT2IPipeline)
+
+    def change(its_pipe, step, timestep, tensors):
+        its_pipe._guidance_scale = "much"
+
+    with pytest.raises(ValueError, match="`guidance_scale` must be a finite number"):
+        generate(pipe, callback_on_step_end=change)
+
+
+def test_outside_of_a_callback_there_is_no_call_to_change():
+    pipe = make(ShowoT2IPipeline)
+    for change in ({"_interrupt": True}, {"_guidance_scale": 2.0}):
+        with pytest.raises(AttributeError, match="in its `callback_on_step_end` only"):
+            for name, value in change.items():
+                setattr(pipe, name, value)
+    generate(pipe)
+    with pytest.raises(AttributeError, match="in its `callback_on_step_end` only"):
+        pipe._interrupt = True
+
+
+def test_a_call_within_a_callback_has_its_own_state():
+    pipe, expected, inner = make(ShowoT2IPipeline), generate(make(ShowoT2IPipeline)), []
+
+    def call_again(its_pipe, step, timestep, tensors):
+        if step == 1:
+            inner.append(generate(pipe, guidance_scale=7.0))
+        assert pipe.guidance_scale == 2.75 and not pipe.interrupt
+
+    assert torch.equal(generate(pipe, callback_on_step_end=call_again), expected)
+    assert torch.equal(inner[0], generate(make(ShowoT2IPipeline), guidance_scale=7.0))
+
+
+def test_a_callback_ends_a_mixed_answer():
+    pipe = chatty(soi=50.0)
+
+    def stop(its_pipe, step, timestep, tensors):
+        its_pipe._interrupt = True
+
+    found = answer(pipe, callback_on_step_end=stop)
+    assert found.finish_reason == "interrupted" and not any(part["type"] == "image" for part in found.content)
+
+
+# Threads
+
+
+def run_in_threads(calls, threads=8):
+    """Run all calls in threads that begin together."""
+    start = threading.Barrier(threads)
+
+    def work(share):
+        start.wait()
+        return [call() for call in share]
+
+    with ThreadPoolExecutor(threads) as pool:
+        shares = list(pool.map(work, [calls[number::threads] for number in range(threads)]))
+    return [shares[number % threads][number // threads] for number in range(len(calls))]
+
+
+@pytest.mark.parametrize("kind", [MaskGITScheduler, RemaskingScheduler])
+def test_eight_threads_share_a_pipeline(kind):
+    """64 calls with other prompts, steps, sizes and guidance, each as it is alone."""
+    pipe = make(ShowoT2IPipeline, scheduler=kind(mask_token_id=tiny.CODES))
+
+    def call(number):
+        options = {
+            "num_inference_steps": 2 + number % 5,
+            "guidance_scale": 1.0 + number % 3,
+            "temperature": 0.5 * (number % 4),
+            "height": tiny.FACTOR * (4 + 2 * (number % 2)),
+        }
+        return edit_like(pipe, painting.PROMPTS[number % 3], seed=number, **options)
+
+    def edit_like(its_pipe, prompt, seed, **options):
+        return its_pipe(prompt, generator=generator(seed), output_type="latent", **options).images
+
+    expected = [call(number) for number in range(64)]
+    found = run_in_threads([lambda number=number: call(number) for number in range(64)])
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_pipelines_that_share_a_scheduler_in_threads():
+    whole = make(ShowoT2IPipeline)
+    pipes = [whole, ShowoInpaintPipeline.from_pipe(whole), ShowoImg2ImgPipeline.from_pipe(whole)]
+    for pipe in pipes:
+        pipe.set_progress_bar_config(disable=True)
+    assert all(pipe.scheduler is whole.scheduler for pipe in pipes)
+
+    def call(number):
+        pipe = pipes[number % 3]
+        return generate(pipe, generator=generator(number), num_inference_steps=2 + number % 4)
+
+    expected = [call(number) for number in range(64)]
+    found = run_in_threads([lambda number=number: call(number) for number in range(64)])
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_callbacks_in_threads_change_their_own_call_only():
+    pipe = make(ShowoT2IPipeline)
+
+    def call(number):
+        def stop(its_pipe, step, timestep, tensors):
+            its_pipe._interrupt = step == number % STEPS
+            its_pipe._guidance_scale = 1.0 + number % 3
+
+        return generate(pipe, generator=generator(number), callback_on_step_end=stop)
+
+    expected = [call(number) for number in range(32)]
+    found = run_in_threads([lambda number=number: call(number) for number in range(32)])
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_answers_in_threads():
+    """Questions and mixed answers, which also use the tokenizer in both directions."""
+    mixed = chatty()
+    asked = ShowoMMUPipeline(mixed.model, PROCESSOR, mixed.scheduler)
+
+    def call(number):
+        if number % 2:
+            return asked(grid(number), f"what is it {number}?", max_new_tokens=4).texts[0]
+        content = answer(mixed, [user(f"an owl {number}")], seed=number).content
+        return str([part[part["type"]] for part in content])
+
+    expected = [call(number) for number in range(32)]
+    assert run_in_threads([lambda number=number: call(number) for number in range(32)]) == expected
+
+
+@pytest.mark.slow
+def test_eight_threads_share_the_embedded_model():
+    pipe = ShowoT2IPipeline.from_pretrained(EMBEDDED_MODEL)
+    pipe.set_progress_bar_config(disable=True)
+
+    def call(number):
+        prompt = ["a red apple, flat style", "an owl", "a green pear, 3d style"][number % 3]
+        return pipe(
+            prompt, num_inference_steps=2 + number % 3, generator=generator(number), output_type="latent"
+        ).images
+
+    expected = [call(number) for number in range(16)]
+    found = run_in_threads([lambda number=number: call(number) for number in range(16)])
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_a_scheduler_is_not_changed_by_a_call(pipe):
+    before = dict(vars(pipe.scheduler))
+    edit(pipe) if type(pipe) is not ShowoT2IPipeline else generate(pipe)
+    assert vars(pipe.scheduler) == before
