@@ -59,7 +59,7 @@ ALLOWED = {
 FORMAT_KEYS = {
     "_class_name": "key of diffusers' config files",
     "_diffusers_version": "key of diffusers' config files",
-    "_name_or_path": "key of transformers' config files",
+    "_name_or_path": "key of the config files of transformers and diffusers",
     "__main__": "name of a module that is run",
     "__metadata__": "key of a safetensors header",
 }
@@ -114,7 +114,12 @@ def private_names(source: str) -> Iterator[tuple[int, str, str]]:
                 yield from ((node.lineno, word, "imports") for word in words if is_private(word))
         elif isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in known:
             yield node.lineno, node.attr, f"uses `{ast.unparse(node)}` with"
-        elif isinstance(node, ast.keyword) and node.arg and is_private(node.arg) and node.arg not in known:
+        elif (
+            isinstance(node, ast.keyword)
+            and node.arg
+            and is_private(node.arg)
+            and node.arg not in {*known, *FORMAT_KEYS}
+        ):
             yield node.value.lineno, node.arg, "passes the argument"
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skipped:
             word = node.value

@@ -6,7 +6,7 @@ import torch
 from diffusers import AmusedScheduler, DDIMScheduler
 from transformers import LlamaForCausalLM
 
-from showo_hf.utils.private_interfaces import TextOnlyAssistant, default_config_entries
+from showo_hf.utils.private_interfaces import TextOnlyAssistant, default_config_entries, set_recompile_limit
 
 
 IMAGES = torch.zeros(1, 3, 16, 16)
@@ -58,3 +58,11 @@ def test_diffusers_lists_default_config_entries():
 def test_configs_without_the_list_have_no_defaults():
     assert default_config_entries({"mask_token_id": 64}) == []
     assert "mask_token_id" not in default_config_entries(AmusedScheduler(mask_token_id=64).config)
+
+
+def test_torch_counts_recompilations_up_to_a_limit():
+    before = getattr(torch._dynamo.config, "recompile_limit", None)
+    assert isinstance(before, int), "torch no longer has `_dynamo.config.recompile_limit`; see `set_recompile_limit`"
+    set_recompile_limit(before + 1)
+    assert torch._dynamo.config.recompile_limit == before + 1
+    set_recompile_limit(before)

@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, CLIPVisionConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from ..utils.saved_folders import CheckedConfig
 from .configuration_showo_lfq import ShowoLFQTokenizerConfig
-from .saved_folders import CheckedConfig
 
 
 #: Show-o's special tokens in the published order. They follow the pad token in the vocabulary.

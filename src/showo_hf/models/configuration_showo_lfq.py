@@ -1,6 +1,6 @@
 """Configuration of the image tokenizer."""
 
-from .saved_folders import CheckedConfig
+from ..utils.saved_folders import CheckedConfig
 
 
 class ShowoLFQTokenizerConfig(CheckedConfig):

@@ -6,6 +6,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch._dynamo
+
 
 class TextOnlyAssistant:
     """
@@ -42,3 +44,12 @@ def default_config_entries(config: Mapping[str, Any]) -> list[str]:
     class uses its own defaults, but no public function returns them.
     """
     return config.get("_use_default_values", [])
+
+
+def set_recompile_limit(limit: int):
+    """
+    Let a compiled function be compiled for up to `limit` input shapes.
+
+    Reason: `torch.compile` falls back to eager mode without an error behind the limit, and no public function sets it.
+    """
+    torch._dynamo.config.recompile_limit = limit

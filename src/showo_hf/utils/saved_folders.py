@@ -6,7 +6,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from transformers import PreTrainedConfig
 
-from ..utils.original_format import check_not_original
+from .original_format import check_not_original
 
 
 #: The class that loads a model of this package, by `model_type`.
