@@ -6,7 +6,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch._dynamo
+import torch
 
 
 class TextOnlyAssistant:
