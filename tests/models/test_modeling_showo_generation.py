@@ -475,9 +475,10 @@ def test_text_generation(folder):
 
 def test_image_text_to_text(folder):
     pipe = pipeline("image-text-to-text", model=folder)
+    options = {"return_full_text": False, "generate_kwargs": {"max_new_tokens": 6, "do_sample": False}}
     ids = answers(MODEL, question(2), max_new_tokens=6, eos_token_id=MODEL.config.eos_token_id)
     expected = [TOKENIZER.decode(row, skip_special_tokens=True) for row in ids]
-    one = pipe(images=IMAGES[0], text=QUESTION, **OPTIONS)
+    one = pipe(images=IMAGES[0], text=QUESTION, **options)
     assert one == [{"input_text": QUESTION, "generated_text": expected[0]}]
-    both = pipe(images=[[image] for image in IMAGES], text=[QUESTION] * 2, **OPTIONS)
+    both = pipe(images=[[image] for image in IMAGES], text=[QUESTION] * 2, **options)
     assert [answer["generated_text"] for answer in both] == expected

@@ -57,19 +57,22 @@ def expected_answers(folder: str) -> list[str]:
 def test_image_text_to_text(folder):
     pipe = pipeline("image-text-to-text", model=f"{folder}/model")
     assert type(pipe.model) is ShowoForCausalLM
-    answers = [pipe(text=chat(image), return_full_text=False, **OPTIONS)[0]["generated_text"] for image in IMAGES]
+    options = {"generate_kwargs": OPTIONS}
+    answers = [pipe(text=chat(image), return_full_text=False, **options)[0]["generated_text"] for image in IMAGES]
     assert [answer.strip() for answer in answers] == expected_answers(folder)
-    full = pipe(text=chat(IMAGES[0]), **OPTIONS)[0]["generated_text"]
+    full = pipe(text=chat(IMAGES[0]), **options)[0]["generated_text"]
     assert full[-1]["role"] == "assistant" and full[-1]["content"].strip() == answers[0].strip()
     # The conversation continues with the answer and another image.
     further = [*full, *chat(IMAGES[1], "and this?")]
-    assert pipe(text=further, **OPTIONS)[0]["generated_text"][-1]["role"] == "assistant"
+    assert pipe(text=further, **options)[0]["generated_text"][-1]["role"] == "assistant"
 
 
 def test_any_to_any(folder, torchvision):
     pipe = pipeline("any-to-any", model=f"{folder}/model")
     assert type(pipe.model) is ShowoForCausalLM
-    answers = [pipe(chat(image), return_full_text=False, **OPTIONS)[0]["generated_text"] for image in IMAGES]
+    answers = [
+        pipe(chat(image), return_full_text=False, generate_kwargs=OPTIONS)[0]["generated_text"] for image in IMAGES
+    ]
     assert [answer.strip() for answer in answers] == expected_answers(folder)
     with pytest.raises(ValueError, match="`generation_mode=image` is not supported"):
         pipe(chat(IMAGES[0]), generation_mode="image")

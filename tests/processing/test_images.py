@@ -1,4 +1,4 @@
-"""Whatever a user gives as an image."""
+"""Loading input images of every kind."""
 
 import base64
 import http.server
@@ -29,7 +29,7 @@ def same(one: Image.Image, other: Image.Image) -> bool:
     return one.mode == other.mode == "RGB" and np.array_equal(np.asarray(one), np.asarray(other))
 
 
-def test_paths_images_arrays_and_tensors_give_one_image(tmp_path):
+def test_every_kind_of_input_gives_the_same_image(tmp_path):
     RED.save(tmp_path / "red.png")
     array = np.asarray(RED)
     floats = torch.from_numpy(array / 255.0)
@@ -58,17 +58,17 @@ def test_a_url_is_fetched(tmp_path):
         server.shutdown()
 
 
-def test_transparency_is_white():
+def test_transparent_pixels_become_white():
     clear = Image.new("RGBA", (3, 3), (0, 0, 0, 0))
     assert same(load_image(clear), Image.new("RGB", (3, 3), "white"))
     half = Image.new("RGBA", (3, 3), (255, 0, 0, 128))
     assert load_image(half).getpixel((1, 1)) == (255, 127, 127)
     palette = Image.new("P", (2, 2), 0)
     palette.putpalette([9, 9, 9] * 256)
-    assert load_image(io_path(png(palette, transparency=0))).getpixel((0, 0)) == (255, 255, 255)
+    assert load_image(base64_text(png(palette, transparency=0))).getpixel((0, 0)) == (255, 255, 255)
 
 
-def io_path(content: bytes) -> str:
+def base64_text(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
@@ -81,13 +81,13 @@ def test_other_modes_are_read(mode):
         assert load_image(image).getpixel((2, 2)) == (255, 255, 255)
 
 
-def test_sixteen_bits_are_scaled(tmp_path):
+def test_16_bit_images_are_scaled(tmp_path):
     ramp = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
     Image.fromarray(ramp).save(tmp_path / "deep.png")
     assert [load_image(tmp_path / "deep.png").getpixel((x, 0))[0] for x in range(3)] == [0, 100, 255]
 
 
-def test_grey_of_floats_is_scaled():
+def test_float_grayscale_is_scaled():
     image = Image.fromarray(np.array([[0, 0.2, 1]], "float32"))
     assert image.mode == "F" and [load_image(image).getpixel((x, 0))[0] for x in range(3)] == [0, 51, 255]
     for wrong in (-1, 300, np.nan):
@@ -107,14 +107,14 @@ def test_an_animation_gives_its_first_frame(tmp_path):
     assert load_image(tmp_path / "two.gif").getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_the_camera_s_orientation_is_applied(tmp_path):
+def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     RED.save(tmp_path / "turned.jpg", exif=exif)
     assert load_image(tmp_path / "turned.jpg").size == (4, 6)
 
 
-def test_of_a_very_wide_image_the_middle_is_kept():
+def test_a_very_wide_image_is_cropped_to_its_center():
     wide = Image.new("RGB", (20_000, 2), "white")
     wide.paste("red", (9_990, 0, 10_010, 2))
     kept = load_image(wide)
@@ -130,7 +130,7 @@ def test_pixels_are_not_changed(array):
     assert np.array_equal(np.asarray(load_image(torch.from_numpy(array.astype(np.float32) / 255))), array)
 
 
-def test_what_is_no_image_is_told_in_one_line(tmp_path):
+def test_unreadable_images_are_refused_in_one_line(tmp_path):
     (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "cut.png").write_bytes(png(Image.effect_noise((64, 64), 50))[:900])
     for name, message in (
@@ -166,7 +166,7 @@ def test_wrong_arrays_and_types_are_refused(image, error, message):
         load_image(image)
 
 
-def test_lists_are_flattened_and_grids_are_told_from_pixels():
+def test_lists_are_flattened_and_token_grids_recognized():
     grid = torch.zeros(4, 4, dtype=torch.int64)
     batch = np.zeros((2, 4, 4, 3), np.uint8)
     assert len(flatten_images([[RED], [grid, [batch]]])) == 4

@@ -1,4 +1,4 @@
-"""The unified sequences: parity with the original's, their parts, transformers' call, saving."""
+"""Sequences of the processor: parity with the original, parts, `__call__`, saving."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ grids = st.integers(0, 10**6).map(
 )
 
 
-def codes(grid) -> list[int]:
+def image_block(grid) -> list[int]:
     return [SOI, *(grid.flatten() + OFFSET).tolist(), EOI]
 
 
@@ -33,7 +33,7 @@ def codes(grid) -> list[int]:
 
 @pytest.mark.parametrize("kind", ["t2i_gen", "t2i", "mmu", "lm"])
 @pytest.mark.filterwarnings("error")
-def test_prompts_are_the_original_s(reference, reference_processor, kind):
+def test_prompts_match_the_original(reference, reference_processor, kind):
     prompts, length = reference.prompts, 387
     images = reference.tensors["prompting.image_ids"] - reference_processor.image_token_offset
     batch = {
@@ -90,7 +90,7 @@ def test_understanding(pairs, extra):
     length = plain["input_ids"].shape[1] + extra
     batch = PROCESSOR.understanding(prompts, images, length=length)
     for i, (prompt, grid) in enumerate(pairs):
-        image, text = [MMU, *codes(grid)], [SOT, *PROCESSOR.text_ids(prompt)[:8], EOT]
+        image, text = [MMU, *image_block(grid)], [SOT, *PROCESSOR.text_ids(prompt)[:8], EOT]
         pads = length - len(image) - len(text)
         assert batch["input_ids"][i].tolist() == image + text + [PAD] * pads
         assert batch["labels"][i].tolist() == [-100] * len(image) + text + [-100] * pads
@@ -104,33 +104,33 @@ def test_mixed(sequences):
     for i, parts in enumerate(sequences):
         ids = [SOT]
         for part in parts:
-            ids += PROCESSOR.text_ids(part) if isinstance(part, str) else codes(part)
+            ids += PROCESSOR.text_ids(part) if isinstance(part, str) else image_block(part)
         ids.append(EOT)
         pads = batch["input_ids"].shape[1] - len(ids)
         assert batch["input_ids"][i].tolist() == ids + [PAD] * pads
         assert batch["labels"][i].tolist() == ids + [-100] * pads
 
 
-def test_text_only_scores_all_of_it():
+def test_text_only_has_labels_on_every_id():
     batch = PROCESSOR.text_only(["owl", "two hearts"])
     is_id = batch["input_ids"] != PAD
     assert torch.equal(batch["labels"], batch["input_ids"].masked_fill(~is_id, -100))
 
 
-def test_known_and_unknown_codes_of_a_grid():
+def test_given_and_masked_tokens_of_a_grid():
     ids = PROCESSOR.image_ids(torch.tensor([[0, 63], [tiny.CODES, 5]]))
     assert ids == [SOI, OFFSET, OFFSET + 63, MASK, OFFSET + 5, EOI]
     assert PROCESSOR.image_ids(None, 2) == [SOI, MASK, MASK, EOI]
 
 
-def test_a_text_that_is_too_long_keeps_its_beginning_with_a_warning():
+def test_a_long_text_is_truncated_with_a_warning():
     text = "a red apple " * 5
     with pytest.warns(UserWarning, match="cut to the 8 that `max_text_length` leaves"):
         ids = PROCESSOR.closed_text_ids(text)
     assert ids == [SOT, *PROCESSOR.text_ids(text)[:8], EOT]
 
 
-def test_longest_padding_saves_columns():
+def test_longest_padding_has_no_extra_columns():
     batch = PROCESSOR.text_to_image(["owl", "a red apple"], padding="longest")
     prefix = PROCESSOR.text_to_image_prefix(["owl", "a red apple"])
     assert torch.equal(batch["input_ids"][:, :-18], prefix["input_ids"])
@@ -158,7 +158,7 @@ def test_wrong_input_is_refused(call, message):
         call()
 
 
-# transformers' call
+# `__call__`
 
 
 def test_each_placeholder_becomes_an_image_block():
@@ -175,14 +175,14 @@ def test_each_placeholder_becomes_an_image_block():
     assert right["input_ids"][1].tolist() == block + [PAD] * (len(first) - 18)
 
 
-def test_the_call_s_output_goes_into_the_model():
+def test_the_model_accepts_the_output_of_a_call():
     model = tiny.showo(text_ids=PAD)
     batch = PROCESSOR(images=Image.new("RGB", (8, 8), "red"), text="<|mmu|><|sov|> what?")
     ids = model.generate(**batch, max_new_tokens=2, do_sample=False, eos_token_id=None)
     assert ids.shape == (1, batch["input_ids"].shape[1] + 2)
 
 
-def test_images_or_texts_alone():
+def test_only_images_or_only_texts():
     assert set(PROCESSOR(images=Image.new("RGB", (8, 8)))) == {"pixel_values"}
     assert PROCESSOR(text="owl")["input_ids"].tolist() == [PROCESSOR.text_ids("owl")]
 
@@ -190,7 +190,7 @@ def test_images_or_texts_alone():
 # The vocabulary, saving
 
 
-def test_special_tokens_follow_the_text_s_ids_in_the_published_order():
+def test_special_tokens_follow_the_text_ids_in_the_published_order():
     tokenizer = tiny.text_tokenizer()
     size = len(tokenizer)
     add_showo_tokens(tokenizer)

@@ -23,8 +23,8 @@ GRID = torch.arange(16).view(4, 4)
 MMU, SOI, EOI, SOT, PAD, SOV = (
     getattr(PROCESSOR, f"{name}_token_id") for name in ("mmu", "soi", "eoi", "sot", "pad", "image")
 )
-CODES = [SOI, *(GRID.flatten() + PROCESSOR.image_token_offset).tolist(), EOI]
-PLACES = [SOI, *[SOV] * 16, EOI]
+BLOCK = [SOI, *(GRID.flatten() + PROCESSOR.image_token_offset).tolist(), EOI]
+PLACEHOLDERS = [SOI, *[SOV] * 16, EOI]
 
 
 def user(*parts):
@@ -53,37 +53,37 @@ def words(text: str) -> list[int]:
 @pytest.mark.parametrize("grid", [False, True])
 def test_a_question_about_an_image(grid):
     batch = inputs([user(GRID if grid else RED, "what?")])
-    expected = [MMU, *(CODES if grid else PLACES), SOT, *words("USER: \nwhat? ASSISTANT:")]
+    expected = [MMU, *(BLOCK if grid else PLACEHOLDERS), SOT, *words("USER: \nwhat? ASSISTANT:")]
     assert batch["input_ids"].tolist() == [expected]
     assert ("pixel_values" in batch) != grid
-    # transformers' usual order is accepted too; the image still comes first, as in training.
+    # With transformers' usual order the image still comes first, as in training.
     assert ids([user("what?", GRID if grid else RED)]) == expected
 
 
 def test_several_turns_and_images():
     messages = [user(RED, GRID, "what?"), model("an owl"), user("and", GRID, "this?")]
-    expected = [MMU, *PLACES, *CODES, SOT, *words("USER: \nwhat? ASSISTANT: an owl"), SOT]
-    expected += [*words("USER: \nand"), *CODES, *words("this? ASSISTANT:")]
+    expected = [MMU, *PLACEHOLDERS, *BLOCK, SOT, *words("USER: \nwhat? ASSISTANT: an owl"), SOT]
+    expected += [*words("USER: \nand"), *BLOCK, *words("this? ASSISTANT:")]
     assert ids(messages) == expected
     assert inputs(messages)["pixel_values"].shape == (1, 3, 16, 16)
 
 
 def test_text_alone_and_answers_with_images():
     messages = [{"role": "user", "content": "show me an owl"}, model("an owl:", GRID, "there")]
-    expected = [SOT, *words("USER: \nshow me an owl ASSISTANT: an owl:"), *CODES, *words("there"), SOT]
+    expected = [SOT, *words("USER: \nshow me an owl ASSISTANT: an owl:"), *BLOCK, *words("there"), SOT]
     assert ids(messages, prompt=False) == expected
-    assert ids([user("hi"), model(GRID)], prompt=False) == [SOT, *words("USER: \nhi ASSISTANT:"), *CODES, SOT]
+    assert ids([user("hi"), model(GRID)], prompt=False) == [SOT, *words("USER: \nhi ASSISTANT:"), *BLOCK, SOT]
 
 
-def test_the_clip_variant_has_a_system_prompt_and_no_start_of_text():
-    places = [SOI, *[SOV] * 4, EOI]
-    start = [MMU, *words(CLIP_SYSTEM_PROMPT), *places, *words("USER: what? ASSISTANT:")]
+def test_the_clip_template_has_a_system_prompt_and_no_start_of_text():
+    placeholders = [SOI, *[SOV] * 4, EOI]
+    start = [MMU, *words(CLIP_SYSTEM_PROMPT), *placeholders, *words("USER: what? ASSISTANT:")]
     assert ids([user(RED, "what?")], CLIP) == start
     system = {"role": "system", "content": "be brief."}
-    own = [MMU, *words("be brief."), *places, *words("USER: what? ASSISTANT:")]
+    own = [MMU, *words("be brief."), *placeholders, *words("USER: what? ASSISTANT:")]
     assert ids([system, user(RED, "what?")], CLIP) == own
     assert ids([user("what?")], CLIP) == [SOT, *words(CLIP_SYSTEM_PROMPT + "USER: what? ASSISTANT:")]
-    assert ids([system, user(RED, "what?")]) == [MMU, *PLACES, SOT, *words("be brief. USER: \nwhat? ASSISTANT:")]
+    assert ids([system, user(RED, "what?")]) == [MMU, *PLACEHOLDERS, SOT, *words("be brief. USER: \nwhat? ASSISTANT:")]
 
 
 def test_a_batch_is_padded_on_the_left_and_keeps_the_order_of_images():
@@ -95,8 +95,8 @@ def test_a_batch_is_padded_on_the_left_and_keeps_the_order_of_images():
 
 def test_an_answer_can_be_continued():
     messages = [user(RED, "what?"), model("an o")]
-    open_end = ids(messages, prompt=False, continue_final_message=True)
-    assert open_end == [MMU, *PLACES, SOT, *words("USER: \nwhat? ASSISTANT: an o")]
+    continued = ids(messages, prompt=False, continue_final_message=True)
+    assert continued == [MMU, *PLACEHOLDERS, SOT, *words("USER: \nwhat? ASSISTANT: an o")]
 
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=12)
@@ -105,31 +105,31 @@ tokens = st.sampled_from(["<|soi|>", "<|sov|>", "<|endoftext|>", "[PAD]", "<|mmu
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.one_of(texts, tokens), min_size=1, max_size=4).map("".join))
-def test_names_of_special_tokens_in_a_user_s_text_are_plain_text(text):
+def test_names_of_special_tokens_in_messages_are_plain_text(text):
     found = ids([user(GRID, text)])
-    assert found[:19] == [MMU, *CODES] and found[19] == SOT
+    assert found[:19] == [MMU, *BLOCK] and found[19] == SOT
     assert max(found[20:]) < PAD and SOT not in found[20:]
     decoded = PROCESSOR.tokenizer.decode(found[20:])
     assert decoded.startswith("USER: \n") and decoded.endswith(" ASSISTANT:")
-    plain = text.replace(" ", "")  # a word cut out of a text may gain the space of a first word
+    plain = text.replace(" ", "")  # a piece of a text may gain the space of a first word
     assert plain in decoded.replace(" ", "")
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.sampled_from(["owl", "a red apple", "two hearts, please"]), min_size=1, max_size=3))
-def test_marking_leaves_ordinary_text_alone(texts):
+def test_sanitizing_does_not_change_ordinary_text(texts):
     messages = [message for text in texts for message in (user(text), model("owl"))]
     assert ids(messages, prompt=False) == ids(messages, prompt=False, sanitize_control_tokens=False)
 
 
-def test_what_the_model_says_is_marked():
+def test_the_assistant_mask_covers_answers():
     messages = [user(RED, "what?"), model("an owl"), user("draw"), model("here:", GRID, "owl")]
     batch = inputs(messages, prompt=False, return_assistant_tokens_mask=True)
     said = batch["input_ids"][batch["assistant_masks"].bool()].tolist()
-    assert said == [*words("an owl"), SOT, *words("here:"), *CODES, *words("owl"), SOT]
+    assert said == [*words("an owl"), SOT, *words("here:"), *BLOCK, *words("owl"), SOT]
 
 
-def test_messages_are_left_as_they_were():
+def test_messages_are_not_changed():
     messages = [user("what?"), model("an owl")]
     before = copy.deepcopy(messages)
     ids(messages, prompt=False)

@@ -36,7 +36,7 @@ class ShowoTextKwargs(TypedDict, total=False):
     return_tensors: str | TensorType | None
 
 
-class ShowoProcessorKwargs(ProcessingKwargs, total=False):
+class ShowoProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
     """Keyword arguments of [`ShowoProcessor`], either flat or grouped in `text_kwargs` and `images_kwargs`."""
 
     text_kwargs: ShowoTextKwargs
@@ -246,7 +246,8 @@ def check_template_kwargs(chat_template: str | None, kwargs: dict[str, Any], ima
     """
     own = {*TEXT_DEFAULTS, *GROUPS, "common_kwargs", "images", *image_names}
     parameters = {*inspect.signature(ProcessorMixin.apply_chat_template).parameters} - {"self", "kwargs"}
-    check_known(kwargs, own | parameters | template_variables(chat_template or ""))
+    variables = template_variables(chat_template or "")
+    check_known({name: value for name, value in kwargs.items() if name not in variables}, own | parameters)
     check_known(group_of(kwargs, "processor_kwargs"), own, "processor_kwargs")
 
 
