@@ -1,19 +1,29 @@
 """Images of a [`ShowoForCausalLM`]: to image tokens and back, to continuous features, and into the embeddings."""
 
+from collections.abc import Callable
+
 import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import nn
+from transformers import CLIPVisionModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
+from .configuration_showo import ShowoConfig
 from .modeling_showo_lfq import ShowoLFQTokenizer
 
 
 class ShowoImageMixin:
     """
     The methods of a [`ShowoForCausalLM`] that read and write images.
-
-    They use its `config`, `image_tokenizer`, `vision_tower`, `mm_projector` and input embeddings.
     """
+
+    # Attributes of the model that these methods use.
+    config: ShowoConfig
+    image_tokenizer: ShowoLFQTokenizer | None
+    vision_tower: CLIPVisionModel | None
+    mm_projector: nn.Module | None
+    get_input_embeddings: Callable[[], nn.Module]
 
     @torch.no_grad()
     @apply_forward_hook
