@@ -244,6 +244,7 @@ def test_a_conversation_goes_on_from_its_cache(as_codes, all_images):
     assert answers(MODEL, alone | new, past_key_values=cache) == expected
 
 
+@pytest.mark.slow
 def test_a_static_cache_lets_decoding_compile_to_one_graph():
     config = CompileConfig(backend="eager", fullgraph=True)
     config._compile_all_devices = True  # `generate` compiles on accelerators alone by itself
