@@ -1,22 +1,29 @@
-# Everything that needs setting up. `make demo` and `make test` work on a fresh clone, with Python 3.11 or later and
-# on a CPU. Variables: `make test VENV=other-folder PYTHON=python3.12 PYTEST_ARGS='-m "not slow"'`.
+# Setup and common tasks. `make demo` and `make test` work on a fresh clone, on a CPU, with Python 3.11 or later.
+# Variables, for example: `make test VENV=other-folder PYTHON=python3.12 PYTEST_ARGS='-k scheduler'`.
 
 PYTHON ?= python3
 VENV ?= .venv
+LOWEST_VENV ?= .venv-lowest
+CONSTRAINTS ?= constraints.txt
 PYTEST_ARGS ?=
+# Processes that run tests at the same time. Each computes with one thread (tests/conftest.py).
+PYTEST_WORKERS ?= 2
 
 DEMO_PROMPT ?= a red apple, flat style
 DEMO_OUTPUT ?= build/demo.png
 
-# A build of torch that is in the environment already stays: so a GPU user installs the right one first (see README.md).
-PIP_INSTALL = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
-INSTALL_FILES = setup.cfg pyproject.toml constraints.txt
+# pip keeps a build of torch that is already installed, so GPU users install the right build first (see README.md).
+PIP_INSTALL = $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet -c $(CONSTRAINTS)
+INSTALL_FILES = setup.cfg pyproject.toml $(CONSTRAINTS)
 
-# Stamps: what is installed is not installed again until one of these files changes.
+# Each stamp records a finished installation. It is repeated when one of INSTALL_FILES changes.
 INSTALLED = $(VENV)/installed.stamp
 TEST_INSTALLED = $(VENV)/test-installed.stamp
 
-.PHONY: demo test check wheel clean
+# One file stays in one process, so module fixtures are made once.
+PYTEST = $(VENV)/bin/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist loadfile
+
+.PHONY: demo test test-slow test-lowest check wheel clean
 
 demo: $(INSTALLED)
 	@mkdir -p "$(dir $(DEMO_OUTPUT))"
@@ -24,10 +31,19 @@ demo: $(INSTALLED)
 	@$(VENV)/bin/showo-hf generate "$(DEMO_PROMPT)" --seed 0 --output "$(DEMO_OUTPUT)" > /dev/null
 	@echo "The image is in $(DEMO_OUTPUT)"
 
+# The quick tests: some minutes.
 test: $(TEST_INSTALLED)
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
-# mypy cannot follow the mapping of two top-level folders into the package, so it is shown the installed layout.
+# The slow tests: full sizes, compilation, killed processes, exports, wheels and environments.
+test-slow: $(TEST_INSTALLED)
+	$(PYTEST) -m slow $(PYTEST_ARGS)
+
+# The quick tests with the lowest versions that setup.cfg allows, in an environment of their own.
+test-lowest:
+	$(MAKE) test VENV="$(LOWEST_VENV)" CONSTRAINTS=constraints-lowest.txt
+
+# mypy cannot follow the mapping of two top-level folders into the package, so it gets the installed layout.
 check: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
@@ -41,20 +57,20 @@ wheel: $(TEST_INSTALLED)
 	@ls dist/*.whl
 
 clean:
-	rm -rf "$(VENV)" build dist src/showo_hf.egg-info
+	rm -rf "$(VENV)" "$(LOWEST_VENV)" build dist src/showo_hf.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find src pipelines conversion tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2> /dev/null || true
+	find src pipelines conversion recipes tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2> /dev/null || true
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# The environment's folder is an order-only prerequisite: it must be there, but its age says nothing.
+# The environment is an order-only prerequisite: it must exist, and its age does not matter.
 $(INSTALLED): $(INSTALL_FILES) | $(VENV)/bin/python
 	@echo "Installing into $(VENV); the first time takes some minutes ..."
 	@$(PIP_INSTALL) --editable .
 	@touch $@
 
 $(TEST_INSTALLED): $(INSTALL_FILES) | $(VENV)/bin/python
-	@echo "Installing into $(VENV) with what the tests need; the first time takes some minutes ..."
+	@echo "Installing into $(VENV), with the test dependencies; the first time takes some minutes ..."
 	@$(PIP_INSTALL) --editable '.[test]'
 	@touch $(INSTALLED) $@

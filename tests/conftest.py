@@ -1,6 +1,7 @@
-"""Fixtures that several files use: the recorded numbers and the models that they belong to."""
+"""Fixtures that several files use: recorded numbers of the original, and models with the recorded weights."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,6 +33,12 @@ from showo_hf.processing.processing_showo import add_showo_tokens, showo_image_p
 GOLDEN = Path(__file__).parent / "golden"
 
 
+def pytest_configure():
+    """Compute with one thread: `make test` runs two processes, and results depend on the number of threads."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start
+    torch.set_num_threads(1)
+
+
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")
@@ -59,7 +66,7 @@ def reference():
 
 @pytest.fixture(scope="session")
 def reference_model(reference) -> ShowoForCausalLM:
-    """The model whose numbers are recorded; a test that changes it changes it back."""
+    """The model with the recorded weights. A test that changes it must restore it."""
     options = dict(reference.phi)
     rope = {name: options.pop(name) for name in ("rope_theta", "partial_rotary_factor")}
     text_config = PhiConfig(**options, rope_parameters={"rope_type": "default", **rope})
@@ -110,5 +117,5 @@ def model(backbone) -> ShowoForCausalLM:
 
 @pytest.fixture
 def pipe(processor) -> ShowoT2IPipeline:
-    """A tiny pipeline of its own for each test."""
+    """A tiny pipeline, new for each test."""
     return tiny.pipeline(processor)

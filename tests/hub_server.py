@@ -1,4 +1,4 @@
-"""A small local stand-in for the Hub, with what uploads and downloads of huggingface_hub ask of it."""
+"""A small local server with the Hub's API, as far as uploads and downloads of huggingface_hub use it."""
 
 import base64
 import hashlib
@@ -17,7 +17,11 @@ COMMIT = "0" * 40
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Weights go by LFS, the rest inside the commit. `server.repositories` holds what arrived: bytes by path."""
+    """
+    Weights are uploaded with LFS, other files inside the commit.
+
+    `server.repositories` maps each repository's name to its files, and each file's path to its bytes.
+    """
 
     def answer(self, body, status=200, **headers):
         content = json.dumps(body).encode()
@@ -130,7 +134,7 @@ def hub():
 
 
 def environment_of(hub: ThreadingHTTPServer, home: Path) -> dict[str, str]:
-    """Variables for a process that talks to `hub`; huggingface_hub reads the address when it is imported."""
+    """Environment of a process that uses `hub`. huggingface_hub reads the address when it is imported."""
     return os.environ | {
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
         "HF_TOKEN": "hf_test",

@@ -1,4 +1,4 @@
-"""Checkpoints in the original's format, small or recorded, in every form in which they are found."""
+"""Checkpoints in the original's format: small or with recorded weights, in every file format in use."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def manifest(name: str) -> dict:
 
 
 def recorded_showo(kind: str = "showo") -> Weights:
-    """The weights whose numbers are recorded; `kind` "showo" or "showo_clip"."""
+    """The weights that the recorded numbers belong to. `kind` is "showo" or "showo_clip"."""
     return {name: seeded_tensor(name, tuple(shape)) for name, shape in manifest(kind).items()}
 
 
@@ -36,7 +36,7 @@ def recorded_magvitv2() -> Weights:
 
 
 def small_magvitv2(channels=(32, 32), bits=4) -> Weights:
-    """An image tokenizer of few layers, 2 ** (stages - 1) pixels a token."""
+    """An image tokenizer with few layers and 2 ** (len(channels) - 1) pixels per token and side."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def conv(name, out, inside, size=3):
@@ -79,7 +79,7 @@ def small_magvitv2(channels=(32, 32), bits=4) -> Weights:
 def small_showo(
     layers=1, heads=2, head_dim=4, intermediate=12, codes=16, feature_size=None, text_ids=50295
 ) -> tuple[Weights, dict]:
-    """A transformer with few channels, and its config.json. The text ids are phi-1.5's, so that its tokenizer fits."""
+    """A transformer with few channels, and its config.json. The text ids are those of phi-1.5's tokenizer."""
     width, vocab = heads * head_dim, text_ids + 10 + codes + 1
     shapes: dict[str, tuple[int, ...]] = {"showo.model.embed_tokens.weight": (vocab, width)}
 
@@ -116,7 +116,7 @@ def small_showo(
 
 
 def write_original(folder: Path, weights: Weights, config: dict | None, form: str = "safetensors") -> Path:
-    """Write a checkpoint in one of `FORMATS`; returns its folder."""
+    """Write a checkpoint in one of `FORMATS` and return its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 from PIL import Image
 
 
@@ -32,7 +33,7 @@ def lines(text: str) -> list[str]:
 
 
 def source_folder(package: str, settings: configparser.ConfigParser) -> Path:
-    """Where setup.cfg says that a package lies."""
+    """The folder of a package, by `package_dir` in setup.cfg."""
     mapping = dict(re.split(r"\s*=\s*", line.strip()) for line in lines(settings["options"]["package_dir"]))
     if package in mapping:
         return ROOT / mapping[package]
@@ -61,15 +62,32 @@ def all_requirements(settings: configparser.ConfigParser) -> list[Requirement]:
     return [requirement for requirement in map(Requirement, texts) if requirement.name != "showo-hf"]
 
 
+def versions_in(file: str) -> dict[str, str]:
+    """Versions by name of package, in a file of constraints."""
+    pins = (line.split("==") for line in lines((ROOT / file).read_text(encoding="utf-8")) if not line.startswith("#"))
+    return {canonicalize_name(name): version for name, version in pins}
+
+
+def lower_bound(requirement: Requirement) -> str | None:
+    return next((bound.version for bound in requirement.specifier if bound.operator == ">="), None)
+
+
 def test_every_requirement_has_a_lower_bound_and_a_tested_version(settings):
-    pins = {}
-    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
-        if line and not line.startswith("#"):
-            name, tested = line.split("==")
-            pins[canonicalize_name(name)] = tested
+    pins = versions_in("constraints.txt")
     for requirement in all_requirements(settings):
-        assert any(bound.operator == ">=" for bound in requirement.specifier), requirement
+        assert lower_bound(requirement), requirement
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier, requirement
+
+
+def test_the_lowest_versions_are_the_lower_bounds(settings):
+    pins = versions_in("constraints-lowest.txt")
+    bounds = {canonicalize_name(one.name): lower_bound(one) for one in all_requirements(settings)}
+    assert set(pins) == set(bounds)
+    for name, bound in bounds.items():
+        if name == "torch":  # the file's comment says why
+            assert Version(pins[name]) >= Version(bound)
+        else:
+            assert Version(pins[name]) == Version(bound), name
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
@@ -79,14 +97,35 @@ def test_links_lead_somewhere(page):
         assert link.startswith("https://") or (ROOT / link).is_file(), f"{page} links to {link}"
 
 
-def test_make_and_ci_run_what_the_readme_says():
+def test_ci_runs_the_readme_s_test_command_and_the_slow_tests():
     assert "\nmake test\n" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
-    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "\nmake test " in script and "\nmake test-slow " in script
+
+
+MAKE = """#!/usr/bin/env bash
+echo "make $1"
+case "$1" in
+    test) echo "===== 9 passed, 2 skipped in 8.10s ====="; exit $QUICK ;;
+    test-slow) echo "=== 1 failed, 3 passed in 99.00s (0:01:39) ==="; echo "make: Error"; exit $SLOW ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("quick", "slow"), [(0, 0), (1, 0), (0, 2), (2, 2)])
+def test_ci_ends_with_pytest_s_closing_lines_and_fails_if_either_fails(tmp_path, quick, slow):
+    (tmp_path / "make").write_text(MAKE, encoding="utf-8")
+    (tmp_path / "make").chmod(0o755)
+    variables = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "QUICK": str(quick), "SLOW": str(slow)}
+    done = subprocess.run([ROOT / ".ci" / "run"], env=os.environ | variables, capture_output=True, text=True)
+    assert bool(done.returncode) == bool(quick or slow)
+    closing = ["=== 1 failed, 3 passed in 99.00s (0:01:39) ===", "===== 9 passed, 2 skipped in 8.10s ====="]
+    assert done.stdout.splitlines()[-2:] == closing
 
 
 def run(command: list, folder: Path) -> str:
-    """Run a command in `folder` with nothing of this process's Python set-up, and return what it prints."""
+    """Run a command in `folder`, without this process's Python variables, and return what it prints."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment["PYTHONNOUSERSITE"] = "1"
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
@@ -94,9 +133,9 @@ def run(command: list, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def wheel(tmp_path_factory) -> Path:
-    """The wheel, built from a copy: a build leaves files in its source folder, and may pick up old ones there."""
+    """The wheel, built from a copy of the source: a build writes into its source folder, and reads old files there."""
     source = tmp_path_factory.mktemp("source")
     skipped = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("src", "pipelines", "conversion"):
@@ -109,21 +148,18 @@ def wheel(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_all_code_and_the_embedded_model(wheel, settings):
+def test_the_wheel_holds_all_files_of_all_packages(wheel, settings):
     held = set(zipfile.ZipFile(wheel).namelist())
     for package in lines(settings["options"]["packages"]):
-        folder = source_folder(package, settings)
-        for file in folder.glob("*.py"):
-            assert f"{package.replace('.', '/')}/{file.name}" in held
-    for file in (ROOT / "src" / EMBEDDED).rglob("*"):
-        if file.is_file():
-            assert file.relative_to(ROOT / "src").as_posix() in held
+        assert f"{package.replace('.', '/')}/__init__.py" in held
+    for folder, name in (("src/showo_hf", ""), ("pipelines", "pipelines/"), ("conversion", "conversion/")):
+        for file in (ROOT / folder).rglob("*"):
+            if file.is_file() and "__pycache__" not in file.parts:
+                assert f"showo_hf/{name}{file.relative_to(ROOT / folder).as_posix()}" in held
     assert f"{EMBEDDED}/model_index.json" in held
     assert {Path(name).name for name in held if "/licenses/" in name} == {"LICENSE", "NOTICE"}
-    unwanted = [
-        name for name in held if name.startswith(("tests/", "benchmarks/", "docs/", "pipelines/", "conversion/"))
-    ]
-    assert not unwanted
+    tops = {name.split("/")[0] for name in held}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"showo_hf"}
 
 
 @pytest.mark.slow
@@ -133,14 +169,13 @@ def test_the_embedded_model_is_small(wheel):
     assert sum(entry.file_size for entry in weights) <= 40e6
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def empty_environment(wheel, tmp_path_factory) -> Path:
     """
-    A new virtual environment that holds the wheel and nothing else, away from the repository.
+    A new virtual environment with the wheel only, outside of the repository.
 
-    Installing torch once more would take minutes, so a .pth file names the folders where this interpreter's own
-    packages lie. Python adds such folders as they are and does not read the .pth files in them: an editable install
-    of the checkout, which is such a file, has no effect there.
+    Installing torch again would take minutes, so a .pth file adds the package folders of this interpreter. Python does
+    not read the .pth files in these folders, so an editable install of the checkout has no effect in the environment.
     """
     folder = tmp_path_factory.mktemp("elsewhere") / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
@@ -164,7 +199,7 @@ print("PATH", *sys.path, sep="\\n")
     modules, path = (lines(part) for part in printed.split("PATH\n"))
     assert len(modules) > 4
     assert all(Path(file).resolve().is_relative_to(empty_environment.resolve()) for file in modules)
-    # The environment that runs the tests may well lie in the checkout's folder. Its packages are not the checkout.
+    # The environment that runs the tests may be a folder of the checkout. Its packages do not count.
     outside = [Path(entry).resolve() for entry in path if not Path(entry).is_relative_to(sys.prefix)]
     assert not any(entry.is_relative_to(ROOT) for entry in outside)
 
@@ -190,7 +225,7 @@ def test_the_installed_command_makes_the_same_images_as_the_checkout(empty_envir
 @pytest.mark.slow
 @pytest.mark.skipif(
     not (Path(sys.prefix) / "installed.stamp").exists() or shutil.which("make") is None,
-    reason="`make test` did not make this environment",
+    reason="`make test` did not create this environment",
 )
 def test_make_demo_makes_an_image_and_says_where(tmp_path):
     pil_image = tmp_path / "new" / "demo.png"

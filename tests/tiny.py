@@ -1,4 +1,4 @@
-"""Small real models for the tests, made in milliseconds."""
+"""Small real models, created in milliseconds."""
 
 import torch
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, PhiConfig
@@ -21,11 +21,11 @@ BITS = 6
 CODES = 2**BITS
 TEXT_IDS = 60
 SIDE = 4  # tokens along each side of an image at the trained size
-FACTOR = 4  # pixels per token
+FACTOR = 4  # pixels along each side of a token
 
 
 def lfq_config(stages=3, **kwargs) -> ShowoLFQTokenizerConfig:
-    """6 bits, and 2 ** (stages - 1) pixels a token."""
+    """6 bits, and 2 ** (stages - 1) pixels along each side of a token."""
     options = {
         "codebook_bits": BITS,
         "encoder_block_out_channels": [8] * (stages - 1) + [16],
@@ -58,7 +58,7 @@ def text_config(backbone: str, vocab_size: int, **kwargs):
 
 
 def showo_config(backbone="phi", text_ids=TEXT_IDS, images=True, text_options=None, **kwargs) -> ShowoConfig:
-    """The published layout with few ids: texts, [PAD], the nine special tokens, 64 codes, the mask."""
+    """The published layout with few ids: text, [PAD], the nine special tokens, 64 image tokens, the mask."""
     special = {f"{name}_token_id": text_ids + 1 + i for i, name in enumerate(SPECIAL_TOKEN_NAMES)}
     offset = text_ids + 1 + len(special)
     options = {
@@ -78,7 +78,7 @@ def showo_config(backbone="phi", text_ids=TEXT_IDS, images=True, text_options=No
 
 
 def showo(backbone="phi", seed=0, **kwargs) -> ShowoForCausalLM:
-    """A model whose weights are large enough for one token to matter to another."""
+    """A model with weights so large that each token affects the others."""
     torch.manual_seed(seed)
     model = ShowoForCausalLM(showo_config(backbone, **kwargs)).eval()
     with torch.no_grad():
@@ -108,19 +108,19 @@ def processor(**kwargs) -> ShowoProcessor:
 
 
 def clip_processor() -> ShowoProcessor:
-    """The processor of [`clip_showo`]: the tower takes 8 x 8 pixels and gives 4 features."""
+    """The processor for [`clip_showo`], with a tower that encodes 8 x 8 pixels as 4 features."""
     vision_processor = CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
     return processor(vision_processor=vision_processor, num_image_features=4)
 
 
 def clip_showo(text_ids: int) -> ShowoForCausalLM:
-    """A model with vision tower and image tokenizer."""
+    """A model with a vision tower and an image tokenizer."""
     sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     return showo(text_ids=text_ids, vision_config=CLIPVisionConfig(**sizes, image_size=8, patch_size=4))
 
 
 def pipeline(processor: ShowoProcessor, backbone="llama", **scheduler_options) -> ShowoT2IPipeline:
-    text_ids = processor.pad_token_id  # [PAD] is the first id behind the text's
+    text_ids = processor.pad_token_id  # [PAD] follows the text ids
     model = showo(backbone, text_ids=text_ids)
     pipe = ShowoT2IPipeline(model, processor, MaskGITScheduler(mask_token_id=CODES, **scheduler_options))
     pipe.set_progress_bar_config(disable=True)
@@ -128,6 +128,6 @@ def pipeline(processor: ShowoProcessor, backbone="llama", **scheduler_options) -
 
 
 def image(config: ShowoConfig, seed=0, tokens=SIDE * SIDE) -> list[int]:
-    """Ids of `soi image eoi` with random codes."""
+    """Ids of `soi image eoi` with random image tokens."""
     codes = torch.randint(CODES, (tokens,), generator=torch.Generator().manual_seed(seed))
     return [config.soi_token_id, *(codes + config.image_token_offset).tolist(), config.eoi_token_id]

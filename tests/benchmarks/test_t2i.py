@@ -30,6 +30,7 @@ def test_it_prints_one_table():
     assert all(any(letter.isdigit() for letter in measured) for _, _, measured, _ in rows), rows
 
 
+@pytest.mark.slow
 def test_the_pipeline_and_the_plain_loop_give_equal_tokens():
     (first, *others) = t2i.speed_rows(t2i.SMALL, "cpu", repeats=1)
     assert first == ("tokens that are the plain loop's", "100%", "100%")

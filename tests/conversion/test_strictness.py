@@ -206,6 +206,7 @@ def test_a_wrong_conversion_is_found_by_verify(root, capsys, monkeypatch, parts,
     assert "computes something else" in refused(root, capsys, "--verify", *dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_conversion_killed_at_any_moment_leaves_the_old_folder_or_a_whole_one(root):
     write(root)

@@ -159,6 +159,7 @@ def test_a_compiled_model_computes_the_same(model):
     torch.testing.assert_close(all_logits(compiled), all_logits(model), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_it_compiles_to_one_graph(model):
     mask = (padded() != PAD).long()

@@ -245,6 +245,7 @@ def test_a_conversation_continues_from_its_cache(as_tokens, all_images):
     assert answers(MODEL, alone | new, past_key_values=cache) == expected
 
 
+@pytest.mark.slow
 def test_a_static_cache_lets_decoding_compile_to_one_graph():
     config = CompileConfig(backend="eager", fullgraph=True)
     config._compile_all_devices = True  # by default `generate` compiles only on accelerators

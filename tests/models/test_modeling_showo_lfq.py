@@ -22,9 +22,7 @@ def pixels(height=16, width=16, batch=1, seed=0):
 
 # Parity with the original
 
-sizes = pytest.mark.parametrize(
-    "size", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
-)
+sizes = pytest.mark.parametrize("size", [pytest.param(size, marks=pytest.mark.slow) for size in range(3)])
 
 
 @sizes

@@ -94,6 +94,7 @@ def test_two_wrong_matrices_do_not_sum_to_one():
 # The posterior
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(chains())
 def test_the_posterior_follows_bayes_rule_for_every_pair_of_states_and_stride(chain):
