@@ -37,7 +37,7 @@ EXAMPLES = [
     "a red apple, 3d style",
     "3d emoji of a smiling cat with heart eyes",
     "an owl in noto style",
-    "flat image of a rocket",
+    "flat picture of a rocket",
 ]
 QUESTIONS = ["what is this?", "is it food?", "what is the main colour?", "in which style is it drawn?"]
 FAILED = "The image could not be made. Please try again with other settings."
@@ -52,6 +52,11 @@ def check_prompt(prompt: str | None, missing: str = "Please write what the image
     if len(prompt) > MAX_PROMPT_LENGTH:
         raise gr.Error(f"Please use at most {MAX_PROMPT_LENGTH} characters.", print_exception=False)
     return prompt
+
+
+def takes_temperature(pipe: DiffusionPipeline) -> bool:
+    """Whether the scheduler has a temperature. A pipeline refuses one for the schedulers that have none."""
+    return "temperature" in inspect.signature(pipe.scheduler.set_timesteps).parameters
 
 
 def image_maker(pipe: DiffusionPipeline) -> Callable:
@@ -76,14 +81,15 @@ def image_maker(pipe: DiffusionPipeline) -> Callable:
             return callback_kwargs
 
         try:
+            options = {"temperature": temperature} if takes_temperature(pipe) else {}
             images = pipe(
                 prompt,
                 num_inference_steps=steps,
                 guidance_scale=guidance,
-                temperature=temperature,
                 num_images_per_prompt=count,
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
                 callback_on_step_end=on_step_end,
+                **options,
             ).images
         except Exception as error:
             # The log tells us everything, the stranger nothing about this machine.
@@ -136,6 +142,7 @@ def build_demo(pipe: DiffusionPipeline) -> gr.Blocks:
                         pipe.scheduler.config.get("temperature", 1.0),
                         step=0.1,
                         label="Temperature",
+                        visible=takes_temperature(pipe),
                     )
                     count = gr.Slider(1, MAX_IMAGES, value=1, step=1, precision=0, label="Images")
                     seed = gr.Number(None, minimum=0, maximum=MAX_SEED, precision=0, label="Seed (empty: a new one)")

@@ -11,12 +11,12 @@ import math
 import random
 
 import torch
-from embedded_quality import gallery, hits
-from measuring import print_table
+from benchmarks.embedded_quality import gallery, hits
+from benchmarks.measuring import print_table
 
 from recipes.emoji.captions import canonical_caption
 from recipes.emoji.emoji import EmojiDataset, load_emoji
-from recipes.emoji.train_image_tokenizer import psnr, to_pixel_values
+from recipes.emoji.train_image_tokenizer import to_pixel_values
 from showo_hf import (
     EMBEDDED_MODEL,
     ShowoExtrapolatePipeline,
@@ -24,6 +24,7 @@ from showo_hf import (
     ShowoInpaintPipeline,
     ShowoT2IPipeline,
 )
+from showo_hf.utils.metrics import psnr
 
 
 Row = tuple[str, str]
@@ -62,7 +63,7 @@ def repainting(
             painted[name].append(pipe.image_tokenizer.decode(grids).sample)
         # Outside of the hole and its soft seam, which is one token wide.
         far = ~torch.nn.functional.max_pool2d(pixels_of_hole[None].float(), 2 * factor + 1, 1, factor)[0].bool()
-        restored.append(psnr_of(painted["own"][-1][..., far], original[..., far]))
+        restored.append(psnr(painted["own"][-1][..., far], original[..., far]))
         for_pixels = pipe(
             captions, (original + 1) / 2, preserve_pixels=True, generator=generators(first, len(rows)),
             output_type="pt", **options,
@@ -76,11 +77,6 @@ def repainting(
         ("kept part, all from tokens: PSNR", f"{float(torch.cat(restored).mean()):.1f} dB"),
         ("kept part with `preserve_pixels`: images with it exactly as before", share(exact)),
     ]
-
-
-def psnr_of(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """PSNR of rows of pixels (batch, 3, pixels) in [-1, 1], in dB."""
-    return psnr(one[..., None], other[..., None])
 
 
 def varying(

@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from recipes.emoji.captions import canonical_caption
 from recipes.emoji.emoji import EmojiDataset, load_emoji
-from recipes.emoji.train_image_tokenizer import psnr, to_pixel_values
+from recipes.emoji.train_image_tokenizer import to_pixel_values
 from showo_hf import EMBEDDED_MODEL, ShowoLFQTokenizer, ShowoT2IPipeline
+from showo_hf.utils.metrics import psnr
 
 
 COMPARED_SIZE = 32  # pixels a side in the distance

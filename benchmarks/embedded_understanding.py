@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from measuring import print_table
+from benchmarks.measuring import print_table
 from PIL import Image
 from tqdm.auto import tqdm
 

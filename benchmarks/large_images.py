@@ -17,6 +17,7 @@ from t2i import PROMPT, Sizes, build_pipeline
 
 from showo_hf import EMBEDDED_MODEL, ShowoLFQTokenizer, ShowoLFQTokenizerConfig, ShowoT2IPipeline
 from showo_hf.models.tiling import kept_parts
+from showo_hf.utils.metrics import psnr_from_mse
 
 
 MB = 2**20
@@ -94,9 +95,8 @@ def differences(model: str, side: int, images: int, device: str = "cpu") -> dict
             sums[f"codes, {place}"].append(other[where].float().mean())
             sums[f"pixels, {place}"].append(change[where].mean())
     means = {name: float(torch.stack(values).mean()) for name, values in sums.items()}
-    # In dB of a range of 2, as PSNR.
     return {
-        name: float(10 * torch.log10(torch.tensor(4 / max(value, 1e-12)))) if name.startswith("pixels") else value
+        name: float(psnr_from_mse(torch.tensor(value))) if name.startswith("pixels") else value
         for name, value in means.items()
     }
 

@@ -9,17 +9,17 @@ that of one image's tokens.
 """
 
 import argparse
-import math
 import platform
 from functools import partial
 
 import torch
 from measuring import median_ratio, paired_seconds, print_table
-from torch.nn import functional as F
+from torch.nn.functional import mse_loss
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
 from transformers import TorchAoConfig, logging
 
 from showo_hf import EMBEDDED_MODEL, ShowoForCausalLM, ShowoT2IPipeline
+from showo_hf.utils.metrics import psnr_from_mse
 
 
 PROMPTS = [
@@ -106,12 +106,6 @@ def likeliest_codes(pipeline: ShowoT2IPipeline, prompts: list[str], grids: list[
     return torch.cat(codes)
 
 
-def psnr(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of pixels in [0, 1], over all images."""
-    error = F.mse_loss(one, other).item()
-    return -10 * math.log10(error) if error else math.inf
-
-
 def share(one: torch.Tensor, other: torch.Tensor) -> str:
     return f"{(one == other).float().mean().item():.1%}"
 
@@ -135,7 +129,7 @@ def measure(folder: str, prompts: list[str], steps: int, repeats: int) -> list[t
                 f"{weight_bytes(pipeline.model) / 1e6:.1f}",
                 share(likeliest_codes(pipeline, prompts, grids[:-1]), wanted),
                 share(found, grids[-1]),
-                f"{psnr(pipeline.decode_latents(found, 'pt'), images):.1f}",
+                f"{psnr_from_mse(mse_loss(pipeline.decode_latents(found, 'pt'), images), data_range=1.0):.1f}",
                 f"{median_ratio(times['it'], times['fp32']):.2f}",
             )
         )

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from embedded_quality import FRECHET_SIZE, each_hit, frechet_distance, gallery, shrink
-from measuring import print_table
+from benchmarks.embedded_quality import FRECHET_SIZE, each_hit, frechet_distance, gallery, shrink
+from benchmarks.measuring import print_table
 
 from recipes.emoji.captions import canonical_caption
 from recipes.emoji.emoji import load_emoji

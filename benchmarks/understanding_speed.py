@@ -27,7 +27,7 @@ from showo_hf import ShowoAnyToAnyPipeline, ShowoForCausalLM, ShowoMMUPipeline, 
 QUESTIONS = (
     "what is this",
     "is it food",
-    "describe the image",
+    "describe the picture",
     "in which style is it drawn",
     "what is the main colour",
     "what kind of thing is it",

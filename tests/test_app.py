@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from showo_hf import ShowoMMUPipeline
+from showo_hf import MaskAndReplaceScheduler, ShowoMMUPipeline
 
 
 gr = pytest.importorskip("gradio")
@@ -73,6 +73,15 @@ def test_without_a_seed_each_image_is_a_new_one(client):
     assert first != second
     repeated, _ = make(client, seed=first, count=1)
     assert repeated[0][0].tobytes() == one[0][0].tobytes() != two[0][0].tobytes()
+
+
+def test_a_scheduler_without_a_temperature_makes_images(client, pipe):
+    pipe.scheduler = MaskAndReplaceScheduler.from_config(pipe.scheduler.config, mask_share=1.0)
+    images, _ = make(client, count=1)
+    options = {"num_inference_steps": REQUEST["steps"], "guidance_scale": REQUEST["guidance"]}
+    generator = torch.Generator().manual_seed(REQUEST["seed"])
+    (expected,) = pipe(REQUEST["prompt"], generator=generator, **options).images
+    assert images[0][0].tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from recipes.emoji.emoji_names import TONES, plain_ascii, readable_name, readable_synonyms, readable_tone
+from showo_hf.utils.atomic_folder import atomic_folder
 
 
 # Style -> (npm package, version, folder of the images inside the package, their extension).
@@ -256,18 +257,9 @@ def prepare_emoji(output: str | os.PathLike, size: int = 64, cache: str | os.Pat
     described = describe_codes(read_json(archives["noto"], "package/emoji.json"), cldr_names)
     pairs = [pair for style in STYLES for pair in read_style(archives[style], style, described)]
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}-"))
-    try:
-        _write(temporary, pairs, size)
-        _write_licences(temporary / "licences", [*archives.values(), name_archive])
-        temporary.chmod(0o755)
-        if output.exists():
-            shutil.rmtree(output)
-        temporary.rename(output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with atomic_folder(output, overwrite=True) as folder:
+        _write(folder, pairs, size)
+        _write_licences(folder / "licences", [*archives.values(), name_archive])
     return output
 
 

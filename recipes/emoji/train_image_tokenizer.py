@@ -13,6 +13,7 @@ from recipes.emoji.emoji import load_emoji
 from showo_hf.models.configuration_showo_lfq import ShowoLFQTokenizerConfig
 from showo_hf.models.modeling_showo_lfq import ShowoLFQTokenizer
 from showo_hf.training.loop import Batch, add_loop_arguments, loop_options, train
+from showo_hf.utils.metrics import psnr
 
 
 def small_config(sample_size: int, codebook_bits: int = 10, **options) -> ShowoLFQTokenizerConfig:
@@ -53,11 +54,6 @@ def multi_scale_loss(prediction: torch.Tensor, target: torch.Tensor, scales: int
             prediction, target = F.avg_pool2d(prediction, 2), F.avg_pool2d(target, 2)
         total = total + F.l1_loss(prediction, target) + 4 * F.mse_loss(prediction, target)
     return total / scales
-
-
-def psnr(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio in dB of each image, `10 log10(2^2 / mse)` for pixels in [-1, 1]; (batch,)."""
-    return 10 * torch.log10(4 / (prediction - target).square().mean((1, 2, 3)))
 
 
 def compute_loss(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -4,8 +4,8 @@ import json
 import random
 from collections import Counter
 
-import embedded_understanding as benchmark
 import pytest
+from benchmarks import embedded_understanding as benchmark
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -34,7 +34,7 @@ def test_all_questions_about_an_image():
     asked = {question.kind: (question.text, question.answer) for question in questions[:5]}
     assert asked == {
         "name": ("what is this?", "a red apple."),
-        "caption": ("describe the image.", "a red apple, flat style."),
+        "caption": ("describe the picture.", "a red apple, flat style."),
         "style": ("in which style is it drawn?", "flat style."),
         "colour": ("what is the main colour?", "red."),
         "kind": ("what kind of thing is it?", "food."),

@@ -3,11 +3,10 @@
 import json
 from dataclasses import replace
 
-import editing
 import large_images
 import pytest
-import samplers
 import torch
+from benchmarks import editing, samplers
 from PIL import Image
 from t2i import SMALL
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-DEFAULT_PROMPT = "describe the image."
+DEFAULT_PROMPT = "describe the picture."  # a question that the embedded model was trained on
 
 EXAMPLES = f"""\
 Of one image the caption alone is printed, of several "image: caption", one a line. Everything else goes to stderr.
