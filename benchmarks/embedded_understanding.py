@@ -126,10 +126,10 @@ def named_emoji(answer: str, phrases: Phrases) -> str | None:
     return next((phrases[said[s : s + n]] for s, n in spans if said[s : s + n] in phrases), None)
 
 
-def told_style(answer: str) -> str | None:
+def named_style(answer: str) -> str | None:
     """The style that an answer names; None if it names none or several."""
-    told = [style for style, name in CANONICAL_STYLE.items() if name in answer.lower()]
-    return told[0] if len(told) == 1 else None
+    named = [style for style, name in CANONICAL_STYLE.items() if name in answer.lower()]
+    return named[0] if len(named) == 1 else None
 
 
 def judge(question: Question, record: EmojiRecord, answer: str, phrases: Phrases) -> dict[str, bool]:
@@ -139,7 +139,7 @@ def judge(question: Question, record: EmojiRecord, answer: str, phrases: Phrases
     if question.kind == "name":
         return {"name, word for word": same, "name": named}
     if question.kind == "caption":
-        return {"caption names the emoji": named, "caption has the right style": told_style(answer) == record.style}
+        return {"caption names the emoji": named, "caption has the right style": named_style(answer) == record.style}
     if question.kind.startswith("yes/no "):
         return {"yes or no": same, f"yes or no, {question.kind.removeprefix('yes/no ')}": same}
     return {{"colour": "main colour"}.get(question.kind, question.kind): same}

@@ -221,8 +221,8 @@ def mixed_measures(pipeline: ShowoT2IPipeline, lengths: Lengths, repeats: int, d
             return mixed(REQUEST, max_new_tokens=len(script), generator=generator, **steps).content
 
     def image() -> torch.LongTensor:
-        codes = pipeline(PROMPT, generator=torch.Generator().manual_seed(0), **steps).images
-        return pipeline.image_input_ids(codes.flatten(1))
+        tokens = pipeline(PROMPT, generator=torch.Generator().manual_seed(0), **steps).images
+        return pipeline.image_input_ids(tokens.flatten(1))
 
     def write(ids: torch.LongTensor, end: int) -> torch.LongTensor:
         return model.generate(ids, max_new_tokens=len(script), do_sample=False, eos_token_id=end)

@@ -114,8 +114,8 @@ def test_names_with_hyphens_and_full_stops_are_found():
         ("flat style and noto style", None),
     ],
 )
-def test_told_style(answer, style):
-    assert benchmark.told_style(answer) == style
+def test_named_style(answer, style):
+    assert benchmark.named_style(answer) == style
 
 
 @pytest.mark.parametrize(

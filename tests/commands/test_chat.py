@@ -235,7 +235,7 @@ def test_a_conversation_without_tokens_is_loaded_from_its_image_files(chat, pipe
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        ([{"type": "image", "tokens": [[1, 64]]}], "codes from 0 to 63"),
+        ([{"type": "image", "tokens": [[1, 64]]}], "from 0 to 63"),
         ([{"type": "image", "path": "gone.png"}], "'gone.png'"),
         ([{"type": "sound"}], "sound"),
         (None, "content"),

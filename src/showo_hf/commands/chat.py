@@ -132,7 +132,7 @@ def run(options: argparse.Namespace) -> int:
     if interactive:
         with suppress(ImportError):  # not available on every system
             import readline  # noqa: F401  # arrow keys and history
-        tell("Type a message. /help lists the commands, Ctrl-D quits.")
+        print_status("Type a message. /help lists the commands, Ctrl-D quits.")
     run_lines(chat)
     return 1 if chat.failed and not interactive else 0
 
@@ -160,12 +160,12 @@ def run_lines(chat: Chat) -> None:
                 return
         except EOFError:
             if chat.interactive:
-                tell("")  # the prompt of the shell starts on a new line
+                print_status("")  # the prompt of the shell starts on a new line
             return
         except KeyboardInterrupt:
             if not chat.interactive:
                 raise
-            tell("\n(/quit or Ctrl-D quits)")
+            print_status("\n(/quit or Ctrl-D quits)")
 
 
 def read_line(interactive: bool) -> str:
@@ -181,7 +181,8 @@ def read_line(interactive: bool) -> str:
     return input()
 
 
-def tell(text: str) -> None:
+def print_status(text: str) -> None:
+    """Print to stderr: stdout is only for answers."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -313,7 +314,7 @@ class Chat:
             self.begin(before, sources)
         except (ValueError, TypeError) as error:
             raise UsageError(f"`--load` cannot continue '{self.options.load}': {error}") from error
-        tell(f"({len(before)} messages from {self.options.load})")
+        print_status(f"({len(before)} messages from {self.options.load})")
 
     def run_line(self, line: str) -> bool:
         """Run a command or answer a message. Returns False for `/quit`."""
@@ -326,12 +327,12 @@ class Chat:
             elif line.strip():
                 self.answer(line.strip())
             elif self.attachments:
-                tell("(the image is sent with your next message)")
+                print_status("(the image is sent with your next message)")
         except (UsageError, CommandError, ValueError, TypeError, RuntimeError) as error:
             self.failed = True
             if self.options.debug:
                 traceback.print_exc()
-            tell(f"showo-hf: error: {' '.join(str(error).split())}")
+            print_status(f"showo-hf: error: {' '.join(str(error).split())}")
         return True
 
     def run_command(self, command: str, argument: str) -> None:
@@ -342,9 +343,9 @@ class Chat:
             self.save(argument)
         elif command == "/new":
             self.begin()
-            tell("(a new conversation)")
+            print_status("(a new conversation)")
         elif command == "/help":
-            tell(COMMANDS_HELP)
+            print_status(COMMANDS_HELP)
         else:
             raise UsageError(
                 f"there is no command {command}; /help lists all commands. Put a space before a message that starts with /"
@@ -359,7 +360,7 @@ class Chat:
             raise UsageError(f"'{loaded.name}' cannot be read: {loaded.problem}")
         self.attachments.append(Attachment(loaded.name, loaded.image))
         width, height = loaded.image.size
-        tell(f"({loaded.name}, {width}x{height}, is sent with your next message)")
+        print_status(f"({loaded.name}, {width}x{height}, is sent with your next message)")
 
     def save(self, argument: str) -> None:
         """Save the conversation. Raises `UsageError` if the path is not writable."""
@@ -370,7 +371,7 @@ class Chat:
         messages = self.session.messages
         text = conversation_text(messages, self.sources)
         replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-        tell(f"({len(messages)} messages in {path})")
+        print_status(f"({len(messages)} messages in {path})")
 
     def given_options(self) -> dict[str, Any]:
         """The options of an answer. Options that were not given keep the pipeline's defaults."""
@@ -403,15 +404,15 @@ class Chat:
             if done is None:
                 self.generator.set_state(state)
         if done is None:
-            tell("(stopped; your message and the answer are discarded)")
+            print_status("(stopped; your message and the answer are discarded)")
             return
         self.sources += [attachment.source() for attachment in self.attachments]
         self.sources += [{"path": str(path)} for path in saved]
         self.attachments = []
         if not done.message["content"]:
-            tell("(no answer)")
+            print_status("(no answer)")
         elif done.finish_reason == "length":
-            tell("(the answer reached a limit: --max-new-tokens, or the context length of the model)")
+            print_status("(the answer reached a limit: --max-new-tokens, or the context length of the model)")
 
     def stream_answer(self, message: dict[str, Any]) -> tuple[AnswerDone | None, list[Path]]:
         """Print an answer and save its images. Returns the last event, or None if stopped, and the image paths."""

@@ -16,9 +16,9 @@ def check_output(option: str, path: Path, suffixes: tuple[str, ...]) -> None:
     if path.is_dir():
         raise UsageError(f"`{option}` must be a file, but '{path}' is a folder")
     if not path.parent.is_dir():
-        raise UsageError(f"`{option}` must lie in a folder that exists, but '{path.parent}' does not")
+        raise UsageError(f"`{option}` must be in an existing folder, but '{path.parent}' does not exist")
     if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"`{option}` must lie in a folder that can be written to, but '{path.parent}' cannot")
+        raise UsageError(f"`{option}` must be in a writable folder, but '{path.parent}' is not")
 
 
 def numbered(path: Path, count: int) -> list[Path]:
