@@ -1,6 +1,7 @@
-"""The Gradio app: layout and event wiring. The images are made by the pipeline.
+"""The Gradio app: layout and event wiring. The pipelines do the work.
 
-`python app.py` starts it; `SHOWO_MODEL` names another model than the embedded one, as a folder or a name on the Hub.
+Run `python app.py`. The environment variable `SHOWO_MODEL` selects a model folder or Hub name instead of the embedded
+model.
 """
 
 import inspect
@@ -20,15 +21,15 @@ from showo_hf.processing.images import load_image
 
 logger = logging.getLogger(__name__)
 
-# Anybody can send anything to a public app, also past the page: what is accepted is bounded here.
+# Limits of a public app. Clients can call its API directly, so the limits of the page are not enough.
 MAX_PROMPT_LENGTH = 300
 MAX_STEPS = 50
 MAX_GUIDANCE = 20.0
 MAX_TEMPERATURE = 4.0
 MAX_IMAGES = 4
 MAX_SEED = 2**31 - 1
-MAX_WAITING = 20  # people in the queue
-MAX_ANSWER = 64  # ids
+MAX_WAITING = 20  # requests in the queue
+MAX_ANSWER = 64  # text tokens
 MAX_FILE_SIZE = "10mb"
 
 EXAMPLES = [
@@ -37,7 +38,7 @@ EXAMPLES = [
     "a red apple, 3d style",
     "3d emoji of a smiling cat with heart eyes",
     "an owl in noto style",
-    "flat image of a rocket",
+    "flat picture of a rocket",
 ]
 QUESTIONS = ["what is this?", "is it food?", "what is the main colour?", "in which style is it drawn?"]
 FAILED = "The image could not be made. Please try again with other settings."
@@ -45,7 +46,7 @@ NOT_ANSWERED = "The question could not be answered. Please try again with anothe
 
 
 def check_prompt(prompt: str | None, missing: str = "Please write what the image should show.") -> str:
-    """The prompt without white space around it; a `gr.Error` for the user if it is empty or too long."""
+    """Strip the prompt. Raises a `gr.Error` for the user if it is empty or too long."""
     prompt = (prompt or "").strip()
     if not prompt:
         raise gr.Error(missing, print_exception=False)
@@ -54,8 +55,13 @@ def check_prompt(prompt: str | None, missing: str = "Please write what the image
     return prompt
 
 
+def takes_temperature(pipe: DiffusionPipeline) -> bool:
+    """Whether the scheduler has a temperature. A pipeline refuses one for the schedulers that have none."""
+    return "temperature" in inspect.signature(pipe.scheduler.set_timesteps).parameters
+
+
 def image_maker(pipe: DiffusionPipeline) -> Callable:
-    """The function behind the button: the values of the page to (images with captions, seed of the first one)."""
+    """The event handler that makes images. It maps the inputs to images with captions, and the seed of the first."""
 
     def make_images(
         prompt: str,
@@ -64,7 +70,7 @@ def image_maker(pipe: DiffusionPipeline) -> Callable:
         temperature: float,
         seed: float | None,
         count: int,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008 - gradio finds it as a default
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - gradio requires it as a default
     ) -> tuple[list[tuple[Image.Image, str]], int]:
         prompt = check_prompt(prompt)
         steps, count = int(steps), int(count)
@@ -76,17 +82,18 @@ def image_maker(pipe: DiffusionPipeline) -> Callable:
             return callback_kwargs
 
         try:
+            options = {"temperature": temperature} if takes_temperature(pipe) else {}
             images = pipe(
                 prompt,
                 num_inference_steps=steps,
                 guidance_scale=guidance,
-                temperature=temperature,
                 num_images_per_prompt=count,
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
                 callback_on_step_end=on_step_end,
+                **options,
             ).images
         except Exception as error:
-            # The log tells us everything, the stranger nothing about this machine.
+            # The details go to the log. The user must not learn anything about this machine.
             logger.exception("an image could not be made")
             raise gr.Error(FAILED, print_exception=False) from error
         return [(image, f"seed {seed}") for image, seed in zip(images, seeds, strict=True)], first
@@ -95,7 +102,7 @@ def image_maker(pipe: DiffusionPipeline) -> Callable:
 
 
 def question_answerer(pipe: DiffusionPipeline) -> Callable:
-    """The function behind the other button: an image's file and a question to the answer."""
+    """The event handler that answers questions. It maps an image file and a question to the answer."""
     asking = ShowoMMUPipeline(**pipe.components)
 
     def answer(file: str | None, question: str) -> str:
@@ -116,7 +123,7 @@ def question_answerer(pipe: DiffusionPipeline) -> Callable:
 
 
 def build_demo(pipe: DiffusionPipeline) -> gr.Blocks:
-    """The app around a loaded pipeline. `demo.launch()` starts it. The settings start at the pipeline's defaults."""
+    """The app for a loaded pipeline; `launch()` starts it. The initial settings are the defaults of the pipeline."""
     usual = {name: parameter.default for name, parameter in inspect.signature(pipe.__call__).parameters.items()}
     with gr.Blocks(title="Show-o", analytics_enabled=False) as demo:
         gr.Markdown("# Show-o\nOne model that makes images from words, and answers questions about images.")
@@ -136,6 +143,7 @@ def build_demo(pipe: DiffusionPipeline) -> gr.Blocks:
                         pipe.scheduler.config.get("temperature", 1.0),
                         step=0.1,
                         label="Temperature",
+                        visible=takes_temperature(pipe),
                     )
                     count = gr.Slider(1, MAX_IMAGES, value=1, step=1, precision=0, label="Images")
                     seed = gr.Number(None, minimum=0, maximum=MAX_SEED, precision=0, label="Seed (empty: a new one)")
@@ -144,7 +152,7 @@ def build_demo(pipe: DiffusionPipeline) -> gr.Blocks:
                 used_seed = gr.Number(label="Seed of the first image", interactive=False, precision=0)
         with gr.Tab("Questions about an image"), gr.Row():
             with gr.Column():
-                # By name, so that what was sent is opened by our own reader alone.
+                # A path, so that only our own reader opens the uploaded file.
                 file = gr.File(label="Image", file_types=["image"], type="filepath")
                 question = gr.Textbox(label="Question", value=QUESTIONS[0], max_length=MAX_PROMPT_LENGTH)
                 ask = gr.Button("Ask", variant="primary")
@@ -168,7 +176,7 @@ def build_demo(pipe: DiffusionPipeline) -> gr.Blocks:
 
 
 def load_pipeline() -> ShowoT2IPipeline:
-    """The pipeline of `SHOWO_MODEL`, the embedded one without it, on the accelerator where there is one."""
+    """Load `SHOWO_MODEL`, by default the embedded model, to the accelerator if there is one."""
     pipe = ShowoT2IPipeline.from_pretrained(os.environ.get("SHOWO_MODEL") or EMBEDDED_MODEL)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")

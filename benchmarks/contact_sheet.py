@@ -1,6 +1,6 @@
-"""A sheet of uncurated samples of the embedded model: docs/images/samples.png. Run as
+"""A sheet of uncurated samples of the embedded model: docs/images/samples.png. Run from the repository root:
 
-python benchmarks/contact_sheet.py --data data/emoji --output docs/images/samples.png
+python -m benchmarks.contact_sheet --data data/emoji --output docs/images/samples.png
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main():
     data = load_emoji(options.data)
     count = options.rows * options.columns
     rng = random.Random(options.seed)
-    # Each emoji once and without skin tone, so that the sheet shows the breadth; nothing else is chosen.
+    # Only emoji without skin tone, for variety. Otherwise the sample is random.
     toneless = [row for row in data.train_indices.tolist() if data.records[row].tone is None]
     captions = [caption(data.records[row], rng) for row in rng.sample(toneless, count)]
     pipeline = ShowoT2IPipeline.from_pretrained(options.model, dtype=torch.float32)

@@ -1,9 +1,9 @@
-"""How well does the embedded model repaint, vary and extend? Prints the table of docs/benchmarks.md. Run as
+"""How well does the embedded model inpaint, vary and extend? Prints a table of docs/benchmarks.md. Run from the root:
 
     python -m recipes.emoji.emoji --output data/emoji --size 96
-    python benchmarks/editing.py --data data/emoji
+    python -m benchmarks.editing --data data/emoji
 
-What a right name is, and the distance it is told by, stand in `embedded_quality.py`.
+`embedded_quality.py` defines when the name of an image is right.
 """
 
 import argparse
@@ -11,12 +11,12 @@ import math
 import random
 
 import torch
-from embedded_quality import gallery, hits
-from measuring import print_table
+from benchmarks.embedded_quality import gallery, hits
+from benchmarks.measuring import print_table
 
 from recipes.emoji.captions import canonical_caption
 from recipes.emoji.emoji import EmojiDataset, load_emoji
-from recipes.emoji.train_image_tokenizer import psnr, to_pixel_values
+from recipes.emoji.train_image_tokenizer import to_pixel_values
 from showo_hf import (
     EMBEDDED_MODEL,
     ShowoExtrapolatePipeline,
@@ -24,6 +24,7 @@ from showo_hf import (
     ShowoInpaintPipeline,
     ShowoT2IPipeline,
 )
+from showo_hf.utils.metrics import psnr
 
 
 Row = tuple[str, str]
@@ -37,10 +38,10 @@ def share(value: float) -> str:
     return f"{value:.0%}"
 
 
-def repainting(
+def inpainting(
     parts: dict, data: EmojiDataset, real: torch.Tensor, asked: list[int], steps: int, batch: int
 ) -> list[Row]:
-    """Real images whose middle, four ninths of it, is painted anew with their own caption, and with none."""
+    """Inpaint the middle four ninths of real images, with their own caption and with an empty prompt."""
     pipe = quiet(ShowoInpaintPipeline(**parts))
     side, factor = pipe.default_grid[0], pipe.patch
     hole = torch.zeros(side, side, dtype=torch.bool)
@@ -60,9 +61,9 @@ def repainting(
             grids = pipe(prompts, tokens, generator=seeds, output_type="latent", **options).images
             same.append((grids == tokens)[:, ~hole].flatten())
             painted[name].append(pipe.image_tokenizer.decode(grids).sample)
-        # Outside of the hole and its soft seam, which is one token wide.
+        # Outside of the hole and its soft border, which is one token wide.
         far = ~torch.nn.functional.max_pool2d(pixels_of_hole[None].float(), 2 * factor + 1, 1, factor)[0].bool()
-        restored.append(psnr_of(painted["own"][-1][..., far], original[..., far]))
+        restored.append(psnr(painted["own"][-1][..., far], original[..., far]))
         for_pixels = pipe(
             captions, (original + 1) / 2, preserve_pixels=True, generator=generators(first, len(rows)),
             output_type="pt", **options,
@@ -70,23 +71,21 @@ def repainting(
         kept.append(((for_pixels - original)[..., far].abs() < 1e-6).flatten(1).all(1))
     exact = float(torch.cat(kept).float().mean())
     return [
-        ("repainting: known tokens unchanged", share(float(torch.cat(same).float().mean()))),
-        ("repainted with its caption: right name", share(hits(data, real, asked, torch.cat(painted["own"]))["name"])),
-        ("repainted with no words: right name", share(hits(data, real, asked, torch.cat(painted["none"]))["name"])),
-        ("kept part, all from tokens: PSNR", f"{float(torch.cat(restored).mean()):.1f} dB"),
-        ("kept part with `preserve_pixels`: images with it exactly as before", share(exact)),
+        ("inpainting: known tokens unchanged", share(float(torch.cat(same).float().mean()))),
+        ("inpainted with its caption: right name", share(hits(data, real, asked, torch.cat(painted["own"]))["name"])),
+        (
+            "inpainted with an empty prompt: right name",
+            share(hits(data, real, asked, torch.cat(painted["none"]))["name"]),
+        ),
+        ("kept part, decoded from tokens: PSNR", f"{float(torch.cat(restored).mean()):.1f} dB"),
+        ("kept part with `preserve_pixels`: unchanged images", share(exact)),
     ]
-
-
-def psnr_of(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """PSNR of rows of pixels (batch, 3, pixels) in [-1, 1], in dB."""
-    return psnr(one[..., None], other[..., None])
 
 
 def varying(
     parts: dict, data: EmojiDataset, real: torch.Tensor, asked: list[int], steps: int, batch: int
 ) -> list[Row]:
-    """Real images varied to the next one's caption, by strength."""
+    """Vary real images with the caption of the next image, for several strengths."""
     pipe = quiet(ShowoImg2ImgPipeline(**parts))
     rows = []
     targets = asked[1:] + asked[:1]
@@ -104,12 +103,12 @@ def varying(
             made.append(pipe.image_tokenizer.decode(grids).sample)
         name = hits(data, real, targets, torch.cat(made))["name"]
         rows.append((f"varied to another caption, strength {strength}: right name", share(name)))
-        rows.append((f"varied, strength {strength}: tokens as before", share(float(torch.cat(same).mean()))))
+        rows.append((f"varied, strength {strength}: unchanged tokens", share(float(torch.cat(same).mean()))))
     return rows
 
 
 def extending(parts: dict, data: EmojiDataset, asked: list[int], steps: int, batch: int) -> list[Row]:
-    """Images of twice the width at least, in rounds of few tokens, of half an image, and of as many as there can be."""
+    """Extend images to at least twice their width, in rounds of a small, a medium and the largest extent."""
     pipe = quiet(ShowoExtrapolatePipeline(**parts))
     width, factor = pipe.default_grid[1], pipe.patch
     same, rows = [], []
@@ -130,22 +129,20 @@ def extending(parts: dict, data: EmojiDataset, asked: list[int], steps: int, bat
         seams = torch.arange(width, width + rounds * extent, extent)
         here = seam_visibility(torch.cat(grown), seams, width, factor)
         there = seam_visibility(torch.cat(given), torch.tensor([width - extent]), width - extent, factor)
-        what = (
-            f"extended by {extent * factor} pixels, {rounds} rounds: gradient across seams / other borders of tokens"
-        )
-        rows.append((f"{what} (the same columns of the given images)", f"{here:.2f} ({there:.2f})"))
+        what = f"extended by {extent * factor} pixels, {rounds} rounds: gradient across seams / other token borders"
+        rows.append((f"{what} (same columns of the input images)", f"{here:.2f} ({there:.2f})"))
     return [("extending: known tokens unchanged", share(float(torch.cat(same).mean()))), *rows]
 
 
 def seam_visibility(pixels: torch.Tensor, seams: torch.LongTensor, first: int, factor: int) -> float:
     """
-    Gradients across seams over those across the other borders of tokens.
+    The mean pixel gradient across seams, divided by the mean gradient across the other token borders.
 
     Args:
-        pixels (`torch.Tensor` of shape `(batch, 3, H, W)`).
-        seams: columns of tokens that a seam lies left of.
-        first: the first column of tokens that counts; what lies left of it is looked at only across its border.
-        factor: pixels of a token's side.
+        pixels (`torch.Tensor` of shape `(batch, 3, H, W)`): the images.
+        seams: the token columns with a seam at their left border.
+        first: the first token column to consider.
+        factor: pixels per token.
     """
     change = (pixels[..., 1:] - pixels[..., :-1]).abs().mean((0, 1, 2))  # (W - 1,)
     borders = torch.arange(max(1, first), pixels.shape[-1] // factor)
@@ -174,7 +171,7 @@ def main(arguments: list[str] | None = None):
     parts = ShowoT2IPipeline.from_pretrained(options.model, dtype=torch.float32).components
     real = gallery(data)
     with torch.no_grad():
-        rows = repainting(parts, data, real, asked, options.steps, options.batch_size)
+        rows = inpainting(parts, data, real, asked, options.steps, options.batch_size)
         rows += varying(parts, data, real, asked, options.steps, options.batch_size)
         rows += extending(parts, data, asked, options.steps, options.batch_size)
     print_table((f"{options.images} training images, {options.steps} steps", "measured"), rows)

@@ -1,11 +1,11 @@
-"""How good is the embedded model? Prints the numbers of docs/training.md. Run as
+"""How good is the embedded model? Prints the numbers of docs/training.md. Run from the repository root:
 
     python -m recipes.emoji.emoji --output data/emoji --size 96
-    python benchmarks/embedded_quality.py --data data/emoji
+    python -m benchmarks.embedded_quality --data data/emoji
 
-A generated image is a hit when the nearest real image shows the asked-for emoji. Nearest is by the mean squared
-difference of RGB after averaging to 32x32 pixels, over all images of the asked-for style, held-out ones and all skin
-tones included; a skin tone does not count, since all tones of an emoji have one name.
+A generated image is a hit if the nearest real image shows the requested emoji. The distance is the mean squared RGB
+difference at 32x32 pixels. The candidates are all images of the requested style, including held-out images and all
+skin tones. The skin tone may differ, because all skin tones of an emoji have the same name.
 """
 
 import argparse
@@ -19,42 +19,43 @@ from torch.nn import functional as F
 
 from recipes.emoji.captions import canonical_caption
 from recipes.emoji.emoji import EmojiDataset, load_emoji
-from recipes.emoji.train_image_tokenizer import psnr, to_pixel_values
+from recipes.emoji.train_image_tokenizer import to_pixel_values
 from showo_hf import EMBEDDED_MODEL, ShowoLFQTokenizer, ShowoT2IPipeline
+from showo_hf.utils.metrics import psnr
 
 
-COMPARED_SIZE = 32  # pixels a side in the distance
-FRECHET_SIZE = 6  # pixels a side in the Frechet distance's features
+COMPARED_SIZE = 32  # image size for the distance, in pixels
+FRECHET_SIZE = 6  # image size for the features of the Frechet distance, in pixels
 
 
 def shrink(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    """Images (N, 3, H, W) averaged to `size` pixels a side, as rows (N, 3 * size * size)."""
+    """Average images (N, 3, H, W) to `size` x `size` pixels, as rows (N, 3 * size * size)."""
     return F.adaptive_avg_pool2d(pixels, size).flatten(1)
 
 
 def gallery(data: EmojiDataset, size: int = COMPARED_SIZE) -> torch.Tensor:
-    """All real images, shrunk: (N, 3 * size * size)."""
+    """All real images, shrunk to rows (N, 3 * size * size)."""
     chunks = np.array_split(np.arange(len(data.records)), 32)
     return torch.cat([shrink(to_pixel_values(data.images[rows]), size) for rows in chunks])
 
 
 def nearest(queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-    """Index of the nearest candidate of each query, (N,)."""
+    """The index of the nearest candidate for each query, (N,)."""
     return torch.cdist(queries, candidates).argmin(-1)
 
 
 def frechet_distance(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Frechet distance between Gaussians fitted to two sets of rows; as FID (arXiv:1706.08500), on plain pixels."""
+    """The Frechet distance between Gaussians fitted to two sets of rows, as in FID (arXiv:1706.08500)."""
     one, other = one.double(), other.double()
     a, b = one.T.cov(), other.T.cov()
-    # trace of (a b)^(1/2): the eigenvalues of a b are real and not negative
+    # trace of (a b)^(1/2); the eigenvalues of a b are real and non-negative
     root = torch.linalg.eigvals(a @ b).real.clamp(min=0).sqrt().sum()
     return float((one.mean(0) - other.mean(0)).square().sum() + a.trace() + b.trace() - 2 * root)
 
 
 @torch.no_grad()
 def tokenizer_quality(tokenizer: ShowoLFQTokenizer, data: EmojiDataset, batch_size: int = 64) -> dict[str, float]:
-    """PSNR of held-out images (mean over the images, in dB) and the share of codes that training images use."""
+    """The mean PSNR of held-out images in dB, and the share of the codebook that training images use."""
     values, used = [], torch.zeros(tokenizer.config.codebook_size, dtype=torch.bool)
     for rows in torch.from_numpy(data.held_out_indices).split(batch_size):
         pixels = to_pixel_values(data.images[rows.numpy()])
@@ -65,7 +66,7 @@ def tokenizer_quality(tokenizer: ShowoLFQTokenizer, data: EmojiDataset, batch_si
 
 
 def generate(pipeline: ShowoT2IPipeline, captions: list[str], seed: int, batch_size: int, **options) -> torch.Tensor:
-    """Images (N, 3, H, W) in [-1, 1]; the image of caption i has a generator of its own, seeded `seed + i`."""
+    """Generate images (N, 3, H, W) in [-1, 1]. The image of caption i has its own generator with seed `seed + i`."""
     images = []
     for first in range(0, len(captions), batch_size):
         chunk = captions[first : first + batch_size]
@@ -75,7 +76,7 @@ def generate(pipeline: ShowoT2IPipeline, captions: list[str], seed: int, batch_s
 
 
 def each_hit(data: EmojiDataset, real: torch.Tensor, asked: list[int], images: torch.Tensor) -> dict[str, list[bool]]:
-    """Of each image: whether its name (within the style, and over all styles) and its style are right."""
+    """For each image: whether its name (within the style, and over all styles) and its style are right."""
     queries = shrink(images, COMPARED_SIZE)
     styles = np.array([record.style for record in data.records])
     overall = nearest(queries, real).tolist()
@@ -92,12 +93,12 @@ def each_hit(data: EmojiDataset, real: torch.Tensor, asked: list[int], images: t
 
 
 def hits(data: EmojiDataset, real: torch.Tensor, asked: list[int], images: torch.Tensor) -> dict[str, float]:
-    """Shares of right names (within the style, and over all styles) and of right styles."""
+    """The shares of right names (within the style, and over all styles) and of right styles."""
     return {name: float(np.mean(found)) for name, found in each_hit(data, real, asked, images).items()}
 
 
 def choose(data: EmojiDataset, count: int, seed: int) -> dict[str, list[int]]:
-    """The measured rows: `count` training images at random, and every held-out pair of emoji and style once."""
+    """The measured rows: `count` random training images, and all held-out images without skin tone."""
     train = random.Random(seed).sample(data.train_indices.tolist(), min(count, len(data.train_indices)))
     held_out = [int(row) for row in data.held_out_indices if data.records[row].tone is None]
     return {"training": train, "held out": held_out}
@@ -107,13 +108,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="the folder that recipes.emoji.emoji wrote")
     parser.add_argument("--model", default=EMBEDDED_MODEL)
-    parser.add_argument("--captions", type=int, default=500, help="training captions to try")
-    parser.add_argument("--steps", type=int, help="sampling steps; the pipeline's own by default")
+    parser.add_argument("--captions", type=int, default=500, help="number of training captions")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: the pipeline's)")
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--temperature", type=float)
     parser.add_argument("--batch-size", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--skip-tokenizer", action="store_true", help="do not measure the image tokenizer")
+    parser.add_argument("--skip-tokenizer", action="store_true", help="skip the image tokenizer")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     options = parser.parse_args()
 

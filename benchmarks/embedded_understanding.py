@@ -1,14 +1,14 @@
-"""How well does the embedded model understand emoji? Prints the tables of docs/training.md. Run as
+"""How well does the embedded model understand emoji? Prints the tables of docs/training.md. Run from the root:
 
     python -m recipes.emoji.emoji --output data/emoji --size 96
-    python benchmarks/embedded_understanding.py --data data/emoji
+    python -m benchmarks.embedded_understanding --data data/emoji
 
-Images without skin tone: all that are held out, and some of the training set. Of each it asks name, caption, style,
-and, where they have one, kind and main colour; and one question with the answer yes and one with the answer no about
-name, style, kind and colour. Answers are generated, the likeliest word at each place. Beside the model stand two that
-see no image: the model with plain white before it, and the commonest right answer of the training set.
+The images are all held-out images and some training images, without skin tones. The questions about each image ask for
+its name, caption and style, and for its kind and main colour if it has them. Two more questions per topic have the
+answers yes and no. The model answers greedily. Two baselines see no image: the model with a white image, and the most
+common right answer of the training set.
 
-"Named" means that the longest name or synonym of an emoji that an answer holds is one of the emoji shown.
+An answer names the emoji if the longest name or synonym in it belongs to that emoji.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from measuring import print_table
+from benchmarks.measuring import print_table
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -48,7 +48,7 @@ from showo_hf.utils.argument_types import positive_integer, seed_number
 
 
 MAX_NEW_TOKENS = 40  # the longest caption has 23 ids
-#: What is measured, in the order of the table, with what is wanted of held-out images, in percent.
+#: The measures in the order of the table, with the target for held-out images in percent.
 MEASURES: dict[str, float | None] = {
     "name, word for word": None,
     "name": 50,
@@ -72,7 +72,7 @@ Phrases = Mapping[tuple[str, ...], str]
 def questions_about(
     record: EmojiRecord, colour: str | None, others: Sequence[EmojiRecord], rng: random.Random
 ) -> list[Question]:
-    """All questions about an image, always in the same words; only what a "no" is about is drawn."""
+    """All questions about an image. Only the wrong facts of questions with the answer "no" are random."""
     kinds = kinds_of(record)
     questions = [
         Question("name", NAME_QUESTIONS[0], f"{with_article(record.name)}."),
@@ -89,7 +89,7 @@ def questions_about(
 def yes_no_questions(
     record: EmojiRecord, colour: str | None, others: Sequence[EmojiRecord], rng: random.Random
 ) -> Iterator[Question]:
-    """For each topic one question with the answer yes, and one with the answer no."""
+    """Two questions per topic, with the answers yes and no."""
     other = rng.choice([other for other in others if other.unified != record.unified])
     style = rng.choice([style for style in STYLES if style != record.style])
     pairs = {
@@ -106,51 +106,51 @@ def yes_no_questions(
             yield Question(f"yes/no {topic}", YES_NO_QUESTIONS[0].format(text), answer)
 
 
-# Judging
+# Judgement
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The words of a text in lower case; "medium-light" is two."""
+    """The words of a text in lower case. "medium-light" is two words."""
     return tuple(re.findall(r"[^\s,.:;!?]+", text.lower().replace("-", " ")))
 
 
 def known_phrases(records: Sequence[EmojiRecord]) -> Phrases:
-    """The emoji (its code without skin tone) behind each name and synonym."""
+    """Map every name and synonym to its emoji, as the code without skin tone."""
     return {words(phrase): record.unified for record in records for phrase in (record.name, *record.synonyms)}
 
 
 def named_emoji(answer: str, phrases: Phrases) -> str | None:
-    """The emoji of the longest known phrase in an answer, the first where two are equally long."""
+    """The emoji of the longest known phrase in an answer, the first of equally long ones."""
     said = words(answer)
     spans = ((start, length) for length in range(len(said), 0, -1) for start in range(len(said) - length + 1))
     return next((phrases[said[s : s + n]] for s, n in spans if said[s : s + n] in phrases), None)
 
 
-def told_style(answer: str) -> str | None:
-    """The style that an answer names; None where it names none or several."""
-    told = [style for style, name in CANONICAL_STYLE.items() if name in answer.lower()]
-    return told[0] if len(told) == 1 else None
+def named_style(answer: str) -> str | None:
+    """The style that an answer names; None if it names none or several."""
+    named = [style for style, name in CANONICAL_STYLE.items() if name in answer.lower()]
+    return named[0] if len(named) == 1 else None
 
 
 def judge(question: Question, record: EmojiRecord, answer: str, phrases: Phrases) -> dict[str, bool]:
-    """What is right about an answer, by measure."""
+    """Whether an answer is right, by measure."""
     same = answer.strip().lower().rstrip(".") == question.answer.rstrip(".")
     named = named_emoji(answer, phrases) == record.unified
     if question.kind == "name":
         return {"name, word for word": same, "name": named}
     if question.kind == "caption":
-        return {"caption names the emoji": named, "caption has the right style": told_style(answer) == record.style}
+        return {"caption names the emoji": named, "caption has the right style": named_style(answer) == record.style}
     if question.kind.startswith("yes/no "):
         return {"yes or no": same, f"yes or no, {question.kind.removeprefix('yes/no ')}": same}
     return {{"colour": "main colour"}.get(question.kind, question.kind): same}
 
 
-# Those who answer
+# Answers
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question about an image, with the answers that were given to it, by who gave them."""
+    """A question about an image, with the answers of the model and the baselines."""
 
     record: EmojiRecord
     question: Question
@@ -158,7 +158,7 @@ class Asked:
 
 
 def commonest_answers(records: Sequence[EmojiRecord], colours: Sequence[str | None]) -> dict[str, str]:
-    """The most frequent right answer by kind of question; of yes and no none is more frequent."""
+    """The most common right answer by kind of question. Yes and no are equally common."""
 
     def most(values) -> str:
         return Counter(value for value in values if value).most_common(1)[0][0]
@@ -174,7 +174,7 @@ def commonest_answers(records: Sequence[EmojiRecord], colours: Sequence[str | No
 
 
 def ask(pipe: ShowoMMUPipeline, image: Image.Image, questions: Sequence[str], batch_size: int) -> list[str]:
-    """The model's answers to questions about one image, which is read once."""
+    """The answers of the model to questions about one image."""
     return pipe(image, list(questions), max_new_tokens=MAX_NEW_TOKENS, batch_size=batch_size).texts
 
 
@@ -187,11 +187,11 @@ def ask_about(
     seed: int,
     batch_size: int,
 ) -> list[Asked]:
-    """All questions about all images, with everybody's answers."""
+    """All questions about all images, with all answers."""
     asked = []
     for row in tqdm(rows, desc="images", disable=not sys.stderr.isatty()):
         record = data.records[row]
-        # Seeded by the image, so that it is asked the same however many others there are.
+        # Seeded by the image, so that its questions do not depend on the other images.
         rng = random.Random(f"{seed} {record.code} {record.style}")
         questions = questions_about(record, main_colour(data.images[row]), others, rng)
         texts = ask(pipe, Image.fromarray(data.images[row]), [q.text for q in questions], batch_size)
@@ -209,7 +209,7 @@ def ask_about(
 
 
 def summarize(asked: Sequence[Asked], phrases: Phrases) -> dict[str, dict[str, float]]:
-    """By measure: the number of questions, and the share of right answers of each who answered, in [0, 1]."""
+    """By measure: the number of questions, and the share of right answers of the model and the baselines."""
     found: dict[str, dict[str, list[bool]]] = {}
     for one in asked:
         for who, answer in one.answers.items():
@@ -223,12 +223,12 @@ def summarize(asked: Sequence[Asked], phrases: Phrases) -> dict[str, dict[str, f
 
 
 def without_tone(data: EmojiDataset, rows: Iterable[int]) -> list[int]:
-    """Those rows that show no skin tone: nothing that is asked depends on one, and the held-out pairs have many."""
+    """The rows without skin tone. No question depends on the skin tone."""
     return [int(row) for row in rows if data.records[row].tone is None]
 
 
 def choose(data: EmojiDataset, held_out: int | None, training: int, seed: int) -> dict[str, list[int]]:
-    """The measured rows: so many of each at random, all for None."""
+    """The measured rows: random samples of the given sizes; None takes all rows."""
     sets = {"held out": (data.held_out_indices, held_out), "training": (data.train_indices, training)}
     chosen = {}
     for name, (indices, count) in sets.items():
@@ -238,7 +238,7 @@ def choose(data: EmojiDataset, held_out: int | None, training: int, seed: int) -
 
 
 def print_result(name: str, images: int, summary: Mapping[str, Mapping[str, float]]):
-    """One set of images as a table; shares in percent."""
+    """Print the table of one set of images, in percent."""
     who = ("model", "white image", "commonest answer")
     rows = []
     for measure, row in summary.items():
@@ -250,7 +250,7 @@ def print_result(name: str, images: int, summary: Mapping[str, Mapping[str, floa
 
 
 def write_answers(path: Path, sets: Mapping[str, Sequence[Asked]]):
-    """Every question with its answers, one JSON object a line."""
+    """Write every question with its answers as a JSON line."""
     with path.open("w", encoding="utf-8") as file:
         for name, asked in sets.items():
             for one in asked:
@@ -262,11 +262,11 @@ def main(arguments: Sequence[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--data", required=True, help="the folder that recipes.emoji.emoji wrote")
     parser.add_argument("--model", default=EMBEDDED_MODEL, help="a pipeline folder or Hub name")
-    parser.add_argument("--captions", type=positive_integer, default=500, help="training images to ask about")
-    parser.add_argument("--held-out", type=positive_integer, help="held-out images to ask about; all by default")
-    parser.add_argument("--batch-size", type=positive_integer, default=16, help="questions answered at once")
+    parser.add_argument("--captions", type=positive_integer, default=500, help="number of training images")
+    parser.add_argument("--held-out", type=positive_integer, help="number of held-out images (default: all)")
+    parser.add_argument("--batch-size", type=positive_integer, default=16, help="questions per batch")
     parser.add_argument("--seed", type=seed_number, default=0)
-    parser.add_argument("--answers", type=Path, help="a file for all questions and answers, as JSON lines")
+    parser.add_argument("--answers", type=Path, help="JSON lines file for all questions and answers")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     options = parser.parse_args(arguments)
 

@@ -1,11 +1,11 @@
-"""What does a large image cost, and what do tiles change? Prints the tables of docs/extending.md. Run as
+"""What does a large image cost, and what does tiling change? Prints the tables of docs/extending.md. Run as
 
     python benchmarks/large_images.py
 
-The first table is of the full-size image tokenizer with random weights: memory of encoding and decoding, whole and in
-tiles of the trained size. The second is of the embedded model's trained one: how far tiles are from the whole, near their
-borders and elsewhere. The third is of text to image by a whole model of the published size, with random weights: one
-step a window, since memory is the same in each.
+Table 1: memory for encoding and decoding with the full-size image tokenizer (random weights), with and without tiling.
+Table 2: differences between tiled and untiled results of the embedded image tokenizer, near tile borders and elsewhere.
+Table 3: memory for text to image with a model of the published size (random weights). One step per window is enough,
+because every step needs the same memory.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from t2i import PROMPT, Sizes, build_pipeline
 
 from showo_hf import EMBEDDED_MODEL, ShowoLFQTokenizer, ShowoLFQTokenizerConfig, ShowoT2IPipeline
 from showo_hf.models.tiling import kept_parts
+from showo_hf.utils.metrics import psnr_from_mse
 
 
 MB = 2**20
@@ -25,7 +26,7 @@ PUBLISHED = Sizes(hidden_size=2048, layers=24, heads=32)
 
 @torch.no_grad()
 def memory(size: int, tiled: bool, trained: int, device: str = "cpu") -> dict[str, int]:
-    """Bytes above the model for one image of `size` pixels through the full-size tokenizer and back."""
+    """Bytes above the model for encoding and decoding one image of `size` pixels with the full-size tokenizer."""
     torch.manual_seed(0)
     tokenizer = ShowoLFQTokenizer(ShowoLFQTokenizerConfig(sample_size=trained)).eval().to(device)
     if tiled:
@@ -42,7 +43,7 @@ def memory(size: int, tiled: bool, trained: int, device: str = "cpu") -> dict[st
 
 @torch.no_grad()
 def text_to_image(size: int, trained: int, device: str = "cpu", sizes: Sizes = PUBLISHED) -> dict[str, int]:
-    """One image of `size` pixels by a transformer in bf16: windows, bytes of the model, and the most above it."""
+    """One image of `size` pixels in bf16: windows, bytes of the model, and peak bytes above the model."""
     config = ShowoLFQTokenizerConfig(sample_size=trained, **sizes.tokenizer_options)
     pipe = build_pipeline(sizes, device, torch.bfloat16, config)
     pipe.image_tokenizer.enable_tiling()
@@ -58,17 +59,17 @@ def text_to_image(size: int, trained: int, device: str = "cpu", sizes: Sizes = P
 
 
 def near_borders(length: int, tile: int, margin: int) -> torch.BoolTensor:
-    """Which tokens of an axis are at most `margin` from where one tile takes over from another."""
-    places = torch.arange(length)
+    """True for the tokens of an axis that are within `margin` of a tile border."""
+    positions = torch.arange(length)
     marked = torch.zeros(length, dtype=torch.bool)
     for _, kept in list(kept_parts(length, tile))[1:]:
-        marked |= (places >= kept.start - margin) & (places < kept.start + margin)
+        marked |= (positions >= kept.start - margin) & (positions < kept.start + margin)
     return marked
 
 
 @torch.no_grad()
 def differences(model: str, side: int, images: int, device: str = "cpu") -> dict[str, float]:
-    """Differences between tiles and whole for sheets of generated images, `side` x `side` of them."""
+    """Differences between tiled and untiled results for sheets of `side` x `side` generated images."""
     pipe = ShowoT2IPipeline.from_pretrained(model, dtype=torch.float32).to(device)
     pipe.set_progress_bar_config(disable=True)
     tokenizer, trained = pipe.image_tokenizer, pipe.image_tokenizer.config.sample_size
@@ -76,7 +77,7 @@ def differences(model: str, side: int, images: int, device: str = "cpu") -> dict
     tile, tokens = trained // factor, side * trained // factor
     axis = near_borders(tokens, tile, 1)
     border = axis[:, None] | axis
-    sums = {name: [] for name in ("codes, borders", "codes, elsewhere", "pixels, borders", "pixels, elsewhere")}
+    sums = {name: [] for name in ("tokens, borders", "tokens, elsewhere", "pixels, borders", "pixels, elsewhere")}
     for number in range(images):
         generator = torch.Generator(device).manual_seed(number)
         options = {"num_inference_steps": 8, "generator": generator, "output_type": "pt"}
@@ -91,12 +92,11 @@ def differences(model: str, side: int, images: int, device: str = "cpu") -> dict
         change = (tokenizer.decode(whole).sample - decoded)[0].square().mean(0)
         change = change.unflatten(0, (tokens, factor)).unflatten(2, (tokens, factor)).mean((1, 3))  # (h, w)
         for place, where in (("borders", border), ("elsewhere", ~border)):
-            sums[f"codes, {place}"].append(other[where].float().mean())
+            sums[f"tokens, {place}"].append(other[where].float().mean())
             sums[f"pixels, {place}"].append(change[where].mean())
     means = {name: float(torch.stack(values).mean()) for name, values in sums.items()}
-    # In dB of a range of 2, as PSNR.
     return {
-        name: float(10 * torch.log10(torch.tensor(4 / max(value, 1e-12)))) if name.startswith("pixels") else value
+        name: float(psnr_from_mse(torch.tensor(value))) if name.startswith("pixels") else value
         for name, value in means.items()
     }
 
@@ -104,9 +104,9 @@ def differences(model: str, side: int, images: int, device: str = "cpu") -> dict
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=EMBEDDED_MODEL)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024, 2048], help="pixels a side")
-    parser.add_argument("--largest-whole", type=int, default=512, help="the largest size that is tried without tiles")
-    parser.add_argument("--trained", type=int, default=256, help="pixels a side of a tile of the full-size tokenizer")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024, 2048], help="image sizes in pixels")
+    parser.add_argument("--largest-whole", type=int, default=512, help="largest size to measure without tiling")
+    parser.add_argument("--trained", type=int, default=256, help="tile size of the full-size tokenizer in pixels")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # a size, and "tiled", "whole" or "made"
     options = parser.parse_args(arguments)
@@ -129,20 +129,20 @@ def main(arguments: list[str] | None = None):
             found = in_child(__file__, "--one", str(size), way, *common)
             row += [f"{found[part] / MB:.0f}" for part in ("encode", "decode")]
         rows.append(row)
-    print_table(("pixels a side", "encode, MB", "decode, MB", "encode in tiles, MB", "decode in tiles, MB"), rows)
+    print_table(("image size", "encode, MB", "decode, MB", "tiled encode, MB", "tiled decode, MB"), rows)
     found = differences(options.model, 3, 4, options.device)
     print_table(
-        ("in tiles against whole", "at borders of tiles", "elsewhere"),
+        ("tiled against untiled", "at tile borders", "elsewhere"),
         [
-            ["other codes", *(f"{found[f'codes, {place}']:.1%}" for place in ("borders", "elsewhere"))],
-            ["same codes, PSNR in dB", *(f"{found[f'pixels, {place}']:.1f}" for place in ("borders", "elsewhere"))],
+            ["different tokens", *(f"{found[f'tokens, {where}']:.1%}" for where in ("borders", "elsewhere"))],
+            ["same tokens, PSNR in dB", *(f"{found[f'pixels, {where}']:.1f}" for where in ("borders", "elsewhere"))],
         ],
     )
     rows = []
     for size in options.sizes:
         found = in_child(__file__, "--one", str(size), "made", *common)
         rows.append([size, found["windows"], *(f"{found[part] / MB:.0f}" for part in ("model", "above"))])
-    print_table(("pixels a side", "windows", "model, MB", "above the model, MB"), rows)
+    print_table(("image size", "windows", "model, MB", "above the model, MB"), rows)
 
 
 if __name__ == "__main__":

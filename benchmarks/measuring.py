@@ -1,4 +1,4 @@
-"""Small tools of the benchmarks: paired timings, peak memory of a child process, tables."""
+"""Tools for benchmarks: paired timings, peak memory, child processes, tables."""
 
 import ctypes
 import gc
@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 
-PROCESS = Path("/proc/self")  # what Linux tells of this process
+PROCESS = Path("/proc/self")  # process information on Linux
 
 
 def seconds(function: Callable[[], object], device: str = "cpu") -> float:
-    """Wall-clock seconds of one call, with all that it started on `device`."""
+    """Wall-clock seconds of one call, including its work on `device`."""
     wait_for(device)
     start = time.perf_counter()
     function()
@@ -26,7 +26,7 @@ def seconds(function: Callable[[], object], device: str = "cpu") -> float:
 
 
 def wait_for(device: str):
-    """Let an accelerator finish what it was given; a CPU has."""
+    """Wait until an accelerator has finished all work. A no-op for a CPU."""
     if torch.device(device).type != "cpu":
         torch.accelerator.synchronize(device)
 
@@ -35,7 +35,7 @@ def paired_seconds(
     functions: dict[str, Callable[[], object]], repeats: int, device: str = "cpu"
 ) -> dict[str, list[float]]:
     """
-    Seconds of each function in turn, `repeats` times after one warm-up: machines drift, pairs drift together.
+    Time the functions in turn, `repeats` times after one warm-up. The speed of a machine drifts, but hardly within a turn.
     """
     for function in functions.values():
         function()
@@ -47,25 +47,25 @@ def paired_seconds(
 
 
 def median_ratio(over: Sequence[float], under: Sequence[float]) -> float:
-    """Median of the pairwise ratios."""
+    """The median of the pairwise ratios."""
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
 def matrix_rate(rows: int, inner: int, columns: int, device: str = "cpu", repeats: int = 10) -> float:
-    """The rate of fp32 matrix products of this shape, in floating-point operations a second: the best of many."""
+    """The best rate of fp32 matrix products of this shape, in floating-point operations per second."""
     a, b = torch.randn(rows, inner, device=device), torch.randn(inner, columns, device=device)
     a @ b
     return 2 * rows * inner * columns / min(seconds(lambda: a @ b, device) for _ in range(repeats))
 
 
 def can_measure_memory(device: str) -> bool:
-    """Whether [`peak_memory_of`] works here: on CUDA by torch, on a CPU where Linux tells."""
+    """Whether [`peak_memory_of`] works: on CUDA, and on CPUs under Linux."""
     kind = torch.device(device).type
     return kind == "cuda" or (kind == "cpu" and (PROCESS / "clear_refs").exists())
 
 
 def peak_memory_of(function: Callable[[], object], device: str = "cpu") -> dict[str, int]:
-    """Bytes held before the call and the most during it; what was needed to get there does not count."""
+    """The bytes in use before a call, and the peak during the call."""
     gc.collect()
     if torch.device(device).type == "cuda":
         before = torch.cuda.memory_allocated(device)
@@ -74,33 +74,33 @@ def peak_memory_of(function: Callable[[], object], device: str = "cpu") -> dict[
         return {"before": before, "peak": torch.cuda.max_memory_allocated(device)}
     give_back_freed_memory()
     before = status_bytes("VmRSS")
-    (PROCESS / "clear_refs").write_text("5")  # sets VmHWM to what is resident now
+    (PROCESS / "clear_refs").write_text("5")  # resets VmHWM
     function()
     return {"before": before, "peak": status_bytes("VmHWM")}
 
 
 def give_back_freed_memory():
-    """Hand what was freed back to the system: the allocator would use it again, and a peak would not show that."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+    """Return freed memory to the system. Otherwise the allocator reuses it, and the peak does not include it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only in glibc
     if trim is not None:
         trim(0)
 
 
 def status_bytes(field: str) -> int:
-    """A memory field of this process in bytes, as Linux tells it: VmRSS now, VmHWM at most so far."""
+    """A memory field of this process in bytes: VmRSS is the current use, VmHWM the peak."""
     for line in (PROCESS / "status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError(f"`{field}` is not among what this system tells of a process.")
+    raise RuntimeError(f"`{field}` is not in {PROCESS / 'status'}.")
 
 
 def folder_bytes(folder: Path) -> int:
-    """Size of a folder with all below it."""
+    """The size of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def in_child(script: str, *arguments: str) -> dict:
-    """Run `script` in a fresh process and read the JSON object of its last line."""
+    """Run `script` in a new process, and parse the JSON object in its last line."""
     result = subprocess.run([sys.executable, script, *arguments], check=True, capture_output=True, text=True)
     return json.loads(result.stdout.strip().splitlines()[-1])
 

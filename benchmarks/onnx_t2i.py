@@ -137,8 +137,9 @@ def quality(model: str, folder: Path) -> dict[str, float]:
     Against torch: the share of unknown codes, over all steps of an image, whose best guess is the same; the share of
     codes of that image that the encoder gives again alike; and the decoder's PSNR in dB.
     """
-    import numpy as np
     import torch
+
+    from showo_hf.utils.metrics import psnr
 
     pipe = load_eager(model)
     small = onnx_runner(folder).OnnxShowo(folder)
@@ -164,11 +165,10 @@ def quality(model: str, folder: Path) -> dict[str, float]:
         again = pipe.image_tokenizer.encode(pixels).image_tokens.numpy()
     (small_pixels,) = small.image_decoder.run(None, {"image_tokens": tokens.numpy()})
     (small_again,) = small.image_encoder.run(None, {"pixel_values": pixels.numpy()})
-    error = float(np.mean((pixels.numpy() - small_pixels) ** 2))
     return {
         "codes": statistics.mean(equal),
         "encoder": float((again == small_again).mean()),
-        "psnr": 10 * float(np.log10(4 / max(error, 1e-12))),
+        "psnr": psnr(torch.from_numpy(small_pixels), pixels).mean().item(),
     }
 
 

@@ -1,6 +1,6 @@
-"""Text to image as the original Show-o code does it: no cache, whole padded sequences, logits of the whole vocabulary.
+"""Text to image like the original Show-o code: no cache, full padded sequences, logits of the whole vocabulary.
 
-It is the yardstick of `t2i.py`, written for clarity; it shares the model's weights and the scheduler with the pipeline.
+The baseline of `t2i.py`. It uses the model and the scheduler of the pipeline.
 """
 
 import torch
@@ -18,7 +18,7 @@ def plain_text_to_image(
     generator: torch.Generator,
     num_image_tokens: int | None = None,
 ) -> torch.LongTensor:
-    """Codes (batch, tokens) of images for `prompts`; two rows of full length an image go through every step."""
+    """Image tokens (batch, tokens) for `prompts`. Every step runs two full-length rows per image."""
     config = model.config
     scheduler = MaskGITScheduler(mask_token_id=config.codebook_size)
     scheduler.set_timesteps(num_inference_steps)
@@ -26,13 +26,13 @@ def plain_text_to_image(
     rows = batch["input_ids"].to(model.device)  # (2 * batch, 129 + tokens + 2)
     num_tokens = num_image_tokens or config.num_image_tokens
     image = slice(-num_tokens - 1, -1)
-    codes = slice(config.image_token_offset, config.image_token_offset + config.codebook_size)
+    codebook = slice(config.image_token_offset, config.image_token_offset + config.codebook_size)
     tokens = torch.full((len(prompts), num_tokens), config.codebook_size, device=model.device)
     for timestep in scheduler.timesteps:
-        unknown = tokens == config.codebook_size
-        ids = torch.where(unknown, config.mask_token_id, tokens + config.image_token_offset)
+        masked = tokens == config.codebook_size
+        ids = torch.where(masked, config.mask_token_id, tokens + config.image_token_offset)
         rows[:, image] = torch.cat([ids, ids])
         conditional, unconditional = model(rows, use_cache=False).logits.chunk(2)
         logits = guidance_scale * conditional - (guidance_scale - 1) * unconditional
-        tokens = scheduler.step(logits[:, image, codes], timestep, tokens, generator=generator).prev_sample
+        tokens = scheduler.step(logits[:, image, codebook], timestep, tokens, generator=generator).prev_sample
     return tokens

@@ -3,23 +3,23 @@
     pip install -c constraints.txt -e '.[quantization]'
     python benchmarks/quantization.py
 
-"Same inputs" feeds the tokens of the fp32 run at each step to every variant and compares the likeliest codes. "Whole run"
-compares the tokens that come out with the same seed, where one other token early on leads to another image. The time is
-that of one image's tokens.
+"Equal tokens, same inputs" feeds the tokens of every step of the fp32 run to each variant, and compares the likeliest
+tokens. "Whole run" compares the final tokens for the same seed; there, one different token in an early step leads to
+another image. The time is for the tokens of one image.
 """
 
 import argparse
-import math
 import platform
 from functools import partial
 
 import torch
 from measuring import median_ratio, paired_seconds, print_table
-from torch.nn import functional as F
+from torch.nn.functional import mse_loss
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
 from transformers import TorchAoConfig, logging
 
 from showo_hf import EMBEDDED_MODEL, ShowoForCausalLM, ShowoT2IPipeline
+from showo_hf.utils.metrics import psnr_from_mse
 
 
 PROMPTS = [
@@ -35,7 +35,7 @@ GUIDANCE = 3.0
 
 
 def variants() -> dict[str, dict]:
-    """The options that `from_pretrained` gets."""
+    """The options of `from_pretrained` for each variant."""
     named: dict[str, tuple] = {
         "fp32": (None, torch.float32),
         "bf16": (None, torch.bfloat16),
@@ -46,10 +46,10 @@ def variants() -> dict[str, dict]:
     }
     try:
         from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
-    except ImportError:  # not one of torchao's lasting names
+    except ImportError:  # not a stable name of torchao
         pass
     else:
-        # In fp32 its kernel is a hundred times slower. Groups of 32, which divides most widths.
+        # Its fp32 kernel is a hundred times slower. A group size of 32 divides most widths.
         named["int4 weights, bf16"] = (PrototypeInt4WeightOnlyConfig(group_size=32), torch.bfloat16)
     return {
         name: {"dtype": dtype} | ({"quantization_config": TorchAoConfig(config)} if config is not None else {})
@@ -58,7 +58,7 @@ def variants() -> dict[str, dict]:
 
 
 def load(folder: str, options: dict) -> ShowoT2IPipeline:
-    """The pipeline in a folder with its model loaded by `options`."""
+    """Load the pipeline of a folder, and its model with `options`."""
     model = ShowoForCausalLM.from_pretrained(folder, subfolder="model", **options)
     pipeline = ShowoT2IPipeline.from_pretrained(folder, model=model)
     pipeline.set_progress_bar_config(disable=True)
@@ -66,19 +66,19 @@ def load(folder: str, options: dict) -> ShowoT2IPipeline:
 
 
 def stored_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of a tensor; a quantized one is made of several."""
+    """The bytes of a tensor. A quantized tensor consists of several tensors."""
     if hasattr(tensor, "__tensor_flatten__"):
         return sum(stored_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
     return tensor.numel() * tensor.itemsize
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
-    """Bytes of all weights, tied ones once."""
+    """The bytes of all weights. Tied weights count once."""
     return sum(stored_bytes(parameter) for parameter in model.parameters())
 
 
 def make_tokens(pipeline: ShowoT2IPipeline, prompts: list[str], steps: int) -> list[torch.LongTensor]:
-    """The grids (batch, h, w) of a whole run: before the first step, and after each."""
+    """The token grids (batch, h, w) before the first step and after every step."""
     grids = [pipeline.prepare_latents(len(prompts), None, None, None)]
 
     def keep(pipeline, step, timestep, tensors):
@@ -95,21 +95,17 @@ def make_tokens(pipeline: ShowoT2IPipeline, prompts: list[str], steps: int) -> l
     return grids
 
 
-def likeliest_codes(pipeline: ShowoT2IPipeline, prompts: list[str], grids: list[torch.LongTensor]) -> torch.LongTensor:
-    """The likeliest code at each unknown token of `grids`, one after another."""
+def likeliest_tokens(
+    pipeline: ShowoT2IPipeline, prompts: list[str], grids: list[torch.LongTensor]
+) -> torch.LongTensor:
+    """The likeliest token at every masked position of `grids`, concatenated."""
     encoded = pipeline.encode_prompt(prompts, None, 1, True)
-    codes = []
+    likeliest = []
     for tokens in (grid.flatten(1) for grid in grids):
         mask = pipeline.image_attention_mask(encoded, pipeline.image_input_ids(tokens).repeat(2, 1))
         logits = pipeline.predict_codes(tokens, encoded, mask, GUIDANCE)  # (batch, tokens, codebook)
-        codes.append(logits.argmax(-1)[tokens == pipeline.scheduler.config.mask_token_id])
-    return torch.cat(codes)
-
-
-def psnr(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of pixels in [0, 1], over all images."""
-    error = F.mse_loss(one, other).item()
-    return -10 * math.log10(error) if error else math.inf
+        likeliest.append(logits.argmax(-1)[tokens == pipeline.scheduler.config.mask_token_id])
+    return torch.cat(likeliest)
 
 
 def share(one: torch.Tensor, other: torch.Tensor) -> str:
@@ -122,7 +118,7 @@ def measure(folder: str, prompts: list[str], steps: int, repeats: int) -> list[t
     rows = []
     plain = load(folder, variants()["fp32"])
     grids = make_tokens(plain, prompts, steps)
-    wanted = likeliest_codes(plain, prompts, grids[:-1])
+    wanted = likeliest_tokens(plain, prompts, grids[:-1])
     images = plain.decode_latents(grids[-1], "pt")
     for name, options in variants().items():
         pipeline = load(folder, options)
@@ -133,9 +129,9 @@ def measure(folder: str, prompts: list[str], steps: int, repeats: int) -> list[t
             (
                 name,
                 f"{weight_bytes(pipeline.model) / 1e6:.1f}",
-                share(likeliest_codes(pipeline, prompts, grids[:-1]), wanted),
+                share(likeliest_tokens(pipeline, prompts, grids[:-1]), wanted),
                 share(found, grids[-1]),
-                f"{psnr(pipeline.decode_latents(found, 'pt'), images):.1f}",
+                f"{psnr_from_mse(mse_loss(pipeline.decode_latents(found, 'pt'), images), data_range=1.0):.1f}",
                 f"{median_ratio(times['it'], times['fp32']):.2f}",
             )
         )
@@ -145,11 +141,11 @@ def measure(folder: str, prompts: list[str], steps: int, repeats: int) -> list[t
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--model", default=EMBEDDED_MODEL, help="a pipeline folder or Hub name (default: the embedded one)"
+        "--model", default=EMBEDDED_MODEL, help="pipeline folder or Hub name (default: the embedded model)"
     )
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5, help="runs in turn with fp32, of which the median counts")
-    parser.add_argument("--small", action="store_true", help="one prompt: shows that it runs, the numbers say nothing")
+    parser.add_argument("--repeats", type=int, default=5, help="paired runs; the table has their medians")
+    parser.add_argument("--small", action="store_true", help="one prompt, for a quick test; the numbers mean nothing")
     options = parser.parse_args(arguments)
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,12 +1,12 @@
-"""Which sampler, how many steps, how much guidance? Prints the table of docs/samplers.md and draws its plot. Run as
+"""Which sampler, how many steps, which guidance scale? Prints the table and the plot of docs/samplers.md. Run from the root:
 
     python -m recipes.emoji.emoji --output data/emoji --size 96
-    python benchmarks/samplers.py --data data/emoji --results samplers.jsonl --plot docs/images/samplers.png
+    python -m benchmarks.samplers --data data/emoji --results samplers.jsonl --plot docs/images/samplers.png
 
-Each setting makes the same images, those of held-out and training captions alike, with the same seeds. What is measured
-is told in `embedded_quality.py`. Settings that stand in the file of results already are not measured again.
+Every setting uses the same captions, half of them held out, and the same seeds. `embedded_quality.py` defines the
+measures. Settings that are already in the results file are not measured again.
 
-The steps of an image are those that it takes alone: in a batch it waits for the slowest.
+The steps of an image are the steps it needs alone. In a batch it waits for the slowest image.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from embedded_quality import FRECHET_SIZE, each_hit, frechet_distance, gallery, shrink
-from measuring import print_table
+from benchmarks.embedded_quality import FRECHET_SIZE, each_hit, frechet_distance, gallery, shrink
+from benchmarks.measuring import print_table
 
 from recipes.emoji.captions import canonical_caption
 from recipes.emoji.emoji import load_emoji
@@ -31,7 +31,7 @@ from showo_hf.schedulers import SCHEDULERS
 
 Result = dict[str, Any]
 
-#: What is measured: name in `SCHEDULERS`, and its settings. The models are trained for masks alone, so no code is replaced.
+#: The measured samplers: a name in `SCHEDULERS` and settings. The model is trained with masks only, so `mask_share` is 1.
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "maskgit": ("maskgit", {}),
     "halton": ("halton", {}),
@@ -43,25 +43,25 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "mask-and-replace, purity": ("mask-and-replace", {"mask_share": 1.0, "purity": True}),
 }
 
-#: Sampler and steps that the right names of the others are compared with, image by image.
+#: The reference sampler and steps. The right names of the others are compared with it, image by image.
 REFERENCE = ("maskgit", 16)
 
 
 def steps_alone(unfinished: list[torch.BoolTensor]) -> list[int]:
-    """The steps that each image of a batch would take alone, from what is unfinished (batch,) after each step."""
+    """The steps that each image of a batch would take alone, from `unfinished` (batch,) after every step."""
     after = torch.stack(unfinished)  # (steps, batch)
     number = torch.arange(1, len(after) + 1)[:, None]
     return ((number * after).amax(0) + 1).tolist()
 
 
 def difference(one: Result, other: Result) -> tuple[float, float]:
-    """How many more names are right with `one`, as a share, and the standard error over the pairs of images."""
+    """The difference in the share of right names, and its standard error over the pairs of images."""
     pairs = np.subtract(one["names"], other["names"], dtype=float)
     return float(pairs.mean()), float(pairs.std(ddof=1) / len(pairs) ** 0.5)
 
 
 def make(pipe: ShowoT2IPipeline, captions: list[str], batch_size: int, **options) -> tuple[torch.Tensor, Result]:
-    """Images (N, 3, H, W) in [-1, 1], with the seconds of an image and step, and the steps that one took, means."""
+    """Make images (N, 3, H, W) in [-1, 1]. Also returns the mean seconds per image and step, and the mean steps."""
     images, seconds, steps, steps_of_batches = [], [], [], 0
     for first in range(0, len(captions), batch_size):
         chunk = captions[first : first + batch_size]
@@ -82,7 +82,7 @@ def make(pipe: ShowoT2IPipeline, captions: list[str], batch_size: int, **options
 
 
 def table(results: list[Result], guidance: float) -> tuple[tuple[str, ...], list[list[Any]]]:
-    """Head and rows for one guidance scale."""
+    """The header and rows for one guidance scale."""
     reference = next((row for row in results if (row["sampler"], row["steps"]) == REFERENCE), None)
     rows = []
     for row in results:
@@ -98,7 +98,7 @@ def table(results: list[Result], guidance: float) -> tuple[tuple[str, ...], list
 
 
 def times(results: list[Result]) -> str:
-    """Milliseconds of an image and step with each sampler: the median over its settings."""
+    """Milliseconds per image and step of each sampler, the median over its settings."""
     found: dict[str, list[float]] = {}
     for row in results:
         found.setdefault(row["sampler"], []).append(1000 * row["seconds_a_step"])
@@ -106,7 +106,7 @@ def times(results: list[Result]) -> str:
 
 
 def plot(results: list[Result], guidance: float, file: Path):
-    """Right names against the steps that ran, a line for each sampler, at one guidance scale."""
+    """Plot right names against steps, one line per sampler, for one guidance scale."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8.5, 4.2), layout="constrained")
@@ -123,7 +123,7 @@ def plot(results: list[Result], guidance: float, file: Path):
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set(xlabel="steps that ran, mean of the images", ylabel="right name")
+    axes.set(xlabel="mean steps per image", ylabel="right name")
     axes.set_title(f"Quality against time, guidance {guidance:g}")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
@@ -133,8 +133,10 @@ def plot(results: list[Result], guidance: float, file: Path):
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="the folder that recipes.emoji.emoji wrote")
-    parser.add_argument("--results", type=Path, required=True, help="JSON lines, one a setting; grows")
-    parser.add_argument("--plot", type=Path, help="image to draw")
+    parser.add_argument(
+        "--results", type=Path, required=True, help="JSON lines file, one line per setting; new results are appended"
+    )
+    parser.add_argument("--plot", type=Path, help="image file for the plot")
     parser.add_argument("--model", default=EMBEDDED_MODEL)
     parser.add_argument("--samplers", nargs="+", choices=tuple(SETTINGS), default=tuple(SETTINGS))
     parser.add_argument("--steps", type=int, nargs="+", default=[2, 4, 8, 16, 32])
@@ -157,7 +159,7 @@ def main(arguments: list[str] | None = None):
 
     lines = options.results.read_text(encoding="utf-8").splitlines() if options.results.exists() else []
     rows = [json.loads(line) for line in lines]
-    # Lines of another number of captions do not count: they cannot be compared, image by image.
+    # Skip results with another number of captions: they cannot be compared image by image.
     results: list[Result] = [row for row in rows if len(row.get("names", ())) == len(captions)]
     known = {(row["sampler"], row["steps"], row["guidance"]) for row in results}
     for sampler in options.samplers:
@@ -179,7 +181,7 @@ def main(arguments: list[str] | None = None):
                     file.write(json.dumps(row) + "\n")
     for guidance in options.guidance:
         print_table(*table([row for row in results if row["guidance"] == guidance], guidance))
-    print(f"Milliseconds an image and step: {times(results)}")
+    print(f"Milliseconds per image and step: {times(results)}")
     if options.plot is not None:
         plot(results, options.guidance[(len(options.guidance) - 1) // 2], options.plot)
 

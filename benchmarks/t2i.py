@@ -1,8 +1,8 @@
-"""How fast is text to image, and what does it cost? Prints the table of docs/benchmarks.md. Run as
+"""How fast is text to image, and how much memory does it need? Prints a table of docs/benchmarks.md. Run as
 
     python benchmarks/t2i.py
 
-The yardstick is `plain_t2i.py`: the original's way, same weights, same seed, equal tokens.
+The baseline is `plain_t2i.py`, which works like the original code, with the same weights, seeds and resulting tokens.
 """
 
 import argparse
@@ -44,23 +44,23 @@ from showo_hf import (
 from showo_hf.processing.processing_showo import add_showo_tokens, showo_image_processor
 
 
-PROMPT = "red apple"  # 9 ids in the one-letter tokenizer below, about as many as a short caption has
+PROMPT = "red apple"  # 9 ids in the one-letter tokenizer below, like a short caption
 STEPS = 6
 GUIDANCE = 5.0
-Row = tuple[str, str, str]  # what, measured, wanted
+Row = tuple[str, str, str]  # name, measured value, target
 
 
 @dataclass(frozen=True)
 class Sizes:
     """
-    What is measured: a model of the published layout with random weights, and an image tokenizer.
+    The sizes of the measured models, which have the published architecture and random weights.
 
     Args:
-        hidden_size, layers, heads: of the transformer.
-        image_tokens: of the image that is timed.
-        growth: tokens of the images whose steps are compared; squares, the first is the yardstick.
-        pixels: height and width of the image that the image tokenizer encodes and decodes.
-        tokenizer_options: of its configuration; the defaults are the published one's.
+        hidden_size, layers, heads: the transformer.
+        image_tokens: tokens of the timed image.
+        growth: numbers of image tokens to compare the time per step; square numbers.
+        pixels: height and width of the image for the image tokenizer.
+        tokenizer_options: configuration of the image tokenizer; the defaults are the published ones.
     """
 
     hidden_size: int = 1024
@@ -90,11 +90,11 @@ SMALL = Sizes(
 )
 
 
-# The model, and the two ways to an image
+# The model, and the two implementations
 
 
 def letter_tokenizer(size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of single letters, filled up to `size` ids: the ids' values do not change what a step costs."""
+    """A tokenizer of single letters, padded to `size` ids. The values of the ids do not affect the speed."""
     letters = ["<|endoftext|>", *string.ascii_lowercase, " "]
     vocabulary = {token: i for i, token in enumerate(letters)}
     vocabulary.update({f"<unused{i}>": i for i in range(len(letters), size)})
@@ -110,7 +110,7 @@ def build_pipeline(
     dtype: torch.dtype = torch.float32,
     image_tokenizer_config: ShowoLFQTokenizerConfig | None = None,
 ) -> ShowoT2IPipeline:
-    """A pipeline with random weights; an image tokenizer, if there is one, stays in fp32."""
+    """A pipeline with random weights. The image tokenizer, if any, stays in fp32."""
     torch.manual_seed(0)
     text_config = PhiConfig(
         vocab_size=58498,
@@ -135,14 +135,14 @@ def build_pipeline(
 
 
 def ours(pipeline: ShowoT2IPipeline, steps: int = STEPS, latents: torch.LongTensor | None = None) -> torch.LongTensor:
-    """Codes (1, tokens) by the pipeline."""
+    """Image tokens (1, tokens) by the pipeline."""
     generator = torch.Generator().manual_seed(0)
     options = {"num_inference_steps": steps, "guidance_scale": GUIDANCE, "generator": generator, "latents": latents}
     return pipeline(PROMPT, output_type="latent", **options).images.flatten(1)
 
 
 def plain(pipeline: ShowoT2IPipeline) -> torch.LongTensor:
-    """Codes (1, tokens) by the plain loop."""
+    """Image tokens (1, tokens) by the plain loop."""
     generator = torch.Generator().manual_seed(0)
     return plain_text_to_image(pipeline.model, pipeline.processor, [PROMPT], STEPS, GUIDANCE, generator)
 
@@ -151,25 +151,25 @@ def plain(pipeline: ShowoT2IPipeline) -> torch.LongTensor:
 
 
 def speed_rows(sizes: Sizes, device: str, repeats: int) -> list[Row]:
-    """Time against the plain loop in fp32 and bf16, and against the machine's own matrix rate."""
+    """Time relative to the plain loop in fp32 and bf16, and relative to the matrix product rate of the machine."""
     pipeline, half = build_pipeline(sizes, device), build_pipeline(sizes, device, torch.bfloat16)
     equal = (ours(pipeline) == plain(pipeline)).float().mean().item()
     ways = {"plain": partial(plain, pipeline), "ours": partial(ours, pipeline), "bf16": partial(ours, half)}
     times = paired_seconds(ways, repeats, device)
     medians = {name: statistics.median(values) for name, values in times.items()}
     operations = count_operations(ways["ours"])
-    # The largest product of a step: two rows of `soi image eoi` through the first layer of a block's MLP.
+    # The largest product of a step: two rows of `soi image eoi` in the first layer of an MLP.
     rate = matrix_rate(2 * (sizes.image_tokens + 2), sizes.hidden_size, 4 * sizes.hidden_size, device=device)
     reached = operations / medians["ours"]
     return [
-        ("tokens that are the plain loop's", f"{equal:.0%}", "100%"),
+        ("tokens equal to the plain loop's", f"{equal:.0%}", "100%"),
         (
             "plain fp32 time / ours",
             f"{median_ratio(times['plain'], times['ours']):.2f} ({medians['plain']:.2f} s, {medians['ours']:.2f} s)",
             "at least 2.1",
         ),
         (
-            "ours, share of the fp32 matrix rate measured in the same run",
+            "ours, share of the fp32 matrix product rate of the same run",
             f"{reached / rate:.0%} ({reached / 1e9:.0f} of {rate / 1e9:.0f} Gflop/s)",
             "at least 65%",
         ),
@@ -182,7 +182,7 @@ def speed_rows(sizes: Sizes, device: str, repeats: int) -> list[Row]:
 
 
 def memory_rows(device: str, child_options: list[str]) -> list[Row]:
-    """Peak memory against the plain loop's, each in a fresh process."""
+    """Peak memory relative to the plain loop, each in a new process."""
     process, above = "not measured here", "not measured here"
     if can_measure_memory(device):
         theirs, own = (in_child(__file__, "--memory", way, *child_options) for way in ("plain", "ours"))
@@ -195,20 +195,20 @@ def memory_rows(device: str, child_options: list[str]) -> list[Row]:
 
 
 class AllSteps(MaskGITScheduler):
-    """The scheduler without its short cut: every step runs the model."""
+    """The scheduler without no-op steps: every step runs the model."""
 
     def is_noop(self, timestep, sample) -> bool:
         return False
 
 
-def repainting_rows(sizes: Sizes, device: str, repeats: int, steps: int = 16, unknown: int = 8) -> list[Row]:
-    """A few tokens painted anew against a whole image, in as many steps."""
+def inpainting_rows(sizes: Sizes, device: str, repeats: int, steps: int = 16, masked: int = 8) -> list[Row]:
+    """Inpainting a few tokens relative to a whole image, in the same number of steps."""
     pipeline = build_pipeline(sizes, device)
     whole = ours(pipeline, steps)
-    hole = torch.randperm(whole.shape[1], generator=torch.Generator().manual_seed(0))[:unknown]
+    hole = torch.randperm(whole.shape[1], generator=torch.Generator().manual_seed(0))[:masked]
     side = int(sizes.image_tokens**0.5)
     latents = whole.clone().index_fill_(1, hole.to(device), pipeline.mask_token_id).view(1, side, side)
-    ways = {"whole": partial(ours, pipeline, steps), "repainted": partial(ours, pipeline, steps, latents)}
+    ways = {"whole": partial(ours, pipeline, steps), "inpainted": partial(ours, pipeline, steps, latents)}
     times = paired_seconds(ways, repeats, device)
     medians = {name: statistics.median(values) for name, values in times.items()}
     short = ours(pipeline, steps, latents)
@@ -216,17 +216,17 @@ def repainting_rows(sizes: Sizes, device: str, repeats: int, steps: int = 16, un
     equal = (short == ours(pipeline, steps, latents)).float().mean().item()
     return [
         (
-            f"{unknown} of {sizes.image_tokens} tokens painted anew in {steps} steps: time / that of a whole image",
-            f"{median_ratio(times['repainted'], times['whole']):.2f} "
-            f"({medians['repainted']:.2f} s, {medians['whole']:.2f} s)",
+            f"inpainting {masked} of {sizes.image_tokens} tokens in {steps} steps: time / time of a whole image",
+            f"{median_ratio(times['inpainted'], times['whole']):.2f} "
+            f"({medians['inpainted']:.2f} s, {medians['whole']:.2f} s)",
             "at most 0.7",
         ),
-        ("tokens as when every step runs the model", f"{equal:.0%}", "100%"),
+        ("tokens equal to those when every step runs the model", f"{equal:.0%}", "100%"),
     ]
 
 
 def tokenizer_rows(sizes: Sizes, device: str, repeats: int) -> list[Row]:
-    """The image tokenizer, bf16 against fp32."""
+    """The image tokenizer in bf16 relative to fp32."""
     torch.manual_seed(0)
     config = ShowoLFQTokenizerConfig(**sizes.tokenizer_options)
     full, half = (ShowoLFQTokenizer(config).eval().to(device, dtype) for dtype in (torch.float32, torch.bfloat16))
@@ -248,7 +248,7 @@ def tokenizer_rows(sizes: Sizes, device: str, repeats: int) -> list[Row]:
 
 
 def growth_rows(sizes: Sizes, device: str) -> list[Row]:
-    """What a step costs for models of larger images; a larger image of one model is made in windows."""
+    """The cost of a step for models with larger images. One model makes larger images in windows."""
     rows: list[Row] = []
     first = None
     for tokens in sizes.growth:
@@ -256,7 +256,7 @@ def growth_rows(sizes: Sizes, device: str) -> list[Row]:
         ours(pipeline, 1)
         step = min(seconds(partial(ours, pipeline, 2), device) for _ in range(2)) / 2
         operations = count_operations(partial(ours, pipeline, 1))
-        costs = f"{step:.2f} s, {operations / 1e9:.0f} Gflop, {1e3 * step / tokens:.2f} ms a token"
+        costs = f"{step:.2f} s, {operations / 1e9:.0f} Gflop, {1e3 * step / tokens:.2f} ms per token"
         if first is None:
             first = step
             rows.append((f"a step at {tokens} tokens", costs, "reported"))
@@ -268,7 +268,7 @@ def growth_rows(sizes: Sizes, device: str) -> list[Row]:
 
 
 def count_operations(function: Callable[[], object]) -> int:
-    """Floating-point operations of matrix products and attention in one call."""
+    """The floating-point operations of matrix products and attention in one call."""
     with FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops()
@@ -278,17 +278,17 @@ def count_operations(function: Callable[[], object]) -> int:
 
 
 def report_memory(way: str, sizes: Sizes, device: str):
-    """Print the peak memory of one image made in this process, as JSON."""
+    """Print the peak memory for one image in this process as JSON."""
     pipeline = build_pipeline(sizes, device)
     print(json.dumps(peak_memory_of(partial({"plain": plain, "ours": ours}[way], pipeline), device)))
 
 
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", help="what to measure on; the wanted values are for a CPU")
-    parser.add_argument("--repeats", type=int, default=5, help="runs in turn, of which the median counts")
-    parser.add_argument("--small", action="store_true", help="tiny sizes: shows that it runs, the numbers say nothing")
-    parser.add_argument("--memory", choices=("plain", "ours"), help="only measure the memory of one way")
+    parser.add_argument("--device", default="cpu", help="device to measure; the targets are for a CPU")
+    parser.add_argument("--repeats", type=int, default=5, help="paired runs; the table has their medians")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, for a quick test; the numbers mean nothing")
+    parser.add_argument("--memory", choices=("plain", "ours"), help="only measure the memory of one implementation")
     options = parser.parse_args(arguments)
     sizes, device = SMALL if options.small else FULL, options.device
     logging.set_verbosity_error()
@@ -297,14 +297,14 @@ def main(arguments: list[str] | None = None):
         return
     rows = [
         *speed_rows(sizes, device, options.repeats),
-        *repainting_rows(sizes, device, options.repeats),
+        *inpainting_rows(sizes, device, options.repeats),
         *memory_rows(device, ["--device", device, *["--small"] * options.small]),
         *tokenizer_rows(sizes, device, options.repeats),
         *growth_rows(sizes, device),
     ]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}; ", end="")
-    print(f"{sizes.image_tokens} tokens, {STEPS} steps, guidance; medians of {options.repeats} runs in turn\n")
-    print_table(("what", "device", "measured", "wanted"), [(what, device, *cells) for what, *cells in rows])
+    print(f"{sizes.image_tokens} tokens, {STEPS} steps, guidance; medians of {options.repeats} paired runs\n")
+    print_table(("measure", "device", "measured", "target"), [(name, device, *cells) for name, *cells in rows])
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
-"""How well does a model understand images? Runs questions from files and reports as VQAv2, POPE and MME do. Run as
+"""How well does a model understand images? Asks the questions of files, and reports the scores of VQAv2, POPE or MME.
+
+Run as
 
     python benchmarks/understanding.py --model FOLDER --format pope --images val2014 --answers answers.jsonl \\
         --questions coco_pope_random.jsonl coco_pope_popular.jsonl coco_pope_adversarial.jsonl
 
-A file has one JSON object a line, with "question" (or "text"), "image" (a file below `--images`), and perhaps
-"question_id"; further
+Every line of a file is a JSON object with "question" (or "text"), "image" (a file below `--images`), and optionally
+"question_id". Further fields by format:
 
-- vqa: "answers", those of ten people, as texts or as {"answer": text}; perhaps "answer_type" and "question_type";
-- pope: "label", "yes" or "no"; perhaps "category", for which otherwise the file's name stands;
-- mme: "answer", "yes" or "no", and "category", the task; two questions an image and task;
-- choice: "choices", texts, and "answer", one of them or its place from 0 on; perhaps "category".
+- vqa: "answers" of ten people, as texts or as {"answer": text}; optionally "answer_type" and "question_type".
+- pope: "label", "yes" or "no"; optionally "category" (default: taken from the file name).
+- mme: "answer", "yes" or "no"; "category", the task. Every image has two questions per task.
+- choice: "choices", a list of texts; "answer", one of them or its index from 0; optionally "category".
 
-Answers are generated, greedily. With `--score` the likelier of given answers is taken: "yes" or "no", or one of
-"choices". They are written as they come, and the same command goes on where it was stopped.
+Answers are generated greedily. `--score` takes the likeliest of the given answers instead: "yes" or "no", or one of
+"choices". Answers are written batch by batch, and the same command resumes an interrupted run.
 """
 
 import argparse
@@ -37,27 +39,27 @@ from showo_hf.utils.argument_types import DTYPES, positive_integer
 
 
 REPORTS = {"vqa": vqa_report, "pope": pope_report, "mme": mme_report, "choice": choice_report}
-#: What counts as a yes or a no when answers are scored: the probability that one of the texts is the whole answer.
+#: With `--score`, the probability of yes or no is the sum over these texts as whole answers.
 DECISIONS = {"yes": ("yes", "Yes", "yes.", "Yes."), "no": ("no", "No", "no.", "No.")}
-LEAST_PEOPLE = 4  # with fewer human answers no answer is fully right, as one of them never counts
+LEAST_PEOPLE = 4  # with fewer human answers no accuracy reaches 1, because one answer is always left out
 POPE_CATEGORIES = ("random", "popular", "adversarial")
 
 
 class InputError(Exception):
-    """A file that cannot be used; the message names it and the line."""
+    """An invalid file. The message names the file and the line."""
 
 
 @dataclass(frozen=True)
 class Question:
     """
     Args:
-        place: file and line, for messages.
-        image: the image's file.
-        text: what is asked.
-        line: what the report needs, checked: "answers", or "label", or "choices" and "answer"; "category", ...
+        source: file and line, for error messages.
+        image: the image file.
+        text: the question.
+        line: the checked fields for the report: "answers", or "label", or "choices" and "answer"; "category", ...
     """
 
-    place: str
+    source: str
     image: Path
     text: str
     line: dict[str, Any]
@@ -68,24 +70,24 @@ class Question:
 
 def read_questions(files: Sequence[Path], images: Path, kind: str, scored: bool) -> list[Question]:
     """
-    All questions of all files.
+    Read the questions of all files.
 
     Raises:
-        InputError: for the first line that is wrong, with the number of the others.
+        InputError: for the first invalid line, with the number of further ones.
     """
     questions, problems = [], []
     for file in files:
         try:
-            lines = file.read_text(encoding="utf-8").split("\n")  # not at what else Unicode has for line ends
+            lines = file.read_text(encoding="utf-8").split("\n")  # not at other line ends of Unicode
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{file} cannot be read: {error}.") from error
         for number, text in enumerate(lines, start=1):
-            place = f"{file.name}, line {number}"
+            source = f"{file.name}, line {number}"
             try:
                 if text.strip():
-                    questions.append(read_question(text, place, file, images, kind, scored))
+                    questions.append(read_question(text, source, file, images, kind, scored))
             except ValueError as error:
-                problems.append(f"{place}: {error}")
+                problems.append(f"{source}: {error}")
     if not problems and kind == "mme":
         problems = unpaired(questions)
     raise_first(problems)
@@ -94,8 +96,8 @@ def read_questions(files: Sequence[Path], images: Path, kind: str, scored: bool)
     return questions
 
 
-def read_question(text: str, place: str, file: Path, images: Path, kind: str, scored: bool) -> Question:
-    """One line of a file; `ValueError` that names the field if it is wrong."""
+def read_question(text: str, source: str, file: Path, images: Path, kind: str, scored: bool) -> Question:
+    """Parse one line of a file. Raises `ValueError` with the name of an invalid field."""
     try:
         raw = json.loads(text)
     except json.JSONDecodeError as error:
@@ -115,11 +117,11 @@ def read_question(text: str, place: str, file: Path, images: Path, kind: str, sc
     else:
         line["label"] = yes_or_no(raw, "label" if "label" in raw else "answer")
         line.setdefault("category", category_of(file) if kind == "pope" else text_field(raw, "category"))
-    return Question(place, images / line["image"], asked, line)
+    return Question(source, images / line["image"], asked, line)
 
 
 def text_field(raw: dict, name: str) -> str:
-    """A field that must be a text with something in it."""
+    """A field that must be a non-empty text."""
     value = raw.get(name)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"`{name}` must be a text, got {value!r:.60}.")
@@ -127,18 +129,18 @@ def text_field(raw: dict, name: str) -> str:
 
 
 def human_answers(raw: dict) -> list[str]:
-    """The "answers" of people as texts."""
+    """The human "answers" as texts."""
     answers = raw.get("answers")
     found = (
         [one.get("answer") if isinstance(one, dict) else one for one in answers] if isinstance(answers, list) else []
     )
     if len(found) < LEAST_PEOPLE or not all(isinstance(one, str) for one in found):
-        raise ValueError(f"`answers` must be those of at least {LEAST_PEOPLE} people, got {answers!r:.60}.")
+        raise ValueError(f"`answers` must be the answers of at least {LEAST_PEOPLE} people, got {answers!r:.60}.")
     return found
 
 
 def choices(raw: dict) -> list[str]:
-    """The "choices", at least two different texts."""
+    """The "choices": at least two different texts."""
     found = raw.get("choices")
     if not isinstance(found, list) or not all(isinstance(one, str) and one.strip() for one in found):
         raise ValueError(f"`choices` must be a list of texts, got {found!r:.60}.")
@@ -153,12 +155,12 @@ def right_choice(raw: dict, texts: list[str]) -> str:
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(texts):
         return texts[answer]
     if answer not in texts:
-        raise ValueError(f"`answer` must be one of `choices` or its place from 0 on, got {answer!r:.60}.")
+        raise ValueError(f"`answer` must be one of `choices` or its index from 0, got {answer!r:.60}.")
     return answer
 
 
 def yes_or_no(raw: dict, name: str) -> str:
-    """A field that must be "yes" or "no", in either case."""
+    """A field that must be "yes" or "no", in upper or lower case."""
     value = raw.get(name)
     if not isinstance(value, str) or value.strip().lower() not in DECISIONS:
         raise ValueError(f"`{name}` must be 'yes' or 'no', got {value!r:.60}.")
@@ -166,15 +168,15 @@ def yes_or_no(raw: dict, name: str) -> str:
 
 
 def category_of(file: Path) -> str:
-    """POPE's files have their category in their name."""
+    """The category in the name of a POPE file."""
     return next((name for name in POPE_CATEGORIES if name in file.stem), file.stem)
 
 
 def unpaired(questions: Sequence[Question]) -> list[str]:
-    """Problems with MME's questions, of which each image has two a task."""
+    """Errors for MME images that do not have two questions per task."""
     pairs = Counter((question.line["category"], question.image) for question in questions)
     return [
-        f"{question.place}: an image must have 2 questions of a task, and {question.line['image']} "
+        f"{question.source}: an image must have 2 questions per task, but {question.line['image']} "
         f"has {pairs[question.line['category'], question.image]} of {question.line['category']!r}."
         for question in questions
         if pairs[question.line["category"], question.image] != 2
@@ -186,7 +188,7 @@ def check_images(questions: Sequence[Question]):
     Open every image once.
 
     Raises:
-        InputError: for the first that cannot be read.
+        InputError: for the first image that cannot be read, with the number of further ones.
     """
     first: dict[Path, Question] = {}
     for question in questions:
@@ -195,44 +197,44 @@ def check_images(questions: Sequence[Question]):
     for question in tqdm(first.values(), desc="images", disable=not sys.stderr.isatty()):
         try:
             if not question.image.is_file():
-                raise ValueError("there is no such file.")
+                raise ValueError("no such file.")
             load_image(question.image, "image")
         except ValueError as error:
-            problems.append(f"{question.place}: image {question.line['image']!r}: {error}")
+            problems.append(f"{question.source}: image {question.line['image']!r}: {error}")
     raise_first(problems)
 
 
 def raise_first(problems: Sequence[str]):
-    """`InputError` with the first problem, if there is one, and the number of the others."""
+    """Raise `InputError` with the first problem, if any, and the number of further ones."""
     if problems:
         more = f" (And {len(problems) - 1} more.)" if len(problems) > 1 else ""
         raise InputError(problems[0] + more)
 
 
-# The answers, and their file
+# Answers
 
 
 class AnswerFile:
     """
-    Answers as JSON lines, which another run goes on with.
+    A JSON lines file of answers. A later run resumes from it.
 
     Args:
-        path: the file; made where it is missing.
-        run: what tells this run from others, with other questions, another model or other options.
+        path: the file; created if it is missing.
+        run: identifies runs with the same questions, model and options.
 
     Raises:
-        InputError: if the file holds the answers of another run, or something else.
+        InputError: if the file has the answers of another run, or another format.
     """
 
     def __init__(self, path: Path, run: str):
         self.path, self.run = path, run
-        self.answers: dict[int, str] = {}  # by the question's place among all
+        self.answers: dict[int, str] = {}  # by the index of the question
         if path.exists():
             self.read()
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def read(self):
-        """Take over what is there; a line that was being written when a run was stopped is dropped."""
+        """Read the answers of the file, and remove an incomplete last line."""
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         for number, text in enumerate(whole.splitlines(), start=1):
@@ -244,21 +246,21 @@ class AnswerFile:
             if run != self.run:
                 raise InputError(
                     f"{self.path.name}, line {number}: comes from a run with another model, other questions or other "
-                    "options; name another file in `--answers`, or remove this one."
+                    "options; use another file for `--answers`, or delete this one."
                 )
             self.answers[index] = answer
         if whole != content:
             os.truncate(self.path, len(whole))
 
     def append(self, rows: Sequence[dict[str, Any]]):
-        """Write rows with "index" and "answer" at once."""
+        """Append rows with "index" and "answer" to the file."""
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps({"run": self.run, **row}, ensure_ascii=False) + "\n" for row in rows)
         self.answers |= {row["index"]: row["answer"] for row in rows}
 
 
 def run_name(options: argparse.Namespace, questions: Sequence[Question]) -> str:
-    """A short name of all that the answers depend on."""
+    """A hash of everything that the answers depend on."""
     named = ("model", "dtype", "format", "score", "normalize", "suffix", "max_new_tokens")
     settings = {name: getattr(options, name) for name in named}
     content = [[question.text, question.line["image"], question.line.get("choices")] for question in questions]
@@ -266,7 +268,7 @@ def run_name(options: argparse.Namespace, questions: Sequence[Question]) -> str:
 
 
 def answer(pipe: ShowoMMUPipeline, questions: Sequence[Question], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """What is written of each question: its "answer" and, where answers are scored, "log_likelihoods"."""
+    """Answer a batch of questions: rows with "answer", and "log_likelihoods" with `--score`."""
     images = [str(question.image) for question in questions]
     prompts = [question.text + options.suffix for question in questions]
     if not options.score:
@@ -286,14 +288,14 @@ def answer(pipe: ShowoMMUPipeline, questions: Sequence[Question], options: argpa
 
 
 def decide(log_likelihoods: torch.Tensor) -> dict[str, Any]:
-    """The likelier of yes and no from the log-likelihoods of all texts in `DECISIONS`, one behind the other."""
+    """The likelier of yes and no, from the log-likelihoods of all texts in `DECISIONS` in order."""
     parts = log_likelihoods.split([len(texts) for texts in DECISIONS.values()])
     totals = [part.logsumexp(0).item() for part in parts]
     return {"answer": list(DECISIONS)[totals.index(max(totals))], "log_likelihoods": totals}
 
 
 def by_image(questions: Sequence[Question], rows: Sequence[int]) -> list[int]:
-    """Rows in an order that has the questions about an image together."""
+    """Sort rows so that the questions about an image are consecutive."""
     first: dict[Path, int] = {}
     for row in rows:
         first.setdefault(questions[row].image, row)
@@ -301,7 +303,7 @@ def by_image(questions: Sequence[Question], rows: Sequence[int]) -> list[int]:
 
 
 def answer_all(questions: Sequence[Question], answers: AnswerFile, options: argparse.Namespace):
-    """Answer what has no answer yet; the model is loaded when all is known to be readable."""
+    """Answer the open questions. The model is loaded after all images were checked."""
     open_rows = [row for row in range(len(questions)) if row not in answers.answers]
     check_images([questions[row] for row in open_rows])
     if not open_rows:
@@ -314,7 +316,7 @@ def answer_all(questions: Sequence[Question], answers: AnswerFile, options: argp
             try:
                 found = answer(pipe, [questions[row] for row in chunk], options)
             except ValueError as error:
-                raise InputError(f"{questions[chunk[0]].place}, or one of the next: {error}") from error
+                raise InputError(f"{questions[chunk[0]].source}, or one of the next: {error}") from error
             ids = [{"index": row, "question_id": questions[row].line["question_id"]} for row in chunk]
             answers.append([known | new for known, new in zip(ids, found, strict=True)])
             bar.update(len(chunk))
@@ -324,7 +326,7 @@ def answer_all(questions: Sequence[Question], answers: AnswerFile, options: argp
 
 
 def print_report(report: Report):
-    """One table; counts as they are, shares in percent."""
+    """Print the report as one table, with shares in percent."""
     columns = list(dict.fromkeys(column for row in report.values() for column in row))
     cells = [
         [name, *(f"{row[c]:.2f}" if isinstance(row.get(c), float) else row.get(c, "") for c in columns)]
@@ -338,21 +340,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
-        "--model", default=EMBEDDED_MODEL, help="a pipeline folder or Hub name; the embedded one by default"
+        "--model", default=EMBEDDED_MODEL, help="pipeline folder or Hub name (default: the embedded model)"
     )
     parser.add_argument("--format", required=True, choices=tuple(REPORTS))
     parser.add_argument("--questions", required=True, nargs="+", type=Path, help="files with one JSON object a line")
     parser.add_argument("--images", required=True, type=Path, help="the folder of the images")
+    parser.add_argument("--answers", required=True, type=Path, help="file for the answers; resumes an existing file")
     parser.add_argument(
-        "--answers", required=True, type=Path, help="file for the answers; one that is there is gone on with"
+        "--score", action="store_true", help="take the likeliest of the given answers; always on for `choice`"
     )
     parser.add_argument(
-        "--score", action="store_true", help="take the likelier of given answers; `choice` always does"
+        "--normalize", action="store_true", help="divide the log-likelihood of choices by their length"
     )
-    parser.add_argument(
-        "--normalize", action="store_true", help="compare the log-likelihood of choices by their length"
-    )
-    parser.add_argument("--suffix", default="", help="added to each question, such as ' Answer with one word.'")
+    parser.add_argument("--suffix", default="", help="text after each question, such as ' Answer with one word.'")
     parser.add_argument("--max-new-tokens", type=positive_integer, default=32)
     parser.add_argument("--batch-size", type=positive_integer, default=8)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
@@ -361,7 +361,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.score = options.score or options.format == "choice"
     if options.normalize and not (options.score and options.format in ("vqa", "choice")):
-        parser.error("argument --normalize: goes with choices, so with --format choice, or --format vqa --score")
+        parser.error("argument --normalize: needs choices: use --format choice, or --format vqa --score")
     return options
 
 

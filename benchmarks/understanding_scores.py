@@ -1,7 +1,7 @@
-"""Scores of understanding benchmarks as those define them: VQAv2, POPE, MME, and multiple choice.
+"""The official scores of understanding benchmarks: VQAv2, POPE, MME, and multiple choice.
 
-Pure functions of texts. A report is a table: rows by name, and in each its columns by name; shares are in percent. The
-references of a report are the lines of the questions' files, as dictionaries.
+Pure functions on texts. A report is a table: a dictionary of rows, each a dictionary of columns. Shares are in percent.
+The references of a report are the lines of the question files, as dictionaries.
 """
 
 import re
@@ -19,12 +19,12 @@ Line = Mapping[str, Any]
 
 _PUNCTUATION = r';/[]"{}()=+\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
-_FULL_STOP = re.compile(r"\.(?!\d)")  # one that is not a decimal point
+_FULL_STOP = re.compile(r"\.(?!\d)")  # not a decimal point
 _ARTICLES = {"a", "an", "the"}
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {"none": "0", **{word: str(number) for number, word in enumerate(_NUMBERS)}}
 
-# Which words take which endings in the official list of contractions, without the apostrophe: "dont" is "don't".
+# The words that take each ending in the official list of contractions, such as "dont" for "don't".
 _ENDINGS = {
     "n't": "ai are ca could did does do had has have is might must need ought sha should was were wo would",
     "'ve": "could might must not should they we what where who would you",
@@ -46,12 +46,12 @@ _OTHER_CONTRACTIONS = {
     "y'allll": "y'all'll",
     "yall'd've": "y'all'd've",
     **dict.fromkeys(("ow's'at", "'ows'at", "'ow'sat"), "'ow's'at"),
-    "somebody'd": "somebodyd",  # as the official list has it
+    "somebody'd": "somebodyd",  # as in the official list
 }
 
 
 def _contractions() -> dict[str, str]:
-    """Words that lack an apostrophe, with the words that they stand for."""
+    """Map words without their apostrophe to the contractions."""
     found = dict(_OTHER_CONTRACTIONS)
     for ending, words in _ENDINGS.items():
         found |= {word + ending.replace("'", ""): word + ending for word in words.split()}
@@ -66,9 +66,9 @@ def _contractions() -> dict[str, str]:
 _CONTRACTIONS = _contractions()
 
 
-@lru_cache(maxsize=2**16)  # people answer "yes" a million times
+@lru_cache(maxsize=2**16)  # many answers are equal
 def normalize_answer(text: str) -> str:
-    """An answer as VQAv2 compares it: lower case, without punctuation and articles, numbers as digits."""
+    """Normalize an answer as VQAv2 does: lower case, no punctuation and articles, numbers as digits."""
     text = text.replace("\n", " ").replace("\t", " ").strip()
     bare = text
     number = _COMMA_IN_NUMBER.search(text) is not None
@@ -81,10 +81,10 @@ def normalize_answer(text: str) -> str:
 
 def vqa_accuracy(answer: str, human_answers: Sequence[str]) -> float:
     """
-    Mean over the people of `min(matches among the others / 3, 1)`, in [0, 1].
+    The mean over the people of `min(matches among the others / 3, 1)`, in [0, 1].
 
-    Both sides are normalized always; the official script leaves out what all people answer alike, so that there "Yes."
-    is wrong.
+    Always normalizes both sides. The official script does not if all people give the same answer, so there "Yes." is
+    wrong.
     """
     normalized = normalize_answer(answer)
     matches = [normalize_answer(human) == normalized for human in human_answers]
@@ -105,15 +105,14 @@ def vqa_report(answers: Sequence[str], lines: Sequence[Line]) -> Report:
 
 
 def pope_decision(answer: str) -> str:
-    """ "no" where the first sentence has the word "no", "No" or "not", else "yes"."""
+    """ "no" if the first sentence has the word "no", "No" or "not", else "yes"."""
     words = answer.split(".")[0].replace(",", "").split()
     return "no" if {"No", "not", "no"} & set(words) else "yes"
 
 
 def binary_scores(decisions: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
     """
-    Of "yes" and "no" against the right ones: accuracy, and precision, recall and F1 of "yes"; a quotient over nothing
-    is 0.
+    The accuracy of "yes" and "no", and the precision, recall and F1 of "yes". A quotient with denominator 0 is 0.
     """
     pairs = list(zip(decisions, labels, strict=True))
     hits = pairs.count(("yes", "yes"))
@@ -129,7 +128,7 @@ def binary_scores(decisions: Sequence[str], labels: Sequence[str]) -> dict[str, 
 
 
 def pope_report(answers: Sequence[str], lines: Sequence[Line]) -> Report:
-    """A row for each "category", their mean, as papers report it, and all questions; `lines` have a "label"."""
+    """A row per "category", their mean as in papers, and a row for all questions. `lines` have a "label"."""
     decisions = [pope_decision(answer) for answer in answers]
     labels = [line["label"] for line in lines]
     report = {
@@ -151,15 +150,16 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 
 
 def mme_decision(answer: str) -> str:
-    """ "yes" or "no", whichever stands in the first four letters, or "other", which is never right."""
+    """ "yes" or "no" if the first four letters contain it, else "other", which is never right."""
     beginning = answer.strip().lower()[:4]
     return next((word for word in ("yes", "no") if word in beginning), "other")
 
 
 def mme_report(answers: Sequence[str], lines: Sequence[Line]) -> Report:
     """
-    For each "category" (MME's tasks): acc, the share of right answers; acc+, the share of images of which both
-    questions are right; their sum is the score. Then the sums over the tasks of perception, of cognition, and others.
+    The scores of each "category" (task), and their sums over the tasks of perception, cognition, and others.
+
+    acc is the share of right answers, acc+ the share of images with two right answers. The score is acc + acc+.
     """
     right = [mme_decision(answer) == line["label"] for answer, line in zip(answers, lines, strict=True)]
     other = [mme_decision(answer) == "other" for answer in answers]
@@ -185,7 +185,7 @@ def mme_report(answers: Sequence[str], lines: Sequence[Line]) -> Report:
 
 
 def choice_report(answers: Sequence[str], lines: Sequence[Line]) -> Report:
-    """Share of right choices overall and by "category"; `lines` have the right one as "answer"."""
+    """The share of right choices, overall and by "category". `lines` have the right choice as "answer"."""
     right = [float(answer == line["answer"]) for answer, line in zip(answers, lines, strict=True)]
     report = {"overall": _mean_row(right)}
     groups = group_by("category", lines)
@@ -193,7 +193,7 @@ def choice_report(answers: Sequence[str], lines: Sequence[Line]) -> Report:
 
 
 def choose(log_likelihoods: Sequence[float], lengths: Sequence[int], normalize: bool) -> int:
-    """Place of the likeliest answer, by its log-likelihood or, normalized, by that of its average id."""
+    """The index of the likeliest answer, by log-likelihood, or by mean log-likelihood per id with `normalize`."""
     scores = [score / length if normalize else score for score, length in zip(log_likelihoods, lengths, strict=True)]
     return scores.index(max(scores))
 
@@ -202,7 +202,7 @@ def choose(log_likelihoods: Sequence[float], lengths: Sequence[int], normalize: 
 
 
 def group_by(field: str, lines: Sequence[Line], rows: Sequence[int] | None = None) -> dict[str, list[int]]:
-    """Rows by the value of a field, in order of appearance; lines without the field are left out."""
+    """Group rows by the value of a field, in order of appearance. Skips lines without the field."""
     groups: dict[str, list[int]] = {}
     for row in range(len(lines)) if rows is None else rows:
         if field in lines[row]:
@@ -211,7 +211,7 @@ def group_by(field: str, lines: Sequence[Line], rows: Sequence[int] | None = Non
 
 
 def percent(part: float, whole: float) -> float:
-    """100 part / whole, and 0 of nothing."""
+    """100 part / whole; 0 if `whole` is 0."""
     return 100 * part / whole if whole else 0.0
 
 

@@ -1,9 +1,9 @@
-"""How fast are answers about images, and answers with images in them? Prints the table of docs/benchmarks.md. Run as
+"""How fast are answers about images, and answers that contain images? Prints a table of docs/benchmarks.md. Run as
 
     python benchmarks/understanding_speed.py
 
-The yardsticks are measured in the same run: `plain_understanding.py`, the original's way with the same weights, whose
-ids are equal; a matrix-vector product over as many bytes; a forward pass; and separate calls.
+The baselines are measured in the same run: `plain_understanding.py`, which works like the original code and gives equal
+ids; a matrix-vector product over as many bytes; a forward pass; and separate calls.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from showo_hf import ShowoAnyToAnyPipeline, ShowoForCausalLM, ShowoMMUPipeline, 
 QUESTIONS = (
     "what is this",
     "is it food",
-    "describe the image",
+    "describe the picture",
     "in which style is it drawn",
     "what is the main colour",
     "what kind of thing is it",
@@ -40,12 +40,12 @@ REQUEST = "show me a red apple then a green pear"
 @dataclass(frozen=True)
 class Lengths:
     """
-    How much is written.
+    Lengths of the answers.
 
     Args:
-        answer: ids of the answer that is compared with the original's way.
-        short: ids of each answer to one of several questions about an image, as such questions have.
-        words: ids of text before, between and behind the two images of a mixed answer.
+        answer: ids of the answer that is compared with the plain loop.
+        short: ids of the answer to each of several questions about an image.
+        words: text ids before, between and after the two images of a mixed answer.
     """
 
     answer: int = 100
@@ -55,30 +55,30 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Measure:
-    """A row of the table: a ratio (or None where it cannot be measured here), what is behind it, and what is wanted."""
+    """A row of the table: a ratio, or None if it cannot be measured here, its details, and the target."""
 
-    what: str
+    name: str
     value: float | None
-    behind: str
-    wanted: str
+    details: str
+    target: str
 
     @property
     def measured(self) -> str:
-        """The value with what is behind it."""
+        """The value with its details."""
         if self.value is None:
             return "not measured here"
-        return f"{self.value:.2f} ({self.behind})"
+        return f"{self.value:.2f} ({self.details})"
 
 
-def compare(what: str, wanted: str, times: dict[str, list[float]], over: str, under: str, factor=1.0) -> Measure:
-    """The ratio of two ways in paired runs, times `factor`, with the median seconds of both behind it."""
-    one, other = (statistics.median(times[name]) for name in (over, under))
+def compare(name: str, target: str, times: dict[str, list[float]], over: str, under: str, factor=1.0) -> Measure:
+    """The ratio of two implementations in paired runs, times `factor`, with the median seconds of both."""
+    one, other = (statistics.median(times[way]) for way in (over, under))
     value = factor * median_ratio(times[over], times[under])
-    return Measure(what, value, f"{over} {one:.3g} s, {under} {other:.3g} s", wanted)
+    return Measure(name, value, f"{over} {one:.3g} s, {under} {other:.3g} s", target)
 
 
 def check_equal(what: str, ours, theirs):
-    """Raise `RuntimeError` unless two ways have the same result: a faster way to something else is no measure."""
+    """Raise `RuntimeError` unless two implementations have the same result."""
     if ours != theirs:
         raise RuntimeError(f"{what} differ: {ours!r:.200} and {theirs!r:.200}.")
 
@@ -87,13 +87,13 @@ def check_equal(what: str, ours, theirs):
 
 
 def some_image(pipeline: ShowoT2IPipeline) -> torch.LongTensor:
-    """Codes (h, w); which ones does not change what a step costs."""
+    """Random image tokens (h, w). Their values do not affect the speed."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(pipeline.model.config.codebook_size, pipeline.default_grid, generator=generator)
 
 
 def prompt_ids(pipeline: ShowoT2IPipeline, *content: str | torch.LongTensor) -> torch.LongTensor:
-    """Ids (1, length) of a question, on the model's device."""
+    """The ids (1, length) of a question, on the device of the model."""
     parts = [
         {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
         for part in content
@@ -109,15 +109,17 @@ def prompt_ids(pipeline: ShowoT2IPipeline, *content: str | torch.LongTensor) -> 
 
 
 def answer(model: ShowoForCausalLM, input_ids: torch.LongTensor, length: int) -> torch.LongTensor:
-    """The likeliest `length` ids (1, length) behind a prompt, by transformers' `generate`."""
+    """The likeliest `length` ids (1, length) after a prompt, by `generate`."""
     ids = model.generate(input_ids, max_new_tokens=length, do_sample=False, eos_token_id=None)
     return ids[:, input_ids.shape[1] :]
 
 
 def weights_of_a_token(model: ShowoForCausalLM) -> int:
-    """Bytes of weights that one new id goes through: the layers, the last norm and the head; of the embedding one row."""
+    """The bytes of the weights that one new id uses: the layers, the last norm and the head."""
     skipped = {id(weight) for weight in model.get_input_embeddings().parameters()}
-    skipped -= {id(weight) for weight in model.get_output_embeddings().parameters()}  # tied ones are read by the head
+    skipped -= {
+        id(weight) for weight in model.get_output_embeddings().parameters()
+    }  # tied weights are used by the head
     weights = [*model.model.parameters(), *model.lm_head.parameters()]
     unique = {id(weight): weight for weight in weights if id(weight) not in skipped}
     return sum(weight.numel() * weight.element_size() for weight in unique.values())
@@ -125,7 +127,7 @@ def weights_of_a_token(model: ShowoForCausalLM) -> int:
 
 @torch.no_grad()
 def answer_measures(pipeline: ShowoT2IPipeline, lengths: Lengths, repeats: int, device: str) -> list[Measure]:
-    """A whole answer, a new id, and the reading of the prompt."""
+    """The speed of a whole answer, of one new id, and of the prompt."""
     model, ids = pipeline.model, prompt_ids(pipeline, some_image(pipeline), QUESTIONS[0])
     check_equal("Ids", answer(model, ids, lengths.answer).tolist(), plain_answer(model, ids, lengths.answer).tolist())
     width = model.config.hidden_size
@@ -149,14 +151,14 @@ def answer_measures(pipeline: ShowoT2IPipeline, lengths: Lengths, repeats: int, 
     per_id = 1e3 / (lengths.answer - 1)
     each, product = (per_id * statistics.median(times[name]) for name in ("other ids", "products"))
     return [
-        compare(f"{lengths.answer} ids about an image: original's way / ours", "at least 10", times, "plain", "ours"),
+        compare(f"{lengths.answer} ids about an image: plain loop / ours", "at least 10", times, "plain", "ours"),
         Measure(
             "ours, a new id / a matrix-vector product over as many bytes",
             median_ratio(times["other ids"], times["products"]),
             f"{each:.3g} ms, {product:.3g} ms, {matrix.nbytes / 1e6:.0f} MB",
             "at most 1.5",
         ),
-        compare("reading the prompt / one forward pass", "at most 1.1", times, "first id", "forward"),
+        compare("prompt / one forward pass", "at most 1.1", times, "first id", "forward"),
     ]
 
 
@@ -164,7 +166,7 @@ def answer_measures(pipeline: ShowoT2IPipeline, lengths: Lengths, repeats: int, 
 
 
 def question_measures(pipeline: ShowoT2IPipeline, lengths: Lengths, repeats: int, device: str) -> list[Measure]:
-    """Questions about one image, together and one by one."""
+    """The speed of several questions about one image in one call, relative to one call each."""
     asking, image = ShowoMMUPipeline(**pipeline.components), some_image(pipeline)
     asking.set_progress_bar_config(disable=True)
     options = {"max_new_tokens": lengths.short, "eos_token_id": None}
@@ -177,8 +179,8 @@ def question_measures(pipeline: ShowoT2IPipeline, lengths: Lengths, repeats: int
 
     check_equal("Answers", together(), one_by_one())
     times = paired_seconds({"together": together, "one by one": one_by_one}, repeats, device)
-    what = f"{len(QUESTIONS)} questions about one image, {lengths.short} ids each: together / one by one"
-    return [compare(what, "at most 0.5", times, "together", "one by one")]
+    name = f"{len(QUESTIONS)} questions about one image, {lengths.short} ids each: together / one by one"
+    return [compare(name, "at most 0.5", times, "together", "one by one")]
 
 
 # Text and images in one answer
@@ -187,14 +189,14 @@ def question_measures(pipeline: ShowoT2IPipeline, lengths: Lengths, repeats: int
 @contextmanager
 def says(model: ShowoForCausalLM, script: list[int]) -> Iterator[None]:
     """
-    Let the model say `script`, id for id, wherever it is asked for a word; image codes are not touched.
+    Make the model generate the text ids of `script`. Image tokens are not affected.
 
-    Random weights would open no image. The head's work is done all the same.
+    A model with random weights would not start an image. The output head runs as usual.
     """
-    words = iter(script)
+    next_ids = iter(script)
 
     def put_first(module: torch.nn.Module, args: tuple, logits: torch.Tensor) -> torch.Tensor:
-        logits[..., next(words)] = torch.finfo(logits.dtype).max
+        logits[..., next(next_ids)] = torch.finfo(logits.dtype).max
         return logits
 
     hook = model.lm_head.register_forward_hook(put_first)
@@ -205,7 +207,7 @@ def says(model: ShowoForCausalLM, script: list[int]) -> Iterator[None]:
 
 
 def mixed_measures(pipeline: ShowoT2IPipeline, lengths: Lengths, repeats: int, device: str) -> list[Measure]:
-    """An answer with two images against the calls that make its parts."""
+    """The speed of an answer with two images, relative to separate calls for its parts."""
     mixed, model = ShowoAnyToAnyPipeline(**pipeline.components), pipeline.model
     mixed.set_progress_bar_config(disable=True)
     soi, eot = model.config.soi_token_id, pipeline.processor.eot_token_id
@@ -219,21 +221,21 @@ def mixed_measures(pipeline: ShowoT2IPipeline, lengths: Lengths, repeats: int, d
             return mixed(REQUEST, max_new_tokens=len(script), generator=generator, **steps).content
 
     def image() -> torch.LongTensor:
-        codes = pipeline(PROMPT, generator=torch.Generator().manual_seed(0), **steps).images
-        return pipeline.image_input_ids(codes.flatten(1))
+        tokens = pipeline(PROMPT, generator=torch.Generator().manual_seed(0), **steps).images
+        return pipeline.image_input_ids(tokens.flatten(1))
 
     def write(ids: torch.LongTensor, end: int) -> torch.LongTensor:
         return model.generate(ids, max_new_tokens=len(script), do_sample=False, eos_token_id=end)
 
     def separate() -> torch.LongTensor:
-        """The same sequence by separate calls, each of which reads what is there so far."""
+        """The same sequence by separate calls. Each call processes the sequence so far."""
         with says(model, script):
             ids = write(prompt, soi)
             ids = write(torch.cat([ids[:, :-1], image()], 1), soi)
             return write(torch.cat([ids[:, :-1], image()], 1), eot)
 
     def unrelated() -> torch.LongTensor:
-        """The text alone, and two images: nothing of it knows of the rest."""
+        """The text and two images by calls that are independent of each other."""
         image(), image()
         with says(model, [*words, *words, *words, eot]):
             return write(prompt, eot)
@@ -243,13 +245,17 @@ def mixed_measures(pipeline: ShowoT2IPipeline, lengths: Lengths, repeats: int, d
         "Lengths", separate().shape[1] - prompt.shape[1], len(script) + 2 * (model.config.num_image_tokens + 1)
     )
     times = paired_seconds({"one answer": ours, "separate": separate, "unrelated": unrelated}, repeats, device)
-    what = f"two images and {3 * lengths.words} words in one answer / "
+    name = f"two images and {3 * lengths.words} words in one answer / "
     return [
         compare(
-            f"{what}text and image calls that read what came before", "at most 1", times, "one answer", "separate"
+            f"{name}text and image calls that process the sequence so far",
+            "at most 1",
+            times,
+            "one answer",
+            "separate",
         ),
         compare(
-            f"{what}a text and two images that know nothing of each other",
+            f"{name}independent calls for a text and two images",
             "reported",
             times,
             "one answer",
@@ -262,20 +268,20 @@ def mixed_measures(pipeline: ShowoT2IPipeline, lengths: Lengths, repeats: int, d
 
 
 def memory_measures(device: str, child_options: list[str]) -> list[Measure]:
-    """Peak memory against the plain loop's, each in a fresh process."""
-    what = ("peak memory of an answer / the original's way", "the same above the loaded model")
+    """Peak memory relative to the plain loop, each in a new process."""
+    names = ("peak memory of an answer / the plain loop's", "the same above the loaded model")
     if not can_measure_memory(device):
-        return [Measure(one, None, "", "reported") for one in what]
+        return [Measure(name, None, "", "reported") for name in names]
     theirs, own = (in_child(__file__, "--memory", way, *child_options) for way in ("plain", "ours"))
     values = [(one["peak"], one["peak"] - one["before"]) for one in (own, theirs)]
     return [
         Measure(name, mine / max(1, other), f"{mine / 1e6:.0f} MB, {other / 1e6:.0f} MB", "reported")
-        for name, mine, other in zip(what, *values, strict=True)
+        for name, mine, other in zip(names, *values, strict=True)
     ]
 
 
 def report_memory(way: str, sizes: Sizes, lengths: Lengths, device: str):
-    """Print the peak memory of one answer in this process, as JSON."""
+    """Print the peak memory of one answer in this process as JSON."""
     pipeline = build_pipeline(sizes, device)
     function = {"plain": plain_answer, "ours": answer}[way]
     ids = prompt_ids(pipeline, some_image(pipeline), QUESTIONS[0])
@@ -287,11 +293,11 @@ def report_memory(way: str, sizes: Sizes, lengths: Lengths, device: str):
 
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", help="what to measure on; the wanted values are for a CPU")
-    parser.add_argument("--repeats", type=int, default=3, help="runs in turn, of which the median counts")
-    parser.add_argument("--small", action="store_true", help="tiny sizes: shows that it runs, the numbers say nothing")
+    parser.add_argument("--device", default="cpu", help="device to measure; the targets are for a CPU")
+    parser.add_argument("--repeats", type=int, default=3, help="paired runs; the table has their medians")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, for a quick test; the numbers mean nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--memory", choices=("plain", "ours"), help="only measure the memory of one way")
+    parser.add_argument("--memory", choices=("plain", "ours"), help="only measure the memory of one implementation")
     options = parser.parse_args(arguments)
     sizes, lengths = (SMALL, Lengths(answer=8, short=4, words=3)) if options.small else (FULL, Lengths())
     device = options.device
@@ -316,9 +322,11 @@ def main(arguments: list[str] | None = None):
         }
         print(json.dumps(found, indent=2))
         return
-    print(f"{machine}; {sizes.image_tokens} tokens an image, {STEPS} steps, guidance, fp32; ", end="")
-    print(f"medians of {options.repeats} runs in turn\n")
-    print_table(("what", "device", "measured", "wanted"), [(m.what, device, m.measured, m.wanted) for m in measures])
+    print(f"{machine}; {sizes.image_tokens} tokens per image, {STEPS} steps, guidance, fp32; ", end="")
+    print(f"medians of {options.repeats} paired runs\n")
+    print_table(
+        ("measure", "device", "measured", "target"), [(m.name, device, m.measured, m.target) for m in measures]
+    )
 
 
 if __name__ == "__main__":

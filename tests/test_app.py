@@ -1,4 +1,4 @@
-"""The Gradio app, served on this machine and used through its own client, with the embedded model."""
+"""The Gradio app with the embedded model, served locally and called with gradio_client."""
 
 import importlib.util
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from showo_hf import ShowoMMUPipeline
+from showo_hf import MaskAndReplaceScheduler, ShowoMMUPipeline
 
 
 gr = pytest.importorskip("gradio")
@@ -50,7 +50,7 @@ def client(app, pipe):
 
 
 def make(client, **changed):
-    """Ask for images: ([(image, caption)], seed)."""
+    """Request images. Returns ([(image, caption)], seed)."""
     gallery, seed = client.predict(*{**REQUEST, **changed}.values(), api_name="/generate")
     images = []
     for entry in gallery:
@@ -68,11 +68,20 @@ def test_images_and_seeds(client, pipe):
     assert [image.tobytes() for image, _ in again] == [image.tobytes() for image, _ in images]
 
 
-def test_without_a_seed_each_image_is_a_new_one(client):
+def test_without_a_seed_every_image_is_different(client):
     (one, first), (two, second) = make(client, seed=None, count=1), make(client, seed=None, count=1)
     assert first != second
     repeated, _ = make(client, seed=first, count=1)
     assert repeated[0][0].tobytes() == one[0][0].tobytes() != two[0][0].tobytes()
+
+
+def test_a_scheduler_without_a_temperature_makes_images(client, pipe):
+    pipe.scheduler = MaskAndReplaceScheduler.from_config(pipe.scheduler.config, mask_share=1.0)
+    images, _ = make(client, count=1)
+    options = {"num_inference_steps": REQUEST["steps"], "guidance_scale": REQUEST["guidance"]}
+    generator = torch.Generator().manual_seed(REQUEST["seed"])
+    (expected,) = pipe(REQUEST["prompt"], generator=generator, **options).images
+    assert images[0][0].tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -90,19 +99,19 @@ def test_without_a_seed_each_image_is_a_new_one(client):
         {"seed": 2**70},
     ],
 )
-def test_what_is_out_of_bounds_is_refused_in_a_sentence(client, changed):
+def test_values_out_of_range_are_refused(client, changed):
     with pytest.raises(AppError) as refusal:
         make(client, **changed)
-    assert_fit_for_strangers(str(refusal.value))
+    assert_reveals_nothing(str(refusal.value))
 
 
-def test_a_failure_says_nothing_about_this_machine(client, pipe, app, caplog):
-    pipe.scheduler = None  # a real failure, deep inside the pipeline
+def test_a_failure_reveals_nothing_about_the_machine(client, pipe, app, caplog):
+    pipe.scheduler = None  # makes the pipeline fail
     with pytest.raises(AppError) as failure:
         make(client)
     assert str(failure.value) == app.FAILED
-    assert_fit_for_strangers(str(failure.value))
-    assert any(record.exc_info for record in caplog.records)  # the log has the trace
+    assert_reveals_nothing(str(failure.value))
+    assert any(record.exc_info for record in caplog.records)  # the log has the traceback
 
 
 def ask(client, path, question="what is this?") -> str:
@@ -126,26 +135,26 @@ def test_a_question_is_answered(client, pipe, tmp_path):
         (b"no image", "what? " * 100, "Please use at most 300 characters."),
     ],
 )
-def test_wrong_questions_are_refused_in_a_sentence(client, tmp_path, content, question, message):
+def test_invalid_questions_are_refused(client, tmp_path, content, question, message):
     (tmp_path / "file.png").write_bytes(content)
     with pytest.raises(AppError) as refusal:
         ask(client, tmp_path / "file.png", question)
     assert str(refusal.value) == message
 
 
-def assert_fit_for_strangers(message: str):
+def assert_reveals_nothing(message: str):
     assert message.strip()
     assert "\n" not in message
     for word in ("Traceback", "File ", str(ROOT), str(Path.home()), ".py"):
         assert word not in message
 
 
-def test_the_examples_fit_the_limits(app):
+def test_the_examples_are_within_the_limits(app):
     for prompt in app.EXAMPLES:
         assert app.check_prompt(prompt) == prompt
 
 
-def test_another_model_can_be_named(app, monkeypatch, tmp_path):
+def test_showo_model_selects_the_model(app, monkeypatch, tmp_path):
     monkeypatch.setenv("SHOWO_MODEL", str(tmp_path / "missing"))
     with pytest.raises(Exception, match="missing"):
         app.load_pipeline()

@@ -12,7 +12,7 @@ import showo_hf
 from showo_hf import cli
 
 
-# A stand-in for the package, whose own import brings torch along.
+# A stand-in for the package, because importing the package imports torch.
 READ_THE_COMMAND_LINE = """
 import sys, types
 package = types.ModuleType("showo_hf")
@@ -24,7 +24,7 @@ sys.exit(any(name in sys.modules for name in ("torch", "diffusers", "transformer
 """
 
 
-def test_a_parser_needs_no_heavy_import():
+def test_the_parser_does_not_import_torch():
     package = Path(showo_hf.__file__).parent
     assert subprocess.run([sys.executable, "-c", READ_THE_COMMAND_LINE, package]).returncode == 0
 
@@ -40,7 +40,7 @@ def test_help(arguments, capsys):
     assert "usage: showo-hf" in capsys.readouterr().out
 
 
-def test_every_example_of_the_help_is_understood():
+def test_every_example_in_the_help_can_be_parsed():
     parser = cli.build_parser()
     texts = [cli.EXAMPLES, *(getattr(command, "EXAMPLES", "") for command in cli.COMMANDS)]
     examples = re.findall(r"^ +showo-hf (.+)$", "\n".join(texts).replace("\\\n", " "), flags=re.MULTILINE)
@@ -58,7 +58,7 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize(("arguments", "named"), [([], "COMMAND"), (["paint"], "paint")])
-def test_an_unknown_command_is_told_in_words(arguments, named, capsys):
+def test_an_unknown_command_is_refused(arguments, named, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(arguments)
     printed = capsys.readouterr()
@@ -67,6 +67,6 @@ def test_an_unknown_command_is_told_in_words(arguments, named, capsys):
     assert named in printed.err.splitlines()[-1]
 
 
-def test_debug_shows_the_trace_and_keeps_the_exit_code(capsys):
+def test_debug_shows_the_traceback_and_keeps_the_exit_code(capsys):
     assert cli.main(["generate", "an owl", "-o", "owl.bmp", "--debug"]) == cli.USAGE
     assert "Traceback" in capsys.readouterr().err

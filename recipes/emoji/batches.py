@@ -1,4 +1,4 @@
-"""Batches for the transformer: images to make, questions to answer, text, and both in one sequence."""
+"""Training batches of all tasks: text to image, questions about images, text, and mixed conversations."""
 
 import math
 import random
@@ -27,23 +27,23 @@ from showo_hf.training.loop import Batch
 from showo_hf.training.masking import drop_conditions, mask_tokens
 
 
-TONELESS_SHARE = 0.5  # of the draws of an emoji that comes in several skin tones
-TURNS = 3  # questions about one image
-HIDDEN_SHARE = 0.5  # of an image's tokens at most are hidden in a row of questions
-FULL_TEXT_SHARE = 0.5  # of the mixed rows are text to learn; in the others one image is to be made
-#: Lengths are multiples of these for a compiled model, which wants few different ones.
+TONELESS_SHARE = 0.5  # share of the version without skin tone in the draws of an emoji that has skin tones
+TURNS = 3  # questions per image
+HIDDEN_SHARE = 0.5  # largest share of image tokens that are masked in question rows
+FULL_TEXT_SHARE = 0.5  # share of mixed rows that train the text; the others train one image
+#: For a compiled model, lengths are padded to multiples of these, so that there are few different lengths.
 COMPILED_MULTIPLES = {"image": 8, "text": 8, "question": 32, "mixed": 64}
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Rows of each task for one unit of the batch size.
+    """The number of rows of each task, relative to the batch size.
 
     Args:
         image: text to image.
-        text: captions alone. Their loss weighs little and falls fast.
+        text: captions only. Their loss has a small weight and falls fast.
         question: an image and questions about it.
-        mixed: conversations with images that are made, or with several that are seen.
+        mixed: conversations with generated images, or with several input images.
     """
 
     image: float = 1.0
@@ -53,13 +53,13 @@ class Shares:
 
 
 TASKS = {"images": Shares(), "all": Shares(image=0.7, text=0.1, question=0.5, mixed=0.12)}
-#: Weights in the sum of the losses. Those of images are shared out by the number of rows.
+#: Loss weights. The weight of text-to-image is 1.
 TEXT_WEIGHT, QUESTION_WEIGHT, MIXED_TEXT_WEIGHT, MIXED_IMAGE_WEIGHT = 0.1, 1.0, 0.5, 0.3
 
 
 def draw_weights(records: list[EmojiRecord]) -> torch.Tensor:
     """
-    Weight of each record in the draws, (N,): each emoji of each style counts alike, however many skin tones it has.
+    The sampling weight of each record, (N,). Every emoji of a style has the same total weight over its skin tones.
     """
     tones: dict[tuple[str, str], int] = {}
     for record in records:
@@ -77,12 +77,12 @@ def draw_weights(records: list[EmojiRecord]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What the batches are drawn from.
+    """The data of the batches.
 
     Args:
-        records: the training images.
-        colours: the main colour of each, or None.
-        views: codes (views, N, h, w). The first view is the image itself, the others are moved and scaled ones.
+        records: the records of the training images.
+        colours: the main colour of each image, or None.
+        views: image tokens (views, N, h, w). The first view is the image itself, the others are shifted and scaled.
     """
 
     records: list[EmojiRecord]
@@ -90,21 +90,21 @@ class TrainingSet:
     views: torch.Tensor
 
     def scene(self, row: int, view: int = 0) -> Scene:
-        """An image with what is known of it."""
+        """An image with its facts."""
         return Scene(self.records[row], self.colours[row], self.views[view, row].long())
 
 
 class BatchMaker:
     """
-    Batches of every task from the random numbers of a step.
+    Makes the batch of a training step, with rows of all tasks.
 
     Args:
-        data: the training images.
+        data: the training data.
         processor: builds the sequences.
-        batch_size: rows of all tasks together, roughly; `shares` tells how many each task gets.
+        batch_size: multiplied with `shares`, the number of rows of each task.
         shares: see [`Shares`].
-        condition_dropout: share of the images to make whose prompt is emptied.
-        hidden_share: of each image that is asked about a random share of the tokens, from 0 to this, is masked.
+        condition_dropout: share of the text-to-image rows with an empty prompt.
+        hidden_share: in question rows, a random share of the image tokens from 0 to this is masked.
         compiled: pad the rows to few different lengths.
     """
 
@@ -124,13 +124,13 @@ class BatchMaker:
         self.compiled = compiled
         self.weights = draw_weights(data.records)
         self.toneless = [record for record in data.records if record.tone is None]
-        self.styles: dict[str, list[int]] = {}  # rows of each emoji without skin tone
+        self.styles: dict[str, list[int]] = {}  # rows of each emoji without skin tones
         for row, record in enumerate(data.records):
             if record.tone is None:
                 self.styles.setdefault(record.unified, []).append(row)
 
     def draw(self, count: int, generator: torch.Generator) -> list[int]:
-        """`count` rows of the data."""
+        """Draw `count` rows of the data."""
         return torch.multinomial(self.weights, count, replacement=True, generator=generator).tolist()
 
     def __call__(self, generator: torch.Generator) -> Batch:
@@ -152,17 +152,17 @@ class BatchMaker:
             batch[f"{name}_labels"] = widen(labels, -100, side, multiple)
         return batch
 
-    # One method a task: rows of the data to ids, labels, and the side that pads are on
+    # One method per task: maps rows of the data to ids, labels, and the padding side.
 
     def image_rows(self, rows: list[int], rng: random.Random, generator: torch.Generator):
-        """Noised images behind their captions; only what was masked is scored, the text never is."""
+        """Captions followed by images with masked tokens. Only masked tokens have labels."""
         texts = [caption(self.data.records[row], rng) for row in rows]
-        codes = self.data.views[0, rows].flatten(1).long()
-        noised, _ = mask_tokens(codes, self.processor.codebook_size, generator)
+        tokens = self.data.views[0, rows].flatten(1).long()
+        noised, _ = mask_tokens(tokens, self.processor.codebook_size, generator)
         prompts = drop_conditions(texts, self.condition_dropout, generator)
         sequences = partial(self.processor.text_to_image, prompts, padding="longest")
         ids = sequences(noised)["input_ids"]
-        labels = sequences(codes)["input_ids"].masked_fill(ids != self.processor.mask_token_id, -100)
+        labels = sequences(tokens)["input_ids"].masked_fill(ids != self.processor.mask_token_id, -100)
         return ids, labels, "left"
 
     def text_rows(self, rows: list[int], rng: random.Random, generator: torch.Generator):
@@ -172,32 +172,36 @@ class BatchMaker:
 
     def question_rows(self, rows: list[int], rng: random.Random, generator: torch.Generator):
         """
-        An image, in any of its views, and questions about it; the answers are scored.
+        A view of an image and questions about it. Only the answers have labels.
 
-        Some of its tokens are masked, so that no single one of them tells which image of the data it is.
+        Some image tokens are masked, so that no single token identifies the image.
         """
         scenes = [self.data.scene(row, rng.randrange(len(self.data.views))) for row in rows]
         ids, labels = self.conversations([questions_about(scene, self.toneless, rng, TURNS) for scene in scenes])
         hidden = torch.rand(ids.shape, generator=generator) < self.hidden_share * torch.rand(
             len(ids), 1, generator=generator
         )
-        return ids.masked_fill(hidden & is_code(ids, self.processor), self.processor.mask_token_id), labels, "right"
+        return (
+            ids.masked_fill(hidden & is_image_token(ids, self.processor), self.processor.mask_token_id),
+            labels,
+            "right",
+        )
 
     def mixed_rows(self, rows: list[int], rng: random.Random, generator: torch.Generator):
-        """Conversations with images in them: the text is scored, or one made image at which the row then ends."""
+        """Conversations with images. Either the text has labels, or one generated image, which then ends the row."""
         ids, labels = self.conversations([self.conversation(row, rng, generator) for row in rows])
         kept_ids, kept_labels = [], []
         for row_ids, row_labels in zip(ids, labels, strict=True):
             opened = ((row_ids == self.processor.soi_token_id) & (row_labels != -100)).nonzero().flatten().tolist()
-            place = rng.choice(opened) if opened and rng.random() >= FULL_TEXT_SHARE else None
-            row_ids, row_labels = score_one_image(row_ids, row_labels, place, self.processor, generator)
+            start = rng.choice(opened) if opened and rng.random() >= FULL_TEXT_SHARE else None
+            row_ids, row_labels = score_one_image(row_ids, row_labels, start, self.processor, generator)
             kept_ids.append(row_ids)
             kept_labels.append(row_labels)
         pad = partial(nn.utils.rnn.pad_sequence, batch_first=True)
         return pad(kept_ids, padding_value=self.processor.pad_token_id), pad(kept_labels, padding_value=-100), "right"
 
     def conversation(self, row: int, rng: random.Random, generator: torch.Generator) -> list[Message]:
-        """One of the mixed conversations about a row of the data and, where it takes two images, another one."""
+        """A random mixed conversation about a row of the data. Some conversations take a second, random row."""
         (other,) = self.draw(1, generator)
         views = len(self.data.views)
         same_thing = [found for found in self.styles.get(self.data.records[row].unified, ()) if found != row]
@@ -216,7 +220,7 @@ class BatchMaker:
         return rng.choices(makers, weights)[0]()
 
     def in_style_of(self, row: int, other: int) -> int:
-        """What `other` shows in the style of `row`, where the data has it."""
+        """The emoji of row `other` in the style of `row`, if the data has it, else `other`."""
         style = self.data.records[row].style
         found = (
             r for r in self.styles.get(self.data.records[other].unified, ()) if self.data.records[r].style == style
@@ -224,7 +228,7 @@ class BatchMaker:
         return next(found, other)
 
     def conversations(self, messages: Sequence[list[Message]]) -> tuple[torch.LongTensor, torch.LongTensor]:
-        """Conversations to ids and labels (batch, longest), padded on the right; what the model says is scored."""
+        """Tokenize conversations to ids and labels (batch, longest), padded on the right. Only the answers have labels."""
         inputs = self.processor.apply_chat_template(
             list(messages),
             tokenize=True,
@@ -237,46 +241,47 @@ class BatchMaker:
         return ids, torch.where(torch.as_tensor(inputs["assistant_masks"]).bool(), ids, -100)
 
 
-def is_code(ids: torch.LongTensor, processor: ShowoProcessor) -> torch.BoolTensor:
-    """Where ids stand for a token of an image."""
+def is_image_token(ids: torch.LongTensor, processor: ShowoProcessor) -> torch.BoolTensor:
+    """True where ids are image tokens."""
     return (ids >= processor.image_token_offset) & (ids < processor.mask_token_id)
 
 
 def score_one_image(
     ids: torch.LongTensor,
     labels: torch.LongTensor,
-    place: int | None,
+    start: int | None,
     processor: ShowoProcessor,
     generator: torch.Generator,
 ) -> tuple[torch.LongTensor, torch.LongTensor]:
     """
-    Noise the image that opens at `place`, and end the row behind it; what was masked in it is scored.
+    Mask tokens of the image that starts at `start`, end the row after it, and label the masked tokens.
 
-    Of the other images only the `soi` is scored, as a word that opens one. Without a place no image is noised.
+    Of the other images only `soi` has a label, because the model must predict where images start.
 
     Args:
-        ids, labels: (length,); labels are -100 outside of what the model says.
+        ids, labels: (length,); labels are -100 outside of the answers.
+        start: position of the `soi` of the image. None masks no image.
     """
-    labels = labels.masked_fill(is_code(ids, processor) | (ids == processor.eoi_token_id), -100)
-    if place is None:
+    labels = labels.masked_fill(is_image_token(ids, processor) | (ids == processor.eoi_token_id), -100)
+    if start is None:
         return ids[ids != processor.pad_token_id], labels[ids != processor.pad_token_id]
-    first, end = place + 1, place + 1 + processor.num_image_tokens
-    codes = ids[first:end][None]
+    first, end = start + 1, start + 1 + processor.num_image_tokens
+    tokens = ids[first:end][None]
     ids, labels = ids[: end + 1].clone(), labels[: end + 1].clone()
-    noised, masked = mask_tokens(codes, processor.mask_token_id, generator)
+    noised, masked = mask_tokens(tokens, processor.mask_token_id, generator)
     ids[first:end] = noised[0]
-    labels[first:end] = torch.where(masked, codes, -100)[0]
+    labels[first:end] = torch.where(masked, tokens, -100)[0]
     return ids, labels
 
 
 def widen(rows: torch.LongTensor, fill: int, side: str, multiple: int) -> torch.LongTensor:
-    """Rows (batch, length) filled up on a side to the next length that is a multiple."""
+    """Pad rows (batch, length) on a side to the next multiple of a length."""
     missing = -rows.shape[1] % multiple
     return F.pad(rows, (missing, 0) if side == "left" else (0, missing), value=fill)
 
 
 def compute_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The model's own losses of each task's rows; a pass for each, since their lengths differ."""
+    """The losses of all tasks. Each task has its own forward pass, because the lengths differ."""
 
     def run(name: str):
         return model(input_ids=batch[f"{name}_ids"], labels=batch[f"{name}_labels"], use_cache=False)
@@ -289,7 +294,7 @@ def compute_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str
         loss = loss + QUESTION_WEIGHT * parts["mmu"]
     if "mixed_ids" in batch:
         mixed = run("mixed")
-        # Rows that open with an image count their words as answers, the others as text.
+        # Text in rows that start with an image counts as answers (mmu), in other rows as text (lm).
         words = [part for part in (mixed.loss_lm, mixed.loss_mmu) if part is not None]
         parts["mixed"] = sum(words) / max(1, len(words)) if words else loss.new_zeros(())
         loss = loss + MIXED_TEXT_WEIGHT * parts["mixed"]

@@ -1,6 +1,6 @@
-"""English captions for the emoji data set, and the text that the text tokenizer is trained on.
+"""English captions of the emoji data set, and the corpus of the text tokenizer.
 
-Everything here is deterministic: what is random comes from the `random.Random` that the caller passes.
+All functions are deterministic. Random choices come from the `random.Random` that the caller passes.
 """
 
 import random
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from recipes.emoji.emoji import EmojiRecord
 
 
-# Words before and after the thing shown. Weights are the number of times a template is listed.
+# The words of each style, and caption templates. A template that is listed more often is drawn more often.
 STYLE_ADJECTIVES = {"noto": ("noto", "android"), "twemoji": ("flat", "twemoji"), "fluent3d": ("3d", "fluent 3d")}
 CANONICAL_STYLE = {"noto": "noto style", "twemoji": "flat style", "fluent3d": "3d style"}
 _TEMPLATES = (
@@ -30,7 +30,7 @@ _TEMPLATES = (
 
 SYNONYM_SHARE = 0.3
 TONE_SHARE = 0.85
-SIMPLER_SHARE = 0.3  # how often "heart-eyes" is written "heart eyes"
+SIMPLER_SHARE = 0.3  # how often "heart-eyes" becomes "heart eyes"
 
 _PREPOSITIONS = (
     "with", "of", "in", "on", "at", "without", "behind", "showing", "pointing", "over", "under", "facing", "for",
@@ -56,7 +56,7 @@ _NOT_AN = re.compile(r"^(?:eu|ewe|one\b|one-|once|uni(?!n)|us\b|use|ut[ei]|uk\b)
 
 
 def is_plural(name: str) -> bool:
-    """Whether a noun phrase like "two hearts" or "clapping hands" is plural, judged by its head noun."""
+    """Whether a noun phrase such as "two hearts" or "clapping hands" is plural, from its head noun."""
     words = re.findall(r"[\w'.-]+", name)
     if words[0] in _PLURALS:
         return True
@@ -70,12 +70,12 @@ def is_plural(name: str) -> bool:
 
 
 def indefinite_article(words: str) -> str:
-    """ "a" or "an", as it is spoken before `words`."""
+    """ "a" or "an", by the pronunciation of `words`."""
     return "an" if _AN.match(words) and not _NOT_AN.match(words) else "a"
 
 
 def with_article(name: str) -> str:
-    """A noun phrase with its article, if it takes one: "a red apple", "an owl", "grapes", "the flag of france"."""
+    """A noun phrase with its article, if any: "a red apple", "an owl", "grapes", "the flag of france"."""
     if name in _DEFINITE or name.startswith("flag of "):
         return f"the {name}"
     if name in _WITHOUT_ARTICLE or is_plural(name):
@@ -93,13 +93,13 @@ def with_tone(name: str, tone: str | None) -> str:
 
 
 def canonical_caption(record: EmojiRecord) -> str:
-    """The plainest caption of an image, always the same: "a red apple, flat style"."""
+    """The canonical caption of an image: "a red apple, flat style"."""
     thing = with_article(record.name)
     return f"{with_tone(thing, record.tone)}, {CANONICAL_STYLE[record.style]}"
 
 
 def caption(record: EmojiRecord, rng: random.Random) -> str:
-    """One of many ways to ask for an image: "3d emoji of a red apple", "an apple in flat style"."""
+    """A random caption of an image: "3d emoji of a red apple", "an apple in flat style"."""
     name = record.name
     if record.synonyms and rng.random() < SYNONYM_SHARE:
         name = rng.choice(record.synonyms)
@@ -120,7 +120,7 @@ def _fill(template: str, name: str, tone: str | None, style: str) -> str:
     )
 
 
-# --- Text for the tokenizer: what later tasks will say about the images, so that the vocabulary has room for it.
+# --- The corpus of the text tokenizer. It contains the kinds of text of all tasks.
 
 COLOURS = (
     "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey", "light blue",
@@ -200,19 +200,19 @@ _STORIES = (
 
 
 def kind_of(record: EmojiRecord) -> str:
-    """What sort of thing a record shows: "a fruit", "an animal or a plant"."""
+    """The kind of thing a record shows: "a fruit", "an animal or a plant"."""
     return _KINDS_OF_SUBCATEGORY.get(record.subcategory, _KINDS[record.category])
 
 
 def text_corpus(records: Sequence[EmojiRecord], seed: int = 0) -> Iterator[str]:
-    """Texts to train a tokenizer on: captions of every kind, questions and answers, instructions, short stories.
+    """Texts for training a tokenizer: captions, questions and answers, instructions, short stories.
 
-    Every base emoji counts alike, however many skin tones it has. No image is looked at: colours and numbers are
-    there for their words, not as facts.
+    Every base emoji has the same weight, with or without skin tones. Colours and numbers are random words, not facts
+    about the images.
 
     Args:
-        records: the whole data set, or a part of it.
-        seed: for the choice of templates.
+        records: the data set, or a part of it.
+        seed: seed of the random choices.
     """
     rng = random.Random(seed)
     bases = [record for record in records if record.tone is None]
@@ -241,7 +241,7 @@ def _capitalised(text: str) -> str:
 
 def _filled(template: str, record: EmojiRecord, bases: Sequence[EmojiRecord], rng: random.Random) -> str:
     third = rng.choice(bases)
-    others = (rng.choice(bases) for _ in range(20))  # of another kind, so that "no, it is ..." makes sense
+    others = (rng.choice(bases) for _ in range(20))  # must be of another kind, because of "no, it is ..."
     other = next((base for base in others if kind_of(base) != kind_of(record)), third)
     colour, other_colour = rng.sample(COLOURS, 2)
     return template.format(

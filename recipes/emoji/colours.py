@@ -1,14 +1,14 @@
-"""The main colour of an image, measured from its pixels. Pure functions on arrays."""
+"""The main colour of an image. Pure functions on arrays."""
 
 import numpy as np
 
 
-#: What a pixel can be called; "white" is the background as well and is never an image's main colour.
+#: Colour names of pixels. "white" is also the background, so it is never the main colour of an image.
 COLOUR_NAMES = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "grey", "white")
-CLEAR_SHARE = 0.55  # of the pixels that are not white: below it no colour is the main one
-LEAST_PIXELS = 0.02  # of an image: with fewer pixels that are not white there is nothing to name
+CLEAR_SHARE = 0.55  # smallest share of the main colour among the pixels that are not white
+LEAST_PIXELS = 0.02  # smallest share of pixels that are not white for an image to have a main colour
 
-# Upper ends of the hues, in degrees; what lies behind the last one is red again.
+# Upper limits of the hues in degrees. Hues above the last limit are red again.
 _HUE_ENDS = (
     (14, "red"),
     (37, "orange"),
@@ -21,7 +21,7 @@ _HUE_ENDS = (
 
 
 def pixel_colours(image: np.ndarray) -> np.ndarray:
-    """Index into [`COLOUR_NAMES`] of every pixel: uint8 (..., 3) to int64 (...)."""
+    """The index into [`COLOUR_NAMES`] of every pixel: uint8 (..., 3) to int64 (...)."""
     rgb = image.astype(np.float32) / 255
     value, low = rgb.max(-1), rgb.min(-1)
     spread = value - low
@@ -33,8 +33,8 @@ def pixel_colours(image: np.ndarray) -> np.ndarray:
         names[(hue >= start) & (hue < end)] = COLOUR_NAMES.index(name)
         start = end
 
-    def put(places: np.ndarray, name: str):
-        names[places] = COLOUR_NAMES.index(name)
+    def put(mask: np.ndarray, name: str):
+        names[mask] = COLOUR_NAMES.index(name)
 
     put(((hue < 42) | (hue >= 345)) & (value < 0.68) & (saturation > 0.25), "brown")
     put(((hue < 14) | (hue >= 320)) & (saturation < 0.55) & (value > 0.75), "pink")
@@ -45,7 +45,7 @@ def pixel_colours(image: np.ndarray) -> np.ndarray:
 
 
 def _hue(rgb: np.ndarray, value: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """Hue in degrees, [0, 360), of pixels in [0, 1]; as in HSV."""
+    """The HSV hue of pixels in [0, 1], in degrees, [0, 360)."""
     red, green, blue = np.moveaxis(rgb, -1, 0)
     sector = np.where(
         value == red,
@@ -57,7 +57,7 @@ def _hue(rgb: np.ndarray, value: np.ndarray, spread: np.ndarray) -> np.ndarray:
 
 def main_colour(image: np.ndarray) -> str | None:
     """
-    The colour of at least 55% of the pixels that are not white; None where no colour has so many.
+    The colour of at least 55% of the pixels that are not white; None if there is no such colour.
 
     Args:
         image: uint8 (H, W, 3).

@@ -1,7 +1,7 @@
-"""Conversations about the emoji images: questions whose answers follow from the data set, and small mixed stories.
+"""Conversations about the emoji images: questions with answers from the data set, and mixed text and images.
 
-Everything here is deterministic: what is random comes from the `random.Random` that the caller passes. Messages have
-transformers' form; images in them are grids of codes.
+All functions are deterministic. Random choices come from the `random.Random` that the caller passes. Messages have the
+format of transformers; their images are token grids.
 """
 
 import random
@@ -18,7 +18,7 @@ from recipes.emoji.emoji import STYLES, EmojiRecord
 
 Message = dict[str, Any]
 
-#: What a subcategory shows, in plain words, the wider word first. Those that are not here are asked nothing about kinds.
+#: The kinds of a subcategory, the wider one first. There are no questions about kinds for other subcategories.
 KINDS = {
     **{f"animal-{name}": ("an animal", kind) for name, kind in (
         ("mammal", "a mammal"), ("bird", "a bird"), ("bug", "an insect"), ("marine", "a sea animal"),
@@ -67,12 +67,12 @@ YES_NO_QUESTIONS = ("is it {}?", "is this {}?")
 
 @dataclass(frozen=True)
 class Scene:
-    """An image with what is known of it.
+    """An image with its facts.
 
     Args:
-        record: what it shows.
-        colour: its main colour, None where it has none; see [`colours.main_colour`].
-        image_tokens: its codes, int64 (h, w).
+        record: what the image shows.
+        colour: the main colour, or None; see [`colours.main_colour`].
+        image_tokens: the image tokens, int64 (h, w).
     """
 
     record: EmojiRecord
@@ -82,8 +82,13 @@ class Scene:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about an image with its one right answer; `kind` is "name", "caption", "style", "colour", "kind",
-    or "yes/no" with what is asked about: "yes/no name" and so on."""
+    """A question about an image with its correct answer.
+
+    Args:
+        kind: "name", "caption", "style", "colour", "kind", or "yes/no" with a topic, such as "yes/no name".
+        text: the question.
+        answer: the correct answer.
+    """
 
     kind: str
     text: str
@@ -91,17 +96,17 @@ class Question:
 
 
 def kinds_of(record: EmojiRecord) -> tuple[str, ...]:
-    """What a record shows, the wider word first: ("food", "a fruit"); empty where no word fits."""
+    """The kinds of a record, the wider one first: ("food", "a fruit"); may be empty."""
     return KINDS.get(record.subcategory, ())
 
 
 def name_question(record: EmojiRecord, rng: random.Random) -> Question:
-    """ "what is this?", "a red apple."; a skin tone is left to the caption."""
+    """ "what is this?", "a red apple." The answer has no skin tone."""
     return Question("name", rng.choice(NAME_QUESTIONS), f"{with_article(record.name)}.")
 
 
 def caption_question(record: EmojiRecord, rng: random.Random) -> Question:
-    """ "describe the image.", "a red apple, flat style."."""
+    """ "describe the picture.", "a red apple, flat style." """
     return Question("caption", rng.choice(CAPTION_QUESTIONS), f"{canonical_caption(record)}.")
 
 
@@ -110,18 +115,18 @@ def style_question(record: EmojiRecord, rng: random.Random) -> Question:
 
 
 def kind_question(record: EmojiRecord, rng: random.Random) -> Question | None:
-    """None where no word for the kind fits."""
+    """None if the record has no kind."""
     kinds = kinds_of(record)
     return Question("kind", rng.choice(KIND_QUESTIONS), f"{kinds[0]}.") if kinds else None
 
 
 def colour_question(colour: str | None, rng: random.Random) -> Question | None:
-    """None where an image has no main colour."""
+    """None if the image has no main colour."""
     return Question("colour", rng.choice(COLOUR_QUESTIONS), f"{colour}.") if colour else None
 
 
 def yes_no_question(scene: Scene, others: Sequence[EmojiRecord], rng: random.Random) -> Question:
-    """A question that is as often right as wrong, about the kind, the style, the colour or the name."""
+    """A question about the kind, style, colour or name. "yes" and "no" are equally likely."""
     record, right = scene.record, rng.random() < 0.5
     topics = ["name", "style", *(["kind"] * 2 if kinds_of(record) else []), *(["colour"] if scene.colour else [])]
     topic = rng.choice(topics)
@@ -141,12 +146,12 @@ def yes_no_question(scene: Scene, others: Sequence[EmojiRecord], rng: random.Ran
     return Question(f"yes/no {topic}", rng.choice(YES_NO_QUESTIONS).format(asked), "yes." if right else "no.")
 
 
-#: How often each sort of question is asked; names are the hardest to learn.
+#: Sampling weights of the questions. Names are the hardest to learn.
 QUESTION_WEIGHTS = {"name": 5, "caption": 3, "style": 1, "kind": 1, "colour": 1, "yes/no": 4}
 
 
 def draw_question(scene: Scene, others: Sequence[EmojiRecord], rng: random.Random) -> Question:
-    """One of the questions above."""
+    """A random question about a scene."""
     (sort,) = rng.choices(list(QUESTION_WEIGHTS), list(QUESTION_WEIGHTS.values()))
     question = {
         "name": lambda: name_question(scene.record, rng),
@@ -171,22 +176,22 @@ def image_part(image_tokens: torch.LongTensor) -> dict[str, Any]:
 
 
 def turn(question: str, answer: str | list[dict], image: torch.LongTensor | None = None) -> list[Message]:
-    """A question, perhaps with an image before it, and its answer."""
+    """A question, with an image before it if given, and its answer."""
     parts = [text_part(question)] if image is None else [image_part(image), text_part(question)]
     return [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}]
 
 
 def questions_about(scene: Scene, others: Sequence[EmojiRecord], rng: random.Random, turns: int) -> list[Message]:
-    """An image and `turns` questions about it, in one conversation, of which none gives away another's answer."""
+    """A conversation with an image and `turns` questions. No answer reveals another one."""
     messages: list[Message] = []
     asked: set[str] = set()
     while len(messages) < 2 * turns:
         question = draw_question(scene, others, rng)
-        # A caption tells name and style; and whoever knows a caption has an easy time with the rest.
-        told = {"caption": {"caption", "name"}, "name": {"caption", "name"}}.get(question.kind, {question.kind})
-        if not told & asked:
+        # A caption reveals the name, and the name reveals most of the caption.
+        revealed = {"caption": {"caption", "name"}, "name": {"caption", "name"}}.get(question.kind, {question.kind})
+        if not revealed & asked:
             messages += turn(question.text, question.answer, None if asked else scene.image_tokens)
-            asked |= told
+            asked |= revealed
     return messages
 
 
@@ -196,12 +201,12 @@ _OPENINGS = ("here is {}:", "this is {}:")
 
 
 def made_image(scene: Scene, opening: str) -> list[dict]:
-    """ "here is a red apple:" and the image."""
+    """The content "here is a red apple:" and the image."""
     return [text_part(opening.format(with_article(scene.record.name))), image_part(scene.image_tokens)]
 
 
 def drawing(scene: Scene, others: Sequence[EmojiRecord], rng: random.Random) -> list[Message]:
-    """A request, the image, and perhaps a question about what was drawn."""
+    """A request, the generated image, and sometimes a question about it."""
     request = rng.choice(_SINGLE_REQUESTS).format(caption(scene.record, rng))
     messages = turn(request, made_image(scene, _OPENINGS[0]))
     if rng.random() < 0.4:
@@ -211,7 +216,7 @@ def drawing(scene: Scene, others: Sequence[EmojiRecord], rng: random.Random) -> 
 
 
 def story(first: Scene, second: Scene, rng: random.Random) -> list[Message]:
-    """Two images in one answer: "show me an apple, then a pear."."""
+    """A request for two images in one answer: "show me an apple, then a pear." """
     style = f" in {STYLE_WORDS[first.record.style]} style" if rng.random() < 0.5 else ""
     names = [with_article(scene.record.name) for scene in (first, second)]
     request = rng.choice(_DOUBLE_REQUESTS).format(names[0], names[1])
@@ -221,7 +226,7 @@ def story(first: Scene, second: Scene, rng: random.Random) -> list[Message]:
 
 
 def restyling(seen: Scene, made: Scene, rng: random.Random) -> list[Message]:
-    """An image, and the same thing in another style."""
+    """An input image, and a generated image of the same emoji in another style."""
     style = STYLE_WORDS[made.record.style]
     request = rng.choice(("the same in {} style.", "paint the same thing in {} style.", "now in {} style.")).format(
         style
@@ -230,14 +235,14 @@ def restyling(seen: Scene, made: Scene, rng: random.Random) -> list[Message]:
 
 
 def comparison(first: Scene, second: Scene, rng: random.Random) -> list[Message]:
-    """Two images one after the other in a conversation, each with a question."""
+    """Two input images in one conversation, each with a question."""
     one, other = name_question(first.record, rng), name_question(second.record, rng)
     question = rng.choice((other.text, "and this?", "and what is this?"))
     return turn(one.text, one.answer, first.image_tokens) + turn(question, other.answer, second.image_tokens)
 
 
 def small_talk(record: EmojiRecord, others: Sequence[EmojiRecord], rng: random.Random) -> list[Message]:
-    """Text alone: what the model is, and what things are."""
+    """A conversation without images: about the model, or about the kinds of things."""
     if rng.random() < 0.15:
         return turn(*rng.choice(_ABOUT))
     kinds = kinds_of(record)

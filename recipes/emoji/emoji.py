@@ -1,9 +1,9 @@
 """The emoji data set: about eleven thousand small images with English names, in three drawing styles.
 
-The images come from npm packages with pinned versions, fetched by name with `npm pack` and read straight from the
-archive. Each is laid on plain white and written to one array; a record for each tells what it shows. Run as
+The images come from npm packages with pinned versions, which `npm pack` fetches. The data set is one array of images
+on a white background, and a record for each image that describes it. Run from the repository root:
 
-    python -m recipes.emoji.emoji --output data/emoji --size 64
+    python -m recipes.emoji.emoji --output data/emoji --size 96
 """
 
 import argparse
@@ -24,35 +24,36 @@ import numpy as np
 from PIL import Image
 
 from recipes.emoji.emoji_names import TONES, plain_ascii, readable_name, readable_synonyms, readable_tone
+from showo_hf.utils.atomic_folder import atomic_folder
 
 
-# Style -> (npm package, version, folder of the images inside the package, their extension).
+# Style -> (npm package, version, image folder inside the package, file extension).
 IMAGE_PACKAGES = {
     "noto": ("emoji-datasource-google", "16.0.0", "package/img/google/64/", ".png"),
     "twemoji": ("emoji-datasource-twitter", "16.0.0", "package/img/twitter/64/", ".png"),
     "fluent3d": ("@lobehub/fluent-emoji-3d", "1.1.0", "package/assets/", ".webp"),
 }
-NAME_PACKAGE = ("unicode-emoji-json", "0.8.0")  # the CLDR names, which read better than the Unicode ones
+NAME_PACKAGE = ("unicode-emoji-json", "0.8.0")  # the CLDR names, which are more readable than the Unicode names
 STYLES = tuple(IMAGE_PACKAGES)
 
 HELD_OUT_ONE_IN = 20
-FILLED = 7 / 8  # the share of the canvas that an image's longer side takes, so that nothing touches the border
+FILLED = 7 / 8  # longer side of an image relative to the canvas; leaves a margin
 _LICENCE_STEMS = ("LICENSE", "LICENCE", "NOTICE", "README")
 
 
 @dataclass(frozen=True)
 class EmojiRecord:
-    """What one image shows.
+    """The description of one image.
 
     Args:
-        unified: code points of the base emoji in upper case, like "1F469-200D-1F52C", without skin tones.
-        code: code points of this image, skin tones included.
+        unified: code points of the base emoji in upper case, such as "1F469-200D-1F52C", without skin tones.
+        code: code points of this image, including skin tones.
         style: "noto", "twemoji" or "fluent3d".
-        name: an English noun phrase in lower case; no two base emoji share one.
-        synonyms: further noun phrases for the same thing.
-        tone: the skin tone, like "medium-light" or "light and dark" (two people); None for the base emoji.
+        name: an English noun phrase in lower case, unique to the base emoji.
+        synonyms: other noun phrases for the same thing.
+        tone: the skin tone, such as "medium-light" or "light and dark" (two people); None for the base emoji.
         category, subcategory: as in `emoji-datasource`.
-        held_out: whether the image is kept out of training.
+        held_out: whether the image is excluded from training.
     """
 
     unified: str
@@ -68,29 +69,29 @@ class EmojiRecord:
 
 @dataclass(frozen=True)
 class EmojiDataset:
-    """The records and, in the same order, their images: uint8, (images, size, size, 3)."""
+    """The records, and their images in the same order: uint8, (images, size, size, 3)."""
 
     records: list[EmojiRecord]
     images: np.ndarray
 
     @property
     def train_indices(self) -> np.ndarray:
-        """Rows to train on, int64."""
+        """The rows of the training images, int64."""
         return np.array([i for i, record in enumerate(self.records) if not record.held_out], dtype=np.int64)
 
     @property
     def held_out_indices(self) -> np.ndarray:
-        """Rows never trained on, int64."""
+        """The rows of the held-out images, int64."""
         return np.array([i for i, record in enumerate(self.records) if record.held_out], dtype=np.int64)
 
 
 def is_held_out(unified: str, style: str) -> bool:
-    """Whether a base emoji in one style is held out. All its skin tones share the answer."""
+    """Whether a base emoji in one style is held out, with all of its skin tones."""
     return zlib.crc32(f"{unified}|{style}".encode()) % HELD_OUT_ONE_IN == 0
 
 
 def fetch_package(name: str, version: str, cache: str | os.PathLike) -> Path:
-    """The archive of an npm package in the folder `cache`, fetched with `npm pack` unless it is there.
+    """The archive of an npm package in the folder `cache`. `npm pack` fetches it if it is missing.
 
     Raises:
         RuntimeError: if npm is missing or cannot fetch the package.
@@ -100,7 +101,7 @@ def fetch_package(name: str, version: str, cache: str | os.PathLike) -> Path:
     if archive.exists():
         return archive
     cache.mkdir(parents=True, exist_ok=True)
-    # npm writes into a folder of its own first: a download that breaks off must not look like a cached archive.
+    # npm writes into a temporary folder, so that an interrupted download does not look like a cached archive.
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         command = [shutil.which("npm") or "npm", "pack", f"{name}@{version}", "--silent", "--pack-destination", folder]
         try:
@@ -114,7 +115,7 @@ def fetch_package(name: str, version: str, cache: str | os.PathLike) -> Path:
 
 
 def read_members(archive: Path, prefix: str, suffix: str = "") -> Iterator[tuple[str, bytes]]:
-    """The plain files of a .tgz whose path starts with `prefix` and ends with `suffix`: (path, content)."""
+    """Yield (path, content) of the regular files of a .tgz that match `prefix` and `suffix`."""
     with tarfile.open(archive, "r:gz") as tar:
         for member in tar:
             if member.isfile() and member.name.startswith(prefix) and member.name.endswith(suffix):
@@ -122,7 +123,7 @@ def read_members(archive: Path, prefix: str, suffix: str = "") -> Iterator[tuple
 
 
 def read_json(archive: Path, path: str):
-    """One JSON file of a .tgz.
+    """Read one JSON file of a .tgz.
 
     Raises:
         ValueError: if the archive has no such file.
@@ -130,11 +131,11 @@ def read_json(archive: Path, path: str):
     for name, content in read_members(archive, path):
         if name == path:
             return json.loads(content)
-    raise ValueError(f"`archive` {archive.name} holds no file {path}")
+    raise ValueError(f"`archive` {archive.name} has no file {path}")
 
 
 def _key(code: str) -> str:
-    """A code without variation selectors, which the packages do not write consistently."""
+    """Code points without variation selectors, which the packages use inconsistently."""
     return "-".join(part for part in code.upper().split("-") if part != "FE0F")
 
 
@@ -143,10 +144,10 @@ def base_names(entries: list[dict], cldr_names: dict[str, str]) -> dict[str, str
 
     Args:
         entries: the content of `emoji.json`.
-        cldr_names: CLDR name by code without variation selectors.
+        cldr_names: CLDR names by code points without variation selectors.
 
     Raises:
-        ValueError: if two base emoji come out with one name.
+        ValueError: if two base emoji get the same name.
     """
     roles = {plain_ascii(name) for name in cldr_names.values()}
     names = {}
@@ -158,12 +159,12 @@ def base_names(entries: list[dict], cldr_names: dict[str, str]) -> dict[str, str
             names[unified] = readable_name(cldr_names.get(_key(unified), entry["name"]), subcategory, roles)
     shared = [name for name, count in Counter(names.values()).items() if count > 1]
     if shared:
-        raise ValueError(f"`entries` give one name to several emoji: {', '.join(shared)}")
+        raise ValueError(f"`entries` give the same name to several emoji: {', '.join(shared)}")
     return names
 
 
 def base_synonyms(entries: list[dict], names: dict[str, str]) -> dict[str, tuple[str, ...]]:
-    """Synonyms of every base emoji, without those that would also fit another one."""
+    """The synonyms of every base emoji that do not also fit another one."""
     found = {
         entry["unified"]: readable_synonyms(
             names[entry["unified"]], entry["short_names"], entry["category"], entry["subcategory"]
@@ -179,9 +180,9 @@ def base_synonyms(entries: list[dict], names: dict[str, str]) -> dict[str, tuple
 
 
 def describe_codes(entries: list[dict], cldr_names: dict[str, str]) -> dict[str, dict]:
-    """What every code shows, skin tones included: the fields of an `EmojiRecord` that do not depend on the style.
+    """The fields of an `EmojiRecord` that do not depend on the style, for every image.
 
-    The keys are codes without variation selectors.
+    The keys are code points without variation selectors, including skin tones.
     """
     names = base_names(entries, cldr_names)
     synonyms = base_synonyms(entries, names)
@@ -203,16 +204,16 @@ def describe_codes(entries: list[dict], cldr_names: dict[str, str]) -> dict[str,
 
 
 def draw_image(content: bytes, size: int) -> np.ndarray:
-    """A PNG or WebP file as uint8 (size, size, 3) on plain white, with a margin.
+    """Draw a PNG or WebP file on a white canvas, uint8 (size, size, 3), with a margin.
 
-    The longer side of what is visible takes 7/8 of the canvas; what is smaller in the source stays smaller.
+    Images are scaled down until their visible part fits into 7/8 of the canvas. Small images are not enlarged.
     """
     with Image.open(io.BytesIO(content), formats=("PNG", "WEBP")) as file:
         source = file.convert("RGBA")
     box = source.getchannel("A").getbbox() or (0, 0, *source.size)
     extent = max((box[2] - box[0]) / source.width, (box[3] - box[1]) / source.height)
     side = max(1, round(size * min(1.0, FILLED / extent)))
-    # Premultiplied, so that the colour of invisible pixels (often black) does not bleed into the rim.
+    # Premultiplied alpha: otherwise the colour of transparent pixels, often black, shows at the edges.
     drawn = np.asarray(source.convert("RGBa").resize((side, side), Image.Resampling.LANCZOS), dtype=np.int16)
     on_white = np.clip(drawn[..., :3] + (255 - drawn[..., 3:]), 0, 255)
     image = np.full((size, size, 3), 255, dtype=np.uint8)
@@ -222,13 +223,13 @@ def draw_image(content: bytes, size: int) -> np.ndarray:
 
 
 def read_style(archive: Path, style: str, described: dict[str, dict]) -> list[tuple[EmojiRecord, bytes]]:
-    """Records and image files of one style, sorted by code. Images with an unknown code are dropped."""
+    """The records and image files of one style, sorted by code. Images with unknown codes are skipped."""
     _, _, folder, extension = IMAGE_PACKAGES[style]
     files = {
         path[len(folder) : -len(extension)].upper(): data for path, data in read_members(archive, folder, extension)
     }
     chosen = {}
-    # Longest first: where a package has one emoji both with and without the variation selector, the full form wins.
+    # Longest first: if a package has an emoji with and without variation selector, the former is used.
     for code in sorted(files, key=lambda code: (-len(code), code)):
         key = _key(code)
         if key in described and key not in chosen:
@@ -239,15 +240,15 @@ def read_style(archive: Path, style: str, described: dict[str, dict]) -> list[tu
 
 
 def prepare_emoji(output: str | os.PathLike, size: int = 64, cache: str | os.PathLike = "data/npm") -> Path:
-    """Write the data set into the folder `output`, replacing what was there.
+    """Write the data set to the folder `output`, and replace an existing one.
 
-    It gets `images.npy`, `records.jsonl`, and in `licences/` the packages' licence texts.
+    The folder contains `images.npy`, `records.jsonl`, and the licences of the packages in `licences/`.
 
     Raises:
         ValueError: if `size` is not positive.
     """
     if size < 1:
-        raise ValueError(f"`size` must be a positive number of pixels, but is {size}")
+        raise ValueError(f"`size` must be a positive number of pixels, got {size}")
     output = Path(output)
     archives = {style: fetch_package(name, version, cache) for style, (name, version, _, _) in IMAGE_PACKAGES.items()}
     name_archive = fetch_package(*NAME_PACKAGE, cache)
@@ -256,18 +257,9 @@ def prepare_emoji(output: str | os.PathLike, size: int = 64, cache: str | os.Pat
     described = describe_codes(read_json(archives["noto"], "package/emoji.json"), cldr_names)
     pairs = [pair for style in STYLES for pair in read_style(archives[style], style, described)]
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}-"))
-    try:
-        _write(temporary, pairs, size)
-        _write_licences(temporary / "licences", [*archives.values(), name_archive])
-        temporary.chmod(0o755)
-        if output.exists():
-            shutil.rmtree(output)
-        temporary.rename(output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with atomic_folder(output, overwrite=True) as folder:
+        _write(folder, pairs, size)
+        _write_licences(folder / "licences", [*archives.values(), name_archive])
     return output
 
 
@@ -292,28 +284,28 @@ def _write_licences(folder: Path, archives: list[Path]) -> None:
 
 
 def load_emoji(folder: str | os.PathLike) -> EmojiDataset:
-    """Open a folder written by `prepare_emoji`. The images stay on disk (memory-mapped, read-only).
+    """Open a folder written by `prepare_emoji`. The images are memory-mapped, read-only.
 
     Raises:
-        FileNotFoundError: if `folder` does not hold the data set.
-        ValueError: if records and images do not match in number.
+        FileNotFoundError: if `folder` does not contain the data set.
+        ValueError: if the numbers of records and images differ.
     """
     folder = Path(folder)
     if not (folder / "images.npy").exists():
-        raise FileNotFoundError(f"`folder` must hold images.npy, written by recipes.emoji.emoji, but is {folder}")
+        raise FileNotFoundError(f"`folder` must contain images.npy, written by recipes.emoji.emoji, got {folder}")
     images = np.load(folder / "images.npy", mmap_mode="r")
     with open(folder / "records.jsonl", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     records = [EmojiRecord(**{**row, "synonyms": tuple(row["synonyms"])}) for row in rows]
     if len(records) != len(images):
-        raise ValueError(f"`folder` {folder} holds {len(records)} records but {len(images)} images")
+        raise ValueError(f"`folder` {folder} has {len(records)} records but {len(images)} images")
     return EmojiDataset(records, images)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Fetch and prepare the emoji images.")
     parser.add_argument("--output", default="data/emoji", help="folder for the data set")
-    parser.add_argument("--size", type=int, default=64, help="side of an image in pixels")
+    parser.add_argument("--size", type=int, default=64, help="height and width of the images in pixels")
     parser.add_argument("--cache", default="data/npm", help="folder for the fetched npm archives")
     options = parser.parse_args(arguments)
     dataset = load_emoji(prepare_emoji(options.output, options.size, options.cache))

@@ -1,8 +1,8 @@
 """English names and synonyms for emoji.
 
-The Unicode names of `emoji-datasource` ("FITZPATRICK TYPE-3") and the terse CLDR names ("family man, woman, boy",
-"locked") both read badly inside a sentence. The functions here turn a CLDR name into a lower-case noun phrase and
-choose those short names that can stand for it. Pure string functions: nothing is read or written.
+Neither the Unicode names of `emoji-datasource` ("FITZPATRICK TYPE-3") nor the terse CLDR names ("family man, woman,
+boy", "locked") fit into sentences. These functions convert a CLDR name to a lower-case noun phrase, and select the
+short names that are synonyms of it. Pure functions on strings.
 """
 
 import re
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 TONES = {"1F3FB": "light", "1F3FC": "medium-light", "1F3FD": "medium", "1F3FE": "medium-dark", "1F3FF": "dark"}
 
-# Names that a rule would not repair. The key is the plain CLDR name, in lower case and ASCII.
+# Exceptions to the rules. The key is the CLDR name in lower case and ASCII.
 _RENAMED = {
     "1st place medal": "first place medal",
     "2nd place medal": "second place medal",
@@ -86,7 +86,7 @@ _RENAMED = {
     "zzz": "sleeping zzz symbol",
 }
 
-# Sub-categories whose names are a bare word ("aries", "plus", "baggage claim") that needs its kind named.
+# Subcategories with names such as "aries", "plus" or "baggage claim", which need a noun after them.
 _KIND_OF_SUBCATEGORY = {"math": "sign", "zodiac": "zodiac sign", "warning": "sign", "transport-sign": "sign"}
 _NAMED_KINDS = ("sign", "symbol", "room")
 
@@ -105,18 +105,18 @@ _COUNTRIES = {
     "congo - brazzaville": "republic of the congo",
 }
 
-# Sub-categories in which a short name is normally a noun for the same thing.
+# Subcategories in which short names are usually synonyms.
 _NOUN_CATEGORIES = {"Animals & Nature", "Food & Drink", "Objects", "Activities", "Travel & Places"}
 _NOUN_SUBCATEGORIES = {"person", "person-role", "person-fantasy", "person-sport"}
 
-# Short names that are no noun phrase, or that are one for another thing than the image shows.
+# Short names that are not noun phrases, or that name something else than the image shows.
 _BAD_SYNONYMS_TEXT = """
     airplane arriving; art; bamboo; bank note; barber; barely sunny; bath; beers; birthday; blue car; boat; boom;
     boot; bowling; breast feeding; bricks; bride with veil; bullettrain front; bullettrain side; busstop; bust in
     silhouette; calling; camel; camping; chart; city sunrise; city sunset; closed lock with key; cloud; clubs;
     compression; construction; cooking; cricket; cyclone; dagger knife; dark sunglasses; dart; date; deciduous
     tree; derelict house building; diamonds; dollar; dolls; dumpling tray; earth africa; earth americas; earth
-    asia; email; euro; feet; fishing pole and fish; flags; flipper; foggy; fondue; football; frame with image;
+    asia; email; euro; feet; fishing pole and fish; flags; flipper; foggy; fondue; football; frame with picture;
     fuelpump; golf; gun; handball; handshake; hatched chick; headphones; hearts; helmet with white cross; hocho;
     hotdog; hotsprings; hourglass flowing sand; house buildings; icecream; iphone; izakaya lantern; japan;
     juggling; kiwifruit; knife fork plate; lacrosse; leaves; lightning; lightning cloud; lock with ink pen; loud
@@ -201,7 +201,7 @@ def _plural(noun: str) -> str:
 
 
 def readable_name(cldr_name: str, subcategory: str, person_roles: Iterable[str] = ()) -> str:
-    """A lower-case English noun phrase for one emoji.
+    """A lower-case English noun phrase for an emoji.
 
     Args:
         cldr_name: its CLDR short name, like "family man, woman, boy".
@@ -243,7 +243,7 @@ def _person(name: str, person_roles: set[str]) -> str:
 
 
 def readable_synonyms(name: str, short_names: Iterable[str], category: str, subcategory: str) -> list[str]:
-    """The short names that are good noun phrases for `name`, as words; `name` itself is not among them."""
+    """The short names that are synonyms of `name`, as words. `name` itself is excluded."""
     found = list(_SYNONYMS.get(name, ()))
     if category in _NOUN_CATEGORIES or subcategory in _NOUN_SUBCATEGORIES:
         found += [_words(short_name) for short_name in short_names]
@@ -263,10 +263,10 @@ def readable_tone(variation: str) -> str | None:
     """The words for a key of `skin_variations`: "1F3FD" is "medium", "1F3FB-1F3FF" is "light and dark".
 
     Raises:
-        ValueError: if a part of `variation` is none of the five skin tone modifiers.
+        ValueError: if a part of `variation` is not one of the five skin tone modifiers.
     """
     parts = variation.split("-")
     unknown = [part for part in parts if part not in TONES]
     if unknown:
-        raise ValueError(f"`variation` must be made of {', '.join(TONES)} joined by '-', but is {variation!r}")
+        raise ValueError(f"`variation` must be made of {', '.join(TONES)} joined by '-', got {variation!r}")
     return " and ".join(dict.fromkeys(TONES[part] for part in parts))

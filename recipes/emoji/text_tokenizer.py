@@ -1,7 +1,7 @@
-"""A small text tokenizer, trained on the captions of the emoji data set.
+"""Train a small text tokenizer on the captions of the emoji data set.
 
-It is a byte-pair encoding in the manner of sentencepiece: a word's token holds the space before it, and a character
-that the vocabulary lacks is written as its UTF-8 bytes, so that every string encodes and decodes to itself. Run as
+It is a byte-pair encoding like sentencepiece's: the token of a word includes the space before it, and characters that
+are not in the vocabulary become UTF-8 bytes, so decoding restores every string. Run from the repository root:
 
     python -m recipes.emoji.text_tokenizer --data data/emoji --output checkpoints/text-tokenizer
 """
@@ -22,26 +22,27 @@ END_OF_TEXT = "<|endoftext|>"
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
 PRINTABLE_ASCII = tuple(chr(code) for code in range(32, 127))
 
-# A word, one digit, a run of punctuation, each with the space before it; else one white space character.
+# A word, a digit or a run of punctuation, each with the space before it; or one white space character.
 _PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s"
 
 
 def train_text_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedTokenizerFast:
     """Train a byte-pair encoding with byte fallback.
 
-    `decode(encode(text))` is `text` for every string without special tokens. `<|endoftext|>`, id 0, is the only one:
-    begin and end of a text, not added by itself. A processor puts Show-o's other special tokens behind the vocabulary.
+    `decode(encode(text))` is `text` for every string without special tokens. The only special token is
+    `<|endoftext|>` with id 0. It begins and ends texts, and is not added automatically. A processor appends the other
+    special tokens of Show-o to the vocabulary.
 
     Args:
-        texts: what to train on.
-        vocab_size: number of ids, end of text and bytes included. At least 352: the end of text, 256 bytes, ASCII.
+        texts: the training texts.
+        vocab_size: number of ids; at least 352 for `<|endoftext|>`, the 256 bytes and printable ASCII.
 
     Raises:
         ValueError: if `vocab_size` is too small for the bytes and characters, or too large for `texts`.
     """
     smallest = 1 + len(BYTE_TOKENS) + len(PRINTABLE_ASCII)
     if vocab_size < smallest:
-        raise ValueError(f"`vocab_size` must be at least {smallest}, but is {vocab_size}")
+        raise ValueError(f"`vocab_size` must be at least {smallest}, got {vocab_size}")
     tokenizer = _untrained()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -52,7 +53,7 @@ def train_text_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTra
     )
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() != vocab_size:
-        raise ValueError(f"`vocab_size` is {vocab_size}, but `texts` give only {tokenizer.get_vocab_size()} tokens")
+        raise ValueError(f"`vocab_size` is {vocab_size}, but `texts` have only {tokenizer.get_vocab_size()} tokens")
     return PreTrainedTokenizerFast(
         tokenizer_object=_without_special_bytes(tokenizer),
         bos_token=END_OF_TEXT,
@@ -63,8 +64,8 @@ def train_text_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTra
 
 def _untrained() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(byte_fallback=True))
-    # The space is kept as it is: a stand-in such as U+2581 could not be told from the same character in a text.
-    # One is put before the first word, so that a word has the same id there as elsewhere; decoding takes it off.
+    # Spaces are not replaced: a replacement such as U+2581 could not be distinguished from the same character in a text.
+    # A space is prepended so that the first word has the same id as elsewhere. Decoding removes it.
     tokenizer.normalizer = normalizers.Prepend(" ")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECES), behavior="isolated")
     tokenizer.decoder = decoders.Sequence(
@@ -74,10 +75,10 @@ def _untrained() -> Tokenizer:
 
 
 def _without_special_bytes(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokenizer, with byte tokens that are plain entries of the vocabulary.
+    """The same tokenizer with byte tokens that are not special tokens.
 
-    The trainer can reserve their places only as special tokens. As such they would be dropped in decoding, and the six
-    characters "<0x41>" in a text would be taken for a byte.
+    The trainer can only reserve ids for special tokens. But decoding drops special tokens, and the six characters
+    "<0x41>" in a text would become a byte token.
     """
     fields = json.loads(tokenizer.to_str())
     fields["added_tokens"] = [token for token in fields["added_tokens"] if token["content"] == END_OF_TEXT]
@@ -86,7 +87,7 @@ def _without_special_bytes(tokenizer: Tokenizer) -> Tokenizer:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train the text tokenizer on the emoji captions.")
-    parser.add_argument("--data", default="data/emoji", help="folder written by recipes.emoji.emoji")
+    parser.add_argument("--data", default="data/emoji", help="the folder that recipes.emoji.emoji wrote")
     parser.add_argument("--output", default="checkpoints/text-tokenizer", help="folder for the tokenizer")
     parser.add_argument("--vocab-size", type=int, default=2048, help="number of ids")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Train an image tokenizer on the emoji images. Run as
+"""Train an image tokenizer on the emoji images. Run from the repository root:
 
 python -m recipes.emoji.train_image_tokenizer --data data/emoji --output checkpoints/image-tokenizer --steps 5000
 """
@@ -13,10 +13,11 @@ from recipes.emoji.emoji import load_emoji
 from showo_hf.models.configuration_showo_lfq import ShowoLFQTokenizerConfig
 from showo_hf.models.modeling_showo_lfq import ShowoLFQTokenizer
 from showo_hf.training.loop import Batch, add_loop_arguments, loop_options, train
+from showo_hf.utils.metrics import psnr
 
 
 def small_config(sample_size: int, codebook_bits: int = 10, **options) -> ShowoLFQTokenizerConfig:
-    """MAGVIT-v2's shape at the size of the embedded model, with 8x downsampling; `options` are the config's."""
+    """A small MAGVIT-v2 with 8x downsampling, as in the embedded model. `options` override entries of the config."""
     return ShowoLFQTokenizerConfig(
         codebook_bits=codebook_bits,
         encoder_block_out_channels=(32, 48, 96, 128),
@@ -31,12 +32,12 @@ def small_config(sample_size: int, codebook_bits: int = 10, **options) -> ShowoL
 
 
 def to_pixel_values(images: np.ndarray) -> torch.Tensor:
-    """Images (batch, H, W, 3) in 0..255 to pixel values (batch, 3, H, W) in [-1, 1]."""
+    """Convert images (batch, H, W, 3) in 0..255 to pixel values (batch, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(np.array(images)).movedim(-1, 1).float() / 127.5 - 1
 
 
 def augment(images: np.ndarray, generator: torch.Generator, max_shift: int) -> np.ndarray:
-    """Mirror half of the images and move each by up to `max_shift` pixels; white comes in at the border."""
+    """Mirror half of the images, and shift each by up to `max_shift` pixels. The border becomes white."""
     size = images.shape[1]
     padded = np.pad(images, ((0, 0), *[(max_shift, max_shift)] * 2, (0, 0)), constant_values=255)
     shifts = torch.randint(0, 2 * max_shift + 1, (len(images), 2), generator=generator).tolist()
@@ -46,7 +47,7 @@ def augment(images: np.ndarray, generator: torch.Generator, max_shift: int) -> n
 
 
 def multi_scale_loss(prediction: torch.Tensor, target: torch.Tensor, scales: int = 3) -> torch.Tensor:
-    """Mean over `scales` halvings of the absolute plus four times the squared difference of pixels in [-1, 1]."""
+    """The absolute plus four times the squared pixel difference, averaged over `scales` resolutions, each half the last."""
     total = prediction.new_zeros(())
     for scale in range(scales):
         if scale:
@@ -55,13 +56,8 @@ def multi_scale_loss(prediction: torch.Tensor, target: torch.Tensor, scales: int
     return total / scales
 
 
-def psnr(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio in dB of each image, `10 log10(2^2 / mse)` for pixels in [-1, 1]; (batch,)."""
-    return 10 * torch.log10(4 / (prediction - target).square().mean((1, 2, 3)))
-
-
 def compute_loss(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Reconstruction, commitment and entropy losses of a batch of `pixel_values`."""
+    """The sum of reconstruction, commitment and entropy loss, and its parts."""
     output = model(batch["pixel_values"], return_losses=True)
     sample = output.sample.float()
     reconstruction = multi_scale_loss(sample, batch["pixel_values"])
@@ -77,9 +73,9 @@ def compute_loss(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, di
 
 def load_matching_weights(model: ShowoLFQTokenizer, folder: str) -> list[str]:
     """
-    Take over the weights of a trained tokenizer wherever the shapes agree; give the names of those that do not.
+    Load the weights of a trained tokenizer that have the same shapes, and return the names of the others.
 
-    It turns a tokenizer into one with another number of bits: all but the four layers at the quantizer are kept.
+    With another number of bits, all weights except the four layers at the quantizer are loaded.
     """
     source = ShowoLFQTokenizer.from_pretrained(folder, dtype=torch.float32).state_dict()
     own = model.state_dict()
@@ -90,10 +86,14 @@ def load_matching_weights(model: ShowoLFQTokenizer, folder: str) -> list[str]:
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description="Train the embedded model's image tokenizer.")
     parser.add_argument("--data", required=True, help="the folder that recipes.emoji.emoji wrote")
-    parser.add_argument("--codebook-bits", type=int, default=10, help="bits a token; there are 2 ** bits codes")
-    parser.add_argument("--entropy-weight", type=float, default=0.3, help="more of it brings more codes into use")
+    parser.add_argument(
+        "--codebook-bits", type=int, default=10, help="bits per token; the codebook has 2 ** bits entries"
+    )
+    parser.add_argument("--entropy-weight", type=float, default=0.3, help="a larger weight uses more of the codebook")
     parser.add_argument("--entropy-over", choices=("bits", "codes"), default="codes", help="see the config")
-    parser.add_argument("--init-from", help="a trained tokenizer to start from; layers of another shape start anew")
+    parser.add_argument(
+        "--init-from", help="a trained tokenizer to start from; layers with other shapes are initialized"
+    )
     add_loop_arguments(parser)
     options = parser.parse_args(arguments)
 

@@ -1,7 +1,7 @@
-"""Train a small Show-o on the emoji images: to make them, to answer questions about them, and both in turn. Run as
+"""Train a small Show-o on the emoji images: text to image, questions, and mixed conversations. Run from the root:
 
-python -m recipes.emoji.train_showo --data data/emoji --image-tokenizer checkpoints/image-tokenizer \
-    --text-tokenizer checkpoints/text-tokenizer --output checkpoints/showo-emoji --steps 6000
+    python -m recipes.emoji.train_showo --data data/emoji --image-tokenizer checkpoints/image-tokenizer \
+        --text-tokenizer checkpoints/text-tokenizer --output checkpoints/showo-emoji --steps 6000
 
 The output is a pipeline folder that `ShowoT2IPipeline.from_pretrained` loads.
 """
@@ -35,7 +35,7 @@ from showo_hf.training.loop import add_loop_arguments, loop_options, train
 
 
 def build_processor(text_tokenizer: PreTrainedTokenizerFast, image_tokenizer: ShowoLFQTokenizer) -> ShowoProcessor:
-    """The processor of a model whose images have the image tokenizer's trained size."""
+    """A processor for images of the size that the image tokenizer was trained on."""
     size = image_tokenizer.config.sample_size
     return ShowoProcessor(
         showo_image_processor(size),
@@ -46,7 +46,7 @@ def build_processor(text_tokenizer: PreTrainedTokenizerFast, image_tokenizer: Sh
 
 
 def small_config(processor: ShowoProcessor, **text_options) -> ShowoConfig:
-    """A Llama backbone with QK-Norm at the size of the embedded model, and the processor's vocabulary."""
+    """A Llama backbone with QK-Norm, as in the embedded model, with the vocabulary of the processor."""
     options = {
         "hidden_size": 320,
         "intermediate_size": 864,
@@ -76,7 +76,7 @@ def encode_images(
     change: Callable[[torch.Tensor], torch.Tensor] = lambda pixel_values: pixel_values,
     batch_size: int = 64,
 ) -> torch.Tensor:
-    """Images (N, H, W, 3) in 0..255, perhaps changed as pixels in [-1, 1], to codes (N, tokens) int32."""
+    """Encode images (N, H, W, 3) in 0..255 to tokens (N, tokens) int32. `change` augments pixels in [-1, 1]."""
     chunks = [
         tokenizer.encode(change(to_pixel_values(images[first : first + batch_size]))).image_tokens.flatten(1).int()
         for first in range(0, len(images), batch_size)
@@ -87,7 +87,7 @@ def encode_images(
 def assemble_pipeline(
     model: ShowoForCausalLM, image_tokenizer: ShowoLFQTokenizer, processor: ShowoProcessor
 ) -> ShowoT2IPipeline:
-    """A pipeline of a trained transformer, which gets the image tokenizer."""
+    """Combine a trained transformer, the image tokenizer and the processor to a pipeline."""
     model.config.image_tokenizer_config = image_tokenizer.config
     model.image_tokenizer = image_tokenizer.requires_grad_(False)
     return ShowoT2IPipeline(model.eval(), processor, MaskGITScheduler(mask_token_id=processor.codebook_size))
@@ -97,10 +97,13 @@ def training_set(
     data: EmojiDataset, image_tokenizer: ShowoLFQTokenizer, views: int, cache: Path | None = None
 ) -> TrainingSet:
     """
-    The images that are not held out: records, main colours, and the codes of each and of `views` moved ones.
+    The training images: records, main colours, and the tokens of each image and of `views` augmented versions.
 
     Args:
-        cache: a file that keeps the codes, for a run that is resumed; codes of anything else in it are replaced.
+        data: the data set.
+        image_tokenizer: encodes the images.
+        views: number of augmented versions of each image.
+        cache: a file for the tokens, so that a resumed run need not encode again. Outdated files are replaced.
     """
     indices = data.train_indices
     images = data.images[indices]
@@ -108,36 +111,36 @@ def training_set(
     for weight in image_tokenizer.state_dict().values():
         checksum = zlib.crc32(weight.contiguous().view(torch.uint8).numpy(), checksum)
     made_of = {"views": str(views), "checksum": str(checksum)}
-    codes = read_codes(cache, made_of) if cache is not None else None
-    if codes is None:
-        codes = encode_views(image_tokenizer, images, views)
+    tokens = read_tokens(cache, made_of) if cache is not None else None
+    if tokens is None:
+        tokens = encode_views(image_tokenizer, images, views)
         if cache is not None:
             cache.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"codes": codes}, cache, metadata=made_of)
+            save_file({"tokens": tokens}, cache, metadata=made_of)
     colours = [main_colour(image) for image in images]
-    return TrainingSet([data.records[i] for i in indices], colours, codes)
+    return TrainingSet([data.records[i] for i in indices], colours, tokens)
 
 
-def read_codes(cache: Path, made_of: dict[str, str]) -> torch.Tensor | None:
-    """The codes in a file, if it has those that are wanted."""
+def read_tokens(cache: Path, made_of: dict[str, str]) -> torch.Tensor | None:
+    """The tokens in a file, or None if they were made from other images or weights."""
     if not cache.exists():
         return None
     with safe_open(cache, framework="pt") as file:
-        return file.get_tensor("codes") if file.metadata() == made_of else None
+        return file.get_tensor("tokens") if file.metadata() == made_of else None
 
 
 def encode_views(tokenizer: ShowoLFQTokenizer, images: np.ndarray, views: int) -> torch.Tensor:
-    """Codes (1 + views, N, h, w) int32 of images (N, H, W, 3) as they are, and moved."""
+    """Encode images (N, H, W, 3), and `views` augmented versions of them, to tokens (1 + views, N, h, w) int32."""
     side = images.shape[1] // tokenizer.config.downsampling
     generator = torch.Generator().manual_seed(0)
     moved = [partial(move, generator=generator) for _ in range(views)]
-    codes = [encode_images(tokenizer, images, change) for change in (lambda pixels: pixels, *moved)]
-    return torch.stack(codes).unflatten(-1, (side, side))
+    tokens = [encode_images(tokenizer, images, change) for change in (lambda pixels: pixels, *moved)]
+    return torch.stack(tokens).unflatten(-1, (side, side))
 
 
 def move(pixel_values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """
-    Shift each image by up to a sixteenth of its side and scale it by 0.85 to 1.1, with white around it.
+    Shift each image by up to a sixteenth of its size and scale it by 0.85 to 1.1. The border becomes white.
 
     Args:
         pixel_values: (batch, 3, H, W) in [-1, 1].
@@ -145,15 +148,15 @@ def move(pixel_values: torch.Tensor, generator: torch.Generator) -> torch.Tensor
     draws = torch.rand(3, len(pixel_values), generator=generator)
     theta = torch.zeros(len(pixel_values), 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = 1 / (0.85 + 0.25 * draws[0])
-    theta[:, :, 2] = (draws[1:].T - 0.5) / 4  # in halves of the side
+    theta[:, :, 2] = (draws[1:].T - 0.5) / 4  # in units of half the image size
     grid = F.affine_grid(theta, list(pixel_values.shape), align_corners=False)
-    return F.grid_sample(pixel_values - 1, grid, align_corners=False) + 1  # zeros come in, which are white
+    return F.grid_sample(pixel_values - 1, grid, align_corners=False) + 1  # zero padding is white after the shift
 
 
 def tidy_config(config_file: Path):
     """
-    Note float32 as the dtype to load in, whatever the weights are stored in: half the space, and fast on any CPU. Folders
-    of this machine are nobody's business.
+    Set the dtype to load in to float32, which is fast on any CPU, whatever dtype the weights are stored in. Remove paths
+    of this machine.
     """
     without_folders = json.loads(
         config_file.read_text(encoding="utf-8"),
@@ -164,15 +167,15 @@ def tidy_config(config_file: Path):
 
 
 def load_transformer(model: ShowoForCausalLM, folder: str):
-    """Take over the transformer of a saved pipeline of the same configuration; its image tokenizer stays behind."""
+    """Load the transformer weights of a saved pipeline with the same configuration, without its image tokenizer."""
     saved = ShowoForCausalLM.from_pretrained(folder, subfolder="model", dtype=torch.float32)
     saved.image_tokenizer = None
     model.load_state_dict(saved.state_dict())
 
 
 def compile_layers(model: ShowoForCausalLM):
-    """Compile each decoder layer in place, once for every length of the rows."""
-    torch._dynamo.config.recompile_limit = 64  # lengths of image rows and of text rows
+    """Compile each decoder layer in place, once for every row length."""
+    torch._dynamo.config.recompile_limit = 64  # there is one compilation per row length
     for layer in model.model.layers:
         layer.compile(dynamic=False)
 
@@ -182,14 +185,18 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--data", required=True, help="the folder that recipes.emoji.emoji wrote")
     parser.add_argument("--image-tokenizer", required=True, help="a trained ShowoLFQTokenizer")
     parser.add_argument("--text-tokenizer", required=True, help="a trained text tokenizer")
-    parser.add_argument("--tasks", choices=tuple(TASKS), default="all", help="text to image alone, or all tasks")
-    parser.add_argument("--views", type=int, default=3, help="moved and scaled views of each image, for questions")
-    parser.add_argument("--condition-dropout", type=float, default=0.1, help="share of prompts that are emptied")
-    # On short sequences and a CPU the plain products are faster than the fused kernel, most of all backwards.
+    parser.add_argument("--tasks", choices=tuple(TASKS), default="all", help="images: only text to image")
+    parser.add_argument(
+        "--views", type=int, default=3, help="shifted and scaled versions of each image, for questions"
+    )
+    parser.add_argument("--condition-dropout", type=float, default=0.1, help="share of empty prompts")
+    # On a CPU and short sequences, eager attention is faster than the fused kernel, especially in the backward pass.
     parser.add_argument("--attention", default="eager", help="attention implementation while training")
-    parser.add_argument("--compile", action="store_true", help="compile the layers; rows are padded to few lengths")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the layers; pads the rows to few different lengths"
+    )
     parser.add_argument("--save-dtype", default="bfloat16", choices=("float32", "bfloat16"), help="dtype on disk")
-    parser.add_argument("--init-from", help="a pipeline folder whose transformer to train further")
+    parser.add_argument("--init-from", help="a pipeline folder; its transformer is trained further")
     add_loop_arguments(
         parser, batch_size=32, learning_rate=2e-3, warmup_steps=300, weight_decay=0.02, optimizer="muon"
     )
@@ -199,7 +206,7 @@ def main(arguments: list[str] | None = None):
     text_tokenizer = PreTrainedTokenizerFast.from_pretrained(options.text_tokenizer)
     processor = build_processor(text_tokenizer, image_tokenizer)
     shares = TASKS[options.tasks]
-    cache = Path(options.output + "-codes.safetensors")
+    cache = Path(options.output + "-tokens.safetensors")
     data = training_set(load_emoji(options.data), image_tokenizer, options.views if shares.question else 0, cache)
     make_batch = BatchMaker(
         data, processor, options.batch_size, shares, options.condition_dropout, compiled=options.compile

@@ -27,7 +27,7 @@ examples:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command on `arguments` (those of the process by default) and return its exit code."""
+    """Run the command on `arguments`, by default those of the process, and return its exit code."""
     options = build_parser().parse_args(arguments)
     try:
         return options.run(options)
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("showo-hf: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has had enough, as `head` does. Python would complain when it empties its buffer.
+        # The reader closed our output, as `head` does. Without this, Python reports an error when it flushes its buffer.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
@@ -47,14 +47,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, whose commands may allow options between their positional arguments, where argparse sees an end."""
+    """An `ArgumentParser` with subcommands that can allow options between positional arguments (`intermixed`)."""
 
     intermixed = False
 
-    def parse_known_args(self, args=None, namespace=None):  # what argparse calls for a command
+    def parse_known_args(self, args=None, namespace=None):  # argparse calls this for a subcommand
         if not self.intermixed:
             return super().parse_known_args(args, namespace)
-        self.intermixed = False  # argparse's own way to intermix calls this twice
+        self.intermixed = False  # parse_known_intermixed_args calls this method twice
         try:
             return self.parse_known_intermixed_args(args, namespace)
         finally:
@@ -62,10 +62,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command. Parsed options hold the chosen command's function as `run`."""
+    """The parser of the whole command. The parsed options contain the function of the chosen command as `run`."""
     parser = Parser(
         prog="showo-hf",
-        description="Words to images and images to words, with a Show-o model. A small one comes with the package.",
+        description="Text to image and image to text with a Show-o model. A small one is embedded in the package.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         subparser = command.add_parser(subparsers)
-        subparser.add_argument("--debug", action="store_true", help="show the trace of an error")
+        subparser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         subparser.set_defaults(run=command.run)
     return parser
 

@@ -1,4 +1,4 @@
-"""The benchmarks are scripts in a folder of their own, as `python benchmarks/t2i.py` finds them."""
+"""Fixtures of the benchmarks. Scripts such as benchmarks/t2i.py are imported as top-level modules."""
 
 import sys
 from pathlib import Path

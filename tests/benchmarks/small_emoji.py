@@ -1,4 +1,4 @@
-"""A prepared data set of a few discs, in the form of the emoji's."""
+"""A data set of a few discs, in the format of the emoji data set."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ THINGS = {
     "1F34F": ("green apple", (), "food-fruit", "green"),
     "1F438": ("frog", (), "animal-amphibian", "green"),
     "1F433": ("spouting whale", ("whale",), "animal-marine", "blue"),
-    "1F4F0": ("newspaper", (), "book-paper", None),  # of no kind, and of no colour
+    "1F4F0": ("newspaper", (), "book-paper", None),  # no kind and no colour
 }
 
 
@@ -28,7 +28,7 @@ RECORDS = [make_record(unified, style, held_out=style == "noto") for unified in 
 
 
 def write(folder: Path):
-    """A disc for each thing in each style, and one image with a skin tone on each side."""
+    """A disc for every thing and style, and an image with a skin tone in each of the two sets."""
     records = [*RECORDS, make_record("1F438", "noto", "dark", True), make_record("1F438", "twemoji", "dark")]
     images = []
     for record in records:

@@ -1,11 +1,11 @@
-"""The benchmark of the embedded model's understanding: its questions, its judgement, and a run on a few images."""
+"""The benchmark of the understanding of the embedded model: questions, judgement, and a run on a few images."""
 
 import json
 import random
 from collections import Counter
 
-import embedded_understanding as benchmark
 import pytest
+from benchmarks import embedded_understanding as benchmark
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -34,7 +34,7 @@ def test_all_questions_about_an_image():
     asked = {question.kind: (question.text, question.answer) for question in questions[:5]}
     assert asked == {
         "name": ("what is this?", "a red apple."),
-        "caption": ("describe the image.", "a red apple, flat style."),
+        "caption": ("describe the picture.", "a red apple, flat style."),
         "style": ("in which style is it drawn?", "flat style."),
         "colour": ("what is the main colour?", "red."),
         "kind": ("what kind of thing is it?", "food."),
@@ -54,7 +54,7 @@ def test_all_questions_about_an_image():
     }
 
 
-def test_what_does_not_apply_is_not_asked():
+def test_questions_that_do_not_apply_are_not_asked():
     questions = benchmark.questions_about(make_record("1F4F0", "noto"), None, RECORDS, random.Random(0))
     kinds = [question.kind for question in questions]
     assert kinds == ["name", "caption", "style", "yes/no name", "yes/no name", "yes/no style", "yes/no style"]
@@ -88,18 +88,18 @@ def test_yes_and_no_are_balanced_and_a_no_is_never_true(record, seed):
     [
         ("a red apple.", "1F34E"),
         ("It is an Apple, I think", "1F34E"),  # a synonym
-        ("a green apple, flat style.", "1F34F"),  # the longest phrase, though "apple" is the other's
+        ("a green apple, flat style.", "1F34F"),  # the longest phrase, although "apple" is a synonym of another emoji
         ("a whale", "1F433"),
         ("pineapple", None),
         ("a red pear", None),
         ("", None),
     ],
 )
-def test_the_emoji_that_an_answer_names(answer, unified):
+def test_named_emoji(answer, unified):
     assert benchmark.named_emoji(answer, PHRASES) == unified
 
 
-def test_a_name_with_hyphens_and_points_is_found():
+def test_names_with_hyphens_and_full_stops_are_found():
     phrases = {benchmark.words("medium-light mrs. claus"): "X"}
     assert benchmark.named_emoji("it is Medium light Mrs. Claus, 3d style.", phrases) == "X"
 
@@ -114,8 +114,8 @@ def test_a_name_with_hyphens_and_points_is_found():
         ("flat style and noto style", None),
     ],
 )
-def test_the_style_that_an_answer_tells(answer, style):
-    assert benchmark.told_style(answer) == style
+def test_named_style(answer, style):
+    assert benchmark.named_style(answer) == style
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_commonest_answers():
     assert set(benchmark.commonest_answers([newspaper], [None])) == {"name", "caption", "style"}
 
 
-def test_shares_by_hand():
+def test_summary_of_known_answers():
     def asked(kind, right, model, commonest):
         return benchmark.Asked(APPLE, Question(kind, "", right), {"model": model, "commonest answer": commonest})
 
@@ -187,7 +187,7 @@ def test_shares_by_hand():
 # Whole runs
 
 
-def test_measured_images_show_no_skin_tone(folder):
+def test_measured_images_have_no_skin_tone(folder):
     data = load_emoji(folder)
     chosen = benchmark.choose(data, held_out=None, training=4, seed=0)
     assert len(chosen["held out"]) == 5 and len(set(chosen["training"])) == 4
@@ -200,7 +200,7 @@ def test_measured_images_show_no_skin_tone(folder):
 
 
 @pytest.mark.slow
-def test_a_run_asks_everything_and_repeats_itself(capsys, folder, model, tmp_path):
+def test_a_run_is_complete_and_repeatable(capsys, folder, model, tmp_path):
     path = tmp_path / "answers.jsonl"
     options = ["--captions", "2", "--held-out", "3", "--json"]
     result = json.loads(run(capsys, folder, model, *options, "--answers", str(path)))
@@ -223,7 +223,7 @@ def test_a_run_asks_everything_and_repeats_itself(capsys, folder, model, tmp_pat
     assert colours <= {f"{main_colour(image)}." for image in data.images}
 
 
-def test_it_prints_a_table_for_each_set(capsys, folder, model):
+def test_it_prints_one_table_per_set(capsys, folder, model):
     tables = run(capsys, folder, model, "--captions", "1", "--held-out", "2").strip().split("\n\n")
     assert tables[0] == "held out, 2 images" and tables[2] == "training, 1 images"
     head, rule, *rows = tables[1].splitlines()

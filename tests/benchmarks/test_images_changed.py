@@ -1,18 +1,17 @@
-"""The benchmarks of samplers, of changed images and of large ones, on a few discs and a tiny model."""
+"""The benchmarks of samplers, of edited images and of large images, with a few discs and a tiny model."""
 
 import json
 from dataclasses import replace
 
-import editing
 import large_images
 import pytest
-import samplers
 import torch
+from benchmarks import editing, samplers
 from PIL import Image
 from t2i import SMALL
 
 
-# Captions are longer than the tiny processor's texts, and are cut.
+# Captions are longer than `max_text_length` of the tiny processor, and are truncated.
 pytestmark = pytest.mark.filterwarnings("ignore:A text of .* ids was cut")
 
 
@@ -21,7 +20,7 @@ def table(capsys) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
 
 
-def test_each_sampler_is_measured_once_and_drawn(capsys, folder, model, tmp_path):
+def test_each_sampler_is_measured_once_and_plotted(capsys, folder, model, tmp_path):
     results, plot = tmp_path / "results.jsonl", tmp_path / "plot.png"
     arguments = [
         "--data",
@@ -39,7 +38,7 @@ def test_each_sampler_is_measured_once_and_drawn(capsys, folder, model, tmp_path
     samplers.main([*arguments, "--samplers", "maskgit", "--steps", "2"])
     first = results.read_text()
     samplers.main([*arguments, "--steps", "2", "4", "--plot", str(plot)])
-    _, *rows = [json.loads(line) for line in results.read_text().splitlines()]  # the first is of another caption
+    _, *rows = [json.loads(line) for line in results.read_text().splitlines()]  # the first has other captions
     assert results.read_text().startswith(first) and len(rows) == 2 * len(samplers.SETTINGS)
     assert {(row["sampler"], row["steps"]) for row in rows} == {(s, n) for s in samplers.SETTINGS for n in (2, 4)}
     assert all(0 <= row["name"] <= 1 and row["frechet"] >= 0 and row["seconds_a_step"] > 0 for row in rows)
@@ -52,7 +51,7 @@ def test_each_sampler_is_measured_once_and_drawn(capsys, folder, model, tmp_path
         assert image.width > image.height > 300
 
 
-def test_the_steps_of_an_image_are_those_that_it_takes_alone():
+def test_steps_alone_counts_the_steps_of_each_image():
     after = [[True, False, True], [True, False, False], [False, False, False], [False, False, False]]
     assert samplers.steps_alone([torch.tensor(unfinished) for unfinished in after]) == [3, 1, 2]
 
@@ -68,43 +67,43 @@ def test_samplers_are_compared_image_by_image():
 def test_known_tokens_stay_in_every_image(capsys, folder, model):
     editing.main(["--data", str(folder), "--model", model, "--images", "3", "--steps", "2", "--batch-size", "2"])
     rows = dict(row for row in table(capsys)[2:])
-    assert rows["repainting: known tokens unchanged"] == rows["extending: known tokens unchanged"] == "100%"
-    # Half of the tokens stay, and a few others come out as they were.
-    assert 50 <= int(rows["varied, strength 0.5: tokens as before"].rstrip("%")) < 60
+    assert rows["inpainting: known tokens unchanged"] == rows["extending: known tokens unchanged"] == "100%"
+    # Half of the tokens are kept, and a few of the others get the same value again.
+    assert 50 <= int(rows["varied, strength 0.5: unchanged tokens"].rstrip("%")) < 60
     seams = [value for what, value in rows.items() if "gradient across seams" in what]
     assert len(seams) == 2 and all(float(value.split()[0]) > 0 for value in seams)
 
 
-def test_a_seam_is_seen_by_its_gradient():
+def test_seam_visibility_is_a_ratio_of_gradients():
     pixels = torch.zeros(2, 3, 8, 32)
-    pixels[..., 16:] = 0.5  # left of token column 4
+    pixels[..., 16:] = 0.5  # the left border of token column 4
     pixels[..., 20:] = 0.6
     assert editing.seam_visibility(pixels, torch.tensor([4]), 2, 4) == pytest.approx(0.5 / (0.1 / 5))
     assert editing.seam_visibility(pixels, torch.tensor([3]), 2, 4) == 0
 
 
-def test_borders_are_where_a_tile_takes_over_from_another():
+def test_near_borders_marks_tokens_next_to_tile_borders():
     marked = large_images.near_borders(10, 4, 1)
     assert marked.nonzero().flatten().tolist() == [2, 3, 5, 6]
     assert not large_images.near_borders(4, 4, 1).any()
 
 
-def test_tiles_and_whole_differ_little_far_from_borders(model):
+def test_tiling_differences(model):
     found = large_images.differences(model, side=2, images=1)
-    assert set(found) == {f"{what}, {where}" for what in ("codes", "pixels") for where in ("borders", "elsewhere")}
-    assert 0 <= found["codes, elsewhere"] <= 1 and found["pixels, elsewhere"] > 0
+    assert set(found) == {f"{what}, {where}" for what in ("tokens", "pixels") for where in ("borders", "elsewhere")}
+    assert 0 <= found["tokens, elsewhere"] <= 1 and found["pixels, elsewhere"] > 0
 
 
 @pytest.mark.slow
-def test_memory_of_an_image_in_tiles_and_whole():
-    # Large enough for what is between the layers to outweigh what a convolution keeps of its weights.
+def test_tiling_saves_memory():
+    # Large enough that the activations need more memory than the weights that a convolution packs.
     whole, tiled = (large_images.memory(192, way, trained=32) for way in (False, True))
     assert whole["encode"] > 2 * tiled["encode"] > 0
     assert whole["decode"] > 1.5 * tiled["decode"] > 0
 
 
 @pytest.mark.slow
-def test_a_large_image_goes_through_a_whole_model():
+def test_a_large_image_with_a_whole_model():
     sizes = replace(SMALL, image_tokens=64)  # an image of 16 pixels
     small, large = (large_images.text_to_image(size, 16, sizes=sizes) for size in (16, 32))
     assert (small["windows"], large["windows"]) == (1, 9) and small["model"] == large["model"] > 0

@@ -1,4 +1,4 @@
-"""The speed benchmark runs, and prints one table. What its numbers are is no test's business."""
+"""The speed benchmark runs, and prints one table. Its numbers are not tested."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ import torch
 
 
 def run_benchmark(*arguments: str) -> list[list[str]]:
-    """The cells of the table that the small benchmark prints: a row each, the head first."""
+    """The rows of the table that the small benchmark prints, with the header."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         t2i.main(["--small", "--repeats", "1", *arguments])
@@ -21,10 +21,10 @@ def run_benchmark(*arguments: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in (head, *rows)]
 
 
-@pytest.mark.slow  # two processes of their own, for the memory
+@pytest.mark.slow  # starts two processes to measure the memory
 def test_it_prints_one_table():
     head, *rows = run_benchmark()
-    assert head == ["what", "device", "measured", "wanted"]
+    assert head == ["measure", "device", "measured", "target"]
     assert len({what for what, *_ in rows}) == len(rows) == 12
     assert {device for _, device, _, _ in rows} == {"cpu"}
     assert all(any(letter.isdigit() for letter in measured) for _, _, measured, _ in rows), rows
@@ -33,12 +33,12 @@ def test_it_prints_one_table():
 @pytest.mark.slow
 def test_the_pipeline_and_the_plain_loop_give_equal_tokens():
     (first, *others) = t2i.speed_rows(t2i.SMALL, "cpu", repeats=1)
-    assert first == ("tokens that are the plain loop's", "100%", "100%")
+    assert first == ("tokens equal to the plain loop's", "100%", "100%")
     assert [wanted for _, _, wanted in others] == ["at least 2.1", "at least 65%", "at least 5"]
 
 
-def test_tokens_painted_anew_are_those_of_all_steps():
-    time, tokens = t2i.repainting_rows(t2i.SMALL, "cpu", repeats=1, unknown=2)
+def test_inpainted_tokens_are_equal_with_and_without_no_op_steps():
+    time, tokens = t2i.inpainting_rows(t2i.SMALL, "cpu", repeats=1, masked=2)
     assert time[2] == "at most 0.7" and tokens[1:] == ("100%", "100%")
 
 
@@ -49,15 +49,15 @@ def test_the_other_rows():
     assert names == ["a step at 16 tokens", "a step at 64 tokens / at 16"]
 
 
-def test_memory_that_nobody_tells_is_not_measured(monkeypatch, tmp_path):
+def test_memory_is_not_measured_without_proc(monkeypatch, tmp_path):
     monkeypatch.setattr(measuring, "PROCESS", tmp_path)
     assert [measured for _, measured, _ in t2i.memory_rows("cpu", [])] == ["not measured here"] * 2
 
 
 @pytest.mark.skipif(not measuring.can_measure_memory("cpu"), reason="needs Linux's /proc")
-def test_peak_memory_is_that_of_the_call():
+def test_peak_memory_of_a_call():
     megabytes = 50
-    held = bytearray(megabytes * 2**20)  # before the call, so it does not count as the call's
+    held = bytearray(megabytes * 2**20)  # in use before the call
 
     def touch():
         with mmap.mmap(-1, megabytes * 2**20) as pages:
@@ -69,8 +69,8 @@ def test_peak_memory_is_that_of_the_call():
 
 
 @pytest.mark.skipif(not measuring.can_measure_memory("cpu"), reason="needs Linux's /proc")
-def test_peak_memory_counts_what_the_allocator_had_at_hand():
-    blocks, size = 1000, 40_000  # small blocks lie in the heap; the last one keeps it from shrinking by itself
+def test_peak_memory_includes_memory_that_the_allocator_reuses():
+    blocks, size = 1000, 40_000  # small blocks are on the heap; keeping the last one stops the heap from shrinking
 
     def allocate():
         return [torch.ones(size // 4) for _ in range(blocks)]

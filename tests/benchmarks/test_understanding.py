@@ -1,4 +1,4 @@
-"""The understanding benchmark: its scores against ones worked out by hand, its files, and whole runs of a tiny model."""
+"""The understanding benchmark: scores of known answers, files, and whole runs with a tiny model."""
 
 import json
 from fractions import Fraction
@@ -38,7 +38,7 @@ from showo_hf import ShowoMMUPipeline
         ("t-shirt", "t shirt"),
         ("black - white", "black white"),
         ("1,000", "1000"),
-        ("1,000 m/s", "1000 ms"),  # where a number has a comma every sign goes without a space
+        ("1,000 m/s", "1000 ms"),  # after a number with a comma, punctuation is removed without a space
         ("3.5", "3.5"),
         ("3.", "3"),
         ("p.m.", "pm"),
@@ -57,14 +57,14 @@ def test_answers_are_normalized_as_vqav2_does(text, normalized):
 
 
 @pytest.mark.parametrize(("people", "accuracy"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
-def test_vqa_accuracy_by_how_many_of_ten_people_say_the_same(people, accuracy):
-    # Of three, e.g.: each of the three sees two others, 2/3; each of the seven sees three, 1. (3 * 2/3 + 7) / 10.
+def test_vqa_accuracy_by_the_number_of_matches_of_ten(people, accuracy):
+    # For three matches: three people have two others, 2/3; seven people have three others, 1. (3 * 2/3 + 7) / 10.
     humans = ["two red cars"] * people + ["blue"] * (10 - people)
     assert vqa_accuracy("2 red cars.", humans) == pytest.approx(accuracy)
 
 
 @given(people=st.integers(1, 12), others=st.integers(1, 12), order=st.randoms(use_true_random=False))
-def test_vqa_accuracy_is_its_formula_in_any_order(people, others, order):
+def test_vqa_accuracy_follows_its_formula_in_any_order(people, others, order):
     humans = ["yes"] * people + ["no"] * others
     order.shuffle(humans)
     one = [Fraction(min(humans[:i].count("yes") + humans[i + 1 :].count("yes"), 3), 3) for i in range(len(humans))]
@@ -102,16 +102,16 @@ def test_vqa_report():
         ("No, there is not.", "no"),
         ("There is not a dog", "no"),
         ("no.", "no"),
-        ("Yes. No doubt about it.", "yes"),  # the first sentence alone
-        ("Nothing to see", "yes"),  # no is a word, not a beginning
+        ("Yes. No doubt about it.", "yes"),  # only the first sentence counts
+        ("Nothing to see", "yes"),  # "no" must be a whole word
         ("", "yes"),
     ],
 )
-def test_what_pope_takes_for_a_no(text, decision):
+def test_pope_decision(text, decision):
     assert pope_decision(text) == decision
 
 
-def test_binary_scores_by_hand():
+def test_binary_scores_of_known_answers():
     # 3 hits, 1 false alarm, 2 misses, 4 rightly refused.
     decisions = ["yes"] * 4 + ["no"] * 6
     labels = ["yes"] * 3 + ["no"] + ["yes"] * 2 + ["no"] * 4
@@ -153,11 +153,11 @@ def test_pope_report_has_categories_and_their_mean():
         ("", "other"),
     ],
 )
-def test_what_mme_takes_for_a_yes_or_a_no(text, decision):
+def test_mme_decision(text, decision):
     assert mme_decision(text) == decision
 
 
-def test_mme_report_by_hand():
+def test_mme_report_of_known_answers():
     def pair(task, image):
         return [{"category": task, "image": image, "label": label} for label in ("yes", "no")]
 
@@ -192,11 +192,13 @@ def test_mme_bounds(pairs):
     ]
     row = mme_report(answers, lines)["count"]
     assert 0 <= row["acc_plus"] <= row["acc"] <= 100 and row["score"] == row["acc"] + row["acc_plus"]
-    assert row["acc_plus"] >= 2 * row["acc"] - 100 - 1e-9  # each image that is not all right has at least one wrong
+    assert (
+        row["acc_plus"] >= 2 * row["acc"] - 100 - 1e-9
+    )  # an image that is not fully right has at least one wrong answer
 
 
 def test_choices():
-    # A long answer has the smaller likelihood, and here the larger one per id.
+    # The long answer has the smallest likelihood, but the largest per id.
     assert choose([-4.0, -6.0, -9.0], [2, 2, 6], normalize=False) == 0
     assert choose([-4.0, -6.0, -9.0], [2, 2, 6], normalize=True) == 2
     lines = [{"answer": "cat", "category": "what"}, {"answer": "dog", "category": "what"}, {"answer": "3"}]
@@ -246,32 +248,32 @@ LINES = {
     [
         ("vqa", {"question": " "}, "line 2: `question` must be a text, got ' '"),
         ("vqa", {"image": None}, "line 2: `image` must be a text, got None"),
-        ("vqa", {"answers": ["cat"] * 3}, "line 2: `answers` must be those of at least 4 people"),
-        ("vqa", {"answers": [{"text": "cat"}] * 10}, "line 2: `answers` must be those"),
+        ("vqa", {"answers": ["cat"] * 3}, "line 2: `answers` must be the answers of at least 4 people"),
+        ("vqa", {"answers": [{"text": "cat"}] * 10}, "line 2: `answers` must be the answers"),
         ("vqa", {"answer_type": 3}, "line 2: `answer_type` must be a text, got 3"),
         ("pope", {"label": "maybe"}, "line 2: `label` must be 'yes' or 'no', got 'maybe'"),
         ("mme", {"answer": None}, "line 2: `answer` must be 'yes' or 'no', got None"),
         ("mme", {"category": None}, "line 2: `category` must be a text, got None"),
         ("choice", {"choices": ["a cat"]}, "line 2: `choices` must be at least two different texts"),
         ("choice", {"choices": "a cat"}, "line 2: `choices` must be a list of texts"),
-        ("choice", {"answer": 2}, "line 2: `answer` must be one of `choices` or its place from 0 on, got 2"),
+        ("choice", {"answer": 2}, "line 2: `answer` must be one of `choices` or its index from 0, got 2"),
         ("choice", {"answer": ["a cat"]}, "line 2: `answer` must be one of `choices`"),
     ],
 )
-def test_a_wrong_field_is_named_with_file_and_line(tmp_path, images, kind, change, message):
+def test_an_invalid_field_is_named_with_file_and_line(tmp_path, images, kind, change, message):
     file = write_lines(tmp_path / "questions.jsonl", [LINES[kind], LINES[kind] | change])
     with pytest.raises(understanding.InputError) as error:
         understanding.read_questions([file], images, kind, scored=False)
     assert str(error.value).startswith(f"questions.jsonl, {message}")
 
 
-def test_the_first_problem_is_told_with_the_number_of_the_others(tmp_path, images):
+def test_the_first_problem_is_reported_with_the_number_of_further_ones(tmp_path, images):
     file = write_lines(tmp_path / "q.jsonl", [LINES["pope"], "{", "[1]", "", LINES["pope"] | {"label": 1}])
     with pytest.raises(understanding.InputError, match=r"q.jsonl, line 2: is not JSON .* \(And 2 more.\)"):
         understanding.read_questions([file], images, "pope", scored=False)
 
 
-def test_choices_are_needed_where_vqa_answers_are_scored(tmp_path, images):
+def test_vqa_with_score_needs_choices(tmp_path, images):
     file = write_lines(tmp_path / "q.jsonl", [LINES["vqa"]])
     assert len(understanding.read_questions([file], images, "vqa", scored=False)) == 1
     with pytest.raises(understanding.InputError, match="line 1: `choices` must be a list of texts, got None"):
@@ -285,7 +287,7 @@ def test_files_without_questions(tmp_path, images):
         understanding.read_questions([tmp_path / "missing.jsonl"], images, "pope", False)
 
 
-def test_mme_wants_two_questions_an_image_and_task(tmp_path, images):
+def test_mme_needs_two_questions_per_image_and_task(tmp_path, images):
     pair = [LINES["mme"], LINES["mme"] | {"answer": "Yes"}]
     file = write_lines(tmp_path / "q.jsonl", [*pair, *(line | {"category": "count"} for line in pair)])
     assert len(understanding.read_questions([file], images, "mme", False)) == 4
@@ -296,7 +298,7 @@ def test_mme_wants_two_questions_an_image_and_task(tmp_path, images):
         understanding.read_questions([file], images, "mme", False)
 
 
-def test_popes_category_is_in_the_line_or_the_name_of_the_file(tmp_path, images):
+def test_the_category_of_pope_is_in_the_line_or_in_the_file_name(tmp_path, images):
     files = [
         write_lines(tmp_path / "coco_pope_popular.json", [LINES["pope"]]),
         write_lines(tmp_path / "own.jsonl", [LINES["pope"], LINES["pope"] | {"category": "random"}]),
@@ -312,7 +314,7 @@ def test_every_image_is_opened_before_the_model_is_loaded(tmp_path, images):
     arguments = ["--format", "pope", "--images", str(images), "--answers", str(tmp_path / "a.jsonl")]
     arguments += ["--model", str(tmp_path / "no such model")]
     file = write_lines(tmp_path / "q.jsonl", lines)
-    with pytest.raises(SystemExit, match=r"q.jsonl, line 2: image 'none.png': there is no such file. \(And 1 more.\)"):
+    with pytest.raises(SystemExit, match=r"q.jsonl, line 2: image 'none.png': no such file. \(And 1 more.\)"):
         understanding.main([*arguments, "--questions", str(file)])
     write_lines(file, [lines[0], lines[2]])
     with pytest.raises(SystemExit, match="q.jsonl, line 2: image 'cut.png': .* cannot be read"):
@@ -325,7 +327,7 @@ def test_normalized_scores_need_choices(capsys):
         understanding.parse(
             ["--format", "pope", "--score", "--normalize", "--questions", "q", "--images", "i", "--answers", "a"]
         )
-    assert "--normalize: goes with choices" in capsys.readouterr().err
+    assert "--normalize: needs choices" in capsys.readouterr().err
 
 
 # Whole runs
@@ -350,7 +352,7 @@ def questions_of(kind) -> list[dict]:
     ]
 
 
-def test_generated_answers_are_the_pipelines_and_a_rerun_goes_on(capsys, tmp_path, model, images):
+def test_generated_answers_match_the_pipeline_and_a_rerun_resumes(capsys, tmp_path, model, images):
     lines = [line | {"text": text} for line, text in zip(questions_of("pope"), "abcdef", strict=True)]
     file = write_lines(tmp_path / "coco_pope_random.jsonl", lines)
     answers = tmp_path / "new folder" / "answers.jsonl"
@@ -363,7 +365,7 @@ def test_generated_answers_are_the_pipelines_and_a_rerun_goes_on(capsys, tmp_pat
     alone = [pipe(images / line["image"], line["text"], max_new_tokens=4).texts[0] for line in lines]
     assert [row["answer"] for row in rows] == alone
 
-    # As if the run had been stopped in the middle of its fourth line.
+    # Cut the file in the middle of its fourth line, as an interrupted run does.
     content = answers.read_bytes()
     ends = [i for i, byte in enumerate(content) if byte == ord("\n")]
     answers.write_bytes(content[: ends[2] + 9])
@@ -379,7 +381,7 @@ def test_a_finished_run_reports_without_the_model(capsys, tmp_path, model, image
     assert run(capsys, model, "vqa", file, images, answers) == report
 
 
-def test_answers_of_another_run_are_not_taken_over(capsys, tmp_path, model, images):
+def test_answers_of_another_run_are_refused(capsys, tmp_path, model, images):
     file, answers = write_lines(tmp_path / "q.jsonl", [LINES["vqa"]]), tmp_path / "a.jsonl"
     run(capsys, model, "vqa", file, images, answers)
     content = answers.read_bytes()

@@ -1,4 +1,4 @@
-"""The benchmark of understanding runs, its ways agree, and it prints one table. Its numbers are no test's business."""
+"""The benchmark of understanding runs, its implementations agree, and it prints one table. Its numbers are not tested."""
 
 import contextlib
 import io
@@ -25,23 +25,23 @@ def run_benchmark(*arguments: str) -> str:
     return printed.getvalue().strip()
 
 
-@pytest.mark.slow  # two processes of their own, for the memory
+@pytest.mark.slow  # starts two processes to measure the memory
 def test_it_prints_one_table():
     heading, empty, head, rule, *rows = run_benchmark().splitlines()
     assert heading.startswith("torch ") and empty == ""
     assert set(rule) == set("|- ")
-    assert [cell.strip() for cell in head.strip("|").split("|")] == ["what", "device", "measured", "wanted"]
+    assert [cell.strip() for cell in head.strip("|").split("|")] == ["measure", "device", "measured", "target"]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    assert len({what for what, *_ in cells}) == len(cells) == 8
+    assert len({name for name, *_ in cells}) == len(cells) == 8
     assert all(any(letter.isdigit() for letter in measured) for _, _, measured, _ in cells), cells
 
 
-def test_json_holds_what_the_table_shows(monkeypatch, tmp_path):
-    monkeypatch.setattr(measuring, "PROCESS", tmp_path)  # nobody tells of the memory: no child processes
+def test_json_output(monkeypatch, tmp_path):
+    monkeypatch.setattr(measuring, "PROCESS", tmp_path)  # memory cannot be measured, so there are no child processes
     found = json.loads(run_benchmark("--json"))
     assert found["device"] == "cpu" and found["repeats"] == 1
     measured, memory = found["measures"][:-2], found["measures"][-2:]
-    assert [one["wanted"] for one in measured] == [
+    assert [one["target"] for one in measured] == [
         "at least 10",
         "at most 1.5",
         "at most 1.1",
@@ -63,13 +63,13 @@ def test_the_plain_loop_and_generate_give_equal_ids(device):
     assert torch.equal(ours, plain_understanding.plain_answer(pipeline.model, ids, 12))
 
 
-def test_the_plain_loop_is_the_recorded_one(reference, reference_model):
+def test_the_plain_loop_matches_the_recorded_ids(reference, reference_model):
     for case in range(2):
         ids, new_ids = (reference.tensors[f"mmu.{case}.{name}"] for name in ("ids_in", "new_ids"))
         assert torch.equal(plain_understanding.plain_answer(reference_model, ids, 8), new_ids[:, :8])
 
 
-def test_a_mask_grows_as_a_longer_sequence_has_it():
+def test_a_grown_mask_equals_the_mask_of_the_longer_sequence():
     config = tiny.showo_config()
     ids = torch.tensor([[config.mmu_token_id, *tiny.image(config, tokens=3), 4, 5, 6]])
     masks = [
@@ -81,14 +81,14 @@ def test_a_mask_grows_as_a_longer_sequence_has_it():
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_weights_of_a_token(tied):
+def test_weights_of_a_token(tied):
     model = tiny.showo("llama", tie_word_embeddings=tied)
     layers = sum(weight.numel() for weight in model.model.layers.parameters())
     width, vocab_size = model.config.hidden_size, model.config.vocab_size
     assert speed.weights_of_a_token(model) == 4 * (layers + width + vocab_size * width)
 
 
-def test_a_model_says_its_script_and_then_what_it_likes(pipeline):
+def test_says_only_affects_its_block(pipeline):
     ids = speed.prompt_ids(pipeline, "what is this")
     before = speed.answer(pipeline.model, ids, 4)
     with speed.says(pipeline.model, [3, 2, 5, 2]):
@@ -96,7 +96,7 @@ def test_a_model_says_its_script_and_then_what_it_likes(pipeline):
     assert torch.equal(speed.answer(pipeline.model, ids, 4), before)
 
 
-def test_ways_that_differ_are_not_compared():
+def test_different_results_are_refused():
     with pytest.raises(RuntimeError, match="Answers differ: 1 and 2"):
         speed.check_equal("Answers", 1, 2)
 

@@ -14,14 +14,14 @@ from showo_hf import cli
 
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch) -> Path:
-    """Each test runs in an empty folder of its own, as a user would."""
+    """Every test runs in a new, empty working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture(scope="session")
 def taught_folder(tmp_path_factory) -> str:
-    """A saved pipeline that says "an owl." to an image and "what?", and two images to "two hearts"."""
+    """A saved pipeline that answers "an owl." to an image and "what?", and two images to "two hearts"."""
     folder = tmp_path_factory.mktemp("models") / "taught"
     talking.taught().save_pretrained(folder)
     return str(folder)
@@ -29,13 +29,13 @@ def taught_folder(tmp_path_factory) -> str:
 
 @pytest.fixture
 def refused(empty_folder, capsys) -> Callable[[list[str], str], None]:
-    """Fail unless a command line is refused in words, the last line with what is `named`, and nothing is written."""
+    """Assert that a command refuses its arguments: the last error line contains `named`, and nothing is written."""
 
     def check(arguments: list[str], named: str) -> None:
         before = sorted(empty_folder.rglob("*"))
         try:
             code = cli.main(arguments)
-        except SystemExit as end:  # argparse's way
+        except SystemExit as end:  # raised by argparse
             code = end.code
         printed = capsys.readouterr()
         assert code == cli.USAGE
@@ -49,7 +49,7 @@ def refused(empty_folder, capsys) -> Callable[[list[str], str], None]:
 
 @contextlib.contextmanager
 def _interrupt_when(ready: Callable[[], bool]) -> Iterator[None]:
-    """Send this process a Ctrl-C as soon as something is so; the test fails if it never is within the block."""
+    """Send this process a Ctrl-C when `ready()` is true. The test fails if that never happens within the block."""
     over = threading.Event()
     sent = threading.Event()
 
@@ -61,7 +61,7 @@ def _interrupt_when(ready: Callable[[], bool]) -> Iterator[None]:
                 return
             time.sleep(0.001)
 
-    # pytest's own handler may be another, and a shell's background jobs ignore the signal.
+    # pytest may have set another handler, and background jobs of a shell ignore the signal.
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

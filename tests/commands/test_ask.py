@@ -1,4 +1,4 @@
-"""`showo-hf ask`, run for real with a small model that has learnt what to say."""
+"""`showo-hf ask`, run with a small model with known answers."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def pipe(taught_folder) -> ShowoMMUPipeline:
 
 @pytest.fixture(autouse=True)
 def images(empty_folder):
-    """Two images, in the folder `p` once more."""
+    """Two images, with copies in the folder `p`."""
     Path("p").mkdir()
     for name, colour in (("a.png", "red"), ("b.png", "blue")):
         image = Image.radial_gradient("L").resize((20, 16)).convert("RGB")
@@ -45,14 +45,14 @@ def records() -> list[dict]:
     ("arguments", "named"),
     [
         ([], "IMAGE... QUESTION"),
-        (["what?"], "'what?' alone"),
+        (["what?"], "got only 'what?'"),
         (["a.png"], "'a.png' is an image"),
         (["a.png", "b.png"], "'b.png' is an image"),
         (["a.png", "p"], "'p' is an image"),
         (["a.png", "https://example.org/b.png"], "is an image"),
         (["c.png", "what?"], "'c.png'"),
-        (["a.png", ""], "a question must hold words"),
-        (["a.png", "-Q", "what?", "-Q", " "], "a question must hold words"),
+        (["a.png", ""], "a question must contain words"),
+        (["a.png", "-Q", "what?", "-Q", " "], "a question must contain words"),
         (["a.png", "what?", "-Q", "what?"], "'what?' does not exist"),
         (["a.png", "what?", "--choices", "yes"], "--choices"),
         (["a.png", "what?", "--choices", "yes", "yes "], "--choices"),
@@ -60,7 +60,7 @@ def records() -> list[dict]:
         (["a.png", "what?", "-o", "out.txt"], ".jsonl"),
     ],
 )
-def test_a_wrong_command_line_is_told_in_words(arguments, named, refused):
+def test_invalid_arguments_are_refused(arguments, named, refused):
     refused(["ask", *arguments], named)
 
 
@@ -74,7 +74,7 @@ def test_a_question(ask, pipe, capsys):
     assert capsys.readouterr().out == f"{expected}\n"
 
 
-def test_options_may_stand_anywhere(ask, capsys):
+def test_options_between_images(ask, capsys):
     assert ask("a.png", "--json", "b.png", "--batch-size", "1", "what?", "--debug") == cli.GOOD
     answers = [json.loads(line)["answer"] for line in capsys.readouterr().out.splitlines()]
     assert answers == ["an owl.", "an owl."]
@@ -119,8 +119,8 @@ def test_choices(ask, pipe, capsys):
     assert found[0]["answer"] == "an owl."
 
 
-def test_a_file_of_results_grows_by_what_was_not_asked(ask):
-    Path("p/c.png").write_text("no image", encoding="utf-8")
+def test_only_new_questions_are_appended_to_the_results(ask):
+    Path("p/c.png").write_text("not an image", encoding="utf-8")
     assert ask("p", "what?", "-o", "out.jsonl") == cli.FAILED
     assert [record.get("answer") for record in records()] == ["an owl.", "an owl.", None]
     Path("p/c.png").unlink()
@@ -128,7 +128,7 @@ def test_a_file_of_results_grows_by_what_was_not_asked(ask):
     assert [(record["image"], record.get("question")) for record in records()] == [
         ("p/a.png", "what?"),
         ("p/b.png", "what?"),
-        ("p/c.png", None),  # not there any more, so nobody asked again
+        ("p/c.png", None),  # the file is gone, so the question is not asked again
         ("p/a.png", "is it an owl?"),
         ("p/b.png", "is it an owl?"),
     ]
@@ -138,7 +138,7 @@ def test_a_file_of_results_grows_by_what_was_not_asked(ask):
     assert [record["choices"] for record in records()[len(before) :]] == [["yes.", "no."], ["yes.", "maybe."]]
 
 
-def test_questions_that_are_open_differ_from_image_to_image(ask):
+def test_images_can_have_different_open_questions(ask):
     assert ask("p/a.png", "what?", "-o", "out.jsonl") == cli.GOOD
     assert ask("p", "a.png", "-Q", "what?", "-Q", "an owl", "-o", "out.jsonl", "--batch-size", "4") == cli.GOOD
     asked = [(record["image"], record["question"]) for record in records()]

@@ -1,4 +1,4 @@
-"""`showo-hf caption`, run for real with a small model that has learnt what to say."""
+"""`showo-hf caption`, run with a small model with known answers."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def caption(taught_folder):
 
 @pytest.fixture(scope="session")
 def said(taught_folder):
-    """What the pipeline itself says of images, one by one."""
+    """The answers of the pipeline itself, one image at a time."""
     pipe = ShowoMMUPipeline.from_pretrained(taught_folder)
 
     def say(*names: str, prompt: str = DEFAULT_PROMPT) -> list[str]:
@@ -40,7 +40,7 @@ def said(taught_folder):
 
 
 def paint(*names: str) -> list[str]:
-    """Different images in the files of these names."""
+    """Write a different image to each file."""
     for index, name in enumerate(names):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         image = Image.radial_gradient("L").resize((20 + index, 16 + 2 * index)).convert("RGB")
@@ -49,8 +49,8 @@ def paint(*names: str) -> list[str]:
     return list(names)
 
 
-def spoil(name: str) -> None:
-    """Cut an image in half."""
+def truncate(name: str) -> None:
+    """Cut an image file in half."""
     whole = Path(name).read_bytes()
     Path(name).write_bytes(whole[: len(whole) // 2])
 
@@ -69,7 +69,7 @@ def json_records(text: str) -> list[dict]:
         (["missing.png"], "missing.png"),
         (["here.png", "missing.png"], "missing.png"),
         ([""], "''"),
-        (["empty"], "'empty' holds no images"),
+        (["empty"], "'empty' contains no images"),
         (["nested"], "--recursive"),
         (["here.png", "--prompt", " "], "--prompt"),
         (["here.png", "--batch-size", "0"], "--batch-size"),
@@ -77,13 +77,13 @@ def json_records(text: str) -> list[dict]:
         (["here.png", "-o", "out.json"], ".jsonl"),
         (["here.png", "-o", "missing/out.jsonl"], "missing"),
         (["here.png", "-o", "folder.jsonl"], "folder.jsonl"),
-        (["here.png", "-o", "notes.jsonl"], "line 1 of 'notes.jsonl' is no JSON object"),
+        (["here.png", "-o", "notes.jsonl"], "line 1 of 'notes.jsonl' is not a JSON object"),
         (["here.png", "-o", "others.jsonl"], "line 1 of 'others.jsonl' has no image"),
         (["here.png", "--device", "abacus"], "--device"),
         (["here.png", "--model", "empty"], "model_index.json"),
     ],
 )
-def test_a_wrong_command_line_is_told_in_words(arguments, named, refused):
+def test_invalid_arguments_are_refused(arguments, named, refused):
     paint("here.png", "nested/inner/there.png")
     Path("empty").mkdir()
     Path("folder.jsonl").mkdir()
@@ -93,7 +93,7 @@ def test_a_wrong_command_line_is_told_in_words(arguments, named, refused):
     assert Path("notes.jsonl").read_text(encoding="utf-8") == "milk\neggs\n"
 
 
-def test_what_the_pipeline_refuses_is_a_usage_error(caption, capsys):
+def test_an_error_of_the_pipeline_is_a_usage_error(caption, capsys):
     paint("a.png")
     assert caption("a.png", "--prompt", "very long " * 200) == cli.USAGE
     printed = capsys.readouterr()
@@ -104,7 +104,7 @@ def test_what_the_pipeline_refuses_is_a_usage_error(caption, capsys):
 # What is printed
 
 
-def test_one_image_gives_its_caption_alone(caption, said, capsys):
+def test_one_image_prints_only_its_caption(caption, said, capsys):
     paint("a.png")
     assert caption("a.png") == cli.GOOD
     assert capsys.readouterr().out == f"{said('a.png')[0]}\n"
@@ -112,9 +112,9 @@ def test_one_image_gives_its_caption_alone(caption, said, capsys):
     assert capsys.readouterr().out == "an owl.\n"
 
 
-def test_several_images_give_a_line_each(caption, said, capsys):
+def test_several_images_print_one_line_each(caption, said, capsys):
     names = paint("b.png", "images/z.png", "images/A.JPG", "images/k.webp", "images/.hidden.png", "x/y/c.bmp")
-    Path("images/notes.txt").write_text("no image", encoding="utf-8")
+    Path("images/notes.txt").write_text("not an image", encoding="utf-8")
     assert caption("x", "--recursive", "images", "./b.png", "images/z.png", "--batch-size", "3") == cli.GOOD
     order = ["x/y/c.bmp", "images/A.JPG", "images/k.webp", "images/z.png", "b.png"]
     assert set(order) | {"images/.hidden.png"} == set(names)
@@ -122,7 +122,7 @@ def test_several_images_give_a_line_each(caption, said, capsys):
     assert capsys.readouterr().out.splitlines() == expected
 
 
-def test_a_folder_with_one_image_gives_a_line_with_its_name(caption, capsys):
+def test_a_folder_with_one_image_prints_the_image_name(caption, capsys):
     paint("images/a.png")
     assert caption("images", "--prompt", "what?") == cli.GOOD
     assert capsys.readouterr().out == "images/a.png: an owl.\n"
@@ -139,7 +139,7 @@ def test_json(caption, said, capsys):
     assert json_records(capsys.readouterr().out) == [{"image": "a.png", "prompt": "what?", "text": "an owl."}]
 
 
-def test_a_progress_bar_unless_quiet_or_alone(taught_folder, capfd):
+def test_several_images_show_a_progress_bar_unless_quiet(taught_folder, capfd):
     paint("a.png", "b.png", "c.png")
     options = ["--model", taught_folder, "--device", "cpu", "--max-new-tokens", "2"]
     assert cli.main(["caption", "a.png", "b.png", "c.png", *options]) == cli.GOOD
@@ -152,13 +152,13 @@ def test_a_progress_bar_unless_quiet_or_alone(taught_folder, capfd):
     assert "reading" not in capfd.readouterr().err
 
 
-def test_a_name_that_is_no_text_is_printed_all_the_same(caption, capfd):
+def test_a_file_name_that_is_not_valid_text_is_printed(caption, capfd):
     name = os.fsdecode(b"caf\xe9.png")
     paint("plain.png")
     try:
         os.rename("plain.png", name)
     except OSError:
-        pytest.skip("this file system takes no such names")
+        pytest.skip("the file system does not support such names")
     paint("a.png")
     assert caption(".", "--prompt", "what?") == cli.GOOD
     assert capfd.readouterr().out.splitlines() == ["a.png: an owl.", "caf\\udce9.png: an owl."]
@@ -166,7 +166,7 @@ def test_a_name_that_is_no_text_is_printed_all_the_same(caption, capfd):
     assert json_records(Path("out.jsonl").read_text(encoding="ascii"))[1]["image"] == name
 
 
-def test_whoever_reads_the_output_may_stop(caption, monkeypatch, capfd):
+def test_a_closed_stdout_ends_the_command(caption, monkeypatch, capfd):
     paint("a.png", "b.png")
     read, write = os.pipe()
     os.close(read)
@@ -176,10 +176,10 @@ def test_whoever_reads_the_output_may_stop(caption, monkeypatch, capfd):
     assert "error" not in capfd.readouterr().err
 
 
-# Images of all sorts
+# Unusual images
 
 
-def test_odd_images_are_read(caption, said, capsys):
+def test_unusual_images_are_read(caption, said, capsys):
     paint("plain.png")
     plain = Image.open("plain.png").convert("RGB")
     Image.new("RGB", (1, 1), "red").save("dot.png")
@@ -192,7 +192,9 @@ def test_odd_images_are_read(caption, said, capsys):
     plain.convert("1").save("bits.tif")
     Image.new("I;16", (16, 16), 40_000).save("deep.png")
     plain.save("film.gif", save_all=True, append_images=[Image.new("RGB", plain.size, "blue")])
-    Image.open("plain.png").save("other.data", format="PNG")  # named on the command line, so its name does not matter
+    Image.open("plain.png").save(
+        "other.data", format="PNG"
+    )  # named on the command line, so the suffix does not matter
     names = sorted(path.name for path in Path().iterdir())
     assert caption(*names, "--json") == cli.GOOD
     assert json_records(capsys.readouterr().out) == [
@@ -200,10 +202,10 @@ def test_odd_images_are_read(caption, said, capsys):
     ]
 
 
-def test_images_that_cannot_be_read_stop_nothing(caption, said, capsys):
+def test_unreadable_images_do_not_stop_the_run(caption, said, capsys):
     paint("bad/a.png", "bad/b.png", "bad/c.png", "bad/d.jpg", "bad/e.png")
-    spoil("bad/b.png")
-    spoil("bad/d.jpg")
+    truncate("bad/b.png")
+    truncate("bad/d.jpg")
     Path("bad/c.png").write_text("an image of an owl", encoding="utf-8")
     Path("bad/f.png").touch()
     Path("bad/folder.png").mkdir()
@@ -227,27 +229,27 @@ def test_images_that_cannot_be_read_stop_nothing(caption, said, capsys):
 
 
 def broken_model() -> str:
-    """A model that a command takes for one, and that cannot be loaded."""
+    """A folder that passes the check of `--model`, but cannot be loaded."""
     Path("broken").mkdir(exist_ok=True)
     Path("broken/model_index.json").write_text("{}", encoding="utf-8")
     return "broken"
 
 
-def test_no_model_is_loaded_for_an_image_that_cannot_be_read(capsys):
+def test_no_model_is_loaded_if_no_image_can_be_read(capsys):
     paint("a.png")
-    spoil("a.png")
+    truncate("a.png")
     assert cli.main(["caption", "a.png", "--model", broken_model()]) == cli.FAILED
     assert capsys.readouterr().err.splitlines()[-1].startswith("showo-hf: error: 'a.png' cannot be read: ")
 
 
-# Files of results
+# Result files
 
 
 def results(name: str = "out.jsonl") -> list[dict]:
     return json_records(Path(name).read_text(encoding="utf-8"))
 
 
-def test_a_file_of_results_grows_and_nothing_is_asked_twice(caption, said, capsys):
+def test_a_second_run_only_appends_new_images(caption, said, capsys):
     paint("p/a.png", "p/c.png")
     assert caption("p", "-o", "out.jsonl") == cli.GOOD
     printed = capsys.readouterr()
@@ -261,10 +263,10 @@ def test_a_file_of_results_grows_and_nothing_is_asked_twice(caption, said, capsy
     assert caption("p", "-o", "out.jsonl") == cli.GOOD
     assert Path("out.jsonl").read_bytes().startswith(first)
     assert [record["image"] for record in results()] == ["p/a.png", "p/c.png", "p/b.png"]
-    # With nothing left to ask, no model is needed.
+    # If every question is answered, no model is loaded.
     complete = Path("out.jsonl").read_bytes()
     assert cli.main(["caption", "p", "-o", "out.jsonl", "--model", broken_model()]) == cli.GOOD
-    assert "3 done before, 0 now, 0 failed" in capsys.readouterr().err
+    assert "3 skipped, 0 done, 0 failed" in capsys.readouterr().err
     assert Path("out.jsonl").read_bytes() == complete
     # Another prompt is another question.
     assert caption("p", "-o", "out.jsonl", "--prompt", "what?") == cli.GOOD
@@ -272,22 +274,22 @@ def test_a_file_of_results_grows_and_nothing_is_asked_twice(caption, said, capsy
     assert all(record["text"] == "an owl." for record in results()[3:])
 
 
-def test_what_failed_is_tried_again_and_has_one_line(caption):
+def test_errors_are_tried_again_and_replaced(caption):
     paint("p/a.png", "p/b.png")
     whole = Path("p/a.png").read_bytes()
-    spoil("p/a.png")
+    truncate("p/a.png")
     assert caption("p", "-o", "out.jsonl") == cli.FAILED
     assert caption("p", "-o", "out.jsonl") == cli.FAILED
     assert [(record["image"], "error" in record) for record in results()] == [("p/b.png", False), ("p/a.png", True)]
     Path("p/a.png").write_bytes(whole)
-    assert caption("p/b.png", "-o", "out.jsonl") == cli.GOOD  # what is not asked for is left alone
+    assert caption("p/b.png", "-o", "out.jsonl") == cli.GOOD  # the error of an image that is not named stays
     assert "error" in results()[1]
     assert caption("p", "-o", "out.jsonl") == cli.GOOD
     assert [(record["image"], "error" in record) for record in results()] == [("p/b.png", False), ("p/a.png", False)]
 
 
 @pytest.mark.parametrize("cut", [1, 2, 9])
-def test_a_line_that_was_cut_off_is_asked_again(caption, cut):
+def test_an_incomplete_last_line_is_asked_again(caption, cut):
     names = paint("a.png", "b.png", "c.png")
     assert caption(*names, "-o", "out.jsonl") == cli.GOOD
     whole = Path("out.jsonl").read_bytes()
@@ -296,11 +298,11 @@ def test_a_line_that_was_cut_off_is_asked_again(caption, cut):
     assert Path("out.jsonl").read_bytes() == whole
 
 
-def test_a_linked_file_of_results_stays_linked(caption):
+def test_a_result_file_that_is_a_link_stays_a_link(caption):
     paint("a.png", "b.png")
     Path("real").mkdir()
     os.symlink("real/out.jsonl", "out.jsonl")
-    spoil("a.png")
+    truncate("a.png")
     assert caption("a.png", "-o", "out.jsonl") == cli.FAILED
     paint("a.png")
     assert caption("a.png", "-o", "out.jsonl") == cli.GOOD
@@ -308,7 +310,7 @@ def test_a_linked_file_of_results_stays_linked(caption):
     assert len(results("real/out.jsonl")) == 1
 
 
-def test_an_interrupted_run_is_gone_on_with(caption, interrupt_when, capsys):
+def test_an_interrupted_run_resumes(caption, interrupt_when, capsys):
     paint("p/0.png", "p/1.png", "p/2.png")
     for index in range(3, 120):
         shutil.copy(f"p/{index % 3}.png", f"p/{index}.png")

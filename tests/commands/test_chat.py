@@ -1,4 +1,4 @@
-"""`showo-hf chat`, run for real with small models: one that has learnt a few answers, one that never stops."""
+"""`showo-hf chat`, run with small models: one with known answers, and one that never stops."""
 
 import argparse
 import functools
@@ -20,13 +20,13 @@ import torch
 from PIL import Image
 
 from showo_hf import ShowoAnyToAnyPipeline, cli
-from showo_hf.commands.chat import Chat, Screen, image_name, stopping
-from showo_hf.commands.conversations import read_conversation
+from showo_hf.commands.chat import Chat, Screen, image_name, stop_on_interrupt
+from showo_hf.commands.conversation_files import read_conversation
 
 
 @pytest.fixture
 def chat(taught_folder, monkeypatch):
-    """Hand lines to the command, as from a file."""
+    """Run the command with lines on stdin, as from a file."""
 
     def run(*lines: str, options: tuple[str, ...] = ("--seed", "3", "--quiet")) -> int:
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
@@ -75,13 +75,13 @@ def files() -> list[str]:
         (["--device", "abacus"], "--device"),
         (["--model", "./nowhere"], "./nowhere"),
         (["--load", "missing.json"], "'missing.json'"),
-        (["--load", "file"], "'file' is no JSON"),
-        (["--load", "text.json"], "'text.json' is no list of messages"),
-        (["--load", "ragged.json"], "message 2 of 'ragged.json': tokens must be rows of whole numbers"),
+        (["--load", "file"], "'file' is not JSON"),
+        (["--load", "text.json"], "'text.json' is not a list of messages"),
+        (["--load", "ragged.json"], "message 2 of 'ragged.json': tokens must be rows of integers"),
         (["hello"], "hello"),
     ],
 )
-def test_a_wrong_command_line_is_told_in_words(arguments, named, refused):
+def test_invalid_arguments_are_refused(arguments, named, refused):
     Path("file").touch()
     Path("text.json").write_text('["what?"]', encoding="utf-8")
     ragged = {"role": "assistant", "content": [{"type": "image", "tokens": [[1, 2], [3]]}]}
@@ -89,7 +89,7 @@ def test_a_wrong_command_line_is_told_in_words(arguments, named, refused):
     refused(["chat", *arguments], named)
 
 
-# Lines from a file
+# Lines on stdin
 
 
 def test_answers_in_text_and_images(chat, pipe, capfd):
@@ -151,14 +151,14 @@ def test_every_setting_reaches_the_pipeline(chat, capfd):
     assert len(printed.out) < len("an owl.\n")
 
 
-def test_images_go_with_the_next_message(chat, pipe, capfd):
+def test_attached_images_are_sent_with_the_next_message(chat, pipe, capfd):
     paint("an apple.png")
     names = ["an apple.png", '"an apple.png"', "an\\ apple.png", "./an apple.png"]
     for name in names:
         assert chat(f"/image {name}", "", "what?") == cli.GOOD
         printed = capfd.readouterr()
         assert printed.out == "an owl.\n"
-        assert "(an apple.png, 20x16, goes with your next message)" in printed.err
+        assert "(an apple.png, 20x16, is sent with your next message)" in printed.err
     two = pipe([{"role": "user", "content": [
         {"type": "image", "path": "an apple.png"}, {"type": "image", "path": "an apple.png"},
         {"type": "text", "text": "what?"},
@@ -167,7 +167,7 @@ def test_images_go_with_the_next_message(chat, pipe, capfd):
     assert capfd.readouterr().out.startswith("".join(part.get("text", "") for part in two))
 
 
-def test_a_saved_conversation_can_be_given_to_the_pipeline(chat, pipe, capfd):
+def test_the_pipeline_accepts_a_saved_conversation(chat, pipe, capfd):
     paint("apple.png")
     lines = ["/image apple.png", "what?", "two hearts", "/save said.json", "/new", "what?", "/save later.json"]
     assert chat(*lines) == cli.GOOD
@@ -186,7 +186,7 @@ def test_a_saved_conversation_can_be_given_to_the_pipeline(chat, pipe, capfd):
     assert len(read_json("later.json")) == 2
 
 
-def test_a_loaded_conversation_goes_on_as_if_it_had_not_ended(chat, capfd):
+def test_a_loaded_conversation_continues_exactly(chat, capfd):
     paint("apple.png")
     quiet = ("--quiet", "--seed", "3")
     before = ["/image apple.png", "two hearts", "/save said.json"]
@@ -198,7 +198,7 @@ def test_a_loaded_conversation_goes_on_as_if_it_had_not_ended(chat, capfd):
     assert chat(*after, "/new", "/save new.json", options=(*quiet, "--load", "said.json")) == cli.GOOD
     printed = capfd.readouterr()
     assert printed.err.splitlines()[0] == "(2 messages from said.json)"
-    assert whole.endswith(printed.out) and printed.out == "two red hearts.\n"  # as behind two hearts alone
+    assert whole.endswith(printed.out) and printed.out == "two red hearts.\n"  # as after two hearts alone
     assert Path("same.json").read_bytes() == Path("said.json").read_bytes()
     assert Path("again.json").read_bytes() == Path("whole.json").read_bytes()
     shown = [part for message in read_json("again.json") for part in message["content"] if part["type"] == "image"]
@@ -207,20 +207,20 @@ def test_a_loaded_conversation_goes_on_as_if_it_had_not_ended(chat, capfd):
     assert read_json("new.json") == []
 
 
-def test_what_was_shown_is_known_from_its_tokens(pipe):
-    """An image that was drawn is not what its file would be read as, so the file alone would not do."""
+def test_loaded_images_are_their_saved_tokens(pipe):
+    """Encoding the saved file of a generated image would give other tokens."""
     chat = conversation(pipe)
-    assert chat.take("two hearts") and chat.take("/save said.json")
+    assert chat.run_line("two hearts") and chat.run_line("/save said.json")
     drawn = [part["image"] for part in chat.session.messages[1]["content"] if part["type"] == "image"]
     pixel_values = pipe.processor(images=[Image.open(f"image-{index}.png") for index in range(2)])["pixel_values"]
     assert not torch.equal(pipe.image_tokenizer.encode(pixel_values).image_tokens, torch.stack(drawn))
     loaded = conversation(pipe, load=Path("said.json"))
-    loaded.go_on(*read_conversation("--load", Path("said.json")))
+    loaded.resume(*read_conversation("--load", Path("said.json")))
     for one, other in zip(loaded.session.messages, chat.session.messages, strict=True):
         assert one["role"] == other["role"] and talking.same_parts(one["content"], other["content"])
 
 
-def test_a_conversation_without_tokens_is_read_from_its_images(chat, pipe, capfd):
+def test_a_conversation_without_tokens_is_loaded_from_its_image_files(chat, pipe, capfd):
     content = [{"type": "image", "path": paint("apple.png")}, {"type": "text", "text": "what?"}]
     said = [{"role": "user", "content": content}, {"role": "assistant", "content": "an owl."}]
     Path("said.json").write_text(json.dumps(said), encoding="utf-8")
@@ -235,22 +235,22 @@ def test_a_conversation_without_tokens_is_read_from_its_images(chat, pipe, capfd
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        ([{"type": "image", "tokens": [[1, 64]]}], "codes from 0 to 63"),
+        ([{"type": "image", "tokens": [[1, 64]]}], "from 0 to 63"),
         ([{"type": "image", "path": "gone.png"}], "'gone.png'"),
         ([{"type": "sound"}], "sound"),
         (None, "content"),
     ],
 )
-def test_what_the_model_cannot_have_said_is_not_loaded(content, named, chat, capfd):
+def test_a_conversation_that_is_not_valid_is_refused(content, named, chat, capfd):
     Path("said.json").write_text(json.dumps([{"role": "assistant", "content": content}]), encoding="utf-8")
     assert chat("what?", options=("--quiet", "--seed", "3", "--load", "said.json")) == cli.USAGE
     printed = capfd.readouterr()
     assert printed.out == ""
     (line,) = printed.err.splitlines()
-    assert line.startswith("showo-hf: error: `--load` cannot go on with 'said.json': ") and named in line
+    assert line.startswith("showo-hf: error: `--load` cannot continue 'said.json': ") and named in line
 
 
-def test_what_is_wrong_is_told_and_the_rest_goes_on(chat, capfd):
+def test_a_failed_line_does_not_stop_the_others(chat, capfd):
     paint("cut.png")
     Path("cut.png").write_bytes(Path("cut.png").read_bytes()[:60])
     Path("text.png").write_text("an owl", encoding="utf-8")
@@ -270,42 +270,42 @@ def test_what_is_wrong_is_told_and_the_rest_goes_on(chat, capfd):
     named = ["/paint", "path", "'nowhere.png'", "'cut.png'", "'text.png'", "/save", "a.txt", "positions"]
     for line, name in zip(told, named, strict=True):
         assert line.startswith("showo-hf: error: ") and name in line
-    assert printed.out.splitlines()[::2] == ["a heart:", "one more:"]  # and nothing behind /quit
+    assert printed.out.splitlines()[::2] == ["a heart:", "one more:"]  # and nothing after /quit
 
 
-def test_help_and_a_message_that_begins_with_a_slash(chat, capfd):
+def test_help_and_a_message_that_starts_with_a_slash(chat, capfd):
     assert chat("/help", " /quit", "") == cli.GOOD
     printed = capfd.readouterr()
     assert "/image PATH" in printed.err
-    assert printed.out != ""  # said to the model, whatever it makes of it
+    assert printed.out != ""  # sent to the model
 
 
-def test_no_lines_at_all(chat, capfd):
+def test_empty_input(chat, capfd):
     assert chat() == cli.GOOD
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_image_that_cannot_be_saved_undoes_the_turn(taught_folder, pipe, monkeypatch, capfd):
+def test_a_turn_is_discarded_if_an_image_cannot_be_saved(taught_folder, pipe, monkeypatch, capfd):
     Path("out").mkdir()
     chat = conversation(pipe, output="out")
     Path("out").rmdir()
-    assert chat.take("two hearts")
+    assert chat.run_line("two hearts")
     assert "cannot write 'out/image-0.png'" in capfd.readouterr().err
     assert chat.failed and chat.sources == chat.session.messages == []
     Path("out").mkdir()
-    assert chat.take("two hearts")
+    assert chat.run_line("two hearts")
     assert capfd.readouterr().out.splitlines()[1] == "out/image-0.png"
 
 
-def test_path_of_an_image():
+def test_image_name():
     paint("a b.png")
     assert image_name("a b.png") == image_name("'a b.png'") == image_name("a\\ b.png") == "a b.png"
-    assert image_name("it's.png") == "it's.png"  # which is not there, and said to be so
+    assert image_name("it's.png") == "it's.png"  # does not exist, which is reported later
     assert image_name("~/x.png") == str(Path.home() / "x.png")
     assert image_name("https://example.org/a b.png") == "https://example.org/a b.png"
 
 
-def test_the_screen_keeps_words_and_images_apart(capsys):
+def test_the_screen_starts_image_names_on_a_new_line(capsys):
     screen = Screen(quiet=True)
     for piece in (" one", " two\n", "  three"):
         screen.text(piece)
@@ -322,29 +322,29 @@ def test_the_screen_keeps_words_and_images_apart(capsys):
 
 
 def conversation(pipe: ShowoAnyToAnyPipeline, interactive=False, **options) -> Chat:
-    """A chat with the usual options."""
+    """A chat with default options."""
     names = ("max_new_tokens", "max_images", "steps", "guidance", "temperature", "load")
     defaults = {"output": ".", "quiet": True, "debug": False, **dict.fromkeys(names)}
     values = {**defaults, **options}
     return Chat(pipe, argparse.Namespace(**{**values, "output": Path(values["output"])}), 0, interactive)
 
 
-def test_the_first_signal_is_noted_and_the_second_raises():
+def test_the_first_interrupt_requests_a_stop_and_the_second_raises():
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), stopping(True) as stop:
+    with pytest.raises(KeyboardInterrupt), stop_on_interrupt(True) as stop:
         signal.raise_signal(signal.SIGINT)
-        assert stop.asked
+        assert stop.requested
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == before
-    with stopping(False) as stop:
+    with stop_on_interrupt(False) as stop:
         assert signal.getsignal(signal.SIGINT) == before
 
 
-ENDLESS = 100_000  # tokens; nobody waits for the end
+ENDLESS = 100_000  # tokens; too many to wait for
 
 
 def endless(**bias: float) -> ShowoAnyToAnyPipeline:
-    """A model that talks on and on."""
+    """A model that does not end its answers."""
     pipe = talking.chatty(eot=-1e4, **bias)
     pipe.model.config.text_config.max_position_embeddings = ENDLESS
     return pipe
@@ -358,12 +358,12 @@ def endless_folder(tmp_path_factory) -> str:
 
 
 @pytest.mark.parametrize("where", ["words", "image"])
-def test_an_answer_that_is_stopped_leaves_no_trace(where, interrupt_when, capfd):
+def test_a_stopped_answer_changes_nothing(where, interrupt_when, capfd):
     pipe = endless(soi=-1e4 if where == "words" else 1e4)
     wanted = {"max_new_tokens": ENDLESS, "max_images": ENDLESS, "steps": 16}
     chat = conversation(pipe, interactive=True, quiet=False, **wanted)
     paint("apple.png")
-    assert chat.take("/image apple.png")
+    assert chat.run_line("/image apple.png")
     state = chat.generator.get_state()
     printed = {"out": "", "err": ""}
 
@@ -374,27 +374,27 @@ def test_an_answer_that_is_stopped_leaves_no_trace(where, interrupt_when, capfd)
         return bool(printed["out"]) if where == "words" else "image 1" in printed["err"]
 
     with interrupt_when(begun):
-        assert chat.take("tell me a story")
+        assert chat.run_line("tell me a story")
     end = capfd.readouterr()
-    assert "(stopped; the conversation is as it was before your message)" in printed["err"] + end.err
+    assert "(stopped; your message and the answer are discarded)" in printed["err"] + end.err
     assert chat.sources == chat.session.messages == []
-    assert [shown.name for shown in chat.shown] == ["apple.png"]
+    assert [attachment.name for attachment in chat.attachments] == ["apple.png"]
     assert torch.equal(chat.generator.get_state(), state)
     assert not chat.failed
     for name in files():
-        pixels(name)  # Pillow raises if one is cut off
-    # What is said next is said as if nothing had been before it.
+        pixels(name)  # Pillow raises if a file is truncated
+    # The next answer is the same as in a new conversation.
     number = len(files()) - 1
     fresh = conversation(chat.pipe, steps=2, max_new_tokens=4, max_images=1)
     chat.options = fresh.options
     for one in (chat, fresh):
         one.next_number = number
-    fresh.take("/image apple.png")
-    assert chat.take("tell me") and fresh.take("tell me")
+    fresh.run_line("/image apple.png")
+    assert chat.run_line("tell me") and fresh.run_line("tell me")
     assert talking.same_parts(chat.session.messages[1]["content"], fresh.session.messages[1]["content"])
 
 
-def test_where_nobody_sits_an_interrupt_ends_the_program(endless_folder, monkeypatch, interrupt_when, capfd):
+def test_an_interrupt_ends_the_program_if_stdin_is_not_a_terminal(endless_folder, monkeypatch, interrupt_when, capfd):
     monkeypatch.setattr("sys.stdin", io.StringIO("tell me\n"))
     options = ["--device", "cpu", "--quiet", "--seed", "0", "--max-new-tokens", str(ENDLESS)]
     with interrupt_when(lambda: capfd.readouterr().out != ""):
@@ -404,31 +404,31 @@ def test_where_nobody_sits_an_interrupt_ends_the_program(endless_folder, monkeyp
 
 
 class Terminal:
-    """A command in a terminal of its own, as a user has it."""
+    """A command in a pseudo terminal."""
 
     def __init__(self, *command: str):
         self.master, slave = pty.openpty()
-        # A shell's background jobs ignore the signal, and their children with them.
-        heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        # Background jobs of a shell ignore the signal, and so do their children.
+        reset = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         self.process = subprocess.Popen(
-            command, stdin=slave, stdout=slave, stderr=slave, preexec_fn=heed, start_new_session=True
+            command, stdin=slave, stdout=slave, stderr=slave, preexec_fn=reset, start_new_session=True
         )
         os.close(slave)
         self.seen = ""
 
     def read(self) -> None:
-        """Take what comes; fail where nothing does."""
-        assert select.select([self.master], [], [], 240)[0], f"nothing comes behind {self.seen!r}"
+        """Read the available output; fail if there is none."""
+        assert select.select([self.master], [], [], 240)[0], f"no output after {self.seen!r}"
         self.seen += os.read(self.master, 4096).decode(errors="replace")
 
     def wait_for(self, text: str) -> None:
-        """Read on until `text` comes, and forget what came up to it."""
+        """Read until `text` appears, and drop everything up to it."""
         while text not in self.seen:
             self.read()
         self.seen = self.seen.partition(text)[2]
 
     def wait_for_more(self, count: int) -> None:
-        """Read on until so many more characters have come."""
+        """Read until `count` more characters have appeared."""
         while len(self.seen) < count:
             self.read()
 
@@ -440,8 +440,8 @@ class Terminal:
 
     def interrupt_prompt(self, text: str) -> None:
         """
-        Ctrl-C until `text` comes. Python's `input` does not notice one that comes between the prompt and its wait for a key
-        before the next key; a user presses again.
+        Press Ctrl-C until `text` appears. If Ctrl-C arrives after the prompt but before Python's `input` waits for a
+        key, `input` only notices it at the next key.
         """
         for _ in range(20):
             self.interrupt()
@@ -457,19 +457,19 @@ def test_in_a_terminal(endless_folder):
     paint("apple.png")
     options = ["--device", "cpu", "--seed", "3", "--max-new-tokens", str(ENDLESS)]
     terminal = Terminal(sys.executable, "-m", "showo_hf.cli", "chat", "--model", endless_folder, *options)
-    terminal.wait_for("Ctrl-D leaves.")
+    terminal.wait_for("Ctrl-D quits.")
     terminal.wait_for("> ")
-    terminal.interrupt_prompt("(/quit or Ctrl-D leaves)")
+    terminal.interrupt_prompt("(/quit or Ctrl-D quits)")
     terminal.wait_for("> ")
     terminal.type("/image apple.png\n")
-    terminal.wait_for("20x16, goes with your next message)")
+    terminal.wait_for("20x16, is sent with your next message)")
     for _ in range(2):
         terminal.wait_for("> ")
         terminal.type("tell me\n")
         terminal.wait_for("tell me")
         terminal.wait_for_more(50)
         terminal.interrupt()
-        terminal.wait_for("(stopped; the conversation is as it was before your message)")
+        terminal.wait_for("(stopped; your message and the answer are discarded)")
     terminal.wait_for("> ")
     terminal.type("/save said.json\n")
     terminal.wait_for("(0 messages in said.json)")

@@ -1,4 +1,4 @@
-"""`showo-hf inpaint`, `extend` and `vary`, run for real with the embedded model."""
+"""`showo-hf inpaint`, `extend` and `vary`, run with the embedded model."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def run(*arguments) -> int:
     return cli.main([*map(str, arguments), *FAST])
 
 
-def test_a_box_is_painted_and_the_rest_kept(apple, capsys):
+def test_only_the_box_is_inpainted(apple, capsys):
     assert run("inpaint", apple, PROMPT, "--box", "32,32,64,64", "--keep-pixels", "-o", "out.png") == cli.GOOD
     assert capsys.readouterr().out.split() == ["out.png"]
     before, after = pixels(apple), pixels("out.png")
@@ -41,7 +41,7 @@ def test_a_box_is_painted_and_the_rest_kept(apple, capsys):
     assert np.abs(before - after)[36:60, 36:60].mean() > 10
 
 
-def test_a_mask_file_says_the_same_as_its_box(apple):
+def test_a_mask_file_and_a_box_give_the_same_image(apple):
     mask = Image.new("L", (192, 192))
     mask.paste(255, (64, 64, 128, 128))
     mask.save("mask.png")
@@ -52,7 +52,7 @@ def test_a_mask_file_says_the_same_as_its_box(apple):
         assert film.n_frames > 1
 
 
-def test_what_is_transparent_in_a_mask_is_not_painted(apple):
+def test_transparent_areas_of_a_mask_are_not_inpainted(apple):
     mask = Image.new("RGBA", (96, 96))
     mask.paste((255, 255, 255, 255), (32, 32, 64, 64))
     mask.save("mask.png")
@@ -61,7 +61,7 @@ def test_what_is_transparent_in_a_mask_is_not_painted(apple):
     assert np.array_equal(pixels("mask-out.png"), pixels("box.png"))
 
 
-def test_a_crop_leaves_what_is_far_away(apple):
+def test_a_crop_leaves_distant_pixels_unchanged(apple):
     with Image.open(apple) as image:
         image.resize((300, 300)).save("large.png")
     run("inpaint", "large.png", PROMPT, "--box", "10,10,40,40", "--crop", "8", "-o", "out.png")
@@ -69,7 +69,7 @@ def test_a_crop_leaves_what_is_far_away(apple):
     assert after.shape == before.shape and np.array_equal(before[60:], after[60:])
 
 
-def test_an_image_grows_to_the_side_that_is_asked_for(apple):
+def test_an_image_is_extended_in_each_direction(apple):
     run("extend", apple, PROMPT, "--direction", "left", "up", "--extent", "24", "--keep-pixels", "-o", "out.png")
     assert pixels("out.png").shape == (120, 120, 3)
     assert np.array_equal(pixels("out.png")[36:, 36:], pixels(apple)[12:, 12:])
@@ -85,12 +85,12 @@ def test_variations_follow_strength_and_seed(apple):
     assert not np.array_equal(pixels("two-0.png"), pixels("two-1.png"))
 
 
-def test_the_steps_of_a_growing_image_have_its_size_from_the_first_on(apple):
+def test_all_steps_of_an_extended_image_have_its_final_size(apple):
     run("extend", apple, PROMPT, "--extent", "24", "--rounds", "2", "-o", "out.png", "--save-steps", "steps.gif")
     with Image.open("steps.gif") as film:
         assert film.n_frames == 8 and film.size == (144, 96)
         first = np.asarray(film.convert("RGB"))
-    assert (abs(first[:, 120:].astype(int) - 128) < 3).all(), "the second round is unknown yet"
+    assert (abs(first[:, 120:].astype(int) - 128) < 3).all(), "the second round is still masked"
 
 
 @pytest.mark.parametrize(
@@ -116,6 +116,6 @@ def test_the_steps_of_a_growing_image_have_its_size_from_the_first_on(apple):
         (["vary", "disc.png", PROMPT, "--scheduler", "none", "-o", "a.png"], "--scheduler"),
     ],
 )  # fmt: skip
-def test_a_wrong_command_line_is_told_in_words(arguments, named, apple, refused):
+def test_invalid_arguments_are_refused(arguments, named, apple, refused):
     Image.new("L", (96, 48), 255).save("wide.png")
     refused(arguments, named)

@@ -1,4 +1,4 @@
-"""Files that commands write: names, no half-written ones, and JSON lines that grow."""
+"""Files that commands write: names, atomic writes, and JSON lines."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_a_written_file_has_the_usual_permissions():
     assert Path("apple.png").stat().st_mode == Path("plain.png").stat().st_mode
 
 
-def test_a_numbered_file_takes_the_next_free_name():
+def test_save_numbered_uses_the_next_free_name():
     Path("a-1.png").write_bytes(b"mine")
     saved = []
     for _ in range(3):
@@ -54,7 +54,7 @@ def test_a_numbered_file_takes_the_next_free_name():
     assert files() == ["a-0.png", "a-1.png", "a-2.png", "a-3.png"]
 
 
-def test_a_numbered_file_that_cannot_be_written_leaves_nothing():
+def test_a_failed_save_numbered_leaves_no_file():
     def fail(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
@@ -70,7 +70,7 @@ RECORDS = st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=5) | st
 
 @given(records=RECORDS, data=st.data())
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_json_lines_cut_anywhere_lose_no_whole_record(records, data):
+def test_truncated_json_lines_keep_all_complete_records(records, data):
     lines = [json_lines([record]).encode("ascii") for record in records]
     whole = b"".join(lines)
     cut = data.draw(st.integers(0, len(whole)))
@@ -86,7 +86,7 @@ def test_json_lines_cut_anywhere_lose_no_whole_record(records, data):
         assert read_json_lines("-o", Path("a.jsonl")) == ([*found, {"more": 1}], True)
 
 
-def test_json_lines_hold_any_text():
+def test_json_lines_contain_any_text():
     record = {"image": "caf\udce9\u2028\n.png"}
     append_text(Path("a.jsonl"), json_lines([record, record]))
     assert Path("a.jsonl").read_bytes().count(b"\n") == 2
@@ -95,12 +95,12 @@ def test_json_lines_hold_any_text():
 
 
 @pytest.mark.parametrize("line", ["", "milk", "[1]", "3", '{"a": 1', "\x00"])
-def test_what_is_no_json_line_is_told_with_its_number(line):
+def test_a_line_that_is_not_json_is_named_by_its_number(line):
     Path("a.jsonl").write_text(f"{json.dumps({'a': 1})}\n{line}\n", encoding="utf-8")
     with pytest.raises(UsageError, match="`-o` must be a file of JSON lines, but line 2 of 'a.jsonl'"):
         read_json_lines("-o", Path("a.jsonl"))
 
 
-def test_a_file_that_cannot_be_written_is_told():
+def test_an_unwritable_file_is_named():
     with pytest.raises(CommandError, match="cannot write 'missing/a.jsonl': No such file"):
         append_text(Path("missing/a.jsonl"), "x")

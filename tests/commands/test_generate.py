@@ -1,4 +1,4 @@
-"""`showo-hf generate`, run for real: with the embedded model wherever an image is made."""
+"""`showo-hf generate`, run with the embedded model."""
 
 import functools
 import re
@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from showo_hf import EMBEDDED_MODEL, cli
-from showo_hf.commands import drawing
+from showo_hf.commands import image_generation
 from showo_hf.commands.files import replace_file
 from showo_hf.commands.info import model_facts
 
@@ -66,7 +66,7 @@ def trained_size() -> int:
         ([PROMPT, "-o", "a.png", "--model", "./missing"], "./missing"),
     ],
 )
-def test_a_wrong_command_line_is_told_in_words(arguments, named, refused):
+def test_invalid_arguments_are_refused(arguments, named, refused):
     Path("folder.png").mkdir()
     refused(["generate", *arguments], named)
 
@@ -78,35 +78,35 @@ def three_frames() -> list[Image.Image]:
     return [Image.new("RGB", (24, 16), colour) for colour in ("red", "lime", "blue")]
 
 
-def test_a_film_stays_on_its_last_frame():
-    replace_file(Path("steps.gif"), partial(drawing.save_steps, three_frames()))
+def test_an_animation_pauses_on_its_last_frame():
+    replace_file(Path("steps.gif"), partial(image_generation.save_steps, three_frames()))
     with Image.open("steps.gif") as film:
         frames = [
             (frame.convert("RGB").getpixel((0, 0)), frame.info["duration"]) for frame in ImageSequence.Iterator(film)
         ]
-    usual, last = drawing.FRAME_MILLISECONDS, drawing.LAST_FRAME_MILLISECONDS
+    usual, last = image_generation.FRAME_MILLISECONDS, image_generation.LAST_FRAME_MILLISECONDS
     assert frames == [((255, 0, 0), usual), ((0, 255, 0), usual), ((0, 0, 255), last)]
 
 
-def test_a_strip_has_the_frames_side_by_side():
-    replace_file(Path("steps.png"), partial(drawing.save_steps, three_frames()))
+def test_a_strip_shows_the_frames_side_by_side():
+    replace_file(Path("steps.png"), partial(image_generation.save_steps, three_frames()))
     strip = pixels("steps.png")
-    assert strip.shape == (16, 3 * 24 + 2 * drawing.STRIP_GAP, 3)
+    assert strip.shape == (16, 3 * 24 + 2 * image_generation.STRIP_GAP, 3)
     assert [strip[0, column].tolist() for column in (0, 24, 26, 52)] == [
         [255, 0, 0], [255, 255, 255], [0, 255, 0], [0, 0, 255],
     ]  # fmt: skip
 
 
-def test_step_images_are_grey_where_nothing_is_known_and_final_where_all_is():
+def test_step_images_are_grey_where_tokens_are_masked():
     tokenizer = tiny.lfq()
     config = tokenizer.config
-    height, width, unknown = 3, 5, config.codebook_size
+    height, width, mask = 3, 5, config.codebook_size
     last = torch.randint(0, config.codebook_size, (2, height, width))
-    first, second = torch.full_like(last, unknown), last.clone()
-    second[:, 1, 2] = unknown
+    first, second = torch.full_like(last, mask), last.clone()
+    second[:, 1, 2] = mask
     finished = [Image.new("RGB", (width * 4, height * 4), colour) for colour in ("red", "blue")]
 
-    films = drawing.step_images(tokenizer, [first, second, last], finished)
+    films = image_generation.step_images(tokenizer, [first, second, last], finished)
 
     assert [len(film) for film in films] == [3, 3]
     assert [film[-1] for film in films] == finished
@@ -135,7 +135,7 @@ def test_generate(capfd):
     assert files() == ["apple.png"]
     size = trained_size()
     assert pixels("apple.png").shape == (size, size, 3)
-    assert pixels("apple.png").std() > 10  # not one plain colour
+    assert pixels("apple.png").std() > 10  # not a plain colour
 
 
 def test_quiet_leaves_stderr_empty(capfd):
@@ -147,7 +147,7 @@ def test_a_seed_repeats_an_image_alone_and_in_a_batch(capfd):
     for output, more in [
         ("one.png", ["--seed", "8"]),
         ("again.png", ["--seed", "8"]),
-        ("many.png", ["--seed", "6", "--num", "9"]),  # more than go into one batch
+        ("many.png", ["--seed", "6", "--num", "9"]),  # more than one batch
     ]:
         assert cli.main(["generate", PROMPT, "-o", output, *more, *FAST]) == cli.GOOD
     names = ["one.png", "again.png", *(f"many-{index}.png" for index in range(9))]
@@ -157,7 +157,7 @@ def test_a_seed_repeats_an_image_alone_and_in_a_batch(capfd):
     assert np.abs(pixels("one.png") - pixels("many-8.png")).max() > 1
 
 
-def test_a_seed_that_was_not_given_is_told(capfd):
+def test_a_random_seed_is_printed(capfd):
     assert cli.main(["generate", PROMPT, "-o", "first.png", *FAST]) == cli.GOOD
     seed = re.search(r"^seed (\d+)$", capfd.readouterr().err, flags=re.MULTILINE)[1]
     assert cli.main(["generate", PROMPT, "-o", "second.png", "--seed", seed, *FAST]) == cli.GOOD
@@ -204,13 +204,13 @@ def test_save_steps_ends_in_the_image(capfd):
     width = image.shape[1]
     assert (strip[:, -width:] == image).all()
     first = strip[:, :width]
-    assert (first == 128).all(-1).mean() > 0.5  # after one step of four most is unknown
+    assert (first == 128).all(-1).mean() > 0.5  # after one step of four, most tokens are masked
     with Image.open("steps-1.gif") as film:
-        assert film.n_frames == 1 + (strip.shape[1] - width) // (width + drawing.STRIP_GAP)
+        assert film.n_frames == 1 + (strip.shape[1] - width) // (width + image_generation.STRIP_GAP)
 
 
 @pytest.mark.parametrize("more", [["--size", "61x67"]])
-def test_what_the_pipeline_refuses_is_a_usage_error(more, capfd):
+def test_an_error_of_the_pipeline_is_a_usage_error(more, capfd):
     assert cli.main(["generate", PROMPT, "-o", "apple.png", "--seed", "7", *FAST, *more]) == cli.USAGE
     printed = capfd.readouterr()
     assert printed.out == ""
@@ -219,7 +219,7 @@ def test_what_the_pipeline_refuses_is_a_usage_error(more, capfd):
     assert files() == []
 
 
-def test_a_model_that_does_not_load_is_a_failure(capfd):
+def test_a_model_that_cannot_be_loaded_is_a_failure(capfd):
     Path("model").mkdir()
     Path("model/model_index.json").write_text("{}", encoding="utf-8")
     assert cli.main(["generate", PROMPT, "-o", "apple.png", "--seed", "7", "--model", "model", *FAST]) == cli.FAILED
@@ -229,13 +229,13 @@ def test_a_model_that_does_not_load_is_a_failure(capfd):
 
 
 @pytest.mark.slow
-def test_an_interrupt_leaves_whole_images_only():
+def test_an_interrupt_leaves_only_complete_images():
     arguments = ["generate", PROMPT, "-o", "apple.png", "--num", "10000", "--seed", "0", *FAST]
     command = [sys.executable, "-m", "showo_hf.cli", *arguments]
-    # A shell's background jobs ignore the signal, and their children with them.
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    # Background jobs of a shell ignore the signal, and so do their children.
+    reset = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=reset
     ) as process:
         written = [process.stdout.readline().strip()]
         process.send_signal(signal.SIGINT)
@@ -245,4 +245,4 @@ def test_an_interrupt_leaves_whole_images_only():
     written += out.splitlines()
     assert set(written) <= set(files())
     for name in files():
-        pixels(name)  # Pillow raises if it is cut off
+        pixels(name)  # Pillow raises if a file is truncated

@@ -1,4 +1,4 @@
-"""`showo-hf info`: what it tells, and where it has it from."""
+"""`showo-hf info`."""
 
 import json
 from importlib.metadata import version

@@ -13,11 +13,13 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from torch.nn.functional import mse_loss
 
 from showo_hf import EMBEDDED_MODEL, ShowoT2IPipeline
 from showo_hf.conversion.errors import ConversionError
 from showo_hf.conversion.export_onnx import export_onnx, main
 from showo_hf.conversion.onnx_generate import Draws, OnnxShowo, softmax
+from showo_hf.utils.metrics import psnr, psnr_from_mse
 
 
 FILES = {"transformer.onnx", "image_encoder.onnx", "image_decoder.onnx", "generate.py", "onnx_config.json"}
@@ -109,11 +111,6 @@ def best_codes_by_torch(pipe, prompt: str, steps: int, guidance: float) -> list[
             order = torch.where(unknown, chances, torch.inf).argsort(-1)
             tokens[0, order[0, : int(count)]] = tiny.CODES
     return tokens[0].tolist()
-
-
-def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    """Of pixels in [-1, 1], in dB."""
-    return float(10 * np.log10(4 / np.maximum(np.mean((one - other) ** 2), 1e-12)))
 
 
 # What is computed
@@ -247,7 +244,8 @@ def test_int8_is_smaller_and_close(saved, exported, eager, tmp_path):
     tokens = torch.randint(tiny.CODES, (2, 4, 4), generator=torch.Generator().manual_seed(0))
     (pixels,) = small.image_decoder.run(None, {"image_tokens": tokens.numpy()})
     with torch.no_grad():
-        assert psnr(pixels, eager.image_tokenizer.decode(tokens).sample.numpy()) > 30
+        error = mse_loss(torch.from_numpy(pixels), eager.image_tokenizer.decode(tokens).sample)
+    assert psnr_from_mse(error) > 30
 
 
 @pytest.mark.slow
@@ -268,7 +266,7 @@ def test_the_embedded_model_end_to_end(tmp_path):
         ours, theirs = logits_of_both(pipe, small, tokens, [prompt], 2.75)
         same = (ours.argmax(-1) == theirs.argmax(-1)).mean()
         assert same == 1 if quantize is None else same > 0.75
-        assert psnr(found, pixels) > (80 if quantize is None else 35)
+        assert psnr(torch.from_numpy(found), torch.from_numpy(pixels)) > (80 if quantize is None else 35)
         if quantize is None:
             unknown = np.full((1, wanted.numel()), codes)
             drawn = small.fill_in(unknown, small.encode_prompts([prompt, ""]), 8, 2.75, 1.0, TorchDraws(0))

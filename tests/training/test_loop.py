@@ -20,11 +20,11 @@ from showo_hf.training.loop import (
 
 
 class Stop(Exception):
-    """Stands for whatever may end a run in the middle."""
+    """An interruption of the run."""
 
 
 def run(folder, stop_at=None, **changes):
-    """Fit a line for a few steps; the averaged weights."""
+    """Fit a linear function for a few steps. Returns the averaged weights and the number of steps."""
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
     options = {"steps": 8, "batch_size": 4, "learning_rate": 0.05, "warmup_steps": 2, "save_every": 3, "log_every": 2}
@@ -56,14 +56,14 @@ def test_a_stopped_run_resumes_to_the_same_weights(tmp_path, optimizer):
     assert steps == 8
     with pytest.raises(Stop):
         run(tmp_path / "stopped", stop_at=5, optimizer=optimizer)
-    assert not (tmp_path / "stopped" / "out").exists()  # no model before the end
+    assert not (tmp_path / "stopped" / "out").exists()  # the model is written at the end
     resumed, steps = run(tmp_path / "stopped", optimizer=optimizer)
     assert steps == 5  # from the checkpoint at step 3
     for name, value in whole.items():
         assert torch.equal(value, resumed[name])
 
 
-def test_a_run_out_of_time_goes_on_later(tmp_path):
+def test_a_run_that_is_out_of_time_can_resume(tmp_path):
     _, steps = run(tmp_path, max_minutes=0.0)
     assert steps == 0
     _, steps = run(tmp_path)
@@ -79,12 +79,12 @@ def test_training_lowers_the_loss_and_logs_it(tmp_path, optimizer):
     assert rows[-1]["lr"] < rows[0]["lr"]
 
 
-def test_only_a_whole_checkpoint_is_left(tmp_path):
+def test_only_one_checkpoint_is_left(tmp_path):
     run(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out-checkpoint", "out-log.jsonl"]
 
 
-def test_random_numbers_of_a_step_depend_on_seed_step_and_process_alone():
+def test_random_numbers_depend_only_on_seed_step_and_process():
     def draw(*key):
         return torch.rand(4, generator=step_generator(*key))
 
@@ -93,7 +93,7 @@ def test_random_numbers_of_a_step_depend_on_seed_step_and_process_alone():
     assert len({tuple(row.tolist()) for row in drawn}) == 4
 
 
-def test_biases_and_norms_do_not_decay():
+def test_biases_and_norms_have_no_weight_decay():
     model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
     (optimizer,) = build_optimizers(model, LoopOptions("out", 1, 1, 0.1, weight_decay=0.3))
     decayed, free = optimizer.param_groups
@@ -101,7 +101,7 @@ def test_biases_and_norms_do_not_decay():
     assert [p.ndim for p in free["params"]] == [1, 1, 1] and free["weight_decay"] == 0.0
 
 
-def test_muon_takes_the_inner_matrices_alone():
+def test_muon_only_optimizes_inner_matrices():
     model = tiny.showo()
     model.lm_head.requires_grad_(True)
     adamw, muon = build_optimizers(model, LoopOptions("out", 1, 1, 0.1, optimizer="muon"))
@@ -111,7 +111,7 @@ def test_muon_takes_the_inner_matrices_alone():
     assert not taken & rest and taken | rest == {id(p) for p in model.parameters() if p.requires_grad}
 
 
-def test_frozen_matrices_are_left_alone():
+def test_frozen_matrices_are_not_optimized():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
     assert inner_matrices(model) == [model[0].weight]
 

@@ -1,6 +1,6 @@
-"""The commands of `showo-hf`, one a module.
+"""The commands of `showo-hf`, one module each.
 
-A command has `add_parser(subparsers)`, which returns the parser that it added, and `run(options)`, which does the work
-and returns the exit code. `showo_hf.cli` lists the modules, adds what all commands share, and tells errors in words.
-These modules import torch and the models inside functions: a parser needs neither.
+A command defines `add_parser(subparsers)`, which returns the new parser, and `run(options)`, which does the work and
+returns the exit code. `showo_hf.cli` lists the commands, adds the shared options, and reports errors.
+These modules import torch and the models inside functions, so that parsing stays fast.
 """

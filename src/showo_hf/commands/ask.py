@@ -8,17 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
-from .reading import (
-    RESUMING,
-    Record,
-    add_reading_options,
-    ask_each,
-    ask_in_words,
-    is_alone,
-    is_url,
-    one_line,
-    read_images,
-)
+from .image_files import is_single_image, is_url
+from .image_questions import RESUMING, add_question_options, answer_questions, ask_each, generate_answers
+from .results import Record, one_line
 
 
 if TYPE_CHECKING:
@@ -27,19 +19,19 @@ if TYPE_CHECKING:
 
 
 EXAMPLES = f"""\
-Of one image the answer alone is printed, of several "image: answer", one a line; where there are several questions,
-each stands before its answer. Everything else goes to stderr.
+For one image, the answer is printed; for several, "image: answer", one per line. With several questions, each answer
+follows its question. Everything else goes to stderr.
 
 examples:
   showo-hf ask apple.png "is it food?"
 
-  several questions; the image is read once
+  several questions; the image is encoded once
     showo-hf ask apple.png --question "what is this?" --question "what is the main colour?"
 
-  one of these answers, each with its probability among them; write them as the model would
+  multiple choice: print the likeliest answer and the probability of each; write the answers as the model would
     showo-hf ask apple.png pear.png "is it food?" --choices yes. no.
 
-  a folder of thousands, which can be interrupted and gone on with:
+  a folder of thousands of images, in a run that can resume:
   {{"image": "images/apple.png", "question": "is it food?", "answer": "yes."}}
     showo-hf ask images "is it food?" -o food.jsonl --batch-size 32
 
@@ -49,51 +41,51 @@ examples:
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "ask",
-        help="ask about images",
-        description="Ask about images.",
+        help="ask questions about images",
+        description="Ask questions about images.",
         usage="showo-hf ask [options] IMAGE... QUESTION [--choices ANSWER ANSWER...]\n"
         "       showo-hf ask [options] IMAGE... --question QUESTION [--question QUESTION...]",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("words", nargs="+", metavar="IMAGE... QUESTION", help="files, folders of images or URLs; the question last")
-    add("-Q", "--question", action="append", metavar="QUESTION", help="in place of the last word; may be given again")
-    add("--choices", nargs="+", metavar="ANSWER", help="answers to choose from; stand behind the question")
-    add_reading_options(parser)
-    parser.intermixed = True  # `showo_hf.cli.Parser`: names may stand before and behind options
+    add("words", nargs="+", metavar="IMAGE... QUESTION", help="files, folders of images or URLs; the question is last")
+    add("-Q", "--question", action="append", metavar="QUESTION", help="replaces the last word; can be repeated")
+    add("--choices", nargs="+", metavar="ANSWER", help="answers to choose from; must follow the question")
+    add_question_options(parser)
+    parser.intermixed = True  # `showo_hf.cli.Parser`: options may stand between the images
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
-    """Answer the questions; see [`read_images`]."""
+    """Answer the questions; see [`answer_questions`]."""
     images, texts = images_and_questions(options.words, options.question)
     choices = check_choices(options.choices)
     questions: list[Record] = [{"question": text, **({"choices": choices} if choices else {})} for text in texts]
     answer = partial(choose if choices else answers, options=options)
-    show = partial(line, alone=is_alone(images), several=len(texts) > 1)
-    return read_images(options, images, questions, answer, show)
+    show = partial(line, single=is_single_image(images), several=len(texts) > 1)
+    return answer_questions(options, images, questions, answer, show)
 
 
 def images_and_questions(words: list[str], questions: list[str] | None) -> tuple[list[str], list[str]]:
-    """Tell what is asked from what is asked about. `UsageError` if one of them is missing."""
+    """Split the positional arguments into images and questions. Raises `UsageError` if either is missing."""
     if questions is None:
         *words, question = words
         if is_url(question) or (question and Path(question).exists()):
             raise UsageError(
-                f"the question must be the last word, or given by --question, but '{question}' is an image"
+                f"the last argument must be the question unless --question is given, but '{question}' is an image"
             )
         if not words:
-            raise UsageError(f"an image and a question are needed, got '{question}' alone")
+            raise UsageError(f"an image and a question are needed, got only '{question}'")
         questions = [question]
     for question in questions:
         if not question.strip():
-            raise UsageError("a question must hold words, got none")
+            raise UsageError(f"a question must contain words, got {question!r}")
     return words, list(dict.fromkeys(questions))
 
 
 def check_choices(choices: list[str] | None) -> list[str]:
-    """The answers to choose from. `UsageError` unless there are two or more, all different."""
+    """The answers to choose from. Raises `UsageError` unless there are at least two, all different."""
     if choices is None:
         return []
     stripped = [choice.strip() for choice in choices]
@@ -105,37 +97,37 @@ def check_choices(choices: list[str] | None) -> list[str]:
 def answers(
     pipe: DiffusionPipeline, images: list[Image.Image], questions: list[Record], options: argparse.Namespace
 ) -> list[list[Record]]:
-    """What the model says, for each image and question."""
-    found = ask_in_words(pipe, images, [question["question"] for question in questions], options)
+    """The generated answer to every question about every image."""
+    found = generate_answers(pipe, images, [question["question"] for question in questions], options)
     return [[{"answer": text} for text in texts] for texts in found]
 
 
 def choose(
-    pipe: DiffusionPipeline, loaded_images: list[Image.Image], questions: list[Record], options: argparse.Namespace
+    pipe: DiffusionPipeline, images: list[Image.Image], questions: list[Record], options: argparse.Namespace
 ) -> list[list[Record]]:
-    """The likeliest of the given answers, and the probability of each if the answer is one of them."""
+    """The likeliest of the given answers, with the probability of each, normalized over the given answers."""
     choices = questions[0]["choices"]
 
-    def call(images: list, prompts: list[str]) -> list[Record]:
-        scores = pipe.score(images, prompts, choices, batch_size=options.batch_size).log_likelihoods
+    def call(pair_images: list, prompts: list[str]) -> list[Record]:
+        scores = pipe.score(pair_images, prompts, choices, batch_size=options.batch_size).log_likelihoods
         return [best_choice(choices, score.double().softmax(-1).tolist()) for score in scores]
 
-    return ask_each(call, loaded_images, [question["question"] for question in questions])
+    return ask_each(call, images, [question["question"] for question in questions])
 
 
 def best_choice(choices: list[str], probabilities: list[float]) -> Record:
-    """The fields of an answer that was chosen."""
+    """The fields of a chosen answer."""
     best = max(range(len(choices)), key=probabilities.__getitem__)
     return {"answer": choices[best], "probabilities": [round(one, 6) for one in probabilities]}
 
 
-def line(record: Record, alone: bool, several: bool) -> str:
-    """An answer as a line of text."""
+def line(record: Record, single: bool, several: bool) -> str:
+    """Format an answer as a line of text: with the image unless `single`, with the question if `several`."""
     answer = record["answer"]
     if "probabilities" in record:
         pairs = zip(record["choices"], record["probabilities"], strict=True)
         answer += f" ({', '.join(f'{choice} {probability:.3f}' for choice, probability in pairs)})"
-    if alone and not several:
+    if single and not several:
         return answer
-    said = one_line(record["question"], answer) if several else one_line(answer)
-    return said if alone else f"{record['image']}: {said}"
+    text = one_line(record["question"], answer) if several else one_line(answer)
+    return text if single else f"{record['image']}: {text}"

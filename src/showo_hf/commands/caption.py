@@ -1,4 +1,4 @@
-"""`showo-hf caption`: what images show, in words."""
+"""`showo-hf caption`: describe images in words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
-from .reading import RESUMING, Record, add_reading_options, ask_in_words, is_alone, one_line, read_images
+from .image_files import is_single_image
+from .image_questions import RESUMING, add_question_options, answer_questions, generate_answers
+from .results import Record, one_line
 
 
 if TYPE_CHECKING:
@@ -15,22 +17,22 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-DEFAULT_PROMPT = "describe the image."
+DEFAULT_PROMPT = "describe the picture."  # a question in the training data of the embedded model
 
 EXAMPLES = f"""\
-Of one image the caption alone is printed, of several "image: caption", one a line. Everything else goes to stderr.
+For one image, the caption is printed; for several, "image: caption", one per line. Everything else goes to stderr.
 
 examples:
   one image
     showo-hf caption apple.png
 
-  every image in a folder, and in its folders
+  all images in a folder and its subfolders
     showo-hf caption images --recursive
 
-  thousands of them, which can be interrupted and gone on with: {{"image": "images/apple.png", "text": "a red apple."}}
+  thousands of images, in a run that can resume: {{"image": "images/apple.png", "text": "a red apple."}}
     showo-hf caption images -o captions.jsonl --batch-size 32
 
-  in other words
+  another prompt
     showo-hf caption apple.png pear.png --prompt "what is this?" --json
 
 {RESUMING}"""
@@ -39,41 +41,44 @@ examples:
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "caption",
-        help="say what images show",
-        description="Say what images show.",
+        help="describe images in words",
+        description="Describe images in words.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder of images, or URL")
     parser.add_argument(
-        "--prompt", default=DEFAULT_PROMPT, metavar="WORDS", help=f'what to ask for (default: "{DEFAULT_PROMPT}")'
+        "--prompt",
+        default=DEFAULT_PROMPT,
+        metavar="WORDS",
+        help=f'what to ask the model (default: "{DEFAULT_PROMPT}")',
     )
-    add_reading_options(parser)
-    parser.intermixed = True  # `showo_hf.cli.Parser`: names may stand before and behind options
+    add_question_options(parser)
+    parser.intermixed = True  # `showo_hf.cli.Parser`: options may stand between the images
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
-    """Caption the images; see [`read_images`]."""
+    """Caption the images; see [`answer_questions`]."""
     if not options.prompt.strip():
-        raise UsageError("`--prompt` must hold words, got none")
-    # A prompt of one's own is part of the record: another one is another question.
+        raise UsageError(f"`--prompt` must contain words, got {options.prompt!r}")
+    # A prompt other than the default is part of the record, because it is another question.
     question = {} if options.prompt == DEFAULT_PROMPT else {"prompt": options.prompt}
-    alone = is_alone(options.images)
-    return read_images(
-        options, options.images, [question], partial(captions, options=options), partial(line, alone=alone)
+    single = is_single_image(options.images)
+    return answer_questions(
+        options, options.images, [question], partial(captions, options=options), partial(line, single=single)
     )
 
 
 def captions(
     pipe: DiffusionPipeline, images: list[Image.Image], questions: list[Record], options: argparse.Namespace
 ) -> list[list[Record]]:
-    """The caption of each image."""
+    """The caption of every image for every prompt."""
     prompts = [question.get("prompt", DEFAULT_PROMPT) for question in questions]
-    answers = ask_in_words(pipe, images, prompts, options)
+    answers = generate_answers(pipe, images, prompts, options)
     return [[{"text": text} for text in texts] for texts in answers]
 
 
-def line(record: Record, alone: bool) -> str:
-    """A caption as a line of text."""
-    return record["text"] if alone else f"{record['image']}: {one_line(record['text'])}"
+def line(record: Record, single: bool) -> str:
+    """Format a caption as a line of text."""
+    return record["text"] if single else f"{record['image']}: {one_line(record['text'])}"

@@ -1,4 +1,4 @@
-"""`showo-hf chat`: a conversation in words and images."""
+"""`showo-hf chat`: a conversation in text and images."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
-from ..utils.argument_types import number_from_zero, positive_integer, seed_number, whole_number
-from .conversations import Message, conversation_text, read_conversation
+from ..utils.argument_types import non_negative_integer, non_negative_number, positive_integer, seed_number
+from .conversation_files import Message, conversation_text, read_conversation
 from .errors import CommandError, UsageError
 from .files import check_output, replace_file, save_numbered
-from .loading import add_loading_options, check_model, choose_device, load_pipeline
-from .reading import is_url, load, printable
-from .scheduling import add_scheduler_options, check_scheduler, set_scheduler
+from .image_files import is_url, load
+from .model_loading import add_loading_options, check_model, choose_device, load_pipeline
+from .results import printable
+from .scheduler_options import add_scheduler_options, check_scheduler, set_scheduler
 
 
 if TYPE_CHECKING:
@@ -37,30 +38,30 @@ if TYPE_CHECKING:
 PROMPT = "> "
 
 COMMANDS_HELP = """\
-/image PATH   show an image (file or URL) with the next message; once for each image
-/new            begin a new conversation
-/save FILE.json write the conversation, for --load and for the pipelines of this package
-/help           this list
-/quit           leave, as Ctrl-D does
-Ctrl-C stops an answer. A message that begins with / needs a space before it."""
+/image PATH      attach an image (file or URL) to the next message; can be repeated
+/new             start a new conversation
+/save FILE.json  save the conversation, for --load and for the pipelines of this package
+/help            show this list
+/quit            quit, like Ctrl-D
+Ctrl-C stops an answer. Put a space before a message that starts with /."""
 
 EXAMPLES = f"""\
-A line is a message. The answer comes word by word; its images are saved as image-0.png, image-1.png ..., and what
-is there already stays as it is. Answers and the names of images go to stdout, everything else goes to stderr.
+Every line is a message. The answer is printed word by word. Its images are saved as image-0.png, image-1.png ...;
+existing files are never overwritten. Answers and image names go to stdout, everything else goes to stderr.
 
 {COMMANDS_HELP}
 
-A saved conversation holds the tokens of its images, so --load goes on with it as if it had never ended, also where the
-images are gone. It takes the model that it was saved with.
+A saved conversation contains the tokens of its images. --load continues it exactly, even if the image files are
+gone. Load it with the model that it was saved with.
 
-Lines can come from a file or a program as well. Then there is no prompt, and Ctrl-C ends the program.
+The lines can also come from a file or a pipe. Then there is no prompt, and Ctrl-C ends the program.
 
 examples:
   showo-hf chat
   showo-hf chat --load said.json
   cat messages.txt | showo-hf chat --output drawings --seed 7
 
-exit codes: 0 it was left, 1 something failed that came from a file or a program, 2 the command was not understood,
+exit codes: 0 the conversation ended, 1 a line from a file or a pipe failed, 2 the arguments are not valid,
 130 interrupted
 """
 
@@ -68,27 +69,49 @@ exit codes: 0 it was left, 1 something failed that came from a file or a program
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "chat",
-        help="talk in words and images",
-        description="Talk with the model in words and images.",
+        help="chat in text and images",
+        description="Chat with the model in text and images.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("-o", "--output", type=Path, default=Path(), metavar="FOLDER", help="for the images (default: this one)")
-    add("--load", type=Path, metavar="FILE.json", help="go on with a conversation that /save wrote")
-    add("--steps", type=positive_integer, metavar="N", help="steps from nothing to an image (default: the model's)")
-    add("--guidance", type=number_from_zero, metavar="G", help="pull of the words on images; 1 is none")
-    add("--temperature", type=number_from_zero, metavar="T", help="randomness of images (default: the model's)")
-    add("--seed", type=seed_number, metavar="N", help="makes it repeatable (default: a new one, told on stderr)")
-    add("--max-new-tokens", type=positive_integer, metavar="N", help="longest answer in words (default: 256 tokens)")
-    add("--max-images", type=whole_number, metavar="N", help="most images in an answer (default: 4)")
+    add(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path(),
+        metavar="FOLDER",
+        help="folder for the images (default: the current one)",
+    )
+    add("--load", type=Path, metavar="FILE.json", help="continue a conversation that /save wrote")
+    add(
+        "--steps",
+        type=positive_integer,
+        metavar="N",
+        help="number of denoising steps per image (default: the model's)",
+    )
+    add("--guidance", type=non_negative_number, metavar="G", help="guidance scale of images; 1 turns it off")
+    add(
+        "--temperature",
+        type=non_negative_number,
+        metavar="T",
+        help="sampling temperature of images (default: the model's)",
+    )
+    add("--seed", type=seed_number, metavar="N", help="random seed (default: a new one, printed to stderr)")
+    add("--max-new-tokens", type=positive_integer, metavar="N", help="longest answer in text tokens (default: 256)")
+    add(
+        "--max-images",
+        type=non_negative_integer,
+        metavar="N",
+        help="largest number of images in an answer (default: 4)",
+    )
     add_scheduler_options(parser)
     add_loading_options(parser)
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
-    """Talk until the lines end. What can be checked without the model is checked before it is loaded."""
+    """Chat until the input ends. Everything that does not need the model is checked before the model is loaded."""
     check_options(options)
     check_scheduler(options)
     before, sources = ([], []) if options.load is None else read_conversation("--load", options.load)
@@ -102,20 +125,20 @@ def run(options: argparse.Namespace) -> int:
         print(f"seed {seed}", file=sys.stderr)
     pipe = load_pipeline(options.model, options.dtype, device, options.quiet, "ShowoAnyToAnyPipeline")
     set_scheduler(pipe, options)
-    pipe.set_progress_bar_config(disable=True)  # `Screen` shows the steps, and knows where the text is
+    pipe.set_progress_bar_config(disable=True)  # `Screen` shows the steps, below the text
     chat = Chat(pipe, options, seed, interactive)
     if options.load is not None:
-        chat.go_on(before, sources)
+        chat.resume(before, sources)
     if interactive:
-        with suppress(ImportError):  # a system may lack it
-            import readline  # noqa: F401  # arrow keys, and earlier lines
-        tell("Say something. /help lists the commands, Ctrl-D leaves.")
-    talk(chat)
+        with suppress(ImportError):  # not available on every system
+            import readline  # noqa: F401  # arrow keys and history
+        print_status("Type a message. /help lists the commands, Ctrl-D quits.")
+    run_lines(chat)
     return 1 if chat.failed and not interactive else 0
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Raise `UsageError` unless images can be written to `--output`, and the numbers can be used."""
+    """Raise `UsageError` unless `--output` is a writable folder, and the numbers are valid."""
     if not options.output.is_dir():
         raise UsageError(f"`--output` must be a folder that exists, got '{options.output}'")
     if not os.access(options.output, os.W_OK):
@@ -126,27 +149,27 @@ def check_options(options: argparse.Namespace) -> None:
             raise UsageError(f"`--{name}` must not be negative, got {value}")
 
 
-# Lines
+# Input
 
 
-def talk(chat: Chat) -> None:
-    """Hand over line by line, until they end or one says so."""
+def run_lines(chat: Chat) -> None:
+    """Run every line, until the input ends or `/quit`."""
     while True:
         try:
-            if not chat.take(read_line(chat.interactive)):
+            if not chat.run_line(read_line(chat.interactive)):
                 return
         except EOFError:
             if chat.interactive:
-                tell("")  # the shell's prompt begins a line
+                print_status("")  # the prompt of the shell starts on a new line
             return
         except KeyboardInterrupt:
             if not chat.interactive:
                 raise
-            tell("\n(/quit or Ctrl-D leaves)")
+            print_status("\n(/quit or Ctrl-D quits)")
 
 
 def read_line(interactive: bool) -> str:
-    """The next line; `EOFError` behind the last one."""
+    """The next line. Raises `EOFError` after the last one."""
     if not interactive:
         line = sys.stdin.readline()
         if not line:
@@ -154,33 +177,34 @@ def read_line(interactive: bool) -> str:
         return line.rstrip("\n")
     if sys.stdout.isatty():
         return input(PROMPT)
-    print(PROMPT, end="", file=sys.stderr, flush=True)  # stdout is for answers
+    print(PROMPT, end="", file=sys.stderr, flush=True)  # stdout is only for answers
     return input()
 
 
-def tell(text: str) -> None:
+def print_status(text: str) -> None:
+    """Print to stderr: stdout is only for answers."""
     print(text, file=sys.stderr, flush=True)
 
 
 # Interrupts
 
 
-class Stop:
-    """A signal handler that notes the first Ctrl-C, for the answer to end in good order. The second one interrupts."""
+class StopSignal:
+    """A signal handler. The first Ctrl-C requests a clean stop of the answer; the second raises `KeyboardInterrupt`."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
 
 
 @contextmanager
-def stopping(active: bool) -> Iterator[Stop]:
-    """Within it, Ctrl-C is noted rather than raised; outside of the main thread, and where not `active`, it is not."""
-    stop = Stop()
+def stop_on_interrupt(active: bool) -> Iterator[StopSignal]:
+    """Handle Ctrl-C by a [`StopSignal`] within the block. A no-op outside of the main thread, and unless `active`."""
+    stop = StopSignal()
     if not active or threading.current_thread() is not threading.main_thread():
         yield stop
         return
@@ -191,11 +215,11 @@ def stopping(active: bool) -> Iterator[Stop]:
         signal.signal(signal.SIGINT, previous)
 
 
-# What is seen of an answer
+# Output
 
 
 class Screen:
-    """The answer on stdout, and the steps of an image on stderr, so that neither writes over the other."""
+    """Prints the answer to stdout and the progress of images to stderr, so that neither overwrites the other."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
@@ -203,7 +227,7 @@ class Screen:
         self.bar: tqdm | None = None
 
     def text(self, piece: str) -> None:
-        """Some more words."""
+        """Print more text of the answer."""
         if self.at_line_start:
             piece = piece.lstrip()
         if piece:
@@ -211,7 +235,7 @@ class Screen:
             self.at_line_start = piece.endswith("\n")
 
     def step(self, event: ImageStep) -> None:
-        """An image has got on by a step."""
+        """Show the progress of an image."""
         from tqdm import tqdm
 
         self.end_line()
@@ -221,7 +245,7 @@ class Screen:
         self.bar.update(event.step + 1 - self.bar.n)
 
     def image(self, path: Path) -> None:
-        """An image is saved."""
+        """Print the path of a saved image."""
         self.close_bar()
         self.end_line()
         print(printable(str(path)), flush=True)
@@ -245,110 +269,112 @@ class Screen:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """An image that goes with the next message."""
+class Attachment:
+    """An image that is sent with the next message."""
 
     name: str
     image: Image.Image
 
     def source(self) -> dict[str, str]:
-        """Where it lies, as a saved message has it."""
+        """The path or URL, as in a saved message."""
         return {"url" if is_url(self.name) else "path": self.name}
 
 
 class Chat:
     """
-    A conversation and what a user can do with it.
+    A conversation and the commands on it.
 
     Args:
-        pipe: makes the answers.
-        options: those of the command.
-        seed: of all draws, in the order in which they come.
-        interactive: whether somebody sits there, who can stop an answer and mend what went wrong.
+        pipe: generates the answers.
+        options: the parsed options of the command.
+        seed: seeds one generator for the whole conversation.
+        interactive: whether a user types the lines. A user can stop an answer, and errors do not fail the program.
     """
 
     def __init__(self, pipe: ShowoAnyToAnyPipeline, options: argparse.Namespace, seed: int, interactive: bool):
         import torch
 
         self.pipe, self.options, self.interactive = pipe, options, interactive
-        self.generator: torch.Generator = torch.Generator("cpu").manual_seed(seed)  # the same draws on any device
+        self.generator: torch.Generator = torch.Generator("cpu").manual_seed(
+            seed
+        )  # the same random numbers on any device
         self.next_number = 0
         self.failed = False
         self.begin()
 
     def begin(self, before: Iterable[Message] = (), sources: Iterable[dict[str, str]] = ()) -> None:
-        """A new conversation, behind the messages that came before and with the places of their images."""
+        """Start a conversation with the given messages and the sources of their images."""
         self.session = self.pipe.start(list(before))
         self.sources = list(sources)
-        self.shown: list[Shown] = []
+        self.attachments: list[Attachment] = []
 
-    def go_on(self, before: list[Message], sources: list[dict[str, str]]) -> None:
-        """Go on with the conversation of `--load`. `UsageError` if it is none that this model can have had."""
+    def resume(self, before: list[Message], sources: list[dict[str, str]]) -> None:
+        """Continue the conversation of `--load`. Raises `UsageError` if it is not valid for this model."""
         try:
             self.begin(before, sources)
         except (ValueError, TypeError) as error:
-            raise UsageError(f"`--load` cannot go on with '{self.options.load}': {error}") from error
-        tell(f"({len(before)} messages from {self.options.load})")
+            raise UsageError(f"`--load` cannot continue '{self.options.load}': {error}") from error
+        print_status(f"({len(before)} messages from {self.options.load})")
 
-    def take(self, line: str) -> bool:
-        """Do what a line says. False where it says to leave."""
-        command, _, words = line.rstrip().partition(" ")
+    def run_line(self, line: str) -> bool:
+        """Run a command or answer a message. Returns False for `/quit`."""
+        command, _, argument = line.rstrip().partition(" ")
         if command == "/quit":
             return False
         try:
             if command.startswith("/"):
-                self.obey(command, words.strip())
+                self.run_command(command, argument.strip())
             elif line.strip():
                 self.answer(line.strip())
-            elif self.shown:
-                tell("(the image goes with your next message)")
+            elif self.attachments:
+                print_status("(the image is sent with your next message)")
         except (UsageError, CommandError, ValueError, TypeError, RuntimeError) as error:
             self.failed = True
             if self.options.debug:
                 traceback.print_exc()
-            tell(f"showo-hf: error: {' '.join(str(error).split())}")
+            print_status(f"showo-hf: error: {' '.join(str(error).split())}")
         return True
 
-    def obey(self, command: str, words: str) -> None:
-        """A line that begins with a slash. `UsageError` if there is no such command."""
+    def run_command(self, command: str, argument: str) -> None:
+        """Run a line that starts with a slash. Raises `UsageError` for an unknown command."""
         if command == "/image":
-            self.show(words)
+            self.attach(argument)
         elif command == "/save":
-            self.save(words)
+            self.save(argument)
         elif command == "/new":
             self.begin()
-            tell("(a new conversation)")
+            print_status("(a new conversation)")
         elif command == "/help":
-            tell(COMMANDS_HELP)
+            print_status(COMMANDS_HELP)
         else:
             raise UsageError(
-                f"there is no command {command}; /help lists them, and a message has a space before its /"
+                f"there is no command {command}; /help lists all commands. Put a space before a message that starts with /"
             )
 
-    def show(self, words: str) -> None:
-        """Read an image, to go with the next message. `UsageError` if it cannot be read."""
-        if not words:
+    def attach(self, argument: str) -> None:
+        """Attach an image to the next message. Raises `UsageError` if it cannot be read."""
+        if not argument:
             raise UsageError("/image needs the path of an image")
-        loaded = load(image_name(words))
+        loaded = load(image_name(argument))
         if loaded.image is None:
             raise UsageError(f"'{loaded.name}' cannot be read: {loaded.problem}")
-        self.shown.append(Shown(loaded.name, loaded.image))
+        self.attachments.append(Attachment(loaded.name, loaded.image))
         width, height = loaded.image.size
-        tell(f"({loaded.name}, {width}x{height}, goes with your next message)")
+        print_status(f"({loaded.name}, {width}x{height}, is sent with your next message)")
 
-    def save(self, words: str) -> None:
-        """Write the conversation to a file. `UsageError` if it cannot be written to."""
-        if not words:
+    def save(self, argument: str) -> None:
+        """Save the conversation. Raises `UsageError` if the path is not writable."""
+        if not argument:
             raise UsageError("/save needs the name of a file")
-        path = Path(words).expanduser()
+        path = Path(argument).expanduser()
         check_output("/save", path, (".json",))
         messages = self.session.messages
         text = conversation_text(messages, self.sources)
         replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-        tell(f"({len(messages)} messages in {path})")
+        print_status(f"({len(messages)} messages in {path})")
 
     def given_options(self) -> dict[str, Any]:
-        """The options of an answer; what the user left out is left to the pipeline's own defaults."""
+        """The options of an answer. Options that were not given keep the pipeline's defaults."""
         wanted = {
             "max_new_tokens": self.options.max_new_tokens,
             "max_images": self.options.max_images,
@@ -360,45 +386,49 @@ class Chat:
 
     def answer(self, text: str) -> None:
         """
-        Say something, and show the answer while it comes.
+        Send a message, and print the answer as it is generated.
 
-        An answer that is stopped or fails leaves the conversation as it was, with the images that were to go along,
-        and the draws as if nothing had been said.
+        If the answer is stopped or fails, the conversation, the attached images and the generator are unchanged.
         """
-        words = {"type": "text", "text": text}
-        images = [{"type": "image", "image": shown.image} for shown in self.shown]
-        said = {"role": "user", "content": [*images, words]}
+        text_part = {"type": "text", "text": text}
+        images = [{"type": "image", "image": attachment.image} for attachment in self.attachments]
+        message = {"role": "user", "content": [*images, text_part]}
         state = self.generator.get_state()
         done = None
         try:
-            done, saved = self.write(said)
-        except KeyboardInterrupt:  # the second one, which does not wait
+            done, saved = self.stream_answer(message)
+        except KeyboardInterrupt:  # the second Ctrl-C, which does not wait for a clean stop
             if not self.interactive:
                 raise
         finally:
             if done is None:
                 self.generator.set_state(state)
         if done is None:
-            tell("(stopped; the conversation is as it was before your message)")
+            print_status("(stopped; your message and the answer are discarded)")
             return
-        self.sources += [*(shown.source() for shown in self.shown), *({"path": str(path)} for path in saved)]
-        self.shown = []
+        self.sources += [attachment.source() for attachment in self.attachments]
+        self.sources += [{"path": str(path)} for path in saved]
+        self.attachments = []
         if not done.message["content"]:
-            tell("(no answer)")
+            print_status("(no answer)")
         elif done.finish_reason == "length":
-            tell("(the answer met a limit: --max-new-tokens, or what the model can hold in mind)")
+            print_status("(the answer reached a limit: --max-new-tokens, or the context length of the model)")
 
-    def write(self, said: dict[str, Any]) -> tuple[AnswerDone | None, list[Path]]:
-        """Show an answer and save its images; None for an answer that was stopped, and the images' paths."""
+    def stream_answer(self, message: dict[str, Any]) -> tuple[AnswerDone | None, list[Path]]:
+        """Print an answer and save its images. Returns the last event, or None if stopped, and the image paths."""
         from showo_hf.pipelines import AnswerDone, ImageDone, ImageStep
 
-        events = self.session.stream(said, generator=self.generator, **self.given_options())
+        events = self.session.stream(message, generator=self.generator, **self.given_options())
         saved: list[Path] = []
-        with stopping(self.interactive) as stop, closing(events), closing(Screen(self.options.quiet)) as screen:
+        with (
+            stop_on_interrupt(self.interactive) as stop,
+            closing(events),
+            closing(Screen(self.options.quiet)) as screen,
+        ):
             for event in events:
                 if isinstance(event, AnswerDone):
                     return event, saved
-                if stop.asked:
+                if stop.requested:
                     break
                 if isinstance(event, ImageStep):
                     screen.step(event)
@@ -410,20 +440,20 @@ class Chat:
         return None, saved
 
     def save_image(self, image: Image.Image) -> Path:
-        """Save an image under the next name that is free."""
+        """Save an image under the next free name."""
         path, number = save_numbered(self.options.output, "image", ".png", self.next_number, image.save)
         self.next_number = number + 1
         return path
 
 
-def image_name(words: str) -> str:
-    """The path or URL that a user means, who may have put it in quotes or written it as shells do."""
-    if is_url(words):
-        return words
-    plain = Path(words).expanduser()
+def image_name(text: str) -> str:
+    """The path or URL that a user typed, which may be quoted or escaped as in a shell."""
+    if is_url(text):
+        return text
+    plain = Path(text).expanduser()
     if not plain.exists():
-        with suppress(ValueError):  # a quote that is not closed
-            parts = shlex.split(words)
+        with suppress(ValueError):  # an unclosed quote
+            parts = shlex.split(text)
             if len(parts) == 1:
                 return str(Path(parts[0]).expanduser())
     return str(plain)

@@ -1,8 +1,8 @@
-"""How a command ends when it cannot do what was asked."""
+"""The errors that end a command."""
 
 
 class UsageError(Exception):
-    """What the user asked for is not possible. The command ends with exit code 2."""
+    """The arguments are not valid. The command ends with exit code 2."""
 
 
 class CommandError(Exception):

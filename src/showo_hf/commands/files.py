@@ -1,4 +1,4 @@
-"""The files that commands write."""
+"""The files that commands write: atomic, numbered, and JSON lines."""
 
 import json
 import os
@@ -10,26 +10,26 @@ from .errors import CommandError, UsageError
 
 
 def check_output(option: str, path: Path, suffixes: tuple[str, ...]) -> None:
-    """Raise `UsageError` unless `path` is one that a file with one of these suffixes can be written to."""
+    """Raise `UsageError` unless `path` is a writable file path with one of these suffixes."""
     if path.suffix.lower() not in suffixes:
         raise UsageError(f"`{option}` must end in {', '.join(suffixes)}, got '{path}'")
     if path.is_dir():
         raise UsageError(f"`{option}` must be a file, but '{path}' is a folder")
     if not path.parent.is_dir():
-        raise UsageError(f"`{option}` must lie in a folder that exists, but '{path.parent}' does not")
+        raise UsageError(f"`{option}` must be in an existing folder, but '{path.parent}' does not exist")
     if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"`{option}` must lie in a folder that can be written to, but '{path.parent}' cannot")
+        raise UsageError(f"`{option}` must be in a writable folder, but '{path.parent}' is not")
 
 
 def numbered(path: Path, count: int) -> list[Path]:
-    """`path` itself for one file; for more of them apple-0.png, apple-1.png ... for apple.png."""
+    """`path` itself for one file; else apple-0.png, apple-1.png ... for apple.png."""
     if count == 1:
         return [path]
     return [path.with_name(f"{path.stem}-{index}{path.suffix}") for index in range(count)]
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it there: no half-written file is ever seen."""
+    """Write a file atomically: `write` gets a temporary path beside `path`, which then replaces `path`."""
     temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
     try:
         write(temporary)
@@ -41,18 +41,21 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def json_lines(records: Iterable[dict[str, Any]]) -> str:
-    """One line of JSON for each record, in ASCII: a file name that is no valid text must not stop the writing."""
+    """Format records as JSON lines. The output is ASCII, so that file names that are not valid text can be written."""
     return "".join(f"{json.dumps(record)}\n" for record in records)
 
 
 def read_json_lines(option: str, path: Path) -> tuple[list[dict[str, Any]], bool]:
     """
-    The records of a file of JSON lines, and whether its last line is whole; nothing where there is no such file.
+    Read a file of JSON lines.
 
-    A last line without its end was cut off by an interrupt. It is left out, unless it happens to hold a whole record.
+    An interrupted run can leave a last line without a newline. It is skipped unless it is a complete record.
+
+    Returns:
+        the records, and whether the last line ends with a newline. A missing file has no records.
 
     Raises:
-        UsageError: if a line is no JSON object; `option` is what named the file.
+        UsageError: if a line is not a JSON object. `option` is the option that named the file.
     """
     if not path.exists():
         return [], True
@@ -63,13 +66,15 @@ def read_json_lines(option: str, path: Path) -> tuple[list[dict[str, Any]], bool
     records = [parse_record(line) for line in lines]
     if None in records:
         number = records.index(None) + 1
-        raise UsageError(f"`{option}` must be a file of JSON lines, but line {number} of '{path}' is no JSON object")
+        raise UsageError(
+            f"`{option}` must be a file of JSON lines, but line {number} of '{path}' is not a JSON object"
+        )
     last = parse_record(rest)
     return [record for record in (*records, last) if record is not None], rest == b""
 
 
 def parse_record(line: bytes) -> dict[str, Any] | None:
-    """The JSON object in a line, None where there is none."""
+    """Parse a JSON object; None if the line is something else."""
     try:
         record = json.loads(line)
     except ValueError:
@@ -78,7 +83,7 @@ def parse_record(line: bytes) -> dict[str, Any] | None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Put `text` at the end of a file, in one piece as far as the system can."""
+    """Append `text` to a file in one write."""
     try:
         with open(path, "a", encoding="utf-8") as file:
             file.write(text)
@@ -90,15 +95,15 @@ def save_numbered(
     folder: Path, stem: str, suffix: str, start: int, write: Callable[[Path], object]
 ) -> tuple[Path, int]:
     """
-    Write the first file from stem-<start> on that is not there yet; no file is ever overwritten.
+    Write to the first free name from `{stem}-{start}{suffix}` on. Never overwrites a file.
 
     Returns:
-        its path and its number.
+        the path and its number.
     """
     while True:
         path = folder / f"{stem}-{start}{suffix}"
         try:
-            path.touch(exist_ok=False)  # takes the name, also from another program that writes here
+            path.touch(exist_ok=False)  # reserves the name, also against other processes
         except FileExistsError:
             start += 1
             continue

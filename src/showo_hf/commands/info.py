@@ -1,4 +1,4 @@
-"""`showo-hf info`: what is installed here, the devices, and the embedded model."""
+"""`showo-hf info`: installed versions, devices, and the embedded model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .loading import DTYPES, accelerators
+from .model_loading import DTYPES, accelerators
 
 
 REQUIRED = "torch transformers diffusers accelerate huggingface_hub safetensors tokenizers numpy pillow".split()
@@ -23,14 +23,14 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "info",
         help="versions, devices, and the embedded model",
-        description="Tell what is installed, the devices with their number formats, and what the embedded model is.",
+        description="Show the installed versions, the devices with their dtypes, and facts about the embedded model.",
     )
-    parser.add_argument("--json", action="store_true", help="the same as JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what is installed, as text or as JSON."""
+    """Print the facts as text or as JSON."""
     facts = collect_facts()
     if options.json:
         print(json.dumps(facts, indent=2))
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def package_version(name: str) -> str | None:
-    """The installed version of a package, None where it is not installed."""
+    """The installed version of a package, or None."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -48,7 +48,7 @@ def package_version(name: str) -> str | None:
 
 
 def collect_facts() -> dict[str, Any]:
-    """Versions, devices and the embedded model, in plain types."""
+    """Versions, devices and the embedded model, as plain types."""
     from showo_hf import EMBEDDED_MODEL
 
     versions = {"showo-hf": package_version("showo-hf"), "python": platform.python_version()}
@@ -61,7 +61,7 @@ def collect_facts() -> dict[str, Any]:
 
 
 def device_facts(name: str) -> dict[str, Any]:
-    """What a device is, and the number formats that it multiplies matrices in."""
+    """Describe a device and the dtypes in which it can multiply matrices."""
     import torch
 
     if name == "cpu":
@@ -86,7 +86,7 @@ def multiplies(device: str, dtype: str) -> bool:
 
 
 def model_facts(folder: Path) -> dict[str, Any] | None:
-    """Where a saved pipeline lies and what it is, from its small files. None where there is none."""
+    """Facts about a saved pipeline, without loading its weights. None if `folder` has no pipeline."""
     if not (folder / "model_index.json").is_file():
         return None
     config = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))
@@ -109,7 +109,7 @@ def model_facts(folder: Path) -> dict[str, Any] | None:
 
 
 def count_parameters(path: Path) -> int:
-    """Numbers in a .safetensors file, from its header: its length in 8 bytes, then JSON with the shapes."""
+    """Count the parameters of a .safetensors file from its header: an 8-byte length, then JSON with the shapes."""
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
@@ -117,7 +117,7 @@ def count_parameters(path: Path) -> int:
 
 
 def fact_lines(facts: dict[str, Any]) -> Iterator[str]:
-    """The facts as text, a heading over each part."""
+    """Format the facts as text with headings."""
     yield from table("versions", facts["versions"])
     optional = {name: f"{found or 'not installed'} ({OPTIONAL[name]})" for name, found in facts["optional"].items()}
     yield from table("optional", optional)

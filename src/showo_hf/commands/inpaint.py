@@ -1,4 +1,4 @@
-"""`showo-hf inpaint`: paint a part of an image anew."""
+"""`showo-hf inpaint`: generate a part of an image again."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import argparse
 import re
 from typing import TYPE_CHECKING, Any
 
-from ..utils.argument_types import whole_number
-from .drawing import (
-    add_drawing_options,
+from ..utils.argument_types import non_negative_integer
+from .errors import UsageError
+from .image_generation import (
     add_editing_options,
-    add_repainting_options,
+    add_generation_options,
     add_save_steps,
-    draw,
-    drawing_parser,
+    add_strength_options,
+    generate_images,
+    generation_parser,
     read_image,
     size_of,
 )
-from .errors import UsageError
 
 
 if TYPE_CHECKING:
@@ -26,48 +26,53 @@ if TYPE_CHECKING:
 
 
 EXAMPLES = """\
-  paint what is white in the mask
+  inpaint the white area of a mask
     showo-hf inpaint apple.png "a green apple, flat style" --mask mask.png -o green.png
 
   a rectangle instead of a mask: left, top, right and bottom, in pixels of the image
     showo-hf inpaint apple.png "a green apple, flat style" --box 24,24,72,72 -o green.png
 
-  a small part of a photograph, at full size, and the rest of its pixels as they are
+  a small part of a photograph at its full size; all other pixels stay as they are
     showo-hf inpaint photo.jpg "a red door" --mask mask.png --crop 32 -o painted.png
 """
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    parser = drawing_parser(
+    parser = generation_parser(
         subparsers,
         "inpaint",
-        "paint a part of an image anew",
-        ": what a mask marks. Everything else keeps its tokens",
+        "generate a part of an image again",
+        ": the area that a mask marks. All other tokens stay",
         EXAMPLES,
     )
     add_editing_options(parser)
     add = parser.add_argument
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--mask", help="where to paint: an image, white is where; a file or a URL")
-    where.add_argument("--box", type=box, metavar="L,T,R,B", help="where to paint, in pixels of the image")
-    add_repainting_options(parser, "all that is marked")
-    add("--keep-pixels", action="store_true", help="put the original pixels back where nothing was painted")
-    add("--crop", type=whole_number, metavar="PIXELS", help="work on what is marked and so much around it alone")
-    add_drawing_options(parser)
+    where.add_argument("--mask", help="the area to inpaint: an image file or URL, white inside")
+    where.add_argument("--box", type=box, metavar="L,T,R,B", help="the area to inpaint, in pixels of the image")
+    add_strength_options(parser, "1, the whole area")
+    add("--keep-pixels", action="store_true", help="copy the input pixels outside the area into the result")
+    add(
+        "--crop",
+        type=non_negative_integer,
+        metavar="PIXELS",
+        help="work on a crop: the area and this margin around it",
+    )
+    add_generation_options(parser)
     add_save_steps(parser)
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
     if options.crop is not None and options.save_steps is not None:
-        raise UsageError("`--save-steps` must be left out with `--crop`, whose steps are of a part of the image")
+        raise UsageError("`--save-steps` cannot be used with `--crop`, because the steps show only the crop")
     if options.crop is not None and options.num > 1:
-        raise UsageError(f"`--num` must be 1 with `--crop`, which makes one image at a time, got {options.num}")
-    return draw(options, "ShowoInpaintPipeline", arguments_of)
+        raise UsageError(f"`--num` must be 1 with `--crop`, got {options.num}")
+    return generate_images(options, "ShowoInpaintPipeline", arguments_of)
 
 
 def arguments_of(options: argparse.Namespace) -> dict[str, Any]:
-    """The pipeline's arguments that only this command has."""
+    """The pipeline arguments that only this command has."""
     image = read_image("IMAGE", options.image)
     if options.box is not None:
         mask = box_mask(options.box, image.size)
@@ -86,8 +91,10 @@ def arguments_of(options: argparse.Namespace) -> dict[str, Any]:
 
 def read_mask(name: str, size: tuple[int, int]) -> torch.Tensor:
     """
-    A mask file or URL, (H, W) in [0, 1]. `UsageError` if it cannot be read, or has not the aspect of the image's size,
-    (width, height).
+    Read a mask file or URL to a tensor (H, W) in [0, 1].
+
+    Raises:
+        UsageError: if the mask cannot be read, or its aspect ratio differs from `size`, (width, height).
     """
     from showo_hf.pipelines.masks import check_aspect, load_mask
 
@@ -100,7 +107,7 @@ def read_mask(name: str, size: tuple[int, int]) -> torch.Tensor:
 
 
 def box(text: str) -> tuple[int, int, int, int]:
-    """ "24,24,72,72" to left, top, right and bottom."""
+    """Parse "24,24,72,72" to left, top, right and bottom."""
     match = re.fullmatch(r"(\d{1,6}),(\d{1,6}),(\d{1,6}),(\d{1,6})", text)
     left, top, right, bottom = map(int, match.groups()) if match else (0, 0, 0, 0)
     if not (left < right and top < bottom):
@@ -109,12 +116,12 @@ def box(text: str) -> tuple[int, int, int, int]:
 
 
 def box_mask(sides: tuple[int, int, int, int], size: tuple[int, int]) -> Image.Image:
-    """A mask of an image's size, (width, height), white in a box. `UsageError` if the box is not in the image."""
+    """A mask of `size`, (width, height), white inside the box. Raises `UsageError` if the box exceeds the image."""
     from PIL import Image
 
     if sides[2] > size[0] or sides[3] > size[1]:
         raise UsageError(
-            f"`--box` must lie in the image, which is {size[0]}x{size[1]}, got {','.join(map(str, sides))}"
+            f"`--box` must lie inside the image of {size[0]}x{size[1]} pixels, got {','.join(map(str, sides))}"
         )
     mask = Image.new("L", size)
     mask.paste(255, sides)

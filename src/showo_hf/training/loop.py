@@ -1,4 +1,4 @@
-"""One training loop for both models, on accelerate: the same command on a CPU or on GPUs, and it resumes."""
+"""A training loop on accelerate: runs on a CPU or on GPUs, and resumes from checkpoints."""
 
 import argparse
 import json
@@ -25,10 +25,10 @@ OPTIMIZERS = ("adamw", "muon")
 @dataclass
 class LoopOptions:
     """
-    What both trainers let a user choose; see [`add_loop_arguments`] for the meanings.
+    The options of a training run; see [`add_loop_arguments`] for their meanings.
 
-    The learning rate rises over `warmup_steps`, stays, and falls to zero over the last `decay_share` of the steps; a
-    warm-up that leaves no room for that cuts the fall short.
+    The learning rate rises over `warmup_steps`, stays constant, and falls to zero over the last `decay_share` of the
+    steps. If the warm-up leaves too few steps, the decay is shorter.
     """
 
     output: str
@@ -49,37 +49,37 @@ class LoopOptions:
 
 
 def add_loop_arguments(parser: argparse.ArgumentParser, **defaults):
-    """Add the options of [`LoopOptions`] to `parser`; `defaults` replace the ones written there."""
+    """Add the options of [`LoopOptions`] to `parser`. `defaults` override the defaults of the class."""
     add = parser.add_argument
-    add("--output", required=True, help="folder for the trained model; checkpoints and the log lie beside it")
-    add("--steps", type=int, required=True, help="optimizer steps in all, those before a resume counted in")
-    add("--batch-size", type=int, default=16, help="images a step and process")
+    add("--output", required=True, help="folder for the trained model; checkpoints and the log are written beside it")
+    add("--steps", type=int, required=True, help="total number of optimizer steps, including those before a resume")
+    add("--batch-size", type=int, default=16, help="images per step and process")
     add("--learning-rate", type=float, default=1e-3)
     add("--weight-decay", type=float)
-    add("--optimizer", choices=OPTIMIZERS, help="muon: for the matrices inside the network; AdamW for the rest")
+    add("--optimizer", choices=OPTIMIZERS, help="muon: Muon for the matrices inside the network, AdamW for the rest")
     add("--warmup-steps", type=int)
-    add("--decay-share", type=float, help="share of the steps over which the rate falls to zero")
+    add("--decay-share", type=float, help="share of the steps over which the learning rate falls to zero")
     add("--max-grad-norm", type=float)
-    add("--ema-decay", type=float, help="decay of the averaged weights, which are what is saved")
+    add("--ema-decay", type=float, help="decay of the averaged weights; the averaged weights are saved")
     add("--mixed-precision", choices=("no", "bf16", "fp16"))
     add("--seed", type=int)
     add("--save-every", type=int, help="steps between checkpoints")
     add("--log-every", type=int)
-    add("--max-minutes", type=float, help="stop with a checkpoint after so long; resume later")
+    add("--max-minutes", type=float, help="save a checkpoint and stop after this time; resume later")
     written = {field.name: field.default for field in fields(LoopOptions) if field.default is not MISSING}
     parser.set_defaults(**(written | defaults))
 
 
 def loop_options(arguments: argparse.Namespace) -> LoopOptions:
-    """The [`LoopOptions`] among parsed arguments."""
+    """The [`LoopOptions`] of parsed arguments."""
     return LoopOptions(**{field.name: getattr(arguments, field.name) for field in fields(LoopOptions)})
 
 
 def step_generator(seed: int, step: int, process: int = 0) -> torch.Generator:
     """
-    The random numbers of one step of one process.
+    The random number generator of one step of one process.
 
-    They depend on nothing else, so a resumed run sees the same batches as one that never stopped.
+    It depends on nothing else, so a resumed run sees the same batches as an uninterrupted one.
     """
     return torch.Generator().manual_seed((seed * 1_000_003 + step) * 4099 + process)
 
@@ -95,11 +95,14 @@ def train(
     Train `model` and save its averaged weights to `options.output`.
 
     Args:
-        model: the module; it is returned with the averaged weights in place.
-        options: see [`LoopOptions`]. A checkpoint that lies beside the output is taken up by itself.
-        make_batch: random numbers of the step to a batch of CPU tensors.
-        compute_loss: the module and a batch to the loss and named parts of it for the log.
-        save: writes the finished module to a folder; `save_pretrained` by default.
+        model: the module to train.
+        options: see [`LoopOptions`]. A checkpoint beside the output is resumed automatically.
+        make_batch: maps the generator of a step to a batch of CPU tensors.
+        compute_loss: maps the module and a batch to the loss, and to named parts of the loss for the log.
+        save: writes the trained module to a folder; `save_pretrained` by default.
+
+    Returns:
+        `model` with the averaged weights.
     """
     accelerator = Accelerator(mixed_precision=options.mixed_precision, cpu=not torch.cuda.is_available())
     output = Path(options.output)
@@ -113,7 +116,7 @@ def train(
     if (found := find_checkpoint(checkpoint)) is not None:
         accelerator.load_state(str(found))
         accelerator.print(f"resumed at step {progress.step}", flush=True)
-    average.to(accelerator.device)  # after the loading, which leaves it on the CPU
+    average.to(accelerator.device)  # loading a checkpoint leaves it on the CPU
 
     started = logged = time.monotonic()
     while progress.step < options.steps and has_time(accelerator, started, options.max_minutes):
@@ -150,7 +153,7 @@ def train(
 
 
 class Progress:
-    """The count of steps done, kept in the checkpoint."""
+    """The number of completed steps. Part of the checkpoint."""
 
     def __init__(self):
         self.step = 0
@@ -164,11 +167,11 @@ class Progress:
 
 def build_optimizers(model: nn.Module, options: LoopOptions) -> list[torch.optim.Optimizer]:
     """
-    AdamW for everything; or Muon for the matrices inside the network, and AdamW for what is left.
+    AdamW for all parameters; or Muon for the matrices inside the network and AdamW for the rest.
 
-    Muon (https://kellerjordan.github.io/posts/muon) makes each matrix's momentum orthogonal before it is applied. Its
-    steps are scaled to AdamW's size (arXiv:2502.16982), so that one learning rate serves both.
-    Weight decay is on matrices and kernels alone, not on biases and norms.
+    Muon (https://kellerjordan.github.io/posts/muon) orthogonalizes the momentum of each matrix before the update. Its
+    updates are scaled to the size of AdamW's (arXiv:2502.16982), so that both use one learning rate.
+    Weight decay applies to matrices and kernels, not to biases and norms.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = inner_matrices(model) if options.optimizer == "muon" else []
@@ -194,7 +197,7 @@ def build_optimizers(model: nn.Module, options: LoopOptions) -> list[torch.optim
 
 
 def inner_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The trained weights of linear layers, without those that stand for a vocabulary: embeddings and tied heads."""
+    """The trained weights of linear layers, except output heads and weights tied to embeddings."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if head is not None:
@@ -204,7 +207,7 @@ def inner_matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, options: LoopOptions) -> torch.optim.lr_scheduler.LRScheduler:
-    """Rise, plateau and fall of the learning rate, as [`LoopOptions`] tells."""
+    """The learning rate schedule that [`LoopOptions`] describes."""
     return get_scheduler(
         "warmup_stable_decay",
         optimizer,
@@ -215,12 +218,12 @@ def build_schedule(optimizer: torch.optim.Optimizer, options: LoopOptions) -> to
 
 
 def checkpoint_folder(output: Path) -> Path:
-    """Where the checkpoints of a run go: beside its output, which holds the finished model alone."""
+    """The checkpoint folder of a run, beside its output folder."""
     return output.with_name(output.name + "-checkpoint")
 
 
 def log_row(file: Path, row: dict[str, float]):
-    """Print a row of the log and append it to `file` as a line of JSON."""
+    """Print a log row, and append it to `file` as a JSON line."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "a", encoding="utf-8") as lines:
         lines.write(json.dumps(row) + "\n")
@@ -229,23 +232,23 @@ def log_row(file: Path, row: dict[str, float]):
 
 
 def has_time(accelerator: Accelerator, started: float, max_minutes: float) -> bool:
-    """Whether there is time for another step; the first process decides for all, since clocks differ."""
+    """Whether there is time for another step. The main process decides for all processes, because clocks differ."""
     if max_minutes == float("inf"):
         return True
     return broadcast_object_list([time.monotonic() - started < max_minutes * 60])[0]
 
 
 def find_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of a run; the one before it where a run was killed while they changed places."""
+    """The checkpoint of a run; the previous one if the run was killed while the new one replaced it."""
     return next((path for path in (folder, name_of_old(folder)) if path.is_dir()), None)
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path):
-    """Write the whole state beside `folder`, then put it in its place, so that no half-written one is ever found."""
+    """Save the training state atomically: write it beside `folder`, then rename it."""
     if accelerator.is_main_process:
         folder.parent.mkdir(parents=True, exist_ok=True)
         recover(folder)
-    # Every process writes into it, so all must know its name.
+    # All processes write into the folder, so all must know its name.
     (fresh,) = broadcast_object_list([temporary_name(folder)])
     accelerator.save_state(str(fresh))
     accelerator.wait_for_everyone()

@@ -1,4 +1,4 @@
-"""Noising of image tokens for mask-token prediction. Pure functions; every draw takes a generator."""
+"""Masking for the training of mask-token prediction. Pure functions; all random numbers come from a generator."""
 
 import torch
 
@@ -12,15 +12,18 @@ def mask_tokens(
     schedule: MaskingSchedule = cosine,
 ) -> tuple[torch.LongTensor, torch.BoolTensor]:
     """
-    Replace a random share of each image's tokens by the mask (MaskGIT, arXiv:2202.04200, section 3.1).
+    Mask a random share of the tokens of each image (MaskGIT, arXiv:2202.04200, section 3.1).
 
-    The share is `schedule(u)` for a uniform u, at least one token.
+    The share is `schedule(u)` with u uniform in [0, 1]. At least one token is masked.
 
     Args:
-        image_tokens (`torch.LongTensor` of shape `(batch, tokens)`).
+        image_tokens (`torch.LongTensor` of shape `(batch, tokens)`): the tokens of each image.
+        mask_id (`int`): the id that replaces masked tokens.
+        generator (`torch.Generator`): the source of all random numbers, on the CPU.
+        schedule (`MaskingSchedule`, defaults to `cosine`): maps u to the share of masked tokens.
 
     Returns:
-        the noised tokens and where they are masked, both (batch, tokens).
+        the tokens with masks, and a boolean tensor that is True where they are masked, both (batch, tokens).
     """
     batch_size, num_tokens = image_tokens.shape
     ratio = schedule(torch.rand(batch_size, 1, generator=generator))
@@ -31,6 +34,6 @@ def mask_tokens(
 
 
 def drop_conditions(texts: list[str], share: float, generator: torch.Generator) -> list[str]:
-    """Empty a share of the texts at random, so that the model learns the unconditional image for guidance."""
+    """Replace a random share of the texts by "", so that the model also learns the unconditional case of guidance."""
     dropped = torch.rand(len(texts), generator=generator) < share
     return ["" if drop else text for text, drop in zip(texts, dropped.tolist(), strict=True)]

@@ -1,4 +1,4 @@
-"""Folders that are whole or not there: written beside their place, synced to disk, then renamed."""
+"""Atomic folders: written under a temporary name, synced to disk, then renamed."""
 
 import contextlib
 import errno
@@ -12,28 +12,34 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks; there, what a killed process left behind stays
+except ImportError:  # Windows has no such locks; leftovers of killed processes stay there
     fcntl = None  # type: ignore[assignment]
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NOT_SUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES)  # by some file systems
+NOT_SUPPORTED = (
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.ENOSYS,
+    errno.EBADF,
+    errno.EACCES,
+)  # errors on some file systems
 
 
 @contextlib.contextmanager
 def atomic_folder(target: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
     """
-    A new, empty folder to write into, which takes the place of `target` when the block ends without an error.
+    Yield a new, empty folder to write into. It replaces `target` when the block ends without an error.
 
-    Whenever the process dies, `target` is absent, the old one, or whole. What a dead process left behind is put right by
-    the next call for the same target: an old folder that lost its place is put back, a half-written one is deleted.
+    If the process is killed at any moment, `target` is either missing, unchanged, or complete. The next call for the
+    same target cleans up after the killed process: it restores a displaced old folder and deletes an incomplete one.
 
     Args:
-        target: where the folder shall lie. Its parents are made; where it is a link to a folder, that one is meant.
-        overwrite: replace a `target` that exists, with all that is in it.
+        target: path of the folder. Missing parents are created; a link to a folder is followed.
+        overwrite: replace an existing `target` and all of its contents.
 
     Raises:
         FileExistsError: if `target` exists and `overwrite` is False, or if it is a file.
-        OSError: where the disk is full or cannot be written to; `target` is then as it was.
+        OSError: if the disk is full or not writable. `target` is unchanged.
     """
     target = Path(os.path.realpath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -49,11 +55,11 @@ def atomic_folder(target: str | os.PathLike, overwrite: bool = False) -> Iterato
             yield fresh
             sync_folder(fresh)
             with locked(target.parent, wait=True):
-                check_target(target, overwrite)  # again: much time has passed
+                check_target(target, overwrite)  # again: another process may have created it
                 put_in_place(fresh, target)
         except OSError as error:
             if error.errno in DISK_FULL:
-                text = f"{error.strerror}; nothing was changed at the target"
+                text = f"{error.strerror}; the target is unchanged"
                 raise OSError(error.errno, text, str(target)) from error
             raise
         finally:
@@ -61,25 +67,25 @@ def atomic_folder(target: str | os.PathLike, overwrite: bool = False) -> Iterato
 
 
 def check_target(target: str | os.PathLike, overwrite: bool):
-    """Raise `FileExistsError` unless a folder may be put at `target`."""
+    """Raise `FileExistsError` unless a folder may be written to `target`."""
     if os.path.lexists(target) and not os.path.isdir(target):
-        raise FileExistsError(errno.EEXIST, "the output must be a folder, but a file lies there", str(target))
+        raise FileExistsError(errno.EEXIST, "the output must be a folder, but is a file", str(target))
     if os.path.lexists(target) and not overwrite:
-        raise FileExistsError(errno.EEXIST, "the output exists already; overwriting it was not asked for", str(target))
+        raise FileExistsError(errno.EEXIST, "the output exists already, and overwriting is not enabled", str(target))
 
 
 def temporary_name(target: Path) -> Path:
-    """A name beside `target` for a folder that is not whole; `recover` deletes such."""
+    """A path beside `target` for an incomplete folder. `recover` deletes folders with such names."""
     return target.with_name(f".{target.name}.new-{uuid.uuid4().hex}")
 
 
 def name_of_old(target: Path) -> Path:
-    """The name beside `target` of the whole folder that is about to be replaced; `recover` puts it back."""
+    """The path beside `target` for the folder that is being replaced. `recover` restores it."""
     return target.with_name(f".{target.name}.old")
 
 
 def put_in_place(fresh: Path, target: Path):
-    """Rename `fresh` to `target`, and delete what lay there."""
+    """Rename `fresh` to `target`, and delete the old folder."""
     old = name_of_old(target)
     if target.is_dir():
         os.rename(target, old)
@@ -89,13 +95,13 @@ def put_in_place(fresh: Path, target: Path):
         if old.is_dir():
             os.rename(old, target)
         raise
-    with contextlib.suppress(OSError):  # the new one is in its place, whatever the file system says to this
+    with contextlib.suppress(OSError):  # the rename is done, so an error of the sync does not matter
         sync(target.parent)
     discard(old, target)
 
 
 def discard(folder: Path, target: Path):
-    """Delete a folder beside `target`, under a name that says that it may be half deleted."""
+    """Rename a folder beside `target` to a temporary name, and delete it."""
     if folder.is_dir():
         trash = temporary_name(target)
         os.rename(folder, trash)
@@ -103,7 +109,7 @@ def discard(folder: Path, target: Path):
 
 
 def recover(target: Path):
-    """Put right what processes that died in the middle left beside `target`."""
+    """Clean up what killed processes left beside `target`."""
     old = name_of_old(target)
     if old.is_dir() and not target.exists():
         os.rename(old, target)
@@ -118,10 +124,10 @@ def recover(target: Path):
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     """
-    Hold a lock on `folder`, which ends with the process.
+    Hold a lock on `folder`. The lock is released when the process ends.
 
     Raises:
-        BlockingIOError: where another process holds it and `wait` is False.
+        BlockingIOError: if another process holds the lock and `wait` is False.
     """
     if fcntl is None:
         yield
@@ -141,7 +147,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
 
 
 def sync_folder(folder: Path):
-    """Wait until every file below `folder` is on the disk."""
+    """Sync all files below `folder` to disk."""
     for parent, _, files in os.walk(folder):
         for name in files:
             sync(Path(parent) / name)
@@ -149,10 +155,10 @@ def sync_folder(folder: Path):
 
 
 def sync(path: Path):
-    """Wait until a file, or the list of a folder's files, is on the disk."""
+    """Sync a file, or the entries of a folder, to disk."""
     is_folder = path.is_dir()
     if os.name == "nt" and is_folder:
-        return  # Windows has no handles of folders
+        return  # Windows cannot open folders
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Checkpoints in the original Show-o format: known by their config, and told how to convert them."""
+"""Checkpoints in the original Show-o format: how to recognize and convert them."""
 
 import shlex
 from typing import Any
@@ -12,7 +12,7 @@ CONVERT_COMMANDS = {
 
 
 def check_not_original(config: dict[str, Any], source: object):
-    """Raise `ValueError` if `config`, read from `source`, is that of an original checkpoint; the message helps."""
+    """Raise `ValueError`, with the command that converts it, if `config` of `source` is an original checkpoint."""
     command = CONVERT_COMMANDS.get(str(config.get("_class_name")))
     if command is not None and "model_type" not in config:
         command = command.format(source=shlex.quote(str(source)))

@@ -1,4 +1,4 @@
-"""Checks of the arguments of pipelines and schedulers."""
+"""Argument checks of pipelines and schedulers."""
 
 import math
 from typing import Any
@@ -7,23 +7,23 @@ import numpy as np
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number of Python or NumPy; `bool` is none, nor what tensors cannot be multiplied with."""
+    """Whether a value is a Python or NumPy number. Excludes `bool` and types torch cannot multiply, such as `Fraction`."""
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def is_integer(value: Any) -> bool:
-    """Whether a value is an integer of Python or NumPy; `bool` is none."""
+    """Whether a value is a Python or NumPy integer. Excludes `bool`."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def check_number(name: str, value):
-    """Raise `ValueError` unless `value` is a finite number that is not negative."""
+    """Raise `ValueError` unless `value` is a finite, non-negative number."""
     if not is_number(value) or not 0 <= value < math.inf:
         raise ValueError(f"`{name}` must be a finite number that is not negative, got {value!r}.")
 
 
 def check_count(name: str, value, least: int = 1):
-    """Raise `ValueError` unless `value` is an integer of at least `least`."""
+    """Raise `ValueError` unless `value` is an integer `>= least`."""
     if not is_integer(value) or value < least:
         raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
 

@@ -1,4 +1,4 @@
-"""Captions: articles, styles, tones, and the same words from the same seed."""
+"""Captions: articles, styles, skin tones, and determinism."""
 
 import random
 
@@ -67,7 +67,7 @@ def test_canonical_captions():
     assert canonical_caption(hand) == "a waving hand with medium skin tone, flat style"
 
 
-def test_tones_in_words():
+def test_skin_tones():
     assert with_tone("man with white cane", "dark") == "man with white cane and dark skin tone"
     assert with_tone("people holding hands", "light and dark") == "people holding hands with light and dark skin tones"
     assert with_tone("baby", None) == "baby"
@@ -90,7 +90,7 @@ def test_the_same_seed_gives_the_same_caption(seed):
     assert caption(record(), random.Random(seed)) == caption(record(), random.Random(seed))
 
 
-def test_how_often_a_caption_says_what():
+def test_shares_of_captions():
     rng = random.Random(0)
     texts = [caption(record(synonyms=("pomme",), tone="medium"), rng) for _ in range(1000)]
     assert 0.8 < sum("medium skin tone" in text for text in texts) / 1000 < 0.9
@@ -103,7 +103,7 @@ def test_how_often_a_caption_says_what():
     assert any("heart-eyes" in text for text in plain)
 
 
-def test_the_corpus_holds_captions_dialogues_and_stories():
+def test_the_corpus_contains_captions_dialogues_and_stories():
     records = [record(f"{name} fruit", style) for name in ("red", "old", "big", "odd") for style in STYLES] * 5
     records += [record("dog face", category="Animals & Nature", subcategory="animal-mammal")] * 60
     records += [record("baby", tone="dark")]

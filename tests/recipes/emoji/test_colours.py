@@ -27,13 +27,13 @@ def disc(colour, radius=12, size=32) -> np.ndarray:
         ("gray", "grey"), ("#CCD6DD", "grey"),
     ],
 )  # fmt: skip
-def test_plain_colours_have_their_names(colour, name):
+def test_names_of_plain_colours(colour, name):
     assert main_colour(disc(colour)) == name
 
 
-def test_white_images_and_gaudy_ones_have_no_main_colour():
+def test_white_and_multicoloured_images_have_no_main_colour():
     assert main_colour(disc("white")) is None
-    assert main_colour(disc("red", radius=1)) is None  # next to nothing to see
+    assert main_colour(disc("red", radius=1)) is None  # too few pixels
     thirds = disc("white").copy()
     for start, colour in ((0, "red"), (10, "green"), (20, "blue")):
         thirds[:, start : start + 10] = Image.new("RGB", (1, 1), colour).getpixel((0, 0))
@@ -41,8 +41,8 @@ def test_white_images_and_gaudy_ones_have_no_main_colour():
 
 
 @given(st.integers(0, 1023))
-def test_the_share_decides(count):
-    """`count` red pixels and the rest of 1,024 green."""
+def test_the_main_colour_needs_a_clear_share(count):
+    """`count` of 1,024 pixels are red, the others green."""
     image = np.zeros((1024, 3), np.uint8)
     image[:, 1] = 255
     image[:count] = (255, 0, 0)
@@ -51,7 +51,7 @@ def test_the_share_decides(count):
 
 
 @given(st.tuples(*[st.integers(0, 255)] * 3))
-def test_hues_are_those_of_hsv(pixel):
+def test_hues_match_hsv(pixel):
     rgb = np.array(pixel, np.float32) / 255
     spread = np.maximum(rgb.max() - rgb.min(), 1e-6)
     expected = colorsys.rgb_to_hsv(*rgb.tolist())[0] * 360

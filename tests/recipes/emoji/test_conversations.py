@@ -1,4 +1,4 @@
-"""Questions whose answers follow from the data set."""
+"""Questions with answers from the data set."""
 
 import random
 
@@ -36,20 +36,20 @@ def words(messages) -> list[str]:
 
 
 def true_of(question, one: Scene) -> bool:
-    """Whether the answer to "is it ...?" is yes, read from its words."""
+    """Whether the answer to "is it ...?" is yes, from its text."""
     asked = question.text.split(" ", 2)[2].removesuffix("?")
     facts = {*kinds_of(one.record), with_article(one.record.name), f"mostly {one.colour}"}
     return asked in facts | {f"in {STYLE_WORDS[one.record.style]} style"}
 
 
 @given(st.integers(0, 10**9), st.sampled_from(OTHERS), st.sampled_from(["red", "blue", None]))
-def test_yes_and_no_are_true(seed, shown, colour):
+def test_yes_and_no_answers_are_true(seed, shown, colour):
     one = scene(shown, colour)
     question = conversations.yes_no_question(one, OTHERS, random.Random(seed))
     assert question.answer == ("yes." if true_of(question, one) else "no.")
 
 
-def test_yes_is_said_half_of_the_time_in_each_topic():
+def test_half_of_the_answers_of_each_topic_are_yes():
     rng = random.Random(0)
     counts: dict[str, list[int]] = {}
     for _ in range(4000):
@@ -59,7 +59,7 @@ def test_yes_is_said_half_of_the_time_in_each_topic():
     assert all(abs(sum(said) / len(said) - 0.5) < 0.07 for said in counts.values())
 
 
-def test_the_answers_to_open_questions():
+def test_answers_to_open_questions():
     rng = random.Random(0)
     assert conversations.name_question(APPLE, rng).answer == "a red apple."
     assert conversations.caption_question(PEAR, rng).answer == "a pear, flat style."
@@ -71,7 +71,7 @@ def test_the_answers_to_open_questions():
 
 
 @given(st.integers(0, 10**9), st.integers(1, 4))
-def test_no_question_gives_away_another_s_answer(seed, turns):
+def test_no_answer_reveals_another(seed, turns):
     messages = conversations.questions_about(scene(), OTHERS, random.Random(seed), turns)
     said = words(messages)
     assert len(messages) == 2 * turns and said[0].startswith("<picture> ")
@@ -80,7 +80,7 @@ def test_no_question_gives_away_another_s_answer(seed, turns):
     assert len(names) <= 1
 
 
-def test_what_is_drawn_is_what_was_asked_for():
+def test_generated_images_match_the_requests():
     rng = random.Random(0)
     drawn = conversations.drawing(scene(), OTHERS, rng)
     assert "apple" in words(drawn)[0] and words(drawn)[1] == "here is a red apple: <picture>"
@@ -103,6 +103,6 @@ def test_small_talk_is_true(shown):
             assert answer == ("yes." if kind in kinds_of(shown) else "no.")
 
 
-def test_the_tables_are_whole():
+def test_the_tables_are_complete():
     assert set(STYLE_WORDS) == set(STYLES)
     assert len(set(ALL_KINDS)) == len(ALL_KINDS) and all(KINDS.values())

@@ -1,4 +1,4 @@
-"""The emoji data set, prepared from tiny archives in the shape of the real packages."""
+"""The emoji data set, prepared from tiny archives with the layout of the real packages."""
 
 import io
 import json
@@ -59,7 +59,7 @@ def write_archive(path, files):
 
 @pytest.fixture
 def cache(tmp_path):
-    """A folder with the four archives, so that nothing is fetched."""
+    """A cache folder with all four archives, so that nothing is downloaded."""
     folder = tmp_path / "npm"
     folder.mkdir()
     entries = json.dumps([APPLE, HAND]).encode()
@@ -103,7 +103,7 @@ def test_preparing_and_loading(cache, tmp_path):
     assert dataset.images.shape == (10, 32, 32, 3) and dataset.images.dtype == np.uint8
     assert isinstance(dataset.images, np.memmap)
     assert dataset.images[0, 16, 16].tolist() == [200, 0, 0]
-    assert dataset.images[9, 16, 16].tolist() == [0, 0, 200]  # the file with the variation selector won
+    assert dataset.images[9, 16, 16].tolist() == [0, 0, 200]  # the file with the variation selector
     assert (output / "licences" / "emoji-datasource-google-16.0.0" / "LICENSE").read_bytes() == b"MIT"
     assert [path.name for path in output.parent.iterdir()] == ["emoji"]
 
@@ -123,7 +123,7 @@ def test_a_second_run_replaces_the_first(cache, tmp_path, capsys):
     assert "fluent3d        2 images" in capsys.readouterr().out
 
 
-def test_a_broken_image_leaves_the_old_folder(cache, tmp_path):
+def test_a_broken_image_leaves_the_old_folder_unchanged(cache, tmp_path):
     output = prepare_emoji(tmp_path / "emoji", size=8, cache=cache)
     package, version, folder, extension = IMAGE_PACKAGES["twemoji"]
     path = folder.removeprefix("package/") + "1f34e" + extension
@@ -131,7 +131,7 @@ def test_a_broken_image_leaves_the_old_folder(cache, tmp_path):
     with pytest.raises(OSError):
         prepare_emoji(output, size=16, cache=cache)
     assert load_emoji(output).images.shape[1] == 8
-    assert not list(tmp_path.glob(".emoji-*"))
+    assert not list(tmp_path.glob(".emoji*"))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_broken_image_leaves_the_old_folder(cache, tmp_path):
         ("1F469-200D-1F52C", "twemoji", False),
     ],
 )
-def test_hold_out_rule(unified, style, expected):
+def test_held_out_rule(unified, style, expected):
     assert is_held_out(unified, style) is expected
 
 
@@ -159,12 +159,12 @@ def test_without_npm_the_error_names_it(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_errors_name_what_came(cache, tmp_path):
-    with pytest.raises(ValueError, match="`size` must be a positive number of pixels, but is 0"):
+def test_errors_name_the_argument_and_its_value(cache, tmp_path):
+    with pytest.raises(ValueError, match="`size` must be a positive number of pixels, got 0"):
         prepare_emoji(tmp_path / "emoji", size=0, cache=cache)
-    with pytest.raises(FileNotFoundError, match="`folder` must hold images.npy"):
+    with pytest.raises(FileNotFoundError, match="`folder` must contain images.npy"):
         load_emoji(tmp_path)
-    with pytest.raises(ValueError, match="holds no file package/missing.json"):
+    with pytest.raises(ValueError, match="has no file package/missing.json"):
         read_json(next(cache.iterdir()), "package/missing.json")
     with pytest.raises(ValueError, match="1F3FA"):
         readable_tone("1F3FA")
@@ -183,14 +183,14 @@ def test_two_emoji_with_one_name_are_refused():
         base_names([APPLE, {**APPLE, "unified": "1F34F"}], {})
 
 
-def test_margin_and_white_ground():
+def test_margin_and_white_background():
     image = draw_image(image_file((0, 0, 0, 255), 64), 64)
     dark_columns = np.flatnonzero((image < 128).all(axis=(0, 2)) | (image.min(axis=(0, 2)) < 128))
     assert (dark_columns[0], dark_columns[-1]) == (4, 59)  # 56 of 64: seven eighths
     assert (image[:4] == 255).all() and (image[:, 60:] == 255).all()
 
 
-def test_small_shapes_stay_small():
+def test_small_images_are_not_enlarged():
     image = draw_image(image_file((0, 0, 0, 255), 64, box=(24, 24, 40, 40)), 64)
     assert (image[..., 0] < 128).sum() == 16 * 16
 
@@ -229,9 +229,10 @@ def test_names_read_as_english(cldr_name, subcategory, expected):
     assert readable_name(cldr_name, subcategory, {"technologist"}) == expected
 
 
-def test_synonyms_are_words_for_the_same_thing():
+def test_synonyms():
     assert readable_synonyms("red apple", ["apple"], "Food & Drink", "food-fruit") == ["apple"]
     assert readable_synonyms("hot dog", ["hotdog"], "Food & Drink", "food-prepared") == []
+    assert readable_synonyms("framed picture", ["frame_with_picture"], "Activities", "arts & crafts") == []
     assert readable_synonyms("dog", ["dog2"], "Animals & Nature", "animal-mammal") == []
     assert readable_synonyms("thumbs up", ["+1", "thumbsup"], "People & Body", "hand-fingers-closed") == []
 

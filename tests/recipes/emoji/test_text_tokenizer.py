@@ -1,4 +1,4 @@
-"""The text tokenizer: its size, its pieces, and that every string comes back."""
+"""The text tokenizer: its size, its tokens, and lossless decoding."""
 
 import pytest
 from hypothesis import given
@@ -27,7 +27,7 @@ def tokenizer():
     return train_text_tokenizer(corpus(), vocab_size=600)
 
 
-def test_the_vocabulary_has_the_size_asked_for(tokenizer):
+def test_the_vocabulary_has_the_given_size(tokenizer):
     assert len(tokenizer) == tokenizer.vocab_size == 600
     assert sorted(tokenizer.get_vocab().values()) == list(range(600))
 
@@ -40,17 +40,17 @@ def test_end_of_text_is_the_only_special_token(tokenizer):
     assert tokenizer(f"apple{END_OF_TEXT}")["input_ids"][-1] == 0
 
 
-def test_a_frequent_word_is_one_id_wherever_it_stands(tokenizer):
+def test_a_frequent_word_is_one_token_at_every_position(tokenizer):
     assert tokenizer.tokenize("a red apple, flat style") == [" a", " red", " apple", ",", " flat", " style"]
     assert tokenizer.tokenize("red") == [" red"]
 
 
-def test_digits_stand_alone(tokenizer):
+def test_digits_are_separate_tokens(tokenizer):
     assert tokenizer.tokenize("x123")[-3:] == ["1", "2", "3"]
 
 
 @given(st.text())
-def test_every_string_comes_back(text):
+def test_decoding_restores_every_string(text):
     tokenizer = _shared()
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
@@ -71,11 +71,11 @@ def test_every_string_comes_back(text):
         "no .",
     ],
 )
-def test_awkward_strings_come_back(tokenizer, text):
+def test_decoding_restores_unusual_strings(tokenizer, text):
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path):
+def test_saving_and_loading(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     text = "USER: \nwhat is this? ASSISTANT: 2 brûlées."
@@ -88,15 +88,15 @@ def test_training_is_deterministic(tokenizer):
     assert train_text_tokenizer(corpus(), vocab_size=600).get_vocab() == tokenizer.get_vocab()
 
 
-def test_sizes_that_cannot_be_met():
-    with pytest.raises(ValueError, match="`vocab_size` must be at least 352, but is 300"):
+def test_impossible_sizes_are_refused():
+    with pytest.raises(ValueError, match="`vocab_size` must be at least 352, got 300"):
         train_text_tokenizer(["a"], vocab_size=300)
-    with pytest.raises(ValueError, match="`texts` give only"):
+    with pytest.raises(ValueError, match="`texts` have only"):
         train_text_tokenizer(["a red apple"], vocab_size=2048)
 
 
 def test_the_command_needs_a_prepared_data_set(tmp_path):
-    with pytest.raises(FileNotFoundError, match="`folder` must hold images.npy"):
+    with pytest.raises(FileNotFoundError, match="`folder` must contain images.npy"):
         main(["--data", str(tmp_path), "--output", str(tmp_path / "out")])
 
 
@@ -104,7 +104,7 @@ _trained = []
 
 
 def _shared():
-    """Hypothesis examples share one tokenizer, which a function-scoped fixture would not allow."""
+    """One tokenizer for all Hypothesis examples, which cannot use function-scoped fixtures."""
     if not _trained:
         _trained.append(train_text_tokenizer(corpus(), vocab_size=600))
     return _trained[0]

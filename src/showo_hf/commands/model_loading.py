@@ -1,4 +1,4 @@
-"""The model that a command works with: its options, the device, and the loaded pipeline."""
+"""The model of a command: its options, the device, and the loaded pipeline."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 def add_loading_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a command that loads a model: `--model`, `--dtype`, `--device` and `--quiet`."""
+    """Add `--model`, `--dtype`, `--device` and `--quiet`."""
     add = parser.add_argument
     add("--model", help="folder, or name on the Hugging Face Hub (default: the embedded model)")
-    add("--dtype", choices=DTYPES, default="float32", help="number format of the weights (default: float32)")
-    add("--device", help="cpu, cuda, cuda:1, mps ... (default: the accelerator where there is one, else cpu)")
+    add("--dtype", choices=DTYPES, default="float32", help="dtype of the weights (default: float32)")
+    add("--device", help="cpu, cuda, cuda:1, mps ... (default: the accelerator if there is one, else cpu)")
     add("-q", "--quiet", action="store_true", help="no progress bars")
 
 
 def check_model(model: str) -> None:
-    """Raise `UsageError` for a folder that holds no pipeline, and for what can only be a folder but is none."""
+    """Raise `UsageError` for a folder without a pipeline, and for a name that is neither a folder nor a Hub name."""
     folder = Path(model)
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
@@ -35,7 +35,7 @@ def check_model(model: str) -> None:
 
 
 def accelerators() -> list[str]:
-    """The devices beside the CPU that torch can use: cuda:0, cuda:1 ..., mps:0 ..."""
+    """The devices other than the CPU: cuda:0, cuda:1 ..., mps:0 ..."""
     import torch
 
     if not torch.accelerator.is_available():
@@ -45,13 +45,13 @@ def accelerators() -> list[str]:
 
 
 def choose_device(name: str | None) -> str:
-    """The device of that name; without one the first accelerator, else the CPU. `UsageError` if it is not there."""
+    """The named device; for None the first accelerator, else the CPU. Raises `UsageError` for an absent device."""
     found = accelerators()
     if name is None:
         return found[0] if found else "cpu"
     allowed = ["cpu", *(device.split(":")[0] for device in found[:1]), *found]
     if name not in allowed:
-        raise UsageError(f"`--device` must be one that is here ({', '.join(allowed)}), got '{name}'")
+        raise UsageError(f"`--device` must be a device of this machine ({', '.join(allowed)}), got '{name}'")
     return name
 
 
@@ -59,9 +59,14 @@ def load_pipeline(
     model: str | None, dtype: str, device: str, quiet: bool, kind: str = "ShowoT2IPipeline"
 ) -> DiffusionPipeline:
     """
-    The pipeline in the folder or of the Hub's name `model`, the embedded one for None, ready on `device`.
+    Load a pipeline.
 
-    `kind` names the class of this package that it becomes; they are all made of the same parts.
+    Args:
+        model: folder or Hub name; None loads the embedded model.
+        dtype: dtype of the weights.
+        device: where to put the model.
+        quiet: show no progress bars.
+        kind: class name of the pipeline. All pipelines of this package have the same components.
     """
     import diffusers
     import torch

@@ -1,4 +1,4 @@
-"""What the commands share that make images: their options, the seeds, the files, and the images of the steps."""
+"""What the commands that make images share: options, seeds, output files, and the images after each step."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..utils.argument_types import image_size, number_from_zero, positive_integer, seed_number, share
+from ..utils.argument_types import fraction, image_size, non_negative_number, positive_integer, seed_number
 from .errors import UsageError
 from .files import check_output, numbered, replace_file
-from .loading import add_loading_options, check_model, choose_device, load_pipeline
-from .scheduling import add_scheduler_options, check_scheduler, set_scheduler
+from .model_loading import add_loading_options, check_model, choose_device, load_pipeline
+from .scheduler_options import add_scheduler_options, check_scheduler, set_scheduler
 
 
 if TYPE_CHECKING:
@@ -28,73 +28,82 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 STEP_SUFFIXES = (".gif", ".png")
-BATCH_SIZE = 8  # images made at once; bounds the memory, whatever `--num` is
+BATCH_SIZE = 8  # images per pipeline call; limits the memory for a large `--num`
 STRIP_GAP = 2  # white pixels between the images of a strip
 FRAME_MILLISECONDS, LAST_FRAME_MILLISECONDS = 200, 2000
 
 NOTES = """\
-The file names of the finished images go to stdout, one a line; everything else goes to stderr.
+The names of the image files are printed to stdout, one per line. Everything else goes to stderr.
 
 examples:
 {examples}
-exit codes: 0 all images are written, 1 something failed, 2 the command was not understood, 130 interrupted
+exit codes: 0 all images are written, 1 the work failed, 2 the arguments are not valid, 130 interrupted
 """
 
 
-def drawing_parser(subparsers: Any, name: str, summary: str, more: str, examples: str) -> argparse.ArgumentParser:
-    """The parser of a command that makes images; its help is the summary, and `more` in `--help`."""
+def generation_parser(
+    subparsers: Any, name: str, summary: str, details: str, examples: str
+) -> argparse.ArgumentParser:
+    """The parser of a command that makes images. The description in `--help` is `summary` followed by `details`."""
     return subparsers.add_parser(
         name,
         help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}{more}.",
+        description=f"{summary[0].upper()}{summary[1:]}{details}.",
         epilog=NOTES.format(examples=examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 
-def add_drawing_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that every command has that makes images."""
+def add_generation_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every command that makes images."""
     add = parser.add_argument
-    add("-o", "--output", type=Path, required=True, help=f"image to write ({', '.join(IMAGE_SUFFIXES)})")
-    add("--negative-prompt", metavar="WORDS", help="what to keep away from")
-    add("--steps", type=positive_integer, metavar="N", help="steps from nothing to an image (default: the model's)")
-    add("--guidance", type=number_from_zero, metavar="G", help="pull of the words; 1 is none (default: the model's)")
-    add("--temperature", type=number_from_zero, metavar="T", help="randomness of the order (default: the model's)")
-    add("--seed", type=seed_number, metavar="N", help="makes it repeatable (default: a new one, told on stderr)")
-    add("--num", type=positive_integer, default=1, metavar="N", help="number of images, from seed on (default: 1)")
+    add("-o", "--output", type=Path, required=True, help=f"image file to write ({', '.join(IMAGE_SUFFIXES)})")
+    add("--negative-prompt", metavar="WORDS", help="what the image should not show")
+    add("--steps", type=positive_integer, metavar="N", help="number of denoising steps (default: the model's)")
+    add(
+        "--guidance",
+        type=non_negative_number,
+        metavar="G",
+        help="guidance scale; 1 turns it off (default: the model's)",
+    )
+    add("--temperature", type=non_negative_number, metavar="T", help="sampling temperature (default: the model's)")
+    add("--seed", type=seed_number, metavar="N", help="random seed (default: a new one, printed to stderr)")
+    add(
+        "--num", type=positive_integer, default=1, metavar="N", help="number of images, seeds counting up (default: 1)"
+    )
     add_scheduler_options(parser)
     add_loading_options(parser)
 
 
 def add_save_steps(parser: argparse.ArgumentParser) -> None:
-    """Add `--save-steps`, for a command whose images have one size from the first step to the last."""
-    help_text = "also every step, as a film (.gif) or side by side (.png)"
+    """Add `--save-steps`. Only for commands whose images keep one size during all steps."""
+    help_text = "also save every step, as an animation (.gif) or side by side (.png)"
     parser.add_argument("--save-steps", type=Path, metavar="PATH", help=help_text)
 
 
 def add_editing_options(parser: argparse.ArgumentParser) -> None:
-    """Add the image to begin with, the words, and the size to work at."""
+    """Add the input image, the prompt, and the working size."""
     add = parser.add_argument
-    add("image", help="the image to begin with: a file or a URL")
-    add("prompt", help="what to show, in English")
-    add("--size", type=image_size, metavar="HEIGHT[xWIDTH]", help="to work at, in pixels (default: the model's)")
+    add("image", help="the input image: a file or a URL")
+    add("prompt", help="what the image should show, in English")
+    add("--size", type=image_size, metavar="HEIGHT[xWIDTH]", help="working size in pixels (default: the model's)")
 
 
-def add_repainting_options(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add how much of an image is made anew, and which tokens."""
+def add_strength_options(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add how many tokens are generated again, and which ones. `default` describes the default strength."""
     add = parser.add_argument
-    add("--strength", type=share, metavar="S", help=f"share of the tokens that is made anew (default: {default})")
-    add("--remasking", choices=("uncertain", "random"), help="which ones (default: the most uncertain)")
+    add("--strength", type=fraction, metavar="S", help=f"share of the tokens to generate again (default: {default})")
+    add("--remasking", choices=("uncertain", "random"), help="which tokens (default: uncertain)")
 
 
 def size_of(options: argparse.Namespace) -> dict[str, int | None]:
-    """`--size` as a pipeline's arguments."""
+    """`--size` as pipeline arguments."""
     height, width = options.size or (None, None)
     return {"height": height, "width": width}
 
 
 def read_image(option: str, name: str) -> Image.Image:
-    """An image file or URL. `UsageError` if it cannot be read."""
+    """Read an image file or URL. Raises `UsageError` if it cannot be read."""
     from ..processing.images import load_image
 
     try:
@@ -103,13 +112,19 @@ def read_image(option: str, name: str) -> Image.Image:
         raise UsageError(str(error)) from error
 
 
-def draw(options: argparse.Namespace, kind: str, arguments_of: Callable[[argparse.Namespace], dict[str, Any]]) -> int:
+def generate_images(
+    options: argparse.Namespace, kind: str, arguments_of: Callable[[argparse.Namespace], dict[str, Any]]
+) -> int:
     """
-    Make the images and print their names. What can be checked without the model is checked before it is loaded.
+    Make the images, save them, and print their file names.
+
+    Everything that does not need the model is checked before the model is loaded.
 
     Args:
-        kind: name of the pipeline's class.
-        arguments_of: its arguments beside those of `add_drawing_options`; None where the pipeline's own default is meant.
+        options: the parsed options.
+        kind: class name of the pipeline.
+        arguments_of: maps the options to the pipeline arguments of one command, in addition to those of
+            `add_generation_options`. None stands for the pipeline's own default.
     """
     check_outputs(options)
     extra = arguments_of(options)
@@ -131,7 +146,7 @@ def draw(options: argparse.Namespace, kind: str, arguments_of: Callable[[argpars
         batch = slice(start, min(start + batch_size, options.num))
         recorder = StepRecorder() if step_outputs else None
         seeds = range(seed + batch.start, seed + batch.stop)
-        images = make_images(pipe, options, seeds, extra, recorder)
+        images = call_pipeline(pipe, options, seeds, extra, recorder)
         for path, image in zip(outputs[batch], images, strict=True):
             replace_file(path, image.save)
             print(path, flush=True)
@@ -144,23 +159,23 @@ def draw(options: argparse.Namespace, kind: str, arguments_of: Callable[[argpars
 
 
 def check_outputs(options: argparse.Namespace) -> None:
-    """Raise `UsageError` unless `--output` and `--save-steps` are two files that can be written."""
+    """Raise `UsageError` unless `--output` and `--save-steps` are two different writable files."""
     check_output("--output", options.output, IMAGE_SUFFIXES)
     save = getattr(options, "save_steps", None)
     if save is not None:
         check_output("--save-steps", save, STEP_SUFFIXES)
         if save.resolve() == options.output.resolve():
-            raise UsageError(f"`--save-steps` must not be the file of `--output`, got '{save}' for both")
+            raise UsageError(f"`--save-steps` and `--output` must be different files, got '{save}' for both")
 
 
-def make_images(
+def call_pipeline(
     pipe: DiffusionPipeline,
     options: argparse.Namespace,
     seeds: range,
     extra: dict[str, Any],
     recorder: StepRecorder | None,
 ) -> list[Image.Image]:
-    """One image for each seed. What the user left out is left to the pipeline's own defaults."""
+    """Make one image for each seed. Options that were not given keep the pipeline's defaults."""
     import torch
 
     wanted = {
@@ -172,7 +187,7 @@ def make_images(
         **extra,
     }
     given = {name: value for name, value in wanted.items() if value is not None}
-    # One generator an image, always on the CPU: each image can be made again alone, with the same draws on any device.
+    # One CPU generator per image: every image can be made again alone, with the same random numbers on any device.
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     generator = generators if draws_by_image(pipe) else generators[0]
     try:
@@ -182,14 +197,14 @@ def make_images(
 
 
 def draws_by_image(pipe: DiffusionPipeline) -> bool:
-    """Whether the scheduler takes a generator for each image of a batch; diffusers' own take one for all."""
+    """Whether the scheduler takes one generator per image. The schedulers of diffusers take one per batch."""
     from ..schedulers.scheduling_utils import DiscreteSchedulerMixin
 
     return isinstance(pipe.scheduler, DiscreteSchedulerMixin)
 
 
 class StepRecorder:
-    """A pipeline's `callback_on_step_end` that keeps the tokens after every step, (batch, h, w) int64."""
+    """A `callback_on_step_end` that keeps the tokens after every step, (batch, h, w) int64."""
 
     def __init__(self) -> None:
         self.steps: list[torch.Tensor] = []
@@ -203,40 +218,40 @@ def step_images(
     tokenizer: ShowoLFQTokenizer, steps: list[torch.Tensor], finished: list[Image.Image]
 ) -> list[list[Image.Image]]:
     """
-    The image after every step, grey where its tokens were unknown.
+    The images after every step, mid-grey where tokens are masked.
 
     Args:
-        tokenizer: the image tokenizer that made `finished`.
-        steps: tokens after each step, (batch, h, w) int64, the codebook's size or more where unknown.
-        finished: the finished images, one for each of the batch.
+        tokenizer: the image tokenizer that decoded `finished`.
+        steps: the tokens after each step, (batch, h, w) int64; masked tokens are the codebook size or larger.
+        finished: the finished images of the batch.
 
     Returns:
-        for each finished image one image a step; the last one is the finished image itself.
+        for each image of the batch, one image per step; the last one is the finished image itself.
     """
     import torch
     from diffusers.image_processor import VaeImageProcessor
 
-    if not steps:  # there was nothing to fill in
+    if not steps:  # no token was masked
         return [[image] for image in finished]
     codebook_size, factor = tokenizer.config.codebook_size, tokenizer.config.downsampling
-    # Something must stand in an unknown place when the others are decoded, and it shines through to its neighbours:
-    # with the token that will come there, a known place already looks as it will in the end.
-    filling = steps[-1].clamp(max=codebook_size - 1)
-    films: list[list[Image.Image]] = [[] for _ in finished]
+    # The decoder needs a token in every cell, and neighbouring cells see it. With the final token in the masked cells,
+    # the known cells already look as they do in the finished image.
+    final = steps[-1].clamp(max=codebook_size - 1)
+    frames_by_image: list[list[Image.Image]] = [[] for _ in finished]
     for tokens in steps[:-1]:
-        unknown = tokens >= codebook_size  # (batch, h, w)
-        filled = torch.where(unknown, filling, tokens)
+        masked = tokens >= codebook_size  # (batch, h, w)
+        completed = torch.where(masked, final, tokens)
         with torch.inference_mode():
-            pixels = tokenizer.decode(filled.to(tokenizer.device)).sample.float()  # (batch, 3, H, W) in [-1, 1]
-        hidden = unknown[:, None].repeat_interleave(factor, 2).repeat_interleave(factor, 3).to(pixels.device)
+            pixels = tokenizer.decode(completed.to(tokenizer.device)).sample.float()  # (batch, 3, H, W) in [-1, 1]
+        hidden = masked[:, None].repeat_interleave(factor, 2).repeat_interleave(factor, 3).to(pixels.device)
         frames = VaeImageProcessor().postprocess(pixels.masked_fill(hidden, 0.0))  # 0 is mid-grey
-        for film, frame in zip(films, frames, strict=True):
-            film.append(frame)
-    return [[*film, image] for film, image in zip(films, finished, strict=True)]
+        for frames_of_image, frame in zip(frames_by_image, frames, strict=True):
+            frames_of_image.append(frame)
+    return [[*frames, image] for frames, image in zip(frames_by_image, finished, strict=True)]
 
 
 def save_steps(frames: list[Image.Image], path: Path) -> None:
-    """Write the images of the steps: .gif is a film that stays on the last one, else they stand side by side."""
+    """Write the images of all steps: .gif as an animation that pauses on the last frame, else side by side."""
     from PIL import Image
 
     if path.suffix.lower() == ".gif":

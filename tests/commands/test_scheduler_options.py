@@ -13,7 +13,7 @@ from PIL import Image
 
 from showo_hf import MaskGITScheduler, ShowoAnyToAnyPipeline, ShowoT2IPipeline, cli
 from showo_hf.commands.errors import UsageError
-from showo_hf.commands.scheduling import check_scheduler, fits, option_values, parse_value, set_scheduler
+from showo_hf.commands.scheduler_options import check_scheduler, fits, option_values, parse_value, set_scheduler
 from showo_hf.schedulers import SCHEDULERS
 
 
@@ -37,7 +37,7 @@ def generate(taught_folder):
 
 
 @pytest.mark.parametrize("command", [["generate"], ["chat", "--quiet"], ["generate", "an owl", "-o", "missing/a.png"]])
-def test_the_list(command, capsys):
+def test_scheduler_help_lists_all_schedulers(command, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([*command, "--scheduler", "help"])
     printed = capsys.readouterr()
@@ -51,7 +51,7 @@ def test_the_list(command, capsys):
 
 
 @pytest.mark.parametrize("kind", [AmusedScheduler, BlockRefinementScheduler])
-def test_a_model_with_a_scheduler_of_diffusers_makes_each_image_by_its_seed(kind, taught_folder, tmp_path):
+def test_a_scheduler_of_diffusers_makes_each_image_from_its_seed(kind, taught_folder, tmp_path):
     folder = tmp_path / "model"
     pipe = ShowoT2IPipeline.from_pretrained(taught_folder)
     pipe.scheduler = kind(**({"mask_token_id": tiny.CODES} if kind is AmusedScheduler else {}))
@@ -60,14 +60,14 @@ def test_a_model_with_a_scheduler_of_diffusers_makes_each_image_by_its_seed(kind
     assert cli.main(["generate", "an owl", "-o", "a.png", "--seed", "5", "--num", "2", *common]) == cli.GOOD
     assert cli.main(["generate", "an owl", "-o", "b.png", "--seed", "6", *common]) == cli.GOOD
     assert (pixels("a-1.png") == pixels("b.png")).all()
-    # The other one takes the likeliest codes by default, whatever the seed.
+    # BlockRefinementScheduler takes the likeliest tokens by default, whatever the seed.
     assert (pixels("a-0.png") == pixels("b.png")).all() == (kind is BlockRefinementScheduler)
-    # One of ours takes its place, with the mask id of the model, which not all of diffusers' have.
+    # A scheduler of this package gets its mask id from the model: some of diffusers' have none.
     assert cli.main(["generate", "an owl", "-o", "c.png", *common, "--scheduler", "maskgit"]) == cli.GOOD
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_generate_fills_in_as_the_scheduler_does(name, generate, taught_folder):
+def test_generate_uses_the_scheduler(name, generate, taught_folder):
     assert generate("a.png", "--scheduler", name) == cli.GOOD
     pipe = ShowoT2IPipeline.from_pretrained(taught_folder)
     pipe.scheduler = SCHEDULERS[name].from_config(pipe.scheduler.config)
@@ -77,7 +77,7 @@ def test_generate_fills_in_as_the_scheduler_does(name, generate, taught_folder):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_chat_fills_in_as_the_scheduler_does(name, taught_folder, monkeypatch, capfd):
+def test_chat_uses_the_scheduler(name, taught_folder, monkeypatch, capfd):
     monkeypatch.setattr("sys.stdin", io.StringIO("two hearts\n"))
     options = ["--device", "cpu", "--quiet", "--seed", "3", "--steps", "3", "--max-images", "1"]
     assert cli.main(["chat", "--model", taught_folder, "--scheduler", name, *options]) == cli.GOOD
@@ -126,7 +126,7 @@ def test_schedulers_and_their_options_make_a_difference(generate):
         (["--scheduler", "maskgit", "--scheduler-option", "temperature=NaN"], "temperature must be a number"),
     ],
 )
-def test_what_no_scheduler_has_is_refused_before_a_model_is_loaded(command, arguments, named, refused):
+def test_invalid_scheduler_options_are_refused_before_the_model_is_loaded(command, arguments, named, refused):
     refused([*command, *arguments, "--model", "./missing"], named)
 
 
@@ -137,16 +137,16 @@ def test_what_no_scheduler_has_is_refused_before_a_model_is_loaded(command, argu
         (
             ["--scheduler-option", "heat=2"],
             "of MaskGITScheduler must be among masking_schedule, temperature,",
-        ),  # which the model's own has not
+        ),  # the scheduler of the model
         (["--scheduler-option", "masking_schedule=steep"], "'steep'"),
         (["--scheduler", "maskgit", "--scheduler-option", "temperature_rule=warm"], "'warm'"),
     ],
 )
-def test_what_a_scheduler_refuses_is_told(command, arguments, named, taught_folder, refused):
+def test_values_that_a_scheduler_rejects_are_refused(command, arguments, named, taught_folder, refused):
     refused([*command, *arguments, "--model", taught_folder, "--device", "cpu", "--quiet", "--seed", "3"], named)
 
 
-def test_settings_that_both_have_are_kept(pipe):
+def test_settings_of_the_previous_scheduler_are_kept(pipe):
     pipe.scheduler = MaskGITScheduler(mask_token_id=tiny.CODES, masking_schedule="linear", temperature=3.0)
     options = argparse.Namespace(scheduler="maskgit", scheduler_option=[("temperature", "2")])
     check_scheduler(options)
@@ -162,7 +162,7 @@ def test_settings_that_both_have_are_kept(pipe):
 
 
 def some_scheduler(mask_token_id=1, flag=False, count=3, share=0.5, rule="linear", other=None):
-    """Options of all kinds."""
+    """Options of all types."""
 
 
 def test_values_are_json_or_text():
@@ -181,8 +181,8 @@ def test_values_are_json_or_text():
     [
         ("flag", "1", "true or false"),
         ("flag", "yes", "true or false"),
-        ("count", "1.5", "a whole number"),
-        ("count", "true", "a whole number"),
+        ("count", "1.5", "an integer"),
+        ("count", "true", "an integer"),
         ("share", "true", "a number"),
         ("share", "half", "a number"),
         ("share", "1e999", "a number"),

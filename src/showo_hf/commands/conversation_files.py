@@ -1,4 +1,4 @@
-"""Conversations in files: what `/save` of `showo-hf chat` writes, and its `--load` reads again."""
+"""Files of conversations: `/save` of `showo-hf chat` writes them, and `--load` reads them."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ Message = dict[str, Any]
 
 def conversation_text(messages: Iterable[Message], sources: Iterable[dict[str, str]]) -> str:
     """
-    A conversation as JSON, one message a line.
+    Format a conversation as JSON, one message per line.
 
-    An image is written as where it lies, which any pipeline can read, and as its tokens, so that nothing is lost.
+    An image is written with its path or URL, which any pipeline can read, and with its tokens, which are lossless.
 
     Args:
-        messages: those of a session; their images are token grids, or were not read yet.
-        sources: where each image lies, `{"path": ...}` or `{"url": ...}`, in their order.
+        messages: the messages of a session. Their images are token grids, or images that are not encoded yet.
+        sources: the `{"path": ...}` or `{"url": ...}` of every image, in order.
     """
-    places = iter(sources)
+    sources_left = iter(sources)
     lines = []
     for message in messages:
         content = message["content"]
         if not isinstance(content, str):
-            content = [written(part, next(places, {})) if is_image(part) else part for part in content]
+            content = [image_entry(part, next(sources_left, {})) if is_image(part) else part for part in content]
         lines.append(json.dumps({"role": message["role"], "content": content}))
     return "[\n" + ",\n".join(lines) + "\n]\n"
 
@@ -41,8 +41,8 @@ def is_image(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") == "image"
 
 
-def written(part: dict[str, Any], source: dict[str, str]) -> dict[str, Any]:
-    """An image as a file has it."""
+def image_entry(part: dict[str, Any], source: dict[str, str]) -> dict[str, Any]:
+    """The entry of an image in a file."""
     from ..processing.images import is_token_grid
 
     image = part["image"]
@@ -51,20 +51,21 @@ def written(part: dict[str, Any], source: dict[str, str]) -> dict[str, Any]:
 
 def read_conversation(option: str, path: Path) -> tuple[list[Message], list[dict[str, str]]]:
     """
-    The messages in a file, as a session takes them, and where each of their images lies.
+    Read the messages of a file, as a session takes them, and the source of each of their images.
+
+    Only the structure of the file and the tokens are checked. The session checks the contents of the messages.
 
     Raises:
-        UsageError: if the file cannot be read or holds something else; `option` is what named it. What the messages
-            hold, apart from tokens, is left to the session to check.
+        UsageError: if the file cannot be read, or has another format. `option` is the option that named the file.
     """
     try:
         messages = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"`{option}` must be a file that can be read, got '{path}': {error.strerror}") from error
     except ValueError as error:
-        raise UsageError(f"`{option}` must be a file that /save wrote, but '{path}' is no JSON") from error
+        raise UsageError(f"`{option}` must be a file that /save wrote, but '{path}' is not JSON") from error
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise UsageError(f"`{option}` must be a file that /save wrote, but '{path}' is no list of messages")
+        raise UsageError(f"`{option}` must be a file that /save wrote, but '{path}' is not a list of messages")
     found, sources = [], []
     for number, message in enumerate(messages, start=1):
         content = message.get("content")
@@ -80,19 +81,19 @@ def read_conversation(option: str, path: Path) -> tuple[list[Message], list[dict
 
 
 def image_source(part: dict[str, Any]) -> dict[str, str]:
-    """Where an image lies: all that its part says but its tokens."""
+    """The source of an image: all fields of its entry except the tokens."""
     return {name: value for name, value in part.items() if name not in ("type", "tokens")}
 
 
 def with_grid(part: dict[str, Any]) -> dict[str, Any]:
-    """The part with its image as a token grid, if it has tokens. `ValueError` if these are something else."""
+    """An image entry with its tokens as a tensor. Raises `ValueError` if the tokens are not valid."""
     if "tokens" not in part:
         return part
     return {"type": "image", "image": token_grid(part["tokens"])}
 
 
 def token_grid(rows: Any) -> torch.LongTensor:
-    """Rows of codes as a tensor (h, w). `ValueError` if they are something else."""
+    """Convert rows of image tokens to a tensor (h, w). Raises `ValueError` if they are something else."""
     import torch
 
     from ..processing.images import is_token_grid
@@ -102,5 +103,5 @@ def token_grid(rows: Any) -> torch.LongTensor:
     except (ValueError, TypeError, RuntimeError):
         grid = None
     if grid is None or not is_token_grid(grid):
-        raise ValueError(f"tokens must be rows of whole numbers, all of one length, got {rows!r:.40}")
+        raise ValueError(f"tokens must be rows of integers, all of one length, got {rows!r:.40}")
     return grid

@@ -1,4 +1,4 @@
-"""What `showo-hf caption` and `showo-hf ask` share, apart from the model."""
+"""What `showo-hf caption` and `showo-hf ask` share: image files, jobs and batches."""
 
 import argparse
 import functools
@@ -16,14 +16,12 @@ from PIL import Image
 
 from showo_hf import ShowoMMUPipeline
 from showo_hf.commands.errors import UsageError
-from showo_hf.commands.reading import (
+from showo_hf.commands.image_files import find_images, is_single_image, load
+from showo_hf.commands.image_questions import (
     Job,
     ask_each,
-    ask_in_words,
     batches,
-    find_images,
-    is_alone,
-    load,
+    generate_answers,
     loaded_batches,
     open_jobs,
 )
@@ -41,7 +39,7 @@ def paint(*names: str) -> None:
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    """A web server of the test's folder."""
+    """The URL of a web server for the working directory."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args):
@@ -53,73 +51,73 @@ def address() -> Iterator[str]:
         server.shutdown()
 
 
-# Which images
+# Image files
 
 
-def test_folders_are_read_in_the_order_of_names():
+def test_images_of_folders_are_sorted_by_name():
     paint("p/b.png", "p/a.JPG", "p/in/c.png", "p/.d.png", "p/in/.e.png", "p/.in/g.png", "f.png")
     paint(".h/i.png")
     Path("p/notes.txt").touch()
     assert find_images(["p"], recursive=False) == ["p/a.JPG", "p/b.png"]
     assert find_images(["p"], recursive=True) == ["p/a.JPG", "p/b.png", "p/in/c.png"]
-    assert find_images([".h"], recursive=False) == [".h/i.png"]  # as it was named
+    assert find_images([".h"], recursive=False) == [".h/i.png"]  # a hidden folder that is named
     url = "https://example.org/x.png"
     assert find_images(["f.png", url, "./p/b.png", "p/", "f.png", url], recursive=False) == [
         "f.png", url, "p/b.png", "p/a.JPG",
     ]  # fmt: skip
 
 
-def test_what_does_not_exist_is_told():
+def test_missing_images_are_refused():
     paint("p/in/a.png")
     for names, message in [
         (["nowhere"], "'nowhere' does not exist"),
         ([""], "'' does not exist"),
-        (["p"], "'p' holds no images .*--recursive"),
+        (["p"], "'p' contains no images .*--recursive"),
         (["p/in/a.png/b"], "does not exist"),
     ]:
         with pytest.raises(UsageError, match=message):
             find_images(names, recursive=False)
 
 
-def test_one_image_is_alone_and_a_folder_never_is():
+def test_a_folder_is_never_a_single_image():
     paint("p/a.png")
-    assert is_alone(["p/a.png"]) and is_alone(["https://example.org/a.png"])
-    assert not is_alone(["p"]) and not is_alone(["p/a.png", "p/a.png"])
+    assert is_single_image(["p/a.png"]) and is_single_image(["https://example.org/a.png"])
+    assert not is_single_image(["p"]) and not is_single_image(["p/a.png", "p/a.png"])
 
 
-def test_images_by_address(address):
+def test_images_are_read_from_urls(address):
     paint("a.png")
     Path("b.png").write_text("hello", encoding="utf-8")
     assert load(f"{address}/a.png").image.size == (8, 6)
     bad, missing = load(f"{address}/b.png"), load(f"{address}/c.png")
-    assert bad.image is None and bad.problem == "no image in a known format"
+    assert bad.image is None and bad.problem == "not an image in a known format"
     assert missing.image is None and "404" in missing.problem
 
 
-def test_an_image_that_is_gone():
+def test_a_missing_file_has_no_image():
     assert load("a.png").problem == "no such file"
     Path("a.png").mkdir()
     assert load("a.png").problem == "no such file"
 
 
-# What is asked
+# Jobs
 
 
 @settings(deadline=None)
 @given(JOBS, st.integers(1, 7))
-def test_batches_keep_the_order_and_ask_one_thing_each(jobs, size):
+def test_batches_keep_the_order_and_have_equal_questions(jobs, size):
     found = list(batches(jobs, size))
     assert [job for batch in found for job in batch] == jobs
     for batch, following in zip(found, [*found, []][1:], strict=True):
         assert 1 <= len(batch) <= size
         assert len({str(job.questions) for job in batch}) == 1
-        # No batch is smaller than it need be.
+        # A batch is only smaller if the next questions differ.
         assert len(batch) == size or not following or following[0].questions != batch[0].questions
 
 
 @settings(deadline=None)
 @given(JOBS, st.data())
-def test_what_is_answered_is_not_asked_again(jobs, data):
+def test_answered_questions_are_not_asked_again(jobs, data):
     images = [job.image for job in jobs]
     every = [{"image": job.image, **question, "answer": "yes."} for job in jobs for question in job.questions]
     done = data.draw(st.lists(st.sampled_from(every), unique_by=str)) if every else []
@@ -128,7 +126,7 @@ def test_what_is_answered_is_not_asked_again(jobs, data):
     told = [(record["image"], record["question"]) for record in done]
     assert left == [(image, name) for image in images for name in "abc" if (image, name) not in told]
     assert all(job.questions for job in rest)
-    # An error answers nothing.
+    # An error is not an answer.
     failed = [{"image": image, "error": "cut off"} for image in images]
     assert open_jobs(images, ASKED, [*done, *failed]) == rest
 
@@ -147,7 +145,7 @@ def test_batches_are_loaded_in_order_and_one_ahead():
     assert [one.name for one in rest] == names[2:]
     assert [one.name for one in rest if one.image is None] == ["3.png"]
     with closing(loaded_batches(jobs, 1)) as loaded:
-        next(loaded)  # and no more: who stops early leaves no threads
+        next(loaded)  # stopping early leaves no threads
     assert threading.active_count() == before
 
 
@@ -161,17 +159,17 @@ def test_every_prompt_is_asked_about_every_image(images, prompts):
         return [f"{image}{prompt}" for image, prompt in zip(given, asked, strict=True)]
 
     assert ask_each(call, images, prompts) == [[f"{image}{prompt}" for prompt in prompts] for image in images]
-    assert calls == [sorted(images * len(prompts))]  # at once, and what is about one image together
+    assert calls == [sorted(images * len(prompts))]  # one call; the pairs of an image are consecutive
 
 
 @pytest.mark.parametrize(("batch_size", "read"), [(6, [3]), (3, [2, 1]), (2, [1, 1, 1])])
-def test_images_are_read_once_and_together_where_a_batch_has_several(taught_folder, batch_size, read):
+def test_each_image_is_encoded_once_and_in_batches(taught_folder, batch_size, read):
     pipe = ShowoMMUPipeline.from_pretrained(taught_folder)
     images = [Image.new("RGB", (20, 16), colour) for colour in ("red", "lime", "blue")]
     prompts = ["what?", "two hearts"]
     expected = [[pipe(image, prompt, max_new_tokens=3).texts[0] for prompt in prompts] for image in images]
     calls = talking.Calls(pipe)
     options = argparse.Namespace(max_new_tokens=3, batch_size=batch_size)
-    assert ask_in_words(pipe, images, prompts, options) == expected
+    assert generate_answers(pipe, images, prompts, options) == expected
     prefix = 1 + talking.IMAGE_LENGTH  # mmu soi image eoi
     assert [rows for rows, length in calls if length == prefix] == read

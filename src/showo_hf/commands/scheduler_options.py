@@ -1,4 +1,4 @@
-"""How images are filled in: `--scheduler` and its options, for every command that makes images."""
+"""`--scheduler` and `--scheduler-option`, for every command that makes images."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
-HELP = "help"  # in place of a name: what names there are
-KINDS = {bool: "true or false", int: "a whole number", float: "a number"}  # how errors call values of a type
+HELP = "help"  # `--scheduler help` lists the names
+TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a number"}  # for error messages
 
 
 def add_scheduler_options(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def add_scheduler_options(parser: argparse.ArgumentParser) -> None:
         "--scheduler",
         action=SchedulerName,
         metavar="NAME",
-        help=f"how images are filled in, '{HELP}' for a list (default: the model's)",
+        help=f"the scheduler; '{HELP}' lists all of them (default: the model's)",
     )
     add(
         "--scheduler-option",
@@ -35,12 +35,12 @@ def add_scheduler_options(parser: argparse.ArgumentParser) -> None:
         type=name_and_value,
         default=[],
         metavar="NAME=VALUE",
-        help="a setting of the scheduler; may be given again",
+        help="a setting of the scheduler; can be repeated",
     )
 
 
 class SchedulerName(argparse.Action):
-    """Keeps the name of a scheduler, or prints all names and leaves, as argparse's own `--help` does."""
+    """Stores the name of a scheduler, or prints all names and exits, as `--help` does."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         if values == HELP:
@@ -50,7 +50,7 @@ class SchedulerName(argparse.Action):
 
 
 def scheduler_list() -> str:
-    """All schedulers, one a line, with what they do."""
+    """All schedulers with their summaries, one per line."""
     from ..schedulers import SCHEDULERS
 
     width = max(map(len, SCHEDULERS))
@@ -66,32 +66,32 @@ def name_and_value(text: str) -> tuple[str, str]:
 
 
 def check_scheduler(options: argparse.Namespace) -> None:
-    """What can be checked without the model: `UsageError` unless `--scheduler` exists and has the options given."""
+    """Raise `UsageError` unless `--scheduler` exists and has the given options. Needs no model."""
     if options.scheduler is not None:
         option_values(named_scheduler(options.scheduler), options.scheduler_option)
 
 
 def set_scheduler(pipe: DiffusionPipeline, options: argparse.Namespace) -> None:
     """
-    Put the scheduler that was asked for into a pipeline, with the settings of its own one that both have.
+    Replace the scheduler of a pipeline as the options say. The new one inherits the settings that both have.
 
     Raises:
-        UsageError: for options that the scheduler does not have, and for values that it refuses.
+        UsageError: for options that the scheduler does not have, and for values that it rejects.
     """
     if options.scheduler is None and not options.scheduler_option:
         return
     kind = type(pipe.scheduler) if options.scheduler is None else named_scheduler(options.scheduler)
     values = option_values(kind, options.scheduler_option)
     if options.scheduler is not None:
-        values["mask_token_id"] = pipe.mask_token_id  # the model's scheduler may have none
+        values["mask_token_id"] = pipe.mask_token_id  # the scheduler of the model may not have one
     try:
         pipe.scheduler = kind.from_config(pipe.scheduler.config, **values)
     except (ValueError, TypeError) as error:
-        raise UsageError(f"`--scheduler-option` has a value that {kind.__name__} refuses: {error}") from error
+        raise UsageError(f"`--scheduler-option` has a value that {kind.__name__} rejects: {error}") from error
 
 
 def named_scheduler(name: str) -> type[Any]:
-    """The scheduler of that name. `UsageError` if there is none."""
+    """The scheduler class of a name. Raises `UsageError` if there is none."""
     from ..schedulers import SCHEDULERS
 
     if name not in SCHEDULERS:
@@ -100,9 +100,9 @@ def named_scheduler(name: str) -> type[Any]:
 
 
 def option_values(kind: Callable, given: list[tuple[str, str]]) -> dict[str, Any]:
-    """The values of options, by name. `UsageError` for names that the scheduler does not have, and for wrong types."""
+    """Parse option values by name. Raises `UsageError` for unknown names and for values of the wrong type."""
     parameters = list(inspect.signature(kind).parameters.values())
-    # The code of an unknown token is the model's own.
+    # `mask_token_id` is given by the model.
     defaults = {one.name: one.default for one in parameters if one.name != "mask_token_id"}
     for name, _ in given:
         if name not in defaults:
@@ -112,7 +112,7 @@ def option_values(kind: Callable, given: list[tuple[str, str]]) -> dict[str, Any
 
 
 def parse_value(name: str, text: str, default: Any) -> Any:
-    """A value as JSON, or as text where it is none. `UsageError` if it is no value of the default's type."""
+    """Parse a value as JSON, else keep it as text. Raises `UsageError` if its type differs from the default's."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -120,12 +120,12 @@ def parse_value(name: str, text: str, default: Any) -> Any:
     if isinstance(default, str) and not isinstance(value, str):
         value = text
     if not fits(value, default):
-        raise UsageError(f"`--scheduler-option` {name} must be {KINDS[type(default)]}, got '{text}'")
+        raise UsageError(f"`--scheduler-option` {name} must be {TYPE_NAMES[type(default)]}, got '{text}'")
     return value
 
 
 def fits(value: Any, default: Any) -> bool:
-    """Whether a value is of the default's type, where that is one of `KINDS`; else any value may do."""
+    """Whether a value has the type of the default. Defaults of types not in `TYPE_NAMES` accept any value."""
     if isinstance(default, bool):
         return isinstance(value, bool)
     if isinstance(default, int):

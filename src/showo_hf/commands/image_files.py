@@ -1,0 +1,88 @@
+"""The images that a command reads: files, folders and URLs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import UsageError
+
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+#: The image files of a folder. Files named on the command line are read whatever their suffix.
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
+
+
+def is_url(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
+
+
+def is_single_image(names: list[str]) -> bool:
+    """Whether `names` is one file or URL. A folder does not count, whatever it contains."""
+    return len(names) == 1 and not Path(names[0]).is_dir()
+
+
+def find_images(names: Iterable[str], recursive: bool) -> list[str]:
+    """
+    List the images that files, folders and URLs stand for, without duplicates. Images of a folder are sorted by name.
+
+    Raises:
+        UsageError: if a name does not exist, or a folder contains no images.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        path = Path(name)
+        if is_url(name):
+            found[name] = None
+        elif name and path.is_dir():
+            found.update(dict.fromkeys(images_in(path, recursive)))
+        elif name and path.exists():
+            found[str(path)] = None
+        else:
+            raise UsageError(f"an image must be a file, a folder or a URL, but '{name}' does not exist")
+    return list(found)
+
+
+def images_in(folder: Path, recursive: bool) -> list[str]:
+    """List the images of a folder without hidden files. Raises `UsageError` if there are none."""
+    try:
+        files = [path for path in (folder.rglob("*") if recursive else folder.iterdir()) if path.is_file()]
+    except OSError as error:
+        raise UsageError(f"the folder '{folder}' cannot be read: {error.strerror or error}") from error
+    visible = [path for path in files if not any(part[0] == "." for part in path.relative_to(folder).parts)]
+    images = [str(path) for path in visible if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not images:
+        hint = "" if recursive else "; use --recursive to include its subfolders"
+        raise UsageError(f"the folder '{folder}' contains no images ({', '.join(IMAGE_SUFFIXES)}){hint}")
+    return sorted(images)
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """An image, or None and the reason why it cannot be read."""
+
+    name: str
+    image: Image.Image | None
+    problem: str = ""
+
+
+def load(name: str) -> LoadedImage:
+    """Read one image. Problems are returned, not raised."""
+    from PIL import UnidentifiedImageError
+
+    from ..processing.images import load_image
+
+    if not is_url(name) and not Path(name).is_file():
+        return LoadedImage(name, None, "no such file")
+    try:
+        return LoadedImage(name, load_image(name if is_url(name) else Path(name)))
+    except (ValueError, TypeError) as error:
+        # Report the cause: the message of the error itself names an argument that the user does not know.
+        cause = error.__cause__ or error
+        reason = "not an image in a known format" if isinstance(cause, UnidentifiedImageError) else str(cause)
+        return LoadedImage(name, None, " ".join(reason.split()) or type(cause).__name__)
