@@ -55,14 +55,14 @@ def child_convert(
     source: Path, text_tokenizer: str, output: Path, dtype: str | None, shard: str, verify: bool, watch: bool
 ) -> dict:
     """Convert in this process, and tell time and memory."""
-    from showo_hf.conversion.convert_showo import ShowoSources, convert_showo
+    from showo_hf.conversion.convert_showo import convert_showo
 
-    sources = ShowoSources(source / "showo", source / "magvitv2", Path(text_tokenizer))
+    sources = (source / "showo", source / "magvitv2", text_tokenizer)
     # Watching takes time of its own, so time and memory are taken in two processes.
     with AnonymousPeak() if watch else contextlib.nullcontext() as memory:
         start = time.perf_counter()
         kind = getattr(torch, dtype) if dtype else None
-        report = convert_showo(sources, output, dtype=kind, max_shard_size=shard, verify=verify, overwrite=True)
+        report = convert_showo(*sources, output, dtype=kind, max_shard_size=shard, verify=verify, overwrite=True)
         seconds = time.perf_counter() - start
     peak = memory.above_start if memory is not None else 0
     return {"seconds": seconds, "peak": peak, "report": report.splitlines()[-1]}

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from showo_hf.conversion.export_showo import CONFIG_DEFAULTS, IMAGE_TOKENIZER_CONFIG, quantizer_constants, split_names
-from showo_hf.conversion.safetensors_writer import TensorSpec, write_shards
+from showo_hf.conversion.shards import write_shards
 from showo_hf.conversion.weight_names import is_attention_kernel
 from showo_hf.models.configuration_showo import ShowoConfig
 from showo_hf.models.modeling_showo import ShowoForCausalLM
@@ -40,24 +40,23 @@ def config_of(hidden: int, layers: int, intermediate: int, head_dim: int = 64) -
     )
 
 
-def original_specs(config: ShowoConfig) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+def original_specs(config: ShowoConfig) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Names and shapes of the original's transformer and of its image tokenizer."""
     with torch.device("meta"):
         state = ShowoForCausalLM(config).state_dict()
     showo, tokenizer, _ = split_names(state, config)
 
-    def specs(names: dict[str, str]) -> dict[str, TensorSpec]:
+    def specs(names: dict[str, str]) -> dict[str, torch.Tensor]:
         found = {}
         for original, ours in names.items():
-            shape = tuple(state[ours].shape)
-            kernel = is_attention_kernel(original)
-            found[original] = TensorSpec(shape + (1, 1) if kernel else shape, torch.float32)
+            tensor = state[ours]
+            found[original] = tensor[:, :, None, None] if is_attention_kernel(original) else tensor
         return found
 
     return specs(showo), specs(tokenizer)
 
 
-def seeded(name: str, spec: TensorSpec) -> torch.Tensor:
+def seeded(name: str, spec: torch.Tensor) -> torch.Tensor:
     """Random numbers that depend on the name alone, small enough for a deep network to stay finite."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     if len(spec.shape) == 1:
@@ -66,11 +65,11 @@ def seeded(name: str, spec: TensorSpec) -> torch.Tensor:
     return torch.empty(spec.shape).uniform_(-1, 1, generator=generator).mul_(fan_in**-0.5)
 
 
-def write(folder: Path, specs: dict[str, TensorSpec], config: dict, form: str, constants: dict[str, torch.Tensor]):
+def write(folder: Path, specs: dict[str, torch.Tensor], config: dict, form: str, constants: dict[str, torch.Tensor]):
     """One model of the original's in a form of `FORMATS`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    specs = specs | {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in constants.items()}
+    specs = specs | constants
 
     def read(name: str) -> torch.Tensor:
         return constants[name] if name in constants else seeded(name, specs[name])
@@ -81,7 +80,7 @@ def write(folder: Path, specs: dict[str, TensorSpec], config: dict, form: str, c
         return
     parts: list[dict[str, torch.Tensor]] = [{}]
     for name, spec in specs.items():
-        if "sharded" in form and sum(t.nbytes for t in parts[-1].values()) + spec.num_bytes > 2e9:
+        if "sharded" in form and sum(t.nbytes for t in parts[-1].values()) + spec.nbytes > 2e9:
             parts.append({})
         parts[-1][name] = read(name)
     if len(parts) == 1:

@@ -11,7 +11,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import ConversionError
-from .safetensors_writer import DTYPE_NAMES
 
 
 STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
@@ -20,7 +19,21 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SUBFOLDERS = ("", "unwrapped_model")  # the second is where the original's training puts its weights
 PART = re.compile(r"(.+)-(\d+)-of-(\d+)(\.\w+)")
 DDP_PREFIX = "module."
-DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+
+# Names of dtypes in the format, https://github.com/huggingface/safetensors#format.
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
 
 
 class SafetensorsFile:
@@ -162,8 +175,12 @@ class Checkpoint:
         file, key = self.places[name]
         return file.dtype(key)
 
+    def meta(self, name: str) -> torch.Tensor:
+        """A meta tensor with the shape and dtype of a tensor, without reading it."""
+        return torch.empty(self.shape(name), dtype=self.dtype(name), device="meta")
+
     def tensor(self, name: str) -> torch.Tensor:
-        """A tensor that lies in the mapped file: no memory of its own, pages are read as they are used."""
+        """A tensor in the mapped file. It takes no memory of its own; the system reads its pages on use."""
         file, key = self.places[name]
         return file.tensor(key)
 

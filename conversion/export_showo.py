@@ -1,13 +1,11 @@
-"""Write a model of this package in the format of the original code. Run as
+"""Write a model of this package in the format of the original code. The command is `showo-hf export`.
 
-python -m showo_hf.conversion.export_showo FOLDER --output FOLDER_IN_ORIGINAL_FORMAT
-
-The same is `showo-hf export`. The output has `showo/` and `magvitv2/`, each with `config.json` and its weights, as the
-original's `from_pretrained` takes them. It knows Phi alone, so other backbones are refused.
+The output has `showo/` and `magvitv2/`, each with `config.json` and weights, as the original's `from_pretrained` expects.
+The original only knows Phi, so other backbones are refused.
 """
 
-import argparse
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -21,17 +19,16 @@ from showo_hf.models.modeling_showo_lfq import indices_to_codes
 from showo_hf.utils.atomic_folder import atomic_folder
 
 from .architectures import SPECIAL_ORDER
-from .arguments import FORMATS, add_export_arguments
 from .checkpoint import Checkpoint, read_json_object
-from .command import conversion_main, dtype_of
+from .command_line import WEIGHT_FORMATS
 from .errors import ConversionError
 from .output import check_output
 from .plan import ConversionPlan, raise_all
-from .safetensors_writer import TensorSpec, write_safetensors, write_shards
+from .shards import write_shards
 from .weight_names import is_attention_kernel, original_magvitv2_names, original_showo_name
 
 
-STEM = "pytorch_model"  # the original's name for its weights, in either format
+STEM = "pytorch_model"  # the name of the original's weights, in both formats
 
 # What the original's config has and ours does not need.
 CONFIG_DEFAULTS = {"_class_name": "Showo", "llm_model_path": "microsoft/phi-1_5"}
@@ -57,8 +54,8 @@ def export_showo(
         ConversionError: if it is no Show-o of this package, or one that the original cannot express.
         FileExistsError: if `output` exists and `overwrite` is False.
     """
-    if file_format not in FORMATS:
-        raise ValueError(f"`file_format` must be one of {', '.join(FORMATS)}, got {file_format!r}")
+    if file_format not in WEIGHT_FORMATS:
+        raise ValueError(f"`file_format` must be one of {', '.join(WEIGHT_FORMATS)}, got {file_format!r}")
     folder = Path(folder)
     check_output(output, overwrite, [folder])
     folder = folder / "model" if (folder / "model").is_dir() else folder
@@ -169,56 +166,39 @@ def write_part(
     constants = constants or {}
 
     def read(name: str) -> torch.Tensor:
-        if name in constants:
-            return constants[name]
-        tensor = checkpoint.tensor(names[name])
-        if is_attention_kernel(name):
-            tensor = tensor[:, :, None, None]
-        return tensor.to(dtype or tensor.dtype)
+        return constants[name] if name in constants else in_original_form(name, checkpoint.tensor(names[name]), dtype)
 
     place.mkdir()
     (place / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    specs = {}
-    for name, ours in names.items():
-        shape = checkpoint.shape(ours) + ((1, 1) if is_attention_kernel(name) else ())
-        specs[name] = TensorSpec(shape, dtype or checkpoint.dtype(ours))
-    specs |= {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in constants.items()}
+    layout = {name: in_original_form(name, checkpoint.meta(ours), dtype) for name, ours in names.items()}
+    layout |= {name: tensor.to("meta") for name, tensor in constants.items()}
     if file_format == "bin":
-        write_bin(place / f"{STEM}.bin", specs, read)
+        write_bin(place / f"{STEM}.bin", layout, read)
     else:
-        write_shards(place, specs, read, max_shard_size, stem=STEM)
+        write_shards(place, layout, read, max_shard_size, stem=STEM)
 
 
-def write_bin(file: Path, specs: Mapping[str, TensorSpec], read: Callable[[str], torch.Tensor]):
+def in_original_form(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """A tensor of ours in the original's shape and in `dtype`, by default its own."""
+    return (tensor[:, :, None, None] if is_attention_kernel(name) else tensor).to(dtype or tensor.dtype)
+
+
+def write_bin(file: Path, layout: Mapping[str, torch.Tensor], read: Callable[[str], torch.Tensor]):
     """
-    Write a file of `torch.save`, which takes all tensors at once; so they go through a file that is mapped into memory.
+    Write a file with `torch.save`.
+
+    `torch.save` takes all tensors at once. They go through shards that are mapped into memory, so that a conversion to
+    another dtype does not hold the whole model.
+
+    Raises:
+        ConversionError: if the file cannot be written, for example to a full disk.
     """
-    passing = file.with_suffix(".passing")
-    write_safetensors(passing, specs, read)
-    try:
-        torch.save(load_file(passing), file)
-    except RuntimeError as error:  # how torch tells of a full disk
-        raise ConversionError(
-            f"'{file.name}' could not be written; nothing was changed at the output: {error}"
-        ) from error
-    passing.unlink()
-
-
-def run(options: argparse.Namespace) -> str:
-    """Export; returns the report."""
-    return export_showo(
-        options.folder,
-        options.output,
-        dtype=dtype_of(options.dtype),
-        max_shard_size=options.max_shard_size,
-        overwrite=options.overwrite,
-        file_format=options.format,
-    )
-
-
-def main(arguments: list[str] | None = None) -> int:
-    return conversion_main(__doc__, add_export_arguments, run, arguments)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        shards = write_shards(Path(scratch), layout, read)
+        tensors = {name: tensor for shard in shards for name, tensor in load_file(Path(scratch, shard)).items()}
+        try:
+            torch.save(tensors, file)
+        except RuntimeError as error:  # torch reports a full disk so
+            raise ConversionError(
+                f"'{file.name}' could not be written; nothing was changed at the output: {error}"
+            ) from error

@@ -1,5 +1,6 @@
 """The README.md of a converted model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,9 +74,16 @@ class Origin:
     repo_id: str = "folder-or-repository"
 
 
-def origin_of(named: dict[str, str], folder: Path, repo_id: str | None) -> Origin:
-    """The [`Origin`] of what a user named by options, of which the first lies in `folder` now."""
-    names = {name: "" if Path(value).expanduser().exists() else value for name, value in named.items()}
+def origin_of(named: Mapping[str, str | Path], folder: Path, repo_id: str | None) -> Origin:
+    """
+    The [`Origin`] of a conversion.
+
+    Args:
+        named: option to what the user named, a path or a Hub name.
+        folder: where the main source is now; its README.md names the licence.
+        repo_id: where the model will be uploaded.
+    """
+    names = {name: "" if Path(value).expanduser().exists() else str(value) for name, value in named.items()}
     return Origin(names, read_license(folder), repo_id or Origin.repo_id)
 
 

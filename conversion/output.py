@@ -10,7 +10,7 @@ from showo_hf.utils.atomic_folder import check_target
 
 from .errors import ConversionError
 from .plan import ConversionPlan
-from .safetensors_writer import write_shards
+from .shards import write_shards
 
 
 # A folder that holds one of these was written by this package, or by a conversion.
@@ -49,10 +49,10 @@ def write_model(
     Raises:
         ConversionError: if weights hold NaN or Inf.
     """
-    specs = plan.specs(dtype)
-    write_shards(folder, specs, lambda name: plan.read(name, dtype), max_shard_size)
+    layout = plan.layout(dtype)
+    write_shards(folder, layout, lambda name: plan.read(name, dtype), max_shard_size)
     plan.check_finite()
     model.config.architectures = [type(model).__name__]
     # What is loaded where the user names no dtype: the one that loses nothing.
-    model.config.dtype = functools.reduce(torch.promote_types, (spec.dtype for spec in specs.values()))
+    model.config.dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in layout.values()))
     model.config.save_pretrained(folder)

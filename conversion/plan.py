@@ -11,7 +11,6 @@ from showo_hf.models.configuration_showo_lfq import ShowoLFQTokenizerConfig
 
 from .checkpoint import Checkpoint
 from .errors import ConversionError
-from .safetensors_writer import TensorSpec
 from .weight_names import MAGVITV2_DROPPED, DropRules, is_attention_kernel, magvitv2_name, why_dropped
 
 
@@ -27,13 +26,17 @@ class Source:
     name: str
     squeeze: bool = False
 
-    def shape(self) -> tuple[int, ...]:
-        shape = self.checkpoint.shape(self.name)
-        return shape[:2] if self.squeeze and shape[2:] == (1, 1) else shape
+    def meta(self) -> torch.Tensor:
+        """A meta tensor with the shape and dtype of [`tensor`]."""
+        return self.squeezed(self.checkpoint.meta(self.name))
 
     def tensor(self) -> torch.Tensor:
-        tensor = self.checkpoint.tensor(self.name)
-        return tensor[:, :, 0, 0] if self.squeeze else tensor
+        """The tensor in the shape that our model has."""
+        return self.squeezed(self.checkpoint.tensor(self.name))
+
+    def squeezed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A 1x1 kernel as a matrix; any other tensor as it is."""
+        return tensor[:, :, 0, 0] if self.squeeze and tensor.shape[2:] == (1, 1) else tensor
 
 
 @dataclass
@@ -89,7 +92,7 @@ class ConversionPlan:
         The message lists every tensor that is missing, has no place, or has another shape.
         """
         wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        found = {name: source.shape() for name, source in self.sources.items()}
+        found = {name: tuple(source.meta().shape) for name, source in self.sources.items()}
         problems = [f"missing: {name} {list(wanted[name])}" for name in sorted(wanted.keys() - found.keys())]
         extra = [*self.extra, *(self.sources[name].name for name in found.keys() - wanted.keys())]
         problems += [f"without a place: {name}" for name in sorted(extra)]
@@ -104,12 +107,9 @@ class ConversionPlan:
         ]
         raise_all("the weights do not fit the model", problems)
 
-    def specs(self, dtype: torch.dtype | None) -> dict[str, TensorSpec]:
-        """Shape and dtype of each tensor as it will be written; `dtype` None keeps each tensor's own."""
-        return {
-            name: TensorSpec(source.shape(), dtype or source.checkpoint.dtype(source.name))
-            for name, source in self.sources.items()
-        }
+    def layout(self, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+        """A meta tensor for each tensor to write. `dtype` None keeps the dtype of each source."""
+        return {name: source.meta().to(dtype or source.meta().dtype) for name, source in self.sources.items()}
 
     def read(self, name: str, dtype: torch.dtype | None) -> torch.Tensor:
         """One tensor in the dtype that it is written in. Whether all its numbers are finite is noted."""

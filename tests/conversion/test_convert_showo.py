@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from showo_hf import ShowoConfig, ShowoForCausalLM, ShowoLFQTokenizer, ShowoProcessor, ShowoT2IPipeline
-from showo_hf.conversion import convert_magvitv2, convert_showo, export_showo
+from showo_hf import cli
+from showo_hf.conversion import convert_magvitv2, export_showo
 from showo_hf.conversion.checkpoint import Checkpoint
 
 
@@ -42,7 +43,7 @@ def arguments(root, output, *more, showo="showo"):
 
 
 def convert(root, output, *more, showo="showo"):
-    return convert_showo.main(arguments(root, output, *more, showo=showo))
+    return cli.main(["convert", *arguments(root, output, *more, showo=showo)])
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ def test_the_clip_variant_with_and_without_its_tower(sources, tmp_path):
     processor = ShowoProcessor.from_pretrained(tmp_path / "whole" / "model")
     assert processor.num_image_features == 4
     assert processor.vision_processor.crop_size == {"height": 8, "width": 8}
-    assert export_showo.main([str(tmp_path / "whole"), "--output", str(tmp_path / "back")]) == 0
+    assert cli.main(["export", str(tmp_path / "whole"), "--output", str(tmp_path / "back")]) == 0
     assert load_file(tmp_path / "back" / "showo" / "pytorch_model.safetensors").keys() == weights.keys()
 
 

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from originals import TEXT_TOKENIZER, small_magvitv2, small_showo, write_original
 from safetensors.torch import load_file, save_file
 
-from showo_hf import ShowoForCausalLM, ShowoT2IPipeline
-from showo_hf.conversion import export_showo
-from showo_hf.conversion.convert_showo import ShowoSources, convert_showo
+from showo_hf import ShowoForCausalLM, ShowoT2IPipeline, cli
+from showo_hf.conversion.convert_showo import convert_showo
 from showo_hf.conversion.errors import ConversionError
 from showo_hf.conversion.export_showo import export_showo as export
 
@@ -53,12 +52,12 @@ def test_there_and_back_is_the_same(
     config = keys | config
     tokenizer = small_magvitv2((32,) * stages, bits)
     tokenizer_config = {"_class_name": "MAGVITv2", "extra": 3}
-    sources = ShowoSources(
+    sources = (
         write_original(root / "showo", weights, config, forms[0]),
         write_original(root / "magvitv2", tokenizer, tokenizer_config, forms[0]),
         TEXT_TOKENIZER,
     )
-    convert_showo(sources, root / "ours")
+    convert_showo(*sources, root / "ours")
     export(root / "ours", root / "back", file_format=forms[1])
     assert_same(load(root / "back" / "showo", forms[1]), weights)
     assert_same(load(root / "back" / "magvitv2", forms[1]), tokenizer)
@@ -69,18 +68,18 @@ def test_there_and_back_is_the_same(
 def test_a_model_saved_after_training_is_exported(tmp_path, capsys):
     """What was loaded, changed and saved here goes back as well, its config included."""
     weights, config = small_showo()
-    sources = ShowoSources(
+    sources = (
         write_original(tmp_path / "showo", weights, config),
         write_original(tmp_path / "magvitv2", small_magvitv2(), None),
         TEXT_TOKENIZER,
     )
-    convert_showo(sources, tmp_path / "ours")
+    convert_showo(*sources, tmp_path / "ours")
     pipe = ShowoT2IPipeline.from_pretrained(tmp_path / "ours")
     with torch.no_grad():
         pipe.model.lm_head.bias.add_(1)
     pipe.save_pretrained(tmp_path / "tuned")
     arguments = [str(tmp_path / "tuned"), "--output", str(tmp_path / "back"), "--dtype", "bfloat16"]
-    assert export_showo.main(arguments) == 0
+    assert cli.main(["export", *arguments]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "back")
     weights["showo.lm_head.bias"] += 1
     found = load(tmp_path / "back" / "showo", "safetensors")

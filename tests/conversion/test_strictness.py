@@ -13,6 +13,7 @@ from originals import TEXT_TOKENIZER, small_magvitv2, small_showo, write_origina
 from test_convert_showo import convert
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from showo_hf import cli
 from showo_hf.conversion import convert_magvitv2, convert_showo
 
 
@@ -139,9 +140,8 @@ def test_other_models_are_told(root, capsys):
     assert convert_magvitv2.main(["--image-tokenizer", str(root / "showo"), "--output", str(root / "out")]) == 1
     assert "lack `encoder.conv_out.weight`" in capsys.readouterr().err
     arguments = ["--showo", str(root / "magvitv2"), "--image-tokenizer", str(root / "magvitv2")]
-    assert (
-        convert_showo.main([*arguments, "--text-tokenizer", str(TEXT_TOKENIZER), "--output", str(root / "out")]) == 1
-    )
+    arguments += ["--text-tokenizer", str(TEXT_TOKENIZER), "--output", str(root / "out")]
+    assert cli.main(["convert", *arguments]) == 1
     assert "lack `showo.model.embed_tokens.weight`" in capsys.readouterr().err
 
 

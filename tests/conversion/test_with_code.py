@@ -14,7 +14,8 @@ from originals import TEXT_TOKENIZER, small_magvitv2, small_showo, write_origina
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 from showo_hf import ShowoForCausalLM, ShowoProcessor, ShowoT2IPipeline
-from showo_hf.conversion import convert_showo, remote_code
+from showo_hf.conversion import remote_code
+from showo_hf.conversion.convert_showo import convert_showo
 
 
 IDS = [50300, 50256, 11, 12, 50256, 50296, 50306, 50309, 50321, 50321, 50297]
@@ -27,10 +28,9 @@ def folder(tmp_path_factory):
     weights, config = small_showo()
     write_original(root / "showo", weights, config)
     write_original(root / "magvitv2", small_magvitv2(), None)
-    sources = ["--showo", str(root / "showo"), "--image-tokenizer", str(root / "magvitv2")]
-    sources += ["--text-tokenizer", str(TEXT_TOKENIZER)]
-    assert convert_showo.main([*sources, "--output", str(root / "with-code"), "--with-code"]) == 0
-    assert convert_showo.main([*sources, "--output", str(root / "without")]) == 0
+    sources = (root / "showo", root / "magvitv2", TEXT_TOKENIZER)
+    convert_showo(*sources, root / "with-code", with_code=True)
+    convert_showo(*sources, root / "without")
     return root / "with-code"
 
 
@@ -224,13 +224,13 @@ def test_what_a_module_needs_stands_before_it(package):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("import small.b\n", "by `from ... import`"),
-        ("from .b import one as first\n", "small.a, line 1: such an import"),
-        ("def f():\n    from .b import one\n", "small.a, line 2: such an import"),
+        ("import small.b\n", "line 1: import the package by `from ... import`"),
+        ("from .b import one as first\n", "small.a, line 1: import from the package at the top"),
+        ("def f():\n    from .b import one\n", "small.a, line 2: import from the package at the top"),
         ("from . import b\n", "from the module that defines them"),
         ("from .b import *\n", "from the module that defines them"),
-        ("from .b import one\n\nmath = 3\n", "`math` is 'import math' and 'math = 3'"),
-        ("from .b import one\n\ndef two():\n    pass\n", "`two` is 'one, two = (1, 2)' and defined in small.a"),
+        ("from .b import one\n\nmath = 3\n", "`math` is both 'import math' and 'math = 3'"),
+        ("from .b import one\n\ndef two():\n    pass\n", "`two` is both 'one, two = (1, 2)' and defined in small.a"),
     ],
 )
 def test_what_cannot_stand_alone_is_told(package, source, message):
