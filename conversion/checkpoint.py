@@ -35,7 +35,6 @@ DTYPES = {
 }
 
 
-
 class SafetensorsFile:
     """One .safetensors file; its tensors stay on the disk until they are read."""
 

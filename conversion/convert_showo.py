@@ -164,7 +164,9 @@ def build_processor(text_tokenizer: Path, config: ShowoConfig, clip_vision: Path
     ids["image_token_offset"] = (processor.image_token_offset, config.image_token_offset)
     ids["sot_token_id"] = (processor.sot_token_id, config.bos_token_id)
     ids["eot_token_id"] = (processor.eot_token_id, config.eos_token_id)
-    wrong = [f"`{name}` is {found}, the model's {expected}" for name, (found, expected) in ids.items() if found != expected]
+    wrong = [
+        f"`{name}` is {found}, the model's {expected}" for name, (found, expected) in ids.items() if found != expected
+    ]
     raise_all("the text tokenizer does not fit the model", wrong)
     return processor
 

@@ -161,7 +161,9 @@ class OnnxShowo:
         ids = np.tile(ids, (rows // len(ids), 1))
         length = ids.shape[1]
         first = config["max_text_length"] + 1
-        seen = np.pad(prompts.seen, ((0, 0), (0, length)), constant_values=True)  # every image position sees the whole image
+        seen = np.pad(
+            prompts.seen, ((0, 0), (0, length)), constant_values=True
+        )  # every image position sees the whole image
         (logits,) = self.transformer.run(
             ["logits"],
             {

@@ -160,7 +160,9 @@ def check_names(trees: dict[str, ast.Module]):
                 continue
             for name, meaning in bound_names(module, node):
                 if meanings.setdefault(name, meaning) != meaning:
-                    raise ValueError(f"`{name}` is both {meanings[name]} and {meaning}, so the two modules cannot share a file.")
+                    raise ValueError(
+                        f"`{name}` is both {meanings[name]} and {meaning}, so the two modules cannot share a file."
+                    )
 
 
 def bound_names(module: str, node: ast.stmt) -> Iterator[tuple[str, str]]:

@@ -19,8 +19,7 @@ from transformers import (
     CLIPVisionModel,
 )
 
-from showo_hf import ShowoConfig, ShowoForCausalLM, ShowoLFQTokenizer, ShowoProcessor, ShowoT2IPipeline
-from showo_hf import cli
+from showo_hf import ShowoConfig, ShowoForCausalLM, ShowoLFQTokenizer, ShowoProcessor, ShowoT2IPipeline, cli
 from showo_hf.conversion import convert_magvitv2, export_showo
 from showo_hf.conversion.checkpoint import Checkpoint
 

@@ -23,7 +23,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", help="a pipeline folder, or the model/ in it")
-    parser.add_argument("--format", choices=WEIGHT_FORMATS, default="safetensors", help="bin is the format of torch.save")
+    parser.add_argument(
+        "--format", choices=WEIGHT_FORMATS, default="safetensors", help="bin is the format of torch.save"
+    )
     add_output_arguments(parser, max_shard_size="100GB")  # the original reads one file
     return parser
 
