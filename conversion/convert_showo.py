@@ -167,7 +167,7 @@ def build_processor(text_tokenizer: Path, config: ShowoConfig, clip_vision: Path
     wrong = [
         f"`{name}` is {found}, the model's {expected}" for name, (found, expected) in ids.items() if found != expected
     ]
-    raise_all("the text tokenizer does not fit the model", wrong)
+    raise_all("the text tokenizer does not match the model", wrong)
     return processor
 
 

@@ -319,14 +319,14 @@ def test_an_output_that_exists_is_refused(saved, tmp_path):
     (tmp_path / "mine.txt").write_text("kept")
     with pytest.raises(FileExistsError):
         export_onnx(saved, tmp_path)
-    with pytest.raises(ConversionError, match="`--overwrite` replaces models alone"):
+    with pytest.raises(ConversionError, match="`--overwrite` only replaces models"):
         export_onnx(saved, tmp_path, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 @pytest.mark.parametrize("output", [".", "..", "../llama"])
 def test_the_pipeline_itself_is_never_overwritten(saved, output):
-    with pytest.raises(ConversionError, match="`--output` must be a folder of its own"):
+    with pytest.raises(ConversionError, match="`--output` must be a separate folder"):
         export_onnx(saved, saved / output, overwrite=True)
     assert (saved / "model_index.json").is_file()
 

@@ -1,4 +1,4 @@
-"""Back to the original's format, bit for bit."""
+"""Export to the original's format, bit for bit."""
 
 import json
 
@@ -22,9 +22,9 @@ def load(folder, file_format):
     return load_file(folder / "pytorch_model.safetensors")
 
 
-def assert_same(found, wanted):
-    assert found.keys() == wanted.keys()
-    for name, tensor in wanted.items():
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
 
 
@@ -43,7 +43,7 @@ def assert_same(found, wanted):
         st.text("abc_", min_size=1, max_size=6), st.integers() | st.booleans() | st.none() | st.text()
     ),
 )
-def test_there_and_back_is_the_same(
+def test_conversion_and_export_restore_the_original(
     tmp_path_factory, layers, heads, head_dim, intermediate, bits, stages, feature_size, dtype, forms, keys
 ):
     root = tmp_path_factory.mktemp("round-trip")
@@ -66,7 +66,7 @@ def test_there_and_back_is_the_same(
 
 
 def test_a_model_saved_after_training_is_exported(tmp_path, capsys):
-    """What was loaded, changed and saved here goes back as well, its config included."""
+    """Also the original's config is restored."""
     weights, config = small_showo()
     sources = (
         write_original(tmp_path / "showo", weights, config),
@@ -89,7 +89,7 @@ def test_a_model_saved_after_training_is_exported(tmp_path, capsys):
     assert constants["quantize.power_vals"].dtype == torch.int64
 
 
-def test_a_model_that_was_never_an_original_gets_its_keys(tmp_path):
+def test_a_model_without_an_original_gets_the_config_keys_of_one(tmp_path):
     tiny.showo("phi").save_pretrained(tmp_path / "ours")
     export(tmp_path / "ours", tmp_path / "back")
     config = json.loads((tmp_path / "back" / "showo" / "config.json").read_text())
@@ -97,7 +97,7 @@ def test_a_model_that_was_never_an_original_gets_its_keys(tmp_path):
     assert config["llm_vocab_size"] == tiny.TEXT_IDS
 
 
-def test_weights_that_are_not_the_model_s_are_refused(tmp_path):
+def test_weights_of_another_model_are_refused(tmp_path):
     tiny.showo("phi").save_pretrained(tmp_path / "ours")
     file = tmp_path / "ours" / "model.safetensors"
     weights = load_file(file)
@@ -105,7 +105,7 @@ def test_weights_that_are_not_the_model_s_are_refused(tmp_path):
     save_file(weights | {"adapter.weight": torch.zeros(2), "image_tokenizer.x": torch.zeros(2)}, file)
     with pytest.raises(ConversionError) as caught:
         export(tmp_path / "ours", tmp_path / "back")
-    for line in ("missing: lm_head.weight", "without a place: adapter.weight", "without a place: image_tokenizer.x"):
+    for line in ("missing: lm_head.weight", "unexpected: adapter.weight", "unexpected: image_tokenizer.x"):
         assert line in str(caught.value)
     (tmp_path / "ours" / "config.json").write_text("{")
     with pytest.raises(ConversionError, match="'config.json' is not JSON"):
@@ -113,9 +113,9 @@ def test_weights_that_are_not_the_model_s_are_refused(tmp_path):
     assert not (tmp_path / "back").exists()
 
 
-def test_what_the_original_cannot_hold_is_refused(tmp_path):
+def test_a_model_that_the_original_does_not_support_is_refused(tmp_path):
     tiny.showo("llama").save_pretrained(tmp_path / "llama")
-    with pytest.raises(ConversionError, match="the Phi backbone.*got llama"):
+    with pytest.raises(ConversionError, match="a Phi backbone.*got llama"):
         export(tmp_path / "llama", tmp_path / "back")
     other = tiny.showo("phi", mask_token_id=tiny.TEXT_IDS - 1)
     other.save_pretrained(tmp_path / "other")
