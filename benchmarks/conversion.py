@@ -1,9 +1,9 @@
-"""What a conversion costs: memory against a shard, time against `cp`. Run as
+"""Memory of a conversion compared with a shard, and time compared with `cp`. Run as
 
     python benchmarks/conversion.py --text-tokenizer microsoft/phi-1_5     # needs 30 GB of disk for a while
 
-A full-size checkpoint (1.45 billion parameters, 5.8 GB) of seeded random numbers is made in each form, converted, and
-loaded. Memory is what a process holds for itself (RssAnon); pages of mapped files are the system's to take back.
+Makes a full-size checkpoint (1.45 billion parameters, 5.8 GB) of seeded random numbers in each form, converts it and loads
+it. Memory is the anonymous memory of a process (RssAnon), because the system can take back the pages of mapped files.
 """
 
 import argparse
@@ -29,7 +29,7 @@ PROMPT = "a red apple on a wooden table"
 
 
 class AnonymousPeak:
-    """The most anonymous memory above that at the start, looked at every millisecond."""
+    """The peak of anonymous memory above the start, sampled every millisecond."""
 
     def __enter__(self):
         self.start = self.most = status_bytes("RssAnon")
@@ -54,44 +54,46 @@ class AnonymousPeak:
 def child_convert(
     source: Path, text_tokenizer: str, output: Path, dtype: str | None, shard: str, verify: bool, watch: bool
 ) -> dict:
-    """Convert in this process, and tell time and memory."""
-    from showo_hf.conversion.convert_showo import ShowoSources, convert_showo
+    """Convert in this process, and return time and memory."""
+    from showo_hf.conversion.command_line import torch_dtype
+    from showo_hf.conversion.convert_showo import convert_showo
 
-    sources = ShowoSources(source / "showo", source / "magvitv2", Path(text_tokenizer))
-    # Watching takes time of its own, so time and memory are taken in two processes.
+    sources = (source / "showo", source / "magvitv2", text_tokenizer)
+    # Sampling memory takes time, so separate processes measure time and memory.
     with AnonymousPeak() if watch else contextlib.nullcontext() as memory:
         start = time.perf_counter()
-        kind = getattr(torch, dtype) if dtype else None
-        report = convert_showo(sources, output, dtype=kind, max_shard_size=shard, verify=verify, overwrite=True)
+        report = convert_showo(
+            *sources, output, dtype=torch_dtype(dtype), max_shard_size=shard, verify=verify, overwrite=True
+        )
         seconds = time.perf_counter() - start
     peak = memory.above_start if memory is not None else 0
     return {"seconds": seconds, "peak": peak, "report": report.splitlines()[-1]}
 
 
 def child_load(folder: Path) -> dict:
-    """Load in bf16 and make one image, and tell time and memory."""
+    """Load in bf16, generate one image, and return times and memory."""
     from showo_hf import ShowoT2IPipeline
 
     with AnonymousPeak() as memory:
         start = time.perf_counter()
         pipe = ShowoT2IPipeline.from_pretrained(folder, dtype=torch.bfloat16)
         loading = time.perf_counter() - start
-    held = sum(tensor.nbytes for tensor in pipe.model.state_dict().values())
-    with AnonymousPeak() as making:
+    weights = sum(tensor.nbytes for tensor in pipe.model.state_dict().values())
+    with AnonymousPeak() as generating:
         start = time.perf_counter()
         pipe(PROMPT, num_inference_steps=18, generator=torch.Generator().manual_seed(0))
         image = time.perf_counter() - start
     return {
         "load_seconds": loading,
         "load_peak": memory.above_start,
-        "weights": held,
+        "weights": weights,
         "image_seconds": image,
-        "image_peak": making.above_start,
+        "image_peak": generating.above_start,
     }
 
 
 def copy_seconds(source: Path, target: Path, sync: bool) -> float:
-    """Seconds of `cp -r`, with the wait for the disk or without."""
+    """Seconds of `cp -r`. `sync` includes the wait for the disk."""
     start = time.perf_counter()
     subprocess.run(["cp", "-r", source, target], check=True)
     if sync:
@@ -102,7 +104,7 @@ def copy_seconds(source: Path, target: Path, sync: bool) -> float:
 
 
 def run_form(root: Path, form: str, sizes: dict, options: argparse.Namespace) -> list[str]:
-    """One row of the table: a checkpoint made, copied, converted."""
+    """One row of the table: make a checkpoint, copy it, convert it."""
     source, output = root / "source", root / "converted"
     config = config_of(**sizes)
     make_original(source, config, form)
@@ -113,20 +115,20 @@ def run_form(root: Path, form: str, sizes: dict, options: argparse.Namespace) ->
     found = in_child(__file__, "--child", "watch", *arguments)
     shutil.rmtree(output)
     seconds = in_child(__file__, "--child", "convert", *arguments)["seconds"]
-    checked = in_child(__file__, "--child", "verify", *arguments) if options.verify else {"report": "-"}
+    verified = in_child(__file__, "--child", "verify", *arguments) if options.verify else {"report": "-"}
     largest = config.vocab_size * config.hidden_size * 4
     shards = [path.stat().st_size for path in (output / "model").glob("*.safetensors")]
-    unit = max(largest, *shards)
+    largest = max(largest, *shards)
     shutil.rmtree(source)
     return [
         form,
         f"{bytes_in / 1e9:.2f} GB",
         f"{found['peak'] / 1e6:.0f} MB",
-        f"{found['peak'] / unit:.2f}",
+        f"{found['peak'] / largest:.2f}",
         f"{seconds:.1f} s",
         f"{seconds / copy:.2f} ({copy:.1f} s)",
         f"{seconds / synced:.2f} ({synced:.1f} s)",
-        checked["report"].removeprefix("largest differences from the source: "),
+        verified["report"].removeprefix("largest differences from the source: "),
     ]
 
 
@@ -134,18 +136,18 @@ def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text-tokenizer", required=False, help="phi-1.5's text tokenizer, a folder or a Hub name")
     parser.add_argument("--forms", nargs="+", choices=FORMATS, default=list(FORMATS))
-    parser.add_argument("--dtype", help="dtype of the output; the source's by default")
-    parser.add_argument("--shard", default="2GB", help="largest file of the output")
-    parser.add_argument("--verify", action="store_true", help="also run both models and compare")
-    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it works")
-    parser.add_argument("--workspace", help="folder for the checkpoints, on the disk to be measured")
+    parser.add_argument("--dtype", help="dtype of the output (default: the dtype of the source)")
+    parser.add_argument("--shard", default="2GB", help="size of the largest file of the output")
+    parser.add_argument("--verify", action="store_true", help="also compare the outputs with the source's weights")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, for a quick test")
+    parser.add_argument("--workspace", help="folder for the checkpoints, on the disk to measure")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
         print(json.dumps(run_child(*options.child)))
         return
     if not options.text_tokenizer:
-        parser.error("--text-tokenizer is needed")
+        parser.error("--text-tokenizer is required")
     options.text_tokenizer = str(local_source("--text-tokenizer", options.text_tokenizer, weights=False))
     sizes = SMALL if options.small else FULL
     with tempfile.TemporaryDirectory(dir=options.workspace) as folder:
@@ -181,7 +183,7 @@ def main(arguments: list[str] | None = None):
 
 
 def run_child(what: str, *arguments: str) -> dict:
-    """The part that runs in a process of its own."""
+    """The part that runs in a separate process."""
     if what == "load":
         return child_load(Path(arguments[0]))
     source, text_tokenizer, output, dtype, shard = arguments

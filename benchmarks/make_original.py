@@ -1,9 +1,9 @@
-"""Make a checkpoint in the original Show-o format, of any size, from seeded random numbers. Run as
+"""Make a checkpoint of any size in the original Show-o format from seeded random numbers. Run as
 
     python benchmarks/make_original.py --output full-size                      # 1.45 billion parameters, 5.8 GB
     python benchmarks/make_original.py --output small --hidden 128 --layers 4 --intermediate 256
 
-The folder gets `showo/` and `magvitv2/`, as they are found on the Hub. The numbers mean nothing; names and shapes do.
+The folder contains `showo/` and `magvitv2/`, with the names and shapes of the repositories on the Hub.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from showo_hf.conversion.export_showo import CONFIG_DEFAULTS, IMAGE_TOKENIZER_CONFIG, quantizer_constants, split_names
-from showo_hf.conversion.safetensors_writer import TensorSpec, write_shards
+from showo_hf.conversion.shards import write_shards
 from showo_hf.conversion.weight_names import is_attention_kernel
 from showo_hf.models.configuration_showo import ShowoConfig
 from showo_hf.models.modeling_showo import ShowoForCausalLM
@@ -25,7 +25,7 @@ TOKENIZER_BITS = 13
 
 
 def config_of(hidden: int, layers: int, intermediate: int, head_dim: int = 64) -> ShowoConfig:
-    """A model with the published vocabulary, phi-1.5's shape by default, and the published image tokenizer."""
+    """A model with the published vocabulary and the published image tokenizer."""
     return ShowoConfig(
         text_config={
             "model_type": "phi",
@@ -40,25 +40,24 @@ def config_of(hidden: int, layers: int, intermediate: int, head_dim: int = 64) -
     )
 
 
-def original_specs(config: ShowoConfig) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
-    """Names and shapes of the original's transformer and of its image tokenizer."""
+def original_layout(config: ShowoConfig) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Meta tensors of the original's transformer and of its image tokenizer, by name."""
     with torch.device("meta"):
         state = ShowoForCausalLM(config).state_dict()
     showo, tokenizer, _ = split_names(state, config)
 
-    def specs(names: dict[str, str]) -> dict[str, TensorSpec]:
+    def layout(names: dict[str, str]) -> dict[str, torch.Tensor]:
         found = {}
         for original, ours in names.items():
-            shape = tuple(state[ours].shape)
-            kernel = is_attention_kernel(original)
-            found[original] = TensorSpec(shape + (1, 1) if kernel else shape, torch.float32)
+            tensor = state[ours]
+            found[original] = tensor[:, :, None, None] if is_attention_kernel(original) else tensor
         return found
 
-    return specs(showo), specs(tokenizer)
+    return layout(showo), layout(tokenizer)
 
 
-def seeded(name: str, spec: TensorSpec) -> torch.Tensor:
-    """Random numbers that depend on the name alone, small enough for a deep network to stay finite."""
+def seeded(name: str, spec: torch.Tensor) -> torch.Tensor:
+    """Random numbers that depend only on the name, and are small enough for a deep network."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     if len(spec.shape) == 1:
         return torch.full(spec.shape, 1.0 if name.endswith("weight") else 0.0)
@@ -66,22 +65,22 @@ def seeded(name: str, spec: TensorSpec) -> torch.Tensor:
     return torch.empty(spec.shape).uniform_(-1, 1, generator=generator).mul_(fan_in**-0.5)
 
 
-def write(folder: Path, specs: dict[str, TensorSpec], config: dict, form: str, constants: dict[str, torch.Tensor]):
-    """One model of the original's in a form of `FORMATS`."""
+def write(folder: Path, layout: dict[str, torch.Tensor], config: dict, form: str, constants: dict[str, torch.Tensor]):
+    """Write one original model in a form of `FORMATS`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    specs = specs | {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in constants.items()}
+    layout = layout | constants
 
     def read(name: str) -> torch.Tensor:
-        return constants[name] if name in constants else seeded(name, specs[name])
+        return constants[name] if name in constants else seeded(name, layout[name])
 
     size = "2GB" if "sharded" in form else "1TB"
     if "bin" not in form:
-        write_shards(folder, specs, read, size, stem="pytorch_model")
+        write_shards(folder, layout, read, size, stem="pytorch_model")
         return
     parts: list[dict[str, torch.Tensor]] = [{}]
-    for name, spec in specs.items():
-        if "sharded" in form and sum(t.nbytes for t in parts[-1].values()) + spec.num_bytes > 2e9:
+    for name, spec in layout.items():
+        if "sharded" in form and sum(t.nbytes for t in parts[-1].values()) + spec.nbytes > 2e9:
             parts.append({})
         parts[-1][name] = read(name)
     if len(parts) == 1:
@@ -97,7 +96,7 @@ def write(folder: Path, specs: dict[str, TensorSpec], config: dict, form: str, c
 
 def make_original(output: Path, config: ShowoConfig, form: str = "safetensors"):
     """Write `output/showo` and `output/magvitv2`."""
-    showo, tokenizer = original_specs(config)
+    showo, tokenizer = original_layout(config)
     sizes = {"vocab_size": config.vocab_size, "llm_vocab_size": 50295, "codebook_size": 8192, "num_vq_tokens": 256}
     write(output / "showo", showo, CONFIG_DEFAULTS | sizes | {"w_clip_vit": False}, form, {})
     constants = quantizer_constants(TOKENIZER_BITS)

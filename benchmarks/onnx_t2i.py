@@ -1,9 +1,9 @@
-"""What does a small machine gain by ONNX? Prints the table of docs/onnx.md. Run as
+"""Compare torch and ONNX Runtime on a small machine. Prints the table of docs/onnx.md. Run as
 
     python benchmarks/onnx_t2i.py
 
-The embedded model, or `--model FOLDER`, makes the same image with torch and with ONNX Runtime, each in processes of
-its own and in turn. (A script called onnx.py would be imported for the package of that name.)
+The embedded model, or `--model FOLDER`, generates the same image with torch and with ONNX Runtime, each in its own
+processes and in turn. (The script is not called onnx.py, because it would hide the package of that name.)
 """
 
 import argparse
@@ -20,18 +20,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
-# No torch up here: the processes that measure ONNX Runtime run this file too.
+# No torch at the top: the processes that measure ONNX Runtime run this file too.
 PROMPT = "a red apple, flat style"
 STEPS, GUIDANCE = 18, 2.75
 WAYS = ("eager fp32", "ONNX fp32", "ONNX int8")
-ONNX_PACKAGES = ("numpy", "onnxruntime", "pillow", "tokenizers")  # what generate.py imports
+ONNX_PACKAGES = ("numpy", "onnxruntime", "pillow", "tokenizers")  # the imports of generate.py
 
 
-# A process of its own for each way
+# A separate process for each way
 
 
 def eager_maker(folder: str, threads: int) -> Callable[[], object]:
-    """What makes an image with torch."""
+    """A function that generates an image with torch."""
     import torch
 
     torch.set_num_threads(threads)
@@ -40,7 +40,7 @@ def eager_maker(folder: str, threads: int) -> Callable[[], object]:
 
 
 def load_eager(folder: str):
-    """The pipeline in float32, without progress bars."""
+    """The pipeline in float32 without progress bars."""
     import diffusers.utils.logging
     import torch
     import transformers.utils.logging
@@ -55,22 +55,22 @@ def load_eager(folder: str):
 
 
 def onnx_runner(folder: Path):
-    """The module generate.py of an exported folder."""
+    """The module generate.py in an exported folder."""
     spec = importlib.util.spec_from_file_location("generate", folder / "generate.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["generate"] = module  # where its dataclasses look for it
+    sys.modules["generate"] = module  # its dataclasses look here
     spec.loader.exec_module(module)
     return module
 
 
 def onnx_maker(folder: str, threads: int) -> Callable[[], object]:
-    """What makes an image with ONNX Runtime."""
+    """A function that generates an image with ONNX Runtime."""
     model = onnx_runner(Path(folder)).OnnxShowo(folder, threads)
     return lambda: model([PROMPT], steps=STEPS, guidance_scale=GUIDANCE)[0]
 
 
 def report_child(way: str, folder: str, threads: int, repeats: int, started: float):
-    """Print as JSON: seconds to the first image, of a later one, and the most memory that the process had."""
+    """Print as JSON: seconds to the first image, seconds of a later image, and peak memory of the process."""
     make = (eager_maker if way == WAYS[0] else onnx_maker)(folder, threads)
     make()
     first = time.time() - started
@@ -80,19 +80,19 @@ def report_child(way: str, folder: str, threads: int, repeats: int, started: flo
         make()
         times.append(time.perf_counter() - start)
     if way != WAYS[0] and "torch" in sys.modules:
-        raise RuntimeError("torch was imported where it should not be needed.")
+        raise RuntimeError("torch was imported by the ONNX script.")
     print(json.dumps({"first": first, "image": min(times), "peak": peak_bytes()}))
 
 
 def peak_bytes() -> int:
-    """The most memory that this process held, as Linux tells it; 0 elsewhere."""
+    """Peak memory of this process on Linux; 0 on other systems."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def measure_in_turn(folders: dict[str, Path], rounds: int, threads: int, repeats: int) -> dict[str, list[dict]]:
-    """What the processes report, `rounds` of each way: machines drift, and what runs in turn drifts together."""
+    """Reports of `rounds` processes for each way. They run in turn, so that all see the same drift of the machine."""
     from measuring import in_child
 
     found: dict[str, list[dict]] = {way: [] for way in folders}
@@ -103,11 +103,11 @@ def measure_in_turn(folders: dict[str, Path], rounds: int, threads: int, repeats
     return found
 
 
-# What it costs
+# Sizes
 
 
 def installed_bytes(*names: str) -> int:
-    """Size of installed packages with all that they need; of those that are not installed 0."""
+    """Size of installed packages and their dependencies; 0 for packages that are not installed."""
     from packaging.requirements import Requirement
 
     seen: dict[str, int] = {}
@@ -121,21 +121,21 @@ def installed_bytes(*names: str) -> int:
             distribution = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-        places = {Path(str(file.locate())) for file in distribution.files or ()}
-        seen[name] = sum(place.stat().st_size for place in places if place.is_file())
+        paths = {Path(str(file.locate())) for file in distribution.files or ()}
+        seen[name] = sum(path.stat().st_size for path in paths if path.is_file())
         for requirement in map(Requirement, distribution.requires or ()):
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
                 waiting.append(requirement.name)
     return sum(seen.values())
 
 
-# How close it is
+# Quality
 
 
 def quality(model: str, folder: Path) -> dict[str, float]:
     """
-    Against torch: the share of unknown codes, over all steps of an image, whose best guess is the same; the share of
-    codes of that image that the encoder gives again alike; and the decoder's PSNR in dB.
+    Agreement with torch: the share of equal most probable tokens over all steps of an image, the share of equal tokens
+    after encoding this image, and the PSNR of the decoder in dB.
     """
     import torch
 
@@ -143,8 +143,8 @@ def quality(model: str, folder: Path) -> dict[str, float]:
 
     pipe = load_eager(model)
     small = onnx_runner(folder).OnnxShowo(folder)
-    codes = pipe.model.config.codebook_size
-    states = [torch.full((1, *pipe.default_grid), codes)]
+    mask_token_id = pipe.model.config.codebook_size
+    states = [torch.full((1, *pipe.default_grid), mask_token_id)]
 
     def remember(pipe, step, timestep, tensors):
         states.append(tensors["latents"].clone())
@@ -153,30 +153,42 @@ def quality(model: str, folder: Path) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     call = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "callback_on_step_end": remember}
     tokens = pipe(PROMPT, generator=generator, output_type="latent", **call).images
-    encoded, small_encoded = pipe.encode_prompt(PROMPT, None, 1, True), small.encode_prompts([PROMPT, ""])
-    mask = pipe.image_attention_mask(encoded, pipe.image_input_ids(tokens.flatten(1)).repeat(2, 1))
+    encoded = small.encode_prompts([PROMPT, ""])
     equal = []
     for state in (state.flatten(1) for state in states[:-1]):
-        best = pipe.predict_codes(state, encoded, mask, GUIDANCE).argmax(-1)
-        small_best = small.predict_codes(state.numpy(), small_encoded, GUIDANCE).argmax(-1)
-        equal += (best.numpy() == small_best)[(state == codes).numpy()].tolist()
+        best = guided_logits(pipe, state).argmax(-1)
+        small_best = small.predict_logits(state.numpy(), encoded, GUIDANCE).argmax(-1)
+        equal += (best.numpy() == small_best)[(state == mask_token_id).numpy()].tolist()
     with torch.no_grad():
         pixels = pipe.image_tokenizer.decode(tokens).sample
         again = pipe.image_tokenizer.encode(pixels).image_tokens.numpy()
     (small_pixels,) = small.image_decoder.run(None, {"image_tokens": tokens.numpy()})
     (small_again,) = small.image_encoder.run(None, {"pixel_values": pixels.numpy()})
     return {
-        "codes": statistics.mean(equal),
+        "tokens": statistics.mean(equal),
         "encoder": float((again == small_again).mean()),
         "psnr": psnr(torch.from_numpy(small_pixels), pixels).mean().item(),
     }
+
+
+def guided_logits(pipe, tokens):
+    """Guided logits (1, tokens, codebook_size) of image tokens (1, tokens), by the model on whole sequences."""
+    import torch
+
+    config = pipe.model.config
+    inputs = pipe.processor.text_to_image([PROMPT, ""], tokens.repeat(2, 1))
+    with torch.no_grad():
+        logits = pipe.model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+    start = config.image_token_offset
+    conditional, unconditional = logits[:, -1 - tokens.shape[1] : -1, start : start + config.codebook_size].chunk(2)
+    return GUIDANCE * conditional - (GUIDANCE - 1) * unconditional
 
 
 # The table
 
 
 def rows(model: str, scratch: Path, rounds: int, threads: int, repeats: int) -> list[tuple[str, ...]]:
-    """The table's rows: what, and a cell for each way."""
+    """The rows of the table: the measurement, and a cell for each way."""
     from measuring import folder_bytes
 
     from showo_hf.conversion.export_onnx import export_onnx
@@ -191,16 +203,16 @@ def rows(model: str, scratch: Path, rounds: int, threads: int, repeats: int) -> 
         ("time of an image / eager's", *ratio_cells(found, "image", "s")),
         ("start of Python to the first image / eager's", *ratio_cells(found, "first", "s")),
         ("peak memory of the process / eager's", *ratio_cells(found, "peak", "MB", 1e-6)),
-        ("the model's folder (the pipeline's as it is stored)", *megabytes(map(folder_bytes, folders.values()), 1)),
-        ("packages that must be installed", *megabytes(packages)),
-        ("best codes equal to eager's, all steps", "", *(f"{close[way]['codes']:.1%}" for way in WAYS[1:])),
-        ("encoder's codes equal to eager's", "", *(f"{close[way]['encoder']:.1%}" for way in WAYS[1:])),
-        ("decoder's PSNR against eager", "", *(f"{close[way]['psnr']:.0f} dB" for way in WAYS[1:])),
+        ("size of the model's folder", *megabytes(map(folder_bytes, folders.values()), 1)),
+        ("size of the required packages", *megabytes(packages)),
+        ("most probable tokens equal to eager's, all steps", "", *(f"{close[way]['tokens']:.1%}" for way in WAYS[1:])),
+        ("encoded tokens equal to eager's", "", *(f"{close[way]['encoder']:.1%}" for way in WAYS[1:])),
+        ("PSNR of decoded images against eager's", "", *(f"{close[way]['psnr']:.0f} dB" for way in WAYS[1:])),
     ]
 
 
 def ratio_cells(found: dict[str, list[dict]], key: str, unit: str, scale: float = 1.0) -> list[str]:
-    """A cell for each way: the median of its ratios to eager, and its own median."""
+    """A cell for each way: the median ratio to eager, and the median."""
     from measuring import median_ratio
 
     values = {way: [report[key] for report in found[way]] for way in WAYS}
@@ -219,12 +231,12 @@ def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--model", help="a pipeline folder (default: the embedded model)")
-    add("--rounds", type=int, default=5, help="processes of each way")
-    add("--repeats", type=int, default=5, help="images in a process after its first; the fastest counts")
+    add("--rounds", type=int, default=5, help="number of processes for each way")
+    add("--repeats", type=int, default=5, help="images of a process after the first; the fastest counts")
     add("--threads", type=int, default=os.cpu_count())
-    add("--child", choices=WAYS, help="only measure one way, in this process")
-    add("--folder", help="what the child loads")
-    add("--started", type=float, default=0.0, help="when the child was started")
+    add("--child", choices=WAYS, help="measure one way in this process")
+    add("--folder", help="the folder that the child loads")
+    add("--started", type=float, default=0.0, help="start time of the child")
     options = parser.parse_args(arguments)
     if options.child:
         report_child(options.child, options.folder, options.threads, options.repeats, options.started)
@@ -239,7 +251,7 @@ def main(arguments: list[str] | None = None):
     print(f"{versions}, {options.threads} threads, {platform.machine()}\n")
     with tempfile.TemporaryDirectory() as scratch:
         table = rows(options.model or EMBEDDED_MODEL, Path(scratch), options.rounds, options.threads, options.repeats)
-    print_table(("what", *WAYS), table)
+    print_table(("measurement", *WAYS), table)
 
 
 if __name__ == "__main__":

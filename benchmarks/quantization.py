@@ -19,6 +19,7 @@ from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8Weig
 from transformers import TorchAoConfig, logging
 
 from showo_hf import EMBEDDED_MODEL, ShowoForCausalLM, ShowoT2IPipeline
+from showo_hf.pipelines.denoising import PromptContext, predict_logits
 from showo_hf.utils.metrics import psnr_from_mse
 
 
@@ -102,8 +103,8 @@ def likeliest_tokens(
     encoded = pipeline.encode_prompt(prompts, None, 1, True)
     likeliest = []
     for tokens in (grid.flatten(1) for grid in grids):
-        mask = pipeline.image_attention_mask(encoded, pipeline.image_input_ids(tokens).repeat(2, 1))
-        logits = pipeline.predict_codes(tokens, encoded, mask, GUIDANCE)  # (batch, tokens, codebook)
+        context = PromptContext.of(pipeline.model, encoded, tokens.shape[1])
+        logits = predict_logits(pipeline.model, tokens, context, GUIDANCE)  # (batch, tokens, codebook)
         likeliest.append(logits.argmax(-1)[tokens == pipeline.scheduler.config.mask_token_id])
     return torch.cat(likeliest)
 

@@ -22,6 +22,7 @@ from t2i import FULL, GUIDANCE, PROMPT, SMALL, STEPS, Sizes, build_pipeline
 from transformers.utils import logging
 
 from showo_hf import ShowoAnyToAnyPipeline, ShowoForCausalLM, ShowoMMUPipeline, ShowoT2IPipeline
+from showo_hf.pipelines.denoising import image_input_ids
 
 
 QUESTIONS = (
@@ -222,7 +223,7 @@ def mixed_measures(pipeline: ShowoT2IPipeline, lengths: Lengths, repeats: int, d
 
     def image() -> torch.LongTensor:
         tokens = pipeline(PROMPT, generator=torch.Generator().manual_seed(0), **steps).images
-        return pipeline.image_input_ids(tokens.flatten(1))
+        return image_input_ids(tokens.flatten(1), pipeline.model.config)
 
     def write(ids: torch.LongTensor, end: int) -> torch.LongTensor:
         return model.generate(ids, max_new_tokens=len(script), do_sample=False, eos_token_id=end)

@@ -1,1 +1,1 @@
-"""Original Show-o weights: their names here and there."""
+"""Conversion of original Show-o weights to this package and back, and export to ONNX."""

@@ -1,4 +1,4 @@
-"""Our configurations from the shapes of the original's weights, and from what its own config says."""
+"""Configurations of this package, inferred from the shapes of original weights and from the original's config."""
 
 import json
 import math
@@ -20,9 +20,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 DEFAULT_CODEBOOK_SIZE = 8192
 DEFAULT_NUM_IMAGE_TOKENS = 256
-SPECIAL_ORDER = ("pad", *SPECIAL_TOKEN_NAMES)  # they lie between the text ids and the codes
+SPECIAL_ORDER = ("pad", *SPECIAL_TOKEN_NAMES)  # their ids are between the text ids and the image tokens
 
-# What phi-1.5 has and its weights do not show.
+# Settings of phi-1.5 that the weights do not show.
 PHI_SETTINGS = {
     "max_position_embeddings": 2048,
     "layer_norm_eps": 1e-5,
@@ -41,14 +41,14 @@ def infer_showo_config(
     """
     The configuration of an original Show-o checkpoint.
 
-    The sizes of the language model are read off the weights. The original's own config is kept as JSON
-    in `config.original_config`, so that an export gives it back.
+    The shapes of the weights give the sizes of the language model. `config.original_config` keeps the original's config
+    as JSON, so that an export can restore it.
 
     Args:
-        num_image_tokens: tokens of an image; by default what the checkpoint's config says, else 256.
+        num_image_tokens: number of tokens of an image; by default the number in the checkpoint's config, or 256.
 
     Raises:
-        ConversionError: if the weights lack what the sizes are read from, or the config contradicts them.
+        ConversionError: if a weight is missing that gives a size, or if the config contradicts the weights.
     """
     shapes = {name: checkpoint.shape(name) for name in checkpoint}
     vocab_size, hidden_size = shape_of(shapes, "showo.model.embed_tokens.weight", 2)
@@ -60,7 +60,7 @@ def infer_showo_config(
     if num_image_tokens is None:
         num_image_tokens = read_size(original, "num_vq_tokens", DEFAULT_NUM_IMAGE_TOKENS)
     if math.isqrt(num_image_tokens) ** 2 != num_image_tokens:
-        raise ConversionError(f"the tokens of an image must be a square number, got {num_image_tokens}")
+        raise ConversionError(f"the number of tokens of an image must be a square number, got {num_image_tokens}")
     offset = vocab_size - 1 - codebook_size
     text_ids = offset - len(SPECIAL_ORDER)
     sizes = {"vocab_size": vocab_size, "llm_vocab_size": text_ids}
@@ -107,10 +107,10 @@ def infer_lfq_config(checkpoint: Checkpoint, sample_size: int = 256) -> ShowoLFQ
     The configuration of an original MAGVIT-v2 checkpoint, from the shapes of its weights.
 
     Args:
-        sample_size: height and width of the images it was trained on, in pixels.
+        sample_size: height and width of the training images, in pixels.
 
     Raises:
-        ConversionError: if the weights lack what the sizes are read from.
+        ConversionError: if a weight is missing that gives a size.
     """
     shapes = {name: checkpoint.shape(name) for name in checkpoint}
     bits, _ = shape_of(shapes, "encoder.conv_out.weight", 4, size=2)
@@ -119,7 +119,7 @@ def infer_lfq_config(checkpoint: Checkpoint, sample_size: int = 256) -> ShowoLFQ
     for part, stage in (("encoder", "down"), ("decoder", "up")):
         stages = count_stages(shapes, rf"{part}\.{stage}\.(\d+)\.")
         if not stages:
-            raise ConversionError(f"the weights hold no `{part}.{stage}.0`, so this is no MAGVIT-v2")
+            raise ConversionError(f"the weights have no `{part}.{stage}.0`, so this is no MAGVIT-v2")
         blocks = [f"{part}.{stage}.{i}.block" for i in range(stages)]
         sizes[f"{part}_block_out_channels"] = [shape_of(shapes, f"{b}.0.conv1.weight", 4)[0] for b in blocks]
         sizes[f"{part}_layers_per_block"] = [count_stages(shapes, re.escape(b) + r"\.(\d+)\.") for b in blocks]
@@ -134,7 +134,7 @@ def infer_lfq_config(checkpoint: Checkpoint, sample_size: int = 256) -> ShowoLFQ
 
 
 def read_clip_vision_config(folder: Path, config: dict) -> CLIPVisionConfig:
-    """The tower's part of a CLIP checkpoint's config, or the config of a tower alone."""
+    """The vision config of a CLIP checkpoint, or the config of a vision tower alone."""
     kind = config.get("model_type")
     if kind not in ("clip", "clip_vision_model"):
         raise ConversionError(f"'{folder}' must be a CLIP model or its vision tower, got `model_type` {kind!r}")
@@ -142,11 +142,11 @@ def read_clip_vision_config(folder: Path, config: dict) -> CLIPVisionConfig:
 
 
 def shape_of(shapes: Shapes, name: str, dimensions: int, size: int | None = None) -> tuple[int, ...]:
-    """The shape of a weight that must be there, or its first `size` numbers."""
+    """The shape of a weight, or its first `size` numbers; `ConversionError` if the weight is missing."""
     shape = shapes.get(name)
     if shape is None:
         raise ConversionError(
-            f"the weights lack `{name}`; they hold {len(shapes)} tensors, such as {', '.join(sorted(shapes)[:5])}"
+            f"the weights lack `{name}`; they hold {len(shapes)} tensors, for example {', '.join(sorted(shapes)[:5])}"
         )
     if len(shape) != dimensions:
         raise ConversionError(f"`{name}` must have {dimensions} dimensions, got shape {list(shape)}")
@@ -154,7 +154,7 @@ def shape_of(shapes: Shapes, name: str, dimensions: int, size: int | None = None
 
 
 def count_stages(shapes: Shapes, pattern: str) -> int:
-    """How many numbers `pattern` finds at the start of names; `ConversionError` unless they are 0, 1, 2 and so on."""
+    """The number of indices that `pattern` finds in names; `ConversionError` unless they are 0, 1, 2 and so on."""
     numbers = {int(match[1]) for name in shapes if (match := re.match(pattern, name))}
     if numbers != set(range(len(numbers))):
         raise ConversionError(f"names like '{pattern}' must count from 0 without a gap, got {sorted(numbers)[:50]}")
@@ -162,15 +162,15 @@ def count_stages(shapes: Shapes, pattern: str) -> int:
 
 
 def read_size(config: dict, name: str, default: int) -> int:
-    """A positive whole number of a checkpoint's config; `ConversionError` for anything else."""
+    """A positive integer in a checkpoint's config; `ConversionError` for anything else."""
     value = config.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-        raise ConversionError(f"`{name}` in config.json must be a positive whole number, got {value!r}")
+        raise ConversionError(f"`{name}` in config.json must be a positive integer, got {value!r}")
     return value
 
 
 def without_paths(config: dict) -> dict:
-    """A config's keys; of absolute paths on this machine the last part alone, as the folder may be published."""
+    """A config with absolute paths cut to their last part, because the folder may be published."""
     return {
         key: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
         for key, value in config.items()

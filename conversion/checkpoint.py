@@ -1,4 +1,4 @@
-"""Reading a checkpoint of any format, one tensor at a time and without running anything that lies in it."""
+"""Read a checkpoint of any format, one tensor at a time, without running any code in it."""
 
 import itertools
 import json
@@ -11,20 +11,32 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import ConversionError
-from .safetensors_writer import DTYPE_NAMES
 
 
 STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
 SAFETENSORS = (".safetensors",)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-SUBFOLDERS = ("", "unwrapped_model")  # the second is where the original's training puts its weights
+SUBFOLDERS = ("", "unwrapped_model")  # the second is where the original's training saves its weights
 PART = re.compile(r"(.+)-(\d+)-of-(\d+)(\.\w+)")
 DDP_PREFIX = "module."
-DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+
+# The names of dtypes in the format, see https://github.com/huggingface/safetensors#format.
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 class SafetensorsFile:
-    """One .safetensors file; its tensors stay on the disk until they are read."""
+    """One .safetensors file. Tensors stay on disk until they are read."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -32,7 +44,7 @@ class SafetensorsFile:
             self.file = safe_open(path, framework="pt")
             self.names = list(self.file.keys())
         except SafetensorError as error:
-            raise ConversionError(f"'{path.name}' is not a whole .safetensors file: {error}") from error
+            raise ConversionError(f"'{path.name}' is not a complete .safetensors file: {error}") from error
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.file.get_slice(name).get_shape())
@@ -49,9 +61,9 @@ class SafetensorsFile:
 
 class PickleFile:
     """
-    One file of `torch.save`, mapped into memory, so that its tensors stay on the disk until they are read.
+    One file of `torch.save`, mapped into memory, so that tensors stay on disk until they are read.
 
-    Only tensors and plain containers are taken; a pickle that names anything else is refused before it runs.
+    Only tensors and plain containers are accepted. A pickle that names anything else is refused before it runs.
     """
 
     def __init__(self, path: Path):
@@ -60,13 +72,13 @@ class PickleFile:
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         except pickle.UnpicklingError as error:
             raise ConversionError(
-                f"'{path.name}' was refused: it is a pickle that holds more than tensors, or no pickle at all. Nothing in "
-                f"it was run. What was found: {first_sentence(error)}"
+                f"'{path.name}' was refused: it is a pickle with more than tensors, or no pickle at all. Nothing in it "
+                f"was run. Found: {first_sentence(error)}"
             ) from error
         except Exception as error:  # a damaged file fails in many ways
             raise ConversionError(
-                f"'{path.name}' cannot be read: it is cut off, or written by a torch older than 1.6, whose files cannot "
-                f"be mapped into memory. What was found: {first_sentence(error)}"
+                f"'{path.name}' cannot be read: it is cut off, or was written by torch before 1.6, which cannot be mapped "
+                f"into memory. Found: {first_sentence(error)}"
             ) from error
         self.tensors = flat_tensors(content, path.name)
         self.names = list(self.tensors)
@@ -85,14 +97,14 @@ WeightsFile = SafetensorsFile | PickleFile
 
 
 def first_sentence(error: Exception) -> str:
-    """The part of torch's message that says what is wrong, without its advice to trust the file."""
+    """The part of torch's message that names the fault, without the advice to trust the file."""
     text = str(error)
     found = re.search(r"(Unsupported global: GLOBAL \S+|Unsupported operand \d+)", text)
     return found[0] if found else text.split("\n")[0].split(". ")[0][:200]
 
 
 def flat_tensors(content, file_name: str) -> dict[str, torch.Tensor]:
-    """The tensors of a loaded file; a lone `state_dict` or `model` around them is taken off."""
+    """The tensors of a loaded file, also if they are inside one `state_dict`, `model` or `module`."""
     if isinstance(content, dict) and not any(isinstance(value, torch.Tensor) for value in content.values()):
         wrapped = [content[key] for key in ("state_dict", "model", "module") if isinstance(content.get(key), dict)]
         content = wrapped[0] if wrapped else content
@@ -104,23 +116,23 @@ def flat_tensors(content, file_name: str) -> dict[str, torch.Tensor]:
         if not (isinstance(value, torch.Tensor) and isinstance(key, str))
     }
     if others or not content:
-        raise ConversionError(f"'{file_name}' must hold tensors by name alone, but also holds {others or 'nothing'}")
-    return {name: tensor.detach() for name, tensor in content.items()}  # parameters, too, are tensors
+        raise ConversionError(f"'{file_name}' must only hold tensors by name, but also holds {others or 'nothing'}")
+    return {name: tensor.detach() for name, tensor in content.items()}  # a parameter may come with a gradient
 
 
 class Checkpoint:
     """
-    The tensors of a checkpoint by name, read from its files as they are asked for.
+    The tensors of a checkpoint by name, read from the files on demand.
 
     Args:
-        path: a folder, as the original's `save_pretrained` and its training write it, or one file of weights.
+        path: a folder written by the original's `save_pretrained` or training, or one file of weights.
 
     Attributes:
-        folder (`Path`): where the files lie.
-        config (`dict`): the content of `config.json`; empty where there is none.
+        folder (`Path`): the folder that contains the files.
+        config (`dict`): the content of `config.json`; empty without one.
 
     Raises:
-        ConversionError: if there are no weights, a file is damaged or not safe, or an index does not fit its files.
+        ConversionError: if there are no weights, a file is damaged or unsafe, or an index does not match its files.
     """
 
     def __init__(self, path: str | Path):
@@ -132,50 +144,54 @@ class Checkpoint:
         else:
             raise ConversionError(f"there is no file or folder '{path}'")
         self.config = read_config(path if path.is_dir() else path.parent, self.folder)
-        self.places: dict[str, tuple[WeightsFile, str]] = {}
+        self.locations: dict[str, tuple[WeightsFile, str]] = {}
         twice = []
         for file in self.files:
             for name in file.names:
                 ours = name.removeprefix(DDP_PREFIX)
-                if ours in self.places:
+                if ours in self.locations:
                     twice.append(ours)
-                self.places[ours] = (file, name)
+                self.locations[ours] = (file, name)
         if twice:
             raise ConversionError(f"several files hold the same tensors: {', '.join(sorted(twice))}")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.places)
+        return iter(self.locations)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.locations)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.places
+        return name in self.locations
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
-        file, key = self.places[name]
+        """The shape of a tensor, without reading it."""
+        file, key = self.locations[name]
         return file.shape(key)
 
     def dtype(self, name: str) -> torch.dtype:
-        """Dtype of a tensor, without reading it."""
-        file, key = self.places[name]
+        """The dtype of a tensor, without reading it."""
+        file, key = self.locations[name]
         return file.dtype(key)
 
+    def meta(self, name: str) -> torch.Tensor:
+        """A meta tensor with the shape and dtype of a tensor, without reading it."""
+        return torch.empty(self.shape(name), dtype=self.dtype(name), device="meta")
+
     def tensor(self, name: str) -> torch.Tensor:
-        """A tensor that lies in the mapped file: no memory of its own, pages are read as they are used."""
-        file, key = self.places[name]
+        """A tensor in the mapped file. It takes no memory of its own; the system reads its pages on use."""
+        file, key = self.locations[name]
         return file.tensor(key)
 
 
 def open_weights(path: Path) -> WeightsFile:
-    """A file of weights by its ending."""
+    """Open a file of weights. Its suffix names the format."""
     if path.suffix in SAFETENSORS:
         return SafetensorsFile(path)
     if path.suffix in PICKLES:
         return PickleFile(path)
     raise ConversionError(
-        f"'{path.name}' must end in one of {', '.join(SAFETENSORS + PICKLES)}, so that its format is known"
+        f"'{path.name}' must end in one of {', '.join(SAFETENSORS + PICKLES)}, which names the format"
     )
 
 
@@ -200,16 +216,16 @@ def read_json_object(file: Path) -> dict:
 
 
 def find_weights(folder: Path) -> tuple[Path, list[WeightsFile]]:
-    """The folder that holds the weights, `folder` or one below it, and their open files. Safetensors come first."""
-    for place in [folder / name for name in SUBFOLDERS]:
+    """The folder with the weights, `folder` or a subfolder, and the open files. Safetensors files are preferred."""
+    for parent in [folder / name for name in SUBFOLDERS]:
         for ending in (*SAFETENSORS, *PICKLES):
             for stem in STEMS:
-                if (index := place / f"{stem}{ending}.index.json").is_file():
-                    return place, indexed_files(index)
-                if (single := place / f"{stem}{ending}").is_file():
-                    return place, [open_weights(single)]
-                if parts := parts_without_index(place, stem, ending):
-                    return place, [open_weights(part) for part in parts]
+                if (index := parent / f"{stem}{ending}.index.json").is_file():
+                    return parent, indexed_files(index)
+                if (single := parent / f"{stem}{ending}").is_file():
+                    return parent, [open_weights(single)]
+                if parts := parts_without_index(parent, stem, ending):
+                    return parent, [open_weights(part) for part in parts]
     names = sorted(path.name for path in folder.iterdir())[:10]
     raise ConversionError(
         f"'{folder}' holds no weights: none of {', '.join(STEMS)} with {', '.join(SAFETENSORS + PICKLES)}, whole or in "
@@ -218,7 +234,7 @@ def find_weights(folder: Path) -> tuple[Path, list[WeightsFile]]:
 
 
 def indexed_files(index: Path) -> list[WeightsFile]:
-    """The open files that an index names, all of them inside its folder, each holding just what the index says."""
+    """The open files of an index. They must be in its folder, and hold exactly the tensors that the index names."""
     mapping = read_json_object(index).get("weight_map")
     if not isinstance(mapping, dict) or not all(isinstance(name, str) for name in mapping.values()) or not mapping:
         raise ConversionError(f"'{index.name}' must have a `weight_map` from tensors to file names")
@@ -228,26 +244,26 @@ def indexed_files(index: Path) -> list[WeightsFile]:
         raise ConversionError(f"'{index.name}' names files outside the checkpoint's folder: {', '.join(outside)}")
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
-        raise ConversionError(f"'{index.name}' names files that are not there: {', '.join(missing)}")
+        raise ConversionError(f"'{index.name}' names files that do not exist: {', '.join(missing)}")
     files = [open_weights(index.parent / name) for name in names]
     for name, file in zip(names, files, strict=True):
-        told = {tensor for tensor, place in mapping.items() if place == name}
-        held = set(file.names)
-        if told != held:
+        expected = {tensor for tensor, file_name in mapping.items() if file_name == name}
+        found = set(file.names)
+        if expected != found:
             raise ConversionError(
-                f"'{index.name}' does not fit '{name}': missing there {sorted(told - held)}, "
-                f"not in the index {sorted(held - told)}"
+                f"'{index.name}' does not match '{name}': missing in the file {sorted(expected - found)}, "
+                f"missing in the index {sorted(found - expected)}"
             )
     return files
 
 
 def is_plain_file_name(name: str) -> bool:
-    """Whether a name stays in its folder: no path, no drive, no way up."""
+    """Whether a name is a plain file name, without a path, a drive or a parent folder."""
     return bool(name) and name not in (".", "..") and not re.search(r"[/\\:\0]", name)
 
 
 def parts_without_index(folder: Path, stem: str, ending: str) -> list[Path]:
-    """`stem-00001-of-00003` and so on, if they are there; `ConversionError` if some of them are not."""
+    """The files `stem-00001-of-00003` and so on; `ConversionError` if some of them are missing."""
     found: dict[int, set[int]] = {}
     names: dict[tuple[int, int], Path] = {}
     for path in sorted(folder.glob(f"{stem}-*-of-*{ending}")):
@@ -260,9 +276,9 @@ def parts_without_index(folder: Path, stem: str, ending: str) -> list[Path]:
     if len(found) > 1:
         raise ConversionError(f"'{folder.name}' holds parts of several checkpoints: of {sorted(found)} parts")
     ((count, numbers),) = found.items()
-    first = 0 if 0 in numbers else 1  # some number from 0, some from 1
-    wanted = range(first, first + count)
-    if len(numbers) != count or not all(number in wanted for number in numbers):
-        missing = list(itertools.islice((number for number in wanted if number not in numbers), 10))
-        raise ConversionError(f"of {count} parts of '{stem}{ending}' these are not there: {missing}")
+    first = 0 if 0 in numbers else 1  # some checkpoints count from 0, others from 1
+    expected = range(first, first + count)
+    if len(numbers) != count or not all(number in expected for number in numbers):
+        missing = list(itertools.islice((number for number in expected if number not in numbers), 10))
+        raise ConversionError(f"of {count} parts of '{stem}{ending}' these are missing: {missing}")
     return [names[count, number] for number in sorted(numbers)]

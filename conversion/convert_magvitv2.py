@@ -2,7 +2,7 @@
 
 python -m showo_hf.conversion.convert_magvitv2 --image-tokenizer showlab/magvitv2 --output magvitv2-hf
 
-Models converted with `convert_showo` have it inside; alone it serves whoever needs the tokenizer only.
+A model converted by `showo-hf convert` contains its image tokenizer. This command is for the tokenizer alone.
 """
 
 import argparse
@@ -11,32 +11,46 @@ from pathlib import Path
 import torch
 
 from showo_hf.models.modeling_showo_lfq import ShowoLFQTokenizer
-from showo_hf.utils.atomic_folder import atomic_folder
+from showo_hf.utils.atomic_folder import atomic_folder, check_target
 
 from .architectures import infer_lfq_config
-from .arguments import add_convert_magvitv2_arguments
 from .checkpoint import Checkpoint
-from .command import conversion_main, dtype_of
-from .model_card import Origin, origin_of, write_tokenizer_card
+from .command_line import (
+    add_image_tokenizer_argument,
+    add_output_arguments,
+    add_verify_argument,
+    run_conversion,
+    torch_dtype,
+)
+from .model_card import origin_of, write_tokenizer_card
 from .output import check_output, write_model
 from .plan import ConversionPlan
 from .sources import local_source
-from .verify import Verification, verify_magvitv2
+from .verify import verify_magvitv2
 
 
 def convert_magvitv2(
-    source: str | Path,
+    image_tokenizer: str | Path,
     output: str | Path,
+    *,
     dtype: torch.dtype | None = None,
     max_shard_size: int | str = "5GB",
     overwrite: bool = False,
     verify: bool = False,
-    origin: Origin | None = None,
+    repo_id: str | None = None,
 ) -> str:
     """
-    Convert an image tokenizer; returns the report. Arguments and errors are those of [`convert_showo`].
+    Convert an image tokenizer and return the report.
+
+    Args:
+        image_tokenizer: a folder, a file or a Hub name.
+
+    The other arguments and the errors are the same as in [`convert_showo`].
     """
-    check_output(output, overwrite, [Path(source)])
+    check_target(output, overwrite)
+    source = local_source("--image-tokenizer", str(image_tokenizer))
+    check_output(output, overwrite, [source])
+    origin = origin_of({"image_tokenizer": str(image_tokenizer)}, source, repo_id)
     checkpoint = Checkpoint(source)
     config = infer_lfq_config(checkpoint)
     with torch.device("meta"):
@@ -46,31 +60,30 @@ def convert_magvitv2(
     plan.check(model)
     with atomic_folder(output, overwrite) as folder:
         write_model(folder, model, plan, dtype, max_shard_size)
-        report = plan.report()
-        verified: Verification | None = None
-        if verify:
-            verified = verify_magvitv2(folder, checkpoint, dtype)
-            report += f"\n{verified}"
-        write_tokenizer_card(folder, config, origin or Origin(), verified)
-    return report
-
-
-def run(options: argparse.Namespace) -> str:
-    """Fetch, convert; returns the report."""
-    source = local_source("--image-tokenizer", options.image_tokenizer)
-    return convert_magvitv2(
-        source,
-        options.output,
-        dtype=dtype_of(options.dtype),
-        max_shard_size=options.max_shard_size,
-        overwrite=options.overwrite,
-        verify=options.verify,
-        origin=origin_of({"image_tokenizer": options.image_tokenizer}, source, options.push_to_hub),
-    )
+        verification = verify_magvitv2(folder, checkpoint, dtype) if verify else None
+        write_tokenizer_card(folder, config, origin, verification)
+    return "\n".join([plan.report(), *([str(verification)] if verification else [])])
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return conversion_main(__doc__, add_convert_magvitv2_arguments, run, arguments)
+    parser = argparse.ArgumentParser(description=__doc__.split(" Run as")[0])
+    add_image_tokenizer_argument(parser)
+    add_verify_argument(parser)
+    add_output_arguments(parser)
+    options = parser.parse_args(arguments)
+
+    def convert() -> str:
+        return convert_magvitv2(
+            options.image_tokenizer,
+            options.output,
+            dtype=torch_dtype(options.dtype),
+            max_shard_size=options.max_shard_size,
+            overwrite=options.overwrite,
+            verify=options.verify,
+            repo_id=options.push_to_hub,
+        )
+
+    return run_conversion(convert, options.output, options.push_to_hub, options.private)
 
 
 if __name__ == "__main__":

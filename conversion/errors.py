@@ -1,5 +1,5 @@
-"""What goes wrong in a conversion."""
+"""The error of conversions and exports."""
 
 
 class ConversionError(ValueError):
-    """A checkpoint cannot be converted; the message names the file or the tensors. Nothing was written."""
+    """A checkpoint cannot be converted. The message names the file or the tensors; nothing was written."""

@@ -2,12 +2,13 @@
 
 python -m showo_hf.conversion.export_onnx FOLDER --output FOLDER_ONNX
 
-The output is whole by itself: the graphs `transformer`, `image_encoder` and `image_decoder` (.onnx), the tokenizer and the
-processor's files, `onnx_config.json`, and `generate.py`, which needs numpy, onnxruntime, pillow and tokenizers alone.
+The output contains the graphs `transformer`, `image_encoder` and `image_decoder` (.onnx), the files of the processor,
+`onnx_config.json`, and the script `generate.py`. The script needs only numpy, onnxruntime, pillow and tokenizers.
 """
 
 import argparse
 import importlib.util
+import inspect
 import json
 import shutil
 import tempfile
@@ -17,12 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from showo_hf.pipelines import ShowoT2IPipeline
 from showo_hf.schedulers import MaskGITScheduler
 from showo_hf.utils.atomic_folder import atomic_folder
 
-from .command import conversion_main
+from .command_line import run_conversion
 from .errors import ConversionError
 from .onnx_graphs import (
     Graph,
@@ -39,15 +41,18 @@ from .output import check_output
 DTYPES = ("float32", "float16")
 QUANTIZATIONS = ("int8",)
 CONFIG_FILE = "onnx_config.json"
-RUNNER = "generate.py"
+SCRIPT = "generate.py"
 
-#: How far a graph's outputs may lie from the model's, as `difference` tells it: rounding, and no more.
+#: The settings of the scheduler that the script knows.
+SCHEDULER_SETTINGS = ("masking_schedule", "temperature", "temperature_rule")
+
+#: The largest `difference` between a graph's outputs and the model's that rounding explains.
 TOLERANCE = {"float32": 1e-3, "float16": 5e-2}
 
 
 @dataclass
 class Part:
-    """One file of the output: what makes its graph from a pipeline, and what quantizes it."""
+    """One graph of the output: its name, how to build it from a pipeline, and how to quantize it."""
 
     name: str
     make: Callable[[ShowoT2IPipeline], Graph]
@@ -70,19 +75,20 @@ def export_onnx(
     external_data: bool | None = None,
 ) -> str:
     """
-    Export a saved pipeline; returns the report.
+    Export a saved pipeline and return the report.
 
     Args:
-        folder: what `ShowoT2IPipeline.save_pretrained` wrote.
-        output: the folder to write; it is whole or not there.
-        dtype: "float32", or "float16" for half the size, which suits runtimes on a GPU.
-        quantize: "int8" for weights of 8 bits, a fourth of the size; None for none.
-        external_data: weights in files of their own; by default only where one file cannot hold them.
+        folder: a folder that `ShowoT2IPipeline.save_pretrained` wrote.
+        output: the folder to write. It is complete or absent.
+        dtype: "float32", or "float16" for half the size, on runtimes that use a GPU.
+        quantize: "int8" for weights of 8 bits and a fourth of the size; None for no quantization.
+        overwrite: replace an `output` that holds a model.
+        external_data: write the weights to files of their own; by default only if they do not fit into the graph's.
 
     Raises:
-        ConversionError: if `folder` is no pipeline, has no image tokenizer or a scheduler that the runner does not
-            know, if `output` holds something else than a model, if a package is missing, or if a graph does
-            not compute what the model does.
+        ConversionError: if `folder` is no pipeline or has no image tokenizer, if the script does not support the
+            scheduler or one of its settings, if `output` exists and is no model, if a package is missing, or if the
+            outputs of a graph differ from the model's.
         FileExistsError: if `output` exists and `overwrite` is False.
     """
     check_arguments(Path(folder), dtype, quantize)
@@ -94,16 +100,16 @@ def export_onnx(
             graph = part.make(pipe)
             place = Path(scratch) if quantize else target
             write_graph(graph, place / f"{part.name}.onnx", external_data)
-            away = check_graph(graph, place / f"{part.name}.onnx", part.name, TOLERANCE[dtype])
+            error = check_graph(graph, place / f"{part.name}.onnx", part.name, TOLERANCE[dtype])
             if quantize:
                 part.quantize(place / f"{part.name}.onnx", target / f"{part.name}.onnx")
             size = sum(file.stat().st_size for file in target.glob(f"{part.name}.onnx*"))
             before = " before quantization" if quantize else ""
-            lines.append(f"{part.name}: {size / 1e6:.1f} MB, differs from the model by {away:.1g}{before}")
+            lines.append(f"{part.name}: {size / 1e6:.1f} MB, differs from the model by {error:.1g}{before}")
         pipe.processor.save_pretrained(target)
-        config = runner_config(pipe) | {"dtype": dtype, "quantize": quantize}
+        config = script_config(pipe) | {"dtype": dtype, "quantize": quantize}
         (target / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        shutil.copyfile(Path(__file__).with_name("onnx_generate.py"), target / RUNNER)
+        shutil.copyfile(Path(__file__).with_name("onnx_generate.py"), target / SCRIPT)
     return "\n".join(lines)
 
 
@@ -123,98 +129,106 @@ def check_arguments(folder: Path, dtype: str, quantize: str | None):
 
 
 def load_pipeline(folder: Path, dtype: str) -> ShowoT2IPipeline:
-    """Load the pipeline and refuse what cannot be exported."""
+    """Load the pipeline, and refuse what cannot be exported."""
     pipe = ShowoT2IPipeline.from_pretrained(folder, dtype=getattr(torch, dtype))
     if pipe.image_tokenizer is None:
-        raise ConversionError(f"`folder` must hold a model with an image tokenizer, '{folder}' has none")
-    if not isinstance(pipe.scheduler, MaskGITScheduler):
-        raise ConversionError(f"the scheduler must be a MaskGITScheduler, got {type(pipe.scheduler).__name__}")
-    for name in ("top_k", "top_p"):
-        if pipe.scheduler.config[name] is not None:
-            raise ConversionError(
-                f"the scheduler's `{name}` must be None, which the runner does not know, got {pipe.scheduler.config[name]}"
-            )
+        raise ConversionError(f"`folder` must hold a model with an image tokenizer, but '{folder}' has none")
+    check_scheduler(pipe.scheduler)
     pipe.check_components()
     pipe.model.eval().requires_grad_(False)
     return pipe
 
 
-def runner_config(pipe: ShowoT2IPipeline) -> dict:
-    """What `generate.py` has to know: ids, sizes, and how the scheduler is set."""
+def check_scheduler(scheduler: SchedulerMixin):
+    """Raise `ConversionError` for a scheduler or a setting that the script would ignore."""
+    from .onnx_generate import masked_share, temperatures  # needs onnxruntime
+
+    if type(scheduler) is not MaskGITScheduler:
+        raise ConversionError(f"the scheduler must be a MaskGITScheduler, got {type(scheduler).__name__}")
+    for name, parameter in inspect.signature(MaskGITScheduler).parameters.items():
+        value = scheduler.config[name]
+        if name not in ("mask_token_id", *SCHEDULER_SETTINGS) and value != parameter.default:
+            raise ConversionError(
+                f"the scheduler's `{name}` must be {parameter.default}, because {SCRIPT} does not support it, got {value!r}"
+            )
+    try:
+        masked_share(scheduler.config.masking_schedule, 0.5)
+        temperatures(scheduler.config.temperature, 1, scheduler.config.temperature_rule)
+    except ValueError as error:
+        raise ConversionError(f"{SCRIPT} does not support the scheduler: {error}") from error
+
+
+def script_config(pipe: ShowoT2IPipeline) -> dict:
+    """The ids, sizes and settings of the scheduler that `generate.py` needs."""
     special = ("mask", "pad", "soi", "eoi", "t2i", "sot", "eot")
     names = ["max_text_length", "codebook_size", "image_token_offset", *(f"{token}_token_id" for token in special)]
-    settings = ("masking_schedule", "temperature", "temperature_rule")
     return {
         "format": "showo-onnx",
         **{name: getattr(pipe.processor, name) for name in names},
         "grid": list(pipe.default_grid),
         "downsampling": pipe.image_tokenizer.config.downsampling,
-        **{name: pipe.scheduler.config[name] for name in settings},
+        **{name: pipe.scheduler.config[name] for name in SCHEDULER_SETTINGS},
     }
 
 
 def check_graph(graph: Graph, path: Path, name: str, tolerance: float) -> float:
     """
-    How far the outputs of a graph lie from its module's, on inputs of another size than was traced.
+    The largest [`difference`] between the outputs of a graph and of its module, on larger inputs than the traced ones.
 
     Raises:
-        ConversionError: if that is more than rounding.
+        ConversionError: if it is above `tolerance`.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors alone
+    options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     inputs = {key: other_size(value, graph.axes[key]) for key, value in graph.inputs.items()}
     with torch.no_grad():
         expected = graph.module(*inputs.values())
     expected = expected if isinstance(expected, tuple) else (expected,)
     found = session.run(list(graph.outputs), {key: value.numpy() for key, value in inputs.items()})
-    away = [difference(ours, theirs.numpy()) for ours, theirs in zip(found, expected, strict=True)]
-    worst = float(np.max(away))  # NaN if one is
+    errors = [difference(ours, theirs.numpy()) for ours, theirs in zip(found, expected, strict=True)]
+    worst = float(np.max(errors))  # NaN if any is NaN
     if not worst <= tolerance:
         raise ConversionError(
-            f"the graph of {name} differs from the model by {worst:.1g}, allowed is {tolerance}; perhaps these versions "
-            "of torch and onnxscript translate it wrongly"
+            f"the graph of {name} differs from the model by {worst:.1g}, allowed is {tolerance}; these versions of "
+            "torch and onnxscript may export it wrongly"
         )
     return worst
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference as a share of the largest number; for codes a tenth of the share that is not equal."""
+    """The largest difference divided by the largest number; for image tokens, a tenth of the share of unequal ones."""
     if found.shape != expected.shape:
         return np.inf
-    if found.dtype.kind == "i":  # a bit flips where a latent is almost zero, and its code is then quite another
+    if found.dtype.kind == "i":  # a bit of a token flips if its latent is close to zero
         return float((found != expected).mean()) / 10
     found, expected = found.astype(np.float64), expected.astype(np.float64)
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 def other_size(example: torch.Tensor, axes: dict) -> torch.Tensor:
-    """An input like `example`, twice as long along each axis that may change."""
+    """An input like `example`, twice as long along each dynamic axis."""
     for axis in axes:
         example = example.repeat_interleave(2, dim=axis)
     return example
 
 
-def add_arguments(parser: argparse.ArgumentParser):
-    """The options of this command."""
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split(" Run as")[0])
     add = parser.add_argument
     add("folder", help="a saved pipeline")
-    add("--output", required=True, metavar="FOLDER", help="the folder to write; it is whole or not there")
-    add("--dtype", choices=DTYPES, default="float32", help="of the weights and of what is computed")
+    add("--output", required=True, metavar="FOLDER", help="the folder to write; it is complete or absent")
+    add("--dtype", choices=DTYPES, default="float32", help="dtype of the weights and of the computation")
     add("--quantize", choices=QUANTIZATIONS, help="integer weights: a fourth of the size, and faster on a CPU")
     add("--overwrite", action="store_true", help="replace the output if it exists")
-    parser.set_defaults(push_to_hub=None)
+    options = parser.parse_args(arguments)
 
+    def export() -> str:
+        return export_onnx(options.folder, options.output, options.dtype, options.quantize, options.overwrite)
 
-def run(options: argparse.Namespace) -> str:
-    """Export; returns the report."""
-    return export_onnx(options.folder, options.output, options.dtype, options.quantize, options.overwrite)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    return conversion_main(__doc__, add_arguments, run, arguments)
+    return run_conversion(export, options.output)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
-"""Write a model of this package in the format of the original code. Run as
+"""Write a model of this package in the format of the original code. The command is `showo-hf export`.
 
-python -m showo_hf.conversion.export_showo FOLDER --output FOLDER_IN_ORIGINAL_FORMAT
-
-The same is `showo-hf export`. The output has `showo/` and `magvitv2/`, each with `config.json` and its weights, as the
-original's `from_pretrained` takes them. It knows Phi alone, so other backbones are refused.
+The output has `showo/` and `magvitv2/`, each with `config.json` and weights, as the original's `from_pretrained` expects.
+The original only knows Phi, so other backbones are refused.
 """
 
-import argparse
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -21,19 +19,18 @@ from showo_hf.models.modeling_showo_lfq import indices_to_codes
 from showo_hf.utils.atomic_folder import atomic_folder
 
 from .architectures import SPECIAL_ORDER
-from .arguments import FORMATS, add_export_arguments
 from .checkpoint import Checkpoint, read_json_object
-from .command import conversion_main, dtype_of
+from .command_line import WEIGHT_FORMATS
 from .errors import ConversionError
 from .output import check_output
 from .plan import ConversionPlan, raise_all
-from .safetensors_writer import TensorSpec, write_safetensors, write_shards
+from .shards import write_shards
 from .weight_names import is_attention_kernel, original_magvitv2_names, original_showo_name
 
 
-STEM = "pytorch_model"  # the original's name for its weights, in either format
+STEM = "pytorch_model"  # the name of the original's weights, in both formats
 
-# What the original's config has and ours does not need.
+# Entries of the original's config that ours does not need.
 CONFIG_DEFAULTS = {"_class_name": "Showo", "llm_model_path": "microsoft/phi-1_5"}
 IMAGE_TOKENIZER_CONFIG = {"_class_name": "MAGVITv2"}
 
@@ -47,18 +44,21 @@ def export_showo(
     file_format: str = "safetensors",
 ) -> str:
     """
-    Export a pipeline folder, or the `model/` in it; returns the report.
+    Export a pipeline folder, or the `model/` in it, and return the report.
 
     Args:
-        dtype: of the weights on the disk; each tensor's own by default.
+        output: the folder to write. It is complete or absent.
+        dtype: dtype of the saved weights; by default each tensor keeps its own.
+        max_shard_size: size of the largest file. The original reads a single file.
+        overwrite: replace an `output` that holds a model.
         file_format: "safetensors", or "bin" for `torch.save`.
 
     Raises:
-        ConversionError: if it is no Show-o of this package, or one that the original cannot express.
+        ConversionError: if `folder` is no Show-o of this package, or if the original does not support it.
         FileExistsError: if `output` exists and `overwrite` is False.
     """
-    if file_format not in FORMATS:
-        raise ValueError(f"`file_format` must be one of {', '.join(FORMATS)}, got {file_format!r}")
+    if file_format not in WEIGHT_FORMATS:
+        raise ValueError(f"`file_format` must be one of {', '.join(WEIGHT_FORMATS)}, got {file_format!r}")
     folder = Path(folder)
     check_output(output, overwrite, [folder])
     folder = folder / "model" if (folder / "model").is_dir() else folder
@@ -70,19 +70,25 @@ def export_showo(
         write_part(target / "showo", checkpoint, showo, original_config(config), dtype, max_shard_size, file_format)
         if image_tokenizer:
             tokenizer_config = config_before(config.image_tokenizer_config) or IMAGE_TOKENIZER_CONFIG
-            place = target / "magvitv2"
             constants = quantizer_constants(config.image_tokenizer_config.codebook_bits)
             write_part(
-                place, checkpoint, image_tokenizer, tokenizer_config, dtype, max_shard_size, file_format, constants
+                target / "magvitv2",
+                checkpoint,
+                image_tokenizer,
+                tokenizer_config,
+                dtype,
+                max_shard_size,
+                file_format,
+                constants,
             )
     report = f"{len(showo)} tensors of the transformer and {len(image_tokenizer)} of the image tokenizer exported"
     return report + (
-        f"\n{len(left_out)} left out (the CLIP tower, which the original keeps apart)" if left_out else ""
+        f"\n{len(left_out)} left out (the CLIP tower, which the original loads separately)" if left_out else ""
     )
 
 
 def read_our_config(folder: Path) -> ShowoConfig:
-    """The config of a model of this package that the original's classes can hold; else `ConversionError`."""
+    """The config of a model that the original supports; `ConversionError` for any other model."""
     file = folder / "config.json"
     kind = read_json_object(file).get("model_type") if file.is_file() else None
     if kind != "showo":
@@ -91,7 +97,7 @@ def read_our_config(folder: Path) -> ShowoConfig:
     text = config.text_config
     if text.model_type != "phi" or config.tie_word_embeddings or not config.lm_head_bias or not text.qk_layernorm:
         raise ConversionError(
-            "the original knows the Phi backbone with QK-Norm and a head of its own with a bias alone, got "
+            "the original only supports a Phi backbone with QK-Norm, and an untied head with a bias, got "
             f"{text.model_type} with `tie_word_embeddings` {config.tie_word_embeddings}, `lm_head_bias` "
             f"{config.lm_head_bias}, `qk_layernorm` {getattr(text, 'qk_layernorm', None)}"
         )
@@ -99,13 +105,13 @@ def read_our_config(folder: Path) -> ShowoConfig:
     ids = {f"{name}_token_id": first + i for i, name in enumerate(SPECIAL_ORDER)}
     ids |= {"image_token_offset": first + len(SPECIAL_ORDER), "mask_token_id": config.vocab_size - 1}
     found = {name: getattr(config, name) for name in ids}
-    wrong = [f"`{name}` is {found[name]}, must be {wanted}" for name, wanted in ids.items() if found[name] != wanted]
-    raise_all("the original has its special ids, codes and mask behind the text ids, in this order", wrong)
+    wrong = [f"`{name}` is {found[name]}, must be {must}" for name, must in ids.items() if found[name] != must]
+    raise_all("the original expects text ids, special ids, image tokens and mask in this order", wrong)
     return config
 
 
 def check_weights(checkpoint: Checkpoint, config: ShowoConfig):
-    """Raise `ConversionError` unless the weights are just those of the config's model."""
+    """Raise `ConversionError` unless the weights are exactly those of the config's model."""
     with torch.device("meta"):
         model = ShowoForCausalLM(config)
     plan = ConversionPlan()
@@ -114,7 +120,7 @@ def check_weights(checkpoint: Checkpoint, config: ShowoConfig):
 
 
 def split_names(checkpoint: Checkpoint, config: ShowoConfig) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """Original name to ours for the transformer and for the image tokenizer, and our names that are left out."""
+    """Original name to ours, for the transformer and for the image tokenizer, and the names of tensors left out."""
     prefix = "image_tokenizer."
     tokenizer = [name.removeprefix(prefix) for name in checkpoint if name.startswith(prefix)]
     stages = len(config.image_tokenizer_config.decoder_block_out_channels) if tokenizer else 0
@@ -129,7 +135,7 @@ def split_names(checkpoint: Checkpoint, config: ShowoConfig) -> tuple[dict[str, 
 
 
 def original_config(config: ShowoConfig) -> dict:
-    """The original's config: what it was before the conversion, with today's sizes."""
+    """The original's config before the conversion, with the present sizes."""
     sizes = {
         "vocab_size": config.vocab_size,
         "llm_vocab_size": config.pad_token_id,
@@ -140,23 +146,23 @@ def original_config(config: ShowoConfig) -> dict:
     before = config_before(config)
     if not before:
         return CONFIG_DEFAULTS | sizes
-    # A key that the checkpoint did not have is not added: its own defaults hold.
+    # No new keys: the original has defaults for the keys that the checkpoint lacked.
     return before | {name: value for name, value in sizes.items() if name in before}
 
 
 def config_before(config: PreTrainedConfig) -> dict:
-    """The original's config that a conversion kept; empty where there was none."""
+    """The original's config that a conversion kept; empty if there was none."""
     return json.loads(getattr(config, "original_config", None) or "{}")
 
 
 def quantizer_constants(bits: int) -> dict[str, torch.Tensor]:
-    """The buffers of the original's quantizer: its codes (2 ** bits, bits) of -1 and 1, and powers of two (bits,)."""
+    """The buffers of the original's quantizer: the codebook (2 ** bits, bits) of -1 and 1, and powers of two (bits,)."""
     codes = indices_to_codes(torch.arange(2**bits), bits)
     return {"quantize.embedding": codes, "quantize.power_vals": 2 ** torch.arange(bits - 1, -1, -1)}
 
 
 def write_part(
-    place: Path,
+    folder: Path,
     checkpoint: Checkpoint,
     names: Mapping[str, str],
     config: dict,
@@ -165,60 +171,43 @@ def write_part(
     file_format: str,
     constants: Mapping[str, torch.Tensor] | None = None,
 ):
-    """Write one model of the original's: `config.json` and the weights. `names` are original to ours."""
+    """Write `config.json` and the weights of one original model. `names` maps original names to ours."""
     constants = constants or {}
 
     def read(name: str) -> torch.Tensor:
-        if name in constants:
-            return constants[name]
-        tensor = checkpoint.tensor(names[name])
-        if is_attention_kernel(name):
-            tensor = tensor[:, :, None, None]
-        return tensor.to(dtype or tensor.dtype)
+        return constants[name] if name in constants else in_original_form(name, checkpoint.tensor(names[name]), dtype)
 
-    place.mkdir()
-    (place / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    specs = {}
-    for name, ours in names.items():
-        shape = checkpoint.shape(ours) + ((1, 1) if is_attention_kernel(name) else ())
-        specs[name] = TensorSpec(shape, dtype or checkpoint.dtype(ours))
-    specs |= {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in constants.items()}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    layout = {name: in_original_form(name, checkpoint.meta(ours), dtype) for name, ours in names.items()}
+    layout |= {name: tensor.to("meta") for name, tensor in constants.items()}
     if file_format == "bin":
-        write_bin(place / f"{STEM}.bin", specs, read)
+        write_bin(folder / f"{STEM}.bin", layout, read)
     else:
-        write_shards(place, specs, read, max_shard_size, stem=STEM)
+        write_shards(folder, layout, read, max_shard_size, stem=STEM)
 
 
-def write_bin(file: Path, specs: Mapping[str, TensorSpec], read: Callable[[str], torch.Tensor]):
+def in_original_form(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """A tensor of ours in the original's shape and in `dtype`, by default its own."""
+    return (tensor[:, :, None, None] if is_attention_kernel(name) else tensor).to(dtype or tensor.dtype)
+
+
+def write_bin(file: Path, layout: Mapping[str, torch.Tensor], read: Callable[[str], torch.Tensor]):
     """
-    Write a file of `torch.save`, which takes all tensors at once; so they go through a file that is mapped into memory.
+    Write a file with `torch.save`.
+
+    `torch.save` takes all tensors at once. They go through shards that are mapped into memory, so that a conversion to
+    another dtype does not hold the whole model.
+
+    Raises:
+        ConversionError: if the file cannot be written, for example to a full disk.
     """
-    passing = file.with_suffix(".passing")
-    write_safetensors(passing, specs, read)
-    try:
-        torch.save(load_file(passing), file)
-    except RuntimeError as error:  # how torch tells of a full disk
-        raise ConversionError(
-            f"'{file.name}' could not be written; nothing was changed at the output: {error}"
-        ) from error
-    passing.unlink()
-
-
-def run(options: argparse.Namespace) -> str:
-    """Export; returns the report."""
-    return export_showo(
-        options.folder,
-        options.output,
-        dtype=dtype_of(options.dtype),
-        max_shard_size=options.max_shard_size,
-        overwrite=options.overwrite,
-        file_format=options.format,
-    )
-
-
-def main(arguments: list[str] | None = None) -> int:
-    return conversion_main(__doc__, add_export_arguments, run, arguments)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        shards = write_shards(Path(scratch), layout, read)
+        tensors = {name: tensor for shard in shards for name, tensor in load_file(Path(scratch, shard)).items()}
+        try:
+            torch.save(tensors, file)
+        except RuntimeError as error:  # torch's error for a full disk
+            raise ConversionError(
+                f"'{file.name}' could not be written; nothing was changed at the output: {error}"
+            ) from error

@@ -1,5 +1,6 @@
 """The README.md of a converted model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from .verify import Verification
 SHOWO_TEXT = """
 # {title}
 
-Show-o: one transformer that answers questions about images and makes them
+Show-o: one transformer that answers questions about images and generates images
 ([arXiv:2408.12528](https://arxiv.org/abs/2408.12528)).
-{variant} Images of {size} x {size} pixels, {tokens} tokens each, {codes} codes.
+{variant} Images have {size} x {size} pixels and {tokens} tokens; the codebook has {codes} entries.
 
 Converted from {source} to the format of transformers and diffusers by showo-hf.
 
@@ -32,7 +33,7 @@ pipe("a red apple on a wooden table").images[0].save("apple.png")
 """
 
 CODE_TEXT = """
-The code is in this folder too. Without showo-hf, and if you trust it:
+This folder contains the code. If you trust it, you can load the model without showo-hf:
 
 ```python
 from diffusers import DiffusionPipeline
@@ -43,9 +44,9 @@ pipe = DiffusionPipeline.from_pretrained("{here}", trust_remote_code=True)
 TOKENIZER_TEXT = """
 # MAGVIT-v2 image tokenizer
 
-Images to discrete tokens and back, with a lookup-free quantizer
-([arXiv:2310.05737](https://arxiv.org/abs/2310.05737)):
-{factor} x {factor} pixels a token, {codes} codes. Converted from {source} by showo-hf.
+Encodes images to discrete tokens and decodes them, with a lookup-free quantizer
+([arXiv:2310.05737](https://arxiv.org/abs/2310.05737)).
+A token stands for {factor} x {factor} pixels; the codebook has {codes} entries. Converted from {source} by showo-hf.
 
 ```python
 from showo_hf import ShowoLFQTokenizer
@@ -60,12 +61,12 @@ image_tokens = tokenizer.encode(pixel_values).image_tokens
 @dataclass
 class Origin:
     """
-    Where a converted model comes from.
+    The origin of a converted model.
 
     Args:
-        names: option to the Hub name that was converted, "" for what lay on this machine: its path is nobody's business.
-        license: as the source's own card gives it.
-        repo_id: where the model will lie; a placeholder by default.
+        names: option to the converted Hub name; "" for a local source, because its path is private.
+        license: the licence that the source's card names.
+        repo_id: the repository of the converted model; a placeholder by default.
     """
 
     names: dict[str, str] = field(default_factory=dict)
@@ -73,18 +74,25 @@ class Origin:
     repo_id: str = "folder-or-repository"
 
 
-def origin_of(named: dict[str, str], folder: Path, repo_id: str | None) -> Origin:
-    """The [`Origin`] of what a user named by options, of which the first lies in `folder` now."""
-    names = {name: "" if Path(value).expanduser().exists() else value for name, value in named.items()}
+def origin_of(named: Mapping[str, str | Path], folder: Path, repo_id: str | None) -> Origin:
+    """
+    The [`Origin`] of a conversion.
+
+    Args:
+        named: option to what the user named, a path or a Hub name.
+        folder: where the main source is now; its README.md names the licence.
+        repo_id: where the model will be uploaded.
+    """
+    names = {name: "" if Path(value).expanduser().exists() else str(value) for name, value in named.items()}
     return Origin(names, read_license(folder), repo_id or Origin.repo_id)
 
 
 def read_license(folder: Path) -> str | None:
-    """The licence in the header of a checkpoint's README.md; None where there is none."""
+    """The licence in the header of a checkpoint's README.md; None if there is none."""
     card = folder / "README.md"
     try:
         return ModelCard.load(card).data.get("license") if card.is_file() else None
-    except Exception:  # a header that cannot be read says nothing
+    except Exception:  # an unreadable header names no licence
         return None
 
 
@@ -103,7 +111,7 @@ def write_model_card(
         source=shown(source),
         here=origin.repo_id,
         code=CODE_TEXT.format(here=origin.repo_id) if with_code else "",
-        parts="Made of\n\n" + "\n".join(parts) if parts else "",
+        parts="Converted from\n\n" + "\n".join(parts) if parts else "",
         ending=ending(origin, verified),
     )
     write(folder, text, source, origin, "text-to-image", "diffusers", ["show-o", "showo-hf", "any-to-any"])
@@ -123,24 +131,27 @@ def write_tokenizer_card(folder: Path, config: ShowoLFQTokenizerConfig, origin: 
 
 
 def variant(config: ShowoConfig) -> str:
-    """What the model understands images by, in a sentence."""
+    """One sentence on the input for image understanding."""
     if config.image_feature_size is None:
-        return "It reads images by the same discrete tokens that it makes them of."
+        return "It reads and generates images as the same discrete tokens."
     if config.vision_config is None:
-        return "It reads images by CLIP features, which are not in this folder, and makes them of discrete tokens."
-    return "It reads images by CLIP features and makes them of discrete tokens."
+        return (
+            "It reads images as CLIP features and generates them as discrete tokens. "
+            "This folder does not contain the CLIP tower."
+        )
+    return "It reads images as CLIP features and generates them as discrete tokens."
 
 
 def shown(source: str) -> str:
-    """A source as a stranger may read it."""
+    """A source as a link, without local paths."""
     return f"[{source}](https://huggingface.co/{source})" if source else "a local checkpoint"
 
 
 def ending(origin: Origin, verified: Verification | None) -> str:
-    """Licence, and what was checked."""
-    licence = f"Licence: {origin.license}, as the source's." if origin.license else "Licence: that of the source."
+    """The licence, and the result of the verification."""
+    licence = f"Licence: {origin.license}, like the source." if origin.license else "Licence: see the source."
     if verified is None:
-        return f"{licence} The conversion was not verified by running it (`--verify` does)."
+        return f"{licence} The conversion was not verified (`--verify` does that)."
     return f"{licence} Verified on a short sequence and a small image, in float32: {verified}."
 
 

@@ -1,7 +1,7 @@
 """The parts of a text-to-image model as ONNX graphs: the transformer, and the image tokenizer's two halves.
 
-Each part is a small module around the model's own layers, traced by `torch.onnx.export`. The graphs use operators of
-the ONNX standard alone, so that any runtime can run them, also in a browser.
+Each part is a small module around the model's own layers, exported by `torch.onnx.export`. The graphs only use operators
+of the ONNX standard, so that every runtime supports them, also in a browser.
 """
 
 import contextlib
@@ -20,24 +20,24 @@ from showo_hf.models.modeling_showo import ShowoForCausalLM
 from showo_hf.models.modeling_showo_lfq import ShowoLFQTokenizer
 
 
-#: The oldest operator set that torch writes: what has it runs everywhere.
+#: The oldest operator set that torch writes, for the largest number of runtimes.
 OPSET = 18
 
-#: A file in protobuf's format ends at 2 GiB; above this the weights go to a file of their own.
+#: Above this size the weights go to a separate file, because a protobuf file is limited to 2 GiB.
 MAX_SINGLE_FILE_BYTES = 1_900_000_000
 
 
 @dataclass
 class Graph:
     """
-    A module to trace, with what `torch.onnx.export` has to know about it.
+    A module to export, with the arguments of `torch.onnx.export`.
 
     Args:
         module: the module; its forward takes the inputs in the order of `inputs`.
-        inputs: an example of each input by name. No axis that may change has the size 0 or 1 here: tracing would take
-            such a size for a rule.
-        axes: for each input, the names of the axes that may change.
-        outputs: the outputs' shapes by name, with names for the axes that may change.
+        inputs: an example of each input by name. A dynamic axis must not have size 0 or 1 here, because the exporter
+            would treat such a size as constant.
+        axes: for each input, the names of the dynamic axes.
+        outputs: the shape of each output by name, with names for the dynamic axes.
     """
 
     module: nn.Module
@@ -48,10 +48,10 @@ class Graph:
 
 class TransformerStep(nn.Module):
     """
-    The transformer, for texts and images alike, behind keys and values of what came before.
+    The transformer with a key-value cache as input, for prompts and for images.
 
-    One graph for both holds the weights once, on the disk and in memory. A text has nothing before it, and its keys and
-    values are wanted; an image stands behind its text, and its logits are wanted.
+    One graph for both has the weights once, on disk and in memory. A prompt has an empty cache, and the caller uses its
+    keys and values. An image comes after the cache of its prompt, and the caller uses its logits.
     """
 
     def __init__(self, model: ShowoForCausalLM):
@@ -59,7 +59,7 @@ class TransformerStep(nn.Module):
         config = model.config
         self.backbone = model.model
         rows = slice(config.image_token_offset, config.image_token_offset + config.codebook_size)
-        # A layer of its own: a slice of the whole head would be taken, and turned, again in every step.
+        # A separate layer, because the graph would slice and transpose the whole head in every step.
         self.head = nn.Linear(config.hidden_size, config.codebook_size, bias=model.lm_head.bias is not None)
         self.head.to(model.lm_head.weight.dtype)
         with torch.no_grad():
@@ -78,14 +78,14 @@ class TransformerStep(nn.Module):
         """
         Args:
             input_ids, position_ids: (rows, length).
-            attention_mask: (rows, length, past + length), True where a position sees another.
+            attention_mask: (rows, length, past + length), True where a position attends to another.
             past_keys, past_values: (layers, rows, heads, past, head_dim).
 
         Returns:
-            logits of the image codes (rows, length, codebook_size) in float32; keys and values of the new positions,
-            (layers, rows, heads, length, head_dim).
+            logits of the image tokens (rows, length, codebook_size) in float32, and keys and values of the new
+            positions (layers, rows, heads, length, head_dim).
         """
-        # Not -inf, also after a score is added: a pad sees nobody, and must not become NaN.
+        # Finite, also with a score added: a pad attends to nothing, and -inf would give NaN.
         lowest = torch.finfo(past_keys.dtype).min / 2
         mask = torch.where(attention_mask, 0.0, lowest).to(past_keys.dtype).unsqueeze(1)  # (rows, 1, length, total)
         cache = DynamicCache(list(zip(past_keys.unbind(0), past_values.unbind(0), strict=True)))
@@ -103,7 +103,7 @@ class TransformerStep(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Pixels (batch, 3, H, W) in [-1, 1] to codes (batch, h, w)."""
+    """Pixels (batch, 3, H, W) in [-1, 1] to image tokens (batch, h, w)."""
 
     def __init__(self, tokenizer: ShowoLFQTokenizer):
         super().__init__()
@@ -114,7 +114,7 @@ class ImageEncoder(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """Codes (batch, h, w) to pixels (batch, 3, H, W) in [-1, 1], float32."""
+    """Image tokens (batch, h, w) to pixels (batch, 3, H, W) in [-1, 1], float32."""
 
     def __init__(self, tokenizer: ShowoLFQTokenizer):
         super().__init__()
@@ -123,7 +123,7 @@ class ImageDecoder(nn.Module):
         self.register_buffer("powers", 2 ** torch.arange(bits - 1, -1, -1))
 
     def forward(self, image_tokens: torch.LongTensor) -> torch.Tensor:
-        # `indices_to_codes` shifts bits, for which there is no ONNX operator on signed integers.
+        # `indices_to_codes` shifts bits, and ONNX has no such operator for signed integers.
         bits = (image_tokens.unsqueeze(-1) // self.powers) % 2  # (batch, h, w, bits)
         codes = (2 * bits - 1).to(self.tokenizer.dtype).movedim(-1, 1)
         return self.tokenizer.decode_quantized(codes).clamp(-1, 1).float()
@@ -133,7 +133,7 @@ def transformer_graph(model: ShowoForCausalLM) -> Graph:
     """
     The graph of [`TransformerStep`].
 
-    The model's attention is set to "eager": torch's fused one is written as more operators, not fewer.
+    Sets the model's attention to "eager", because torch exports its fused attention as more operators.
     """
     model.set_attn_implementation("eager")
     rows, past, length = 2, 5, 6
@@ -167,7 +167,7 @@ def transformer_graph(model: ShowoForCausalLM) -> Graph:
 
 
 def image_encoder_graph(tokenizer: ShowoLFQTokenizer) -> Graph:
-    """The graph of [`ImageEncoder`], for any multiple of the downsampling in height and width."""
+    """The graph of [`ImageEncoder`]. Height and width may be any multiple of the downsampling."""
     factor = tokenizer.config.downsampling
     pixels = torch.rand(2, tokenizer.config.in_channels, 3 * factor, 5 * factor) * 2 - 1
     axes = {0: Dim("batch"), 2: factor * Dim("height"), 3: factor * Dim("width")}
@@ -180,7 +180,7 @@ def image_encoder_graph(tokenizer: ShowoLFQTokenizer) -> Graph:
 
 
 def image_decoder_graph(tokenizer: ShowoLFQTokenizer) -> Graph:
-    """The graph of [`ImageDecoder`], for any grid."""
+    """The graph of [`ImageDecoder`]. The grid may have any size."""
     config = tokenizer.config
     factor = config.downsampling
     return Graph(
@@ -193,9 +193,9 @@ def image_decoder_graph(tokenizer: ShowoLFQTokenizer) -> Graph:
 
 def write_graph(graph: Graph, path: Path, external_data: bool | None = None):
     """
-    Trace `graph` and write it to `path`.
+    Export `graph` to `path`.
 
-    `external_data` puts the weights into `path` + ".data" beside it; by default only where one file cannot hold them.
+    `external_data` writes the weights to `path` + ".data"; by default only if they do not fit into one file.
     """
     import onnx_ir
 
@@ -211,40 +211,40 @@ def write_graph(graph: Graph, path: Path, external_data: bool | None = None):
             verbose=False,
         )
     for output, shape in zip(program.model.graph.outputs, graph.outputs.values(), strict=True):
-        output.shape = onnx_ir.Shape(shape)  # as traced, a name may be a formula of other names
+        output.shape = onnx_ir.Shape(shape)  # the exporter may name an axis by a formula
     for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # where in the source each came from: larger than a small model, and full of paths
+        node.metadata_props.clear()  # source locations, with local paths and many bytes
     program.save(path, external_data=too_large(graph.module) if external_data is None else external_data)
 
 
 def too_large(module: nn.Module) -> bool:
-    """Whether the weights of `module` need a file of their own."""
+    """Whether the weights of `module` need a separate file."""
     size = sum(weight.numel() * weight.element_size() for weight in module.state_dict().values())
     return size > MAX_SINGLE_FILE_BYTES
 
 
 def quantize_transformer(source: Path, target: Path):
     """
-    Write the transformer's graph `source` to `target` with weights of 8 bits, the embeddings' too.
+    Write the transformer's graph `source` to `target` with weights and embeddings of 8 bits.
 
-    Matrix products are computed with integers; the scale of their inputs is found anew each time ("dynamic").
+    Matrix products use integers. The scale of their inputs is computed at run time ("dynamic quantization").
     """
     from onnxruntime.quantization import QuantType
 
-    # A scale for each output. 7 of the 8 bits: processors without VNNI add products in 16 bits, which overflow else.
+    # One scale for each output channel. 7 of the 8 bits, because processors without VNNI would overflow 16-bit sums.
     quantize(source, target, ["MatMul", "Gather"], QuantType.QInt8, per_channel=True, reduce_range=True)
 
 
 def quantize_image_tokenizer(source: Path, target: Path):
-    """The same for the encoder's or the decoder's graph, whose weights are mostly those of convolutions."""
+    """Write the encoder's or the decoder's graph with weights of 8 bits; most of them belong to convolutions."""
     from onnxruntime.quantization import QuantType
 
-    # ONNX Runtime convolves unsigned weights alone on a CPU, with one scale for all.
+    # On a CPU, ONNX Runtime only supports convolutions of unsigned weights with one scale.
     quantize(source, target, ["MatMul", "Conv"], QuantType.QUInt8)
 
 
 def quantize(source: Path, target: Path, operators: list[str], weight_type, **options):
-    """Call ONNX Runtime's `quantize_dynamic`; a graph with its weights in a file of their own gives such a one."""
+    """Call ONNX Runtime's `quantize_dynamic`. The output has a separate file of weights if the source has one."""
     from onnxruntime.quantization import quantize_dynamic
 
     external_data = source.with_name(source.name + ".data").exists()
@@ -261,7 +261,7 @@ def quantize(source: Path, target: Path, operators: list[str], weight_type, **op
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the tools' remarks on their own inner parts, about which nobody can do anything, from the user."""
+    """Silence the exporters' warnings about their own internals."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Writing a converted model: what may be replaced, the weights, and the config beside them."""
+"""Writing a converted model: the check of the output folder, the weights and the config."""
 
 import functools
 from pathlib import Path
@@ -10,29 +10,29 @@ from showo_hf.utils.atomic_folder import check_target
 
 from .errors import ConversionError
 from .plan import ConversionPlan
-from .safetensors_writer import write_shards
+from .shards import write_shards
 
 
-# A folder that holds one of these was written by this package, or by a conversion.
+# A folder with one of these files contains a model.
 MODEL_FILES = ("model_index.json", "config.json", "showo/config.json", "onnx_config.json")
 
 
 def check_output(output: str | Path, overwrite: bool, sources: list[Path]):
     """
-    Make sure that writing `output` destroys nothing that was not meant.
+    Check that writing `output` destroys nothing but a model.
 
     Raises:
         FileExistsError: if it exists and `overwrite` is False.
-        ConversionError: if a source, or the current folder, lies in it; or if it holds something else than a model.
+        ConversionError: if it contains a source or the current folder, or if it exists and contains no model.
     """
     check_target(output, overwrite)
     folder = Path(output).resolve()
     for path in [*sources, Path.cwd()]:
         if path.resolve().is_relative_to(folder):
-            raise ConversionError(f"`--output` must be a folder of its own, but '{path}' lies in '{output}'")
+            raise ConversionError(f"`--output` must be a separate folder, but '{output}' contains '{path}'")
     if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).is_file() for name in MODEL_FILES):
         raise ConversionError(
-            f"`--overwrite` replaces models alone, and '{output}' holds none of {', '.join(MODEL_FILES)}; delete it first"
+            f"`--overwrite` only replaces models, and '{output}' contains none of {', '.join(MODEL_FILES)}; delete it first"
         )
 
 
@@ -44,15 +44,15 @@ def write_model(
     max_shard_size: int | str,
 ):
     """
-    Write the weights by streaming, and the config; `model` is on the meta device.
+    Write the weights shard by shard, and the config; `model` is on the meta device.
 
     Raises:
-        ConversionError: if weights hold NaN or Inf.
+        ConversionError: if weights contain NaN or Inf.
     """
-    specs = plan.specs(dtype)
-    write_shards(folder, specs, lambda name: plan.read(name, dtype), max_shard_size)
+    layout = plan.layout(dtype)
+    write_shards(folder, layout, lambda name: plan.read(name, dtype), max_shard_size)
     plan.check_finite()
     model.config.architectures = [type(model).__name__]
-    # What is loaded where the user names no dtype: the one that loses nothing.
-    model.config.dtype = functools.reduce(torch.promote_types, (spec.dtype for spec in specs.values()))
+    # The dtype that `from_pretrained` uses by default: the one that loses nothing.
+    model.config.dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in layout.values()))
     model.config.save_pretrained(folder)

@@ -1,6 +1,6 @@
-"""The original models once more, as plain functions of the original's weights. To check a conversion against.
+"""The original models as plain functions of the original weights, as a reference for `--verify`.
 
-Nothing here knows our modules or our names of weights, so that a mistake in them shows.
+Nothing here uses our modules or our names of weights, so that a mistake in these is found.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,12 +14,12 @@ from .checkpoint import Checkpoint
 
 Weights = Callable[[str], torch.Tensor]
 
-GROUPS = 32  # of MAGVIT-v2's group norms
+GROUPS = 32  # in MAGVIT-v2's group norms
 EPS = 1e-6
 
 
 def float_weights(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> Weights:
-    """Name to tensor in float32, after rounding to `dtype`, in which the converted weights were written."""
+    """A function from a name to its tensor in float32, rounded to `dtype`, the dtype of the converted weights."""
     return lambda name: checkpoint.tensor(name).to(dtype).float() if dtype else checkpoint.tensor(name).float()
 
 
@@ -32,11 +32,11 @@ def plain_showo_logits(
     dtype: torch.dtype | None = None,
 ):
     """
-    Logits (batch, length, vocabulary) of transformers' own Phi with the original's weights.
+    Logits (batch, length, vocab_size) of transformers' own Phi with the original weights.
 
     Args:
         input_ids (`torch.LongTensor` of shape `(batch, length)`).
-        seen (`torch.BoolTensor` of shape `(batch, 1, length, length)`): which position sees which.
+        seen (`torch.BoolTensor` of shape `(batch, 1, length, length)`): which positions see which.
     """
     with torch.device("meta"):
         model = PhiForCausalLM(PhiConfig.from_dict({**text_config.to_dict(), "tie_word_embeddings": False}))
@@ -46,7 +46,7 @@ def plain_showo_logits(
     }
     read = float_weights(checkpoint, dtype)
     model.load_state_dict({ours: read(name) for ours, name in state.items()}, assign=True)
-    rotary = model.model.rotary_emb  # its frequencies are no weights, and were left on the meta device
+    rotary = model.model.rotary_emb  # its frequencies are not in the state dict
     model.model.rotary_emb = type(rotary)(model.config)
     model.set_attn_implementation("eager")
     mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
@@ -54,14 +54,14 @@ def plain_showo_logits(
 
 
 def plain_projector(read: Weights, features: torch.Tensor) -> torch.Tensor:
-    """CLIP features (..., width) through the original's projector: linear, GELU, linear."""
+    """The original's projector, linear, GELU, linear, on CLIP features (..., width)."""
     hidden = F.gelu(F.linear(features, read("mm_projector.0.weight"), read("mm_projector.0.bias")))
     return F.linear(hidden, read("mm_projector.2.weight"), read("mm_projector.2.bias"))
 
 
 @torch.no_grad()
 def plain_encode(checkpoint: Checkpoint, pixels: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """MAGVIT-v2's latents (batch, bits, h, w), before quantization, of pixels (batch, 3, H, W)."""
+    """MAGVIT-v2's latents (batch, bits, h, w) before quantization, from pixels (batch, 3, H, W)."""
     read = float_weights(checkpoint, dtype)
     x = conv(read, "encoder.conv_in", pixels, padding=1)
     for stage in numbered(checkpoint, "encoder.down"):
@@ -76,7 +76,7 @@ def plain_encode(checkpoint: Checkpoint, pixels: torch.Tensor, dtype: torch.dtyp
 
 @torch.no_grad()
 def plain_decode(checkpoint: Checkpoint, codes: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """MAGVIT-v2's pixels (batch, 3, H, W) of codes (batch, bits, h, w) of -1 and 1."""
+    """MAGVIT-v2's pixels (batch, 3, H, W) from quantized latents (batch, bits, h, w) of -1 and 1."""
     read = float_weights(checkpoint, dtype)
     x = conv(read, "decoder.conv_in", conv(read, "decoder.post_quant_conv", codes), padding=1)
     x = middle(checkpoint, read, "decoder.mid", x)
@@ -89,7 +89,7 @@ def plain_decode(checkpoint: Checkpoint, codes: torch.Tensor, dtype: torch.dtype
 
 
 def numbered(names: Mapping | Checkpoint, stem: str) -> list[str]:
-    """`stem.0`, `stem.1` ... as far as there are weights below them."""
+    """`stem.0`, `stem.1` and so on, if there are weights below them."""
     found = {int(name[len(stem) + 1 :].split(".")[0]) for name in names if name.startswith(stem + ".")}
     return [f"{stem}.{number}" for number in sorted(found)]
 
@@ -107,7 +107,7 @@ def swish(x: torch.Tensor) -> torch.Tensor:
 
 
 def residual(checkpoint: Checkpoint, read: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
-    """Norm, swish, convolution, twice; added to the input."""
+    """Twice norm, swish and convolution, added to the input."""
     h = conv(read, f"{name}.conv1", swish(norm(read, f"{name}.norm1", x)), padding=1)
     h = conv(read, f"{name}.conv2", swish(norm(read, f"{name}.norm2", h)), padding=1)
     shortcut = f"{name}.nin_shortcut"
@@ -115,11 +115,11 @@ def residual(checkpoint: Checkpoint, read: Weights, name: str, x: torch.Tensor) 
 
 
 def middle(checkpoint: Checkpoint, read: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
-    """Residual block, attention over all places, residual block."""
+    """Residual block, attention over all positions, residual block."""
     x = residual(checkpoint, read, f"{name}.block_1", x)
     if f"{name}.attn_1.q.weight" in checkpoint:
         h = norm(read, f"{name}.attn_1.norm", x)
-        q, k, v = (conv(read, f"{name}.attn_1.{part}", h).flatten(2) for part in "qkv")  # (batch, channels, places)
+        q, k, v = (conv(read, f"{name}.attn_1.{part}", h).flatten(2) for part in "qkv")  # (batch, channels, positions)
         weights = (q.transpose(1, 2) @ k * q.shape[1] ** -0.5).softmax(-1)
         h = (v @ weights.transpose(1, 2)).view_as(x)
         x = x + conv(read, f"{name}.attn_1.proj_out", h)

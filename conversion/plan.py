@@ -1,4 +1,4 @@
-"""Which tensor goes where: decided, and checked in full, before a byte is written."""
+"""The plan of a conversion, which source tensor becomes which tensor. It is checked before anything is written."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -11,29 +11,32 @@ from showo_hf.models.configuration_showo_lfq import ShowoLFQTokenizerConfig
 
 from .checkpoint import Checkpoint
 from .errors import ConversionError
-from .safetensors_writer import TensorSpec
 from .weight_names import MAGVITV2_DROPPED, DropRules, is_attention_kernel, magvitv2_name, why_dropped
 
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-CHUNK = 2**24  # numbers looked at in one go
+CHUNK = 2**24  # numbers checked at a time
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where one of our tensors comes from: its checkpoint, its name there, and whether a 1x1 kernel becomes a matrix."""
+    """The source of a tensor: the checkpoint, the name there, and whether a 1x1 kernel becomes a matrix."""
 
     checkpoint: Checkpoint
     name: str
     squeeze: bool = False
 
-    def shape(self) -> tuple[int, ...]:
-        shape = self.checkpoint.shape(self.name)
-        return shape[:2] if self.squeeze and shape[2:] == (1, 1) else shape
+    def meta(self) -> torch.Tensor:
+        """A meta tensor with the shape and dtype of [`tensor`]."""
+        return self.squeezed(self.checkpoint.meta(self.name))
 
     def tensor(self) -> torch.Tensor:
-        tensor = self.checkpoint.tensor(self.name)
-        return tensor[:, :, 0, 0] if self.squeeze else tensor
+        """The tensor in the shape that our model has."""
+        return self.squeezed(self.checkpoint.tensor(self.name))
+
+    def squeezed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A 1x1 kernel as a matrix; any other tensor as it is."""
+        return tensor[:, :, 0, 0] if self.squeeze and tensor.shape[2:] == (1, 1) else tensor
 
 
 @dataclass
@@ -42,10 +45,10 @@ class ConversionPlan:
     The tensors of a converted model.
 
     Attributes:
-        sources: our name to where the tensor comes from.
-        dropped: original name to the reason for leaving it out.
-        extra: original names without a place and without a reason.
-        not_finite: our names of tensors with NaN or Inf, found while they are read.
+        sources: our name to the source of the tensor.
+        dropped: original name to the reason for dropping the tensor.
+        extra: original names of tensors that are neither converted nor dropped.
+        not_finite: our names of the tensors read so far that contain NaN or Inf.
     """
 
     sources: dict[str, Source] = field(default_factory=dict)
@@ -61,18 +64,18 @@ class ConversionPlan:
         prefix: str = "",
         is_kernel: Callable[[str], bool] = lambda name: False,
     ):
-        """Give each tensor of `checkpoint` its place, `prefix` in front of the name that `rename` finds."""
+        """Add each tensor of `checkpoint` under `prefix` and the name that `rename` returns."""
         for name in checkpoint:
             ours = rename(name)
             if (reason := why_dropped(name, droppable)) is not None:
                 self.dropped[name] = reason
-            elif ours is None or prefix + ours in self.sources:  # no place, or one that another tensor has
+            elif ours is None or prefix + ours in self.sources:  # unknown, or the name is taken
                 self.extra.append(name)
             else:
                 self.sources[prefix + ours] = Source(checkpoint, name, is_kernel(name))
 
     def add_image_tokenizer(self, checkpoint: Checkpoint, config: ShowoLFQTokenizerConfig, prefix: str = ""):
-        """Give each tensor of an original image tokenizer its place."""
+        """Add each tensor of an original image tokenizer."""
         stages = len(config.decoder_block_out_channels)
         self.add(
             checkpoint,
@@ -84,47 +87,44 @@ class ConversionPlan:
 
     def check(self, model: nn.Module):
         """
-        Raise `ConversionError` unless the tensors are just those of `model`, which may be on the meta device.
+        Raise `ConversionError` unless the tensors are exactly those of `model`, which may be on the meta device.
 
-        The message lists every tensor that is missing, has no place, or has another shape.
+        The message lists every tensor that is missing, unexpected, or of another shape.
         """
-        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        found = {name: source.shape() for name, source in self.sources.items()}
-        problems = [f"missing: {name} {list(wanted[name])}" for name in sorted(wanted.keys() - found.keys())]
-        extra = [*self.extra, *(self.sources[name].name for name in found.keys() - wanted.keys())]
-        problems += [f"without a place: {name}" for name in sorted(extra)]
+        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        found = {name: tuple(source.meta().shape) for name, source in self.sources.items()}
+        problems = [f"missing: {name} {list(expected[name])}" for name in sorted(expected.keys() - found.keys())]
+        extra = [*self.extra, *(self.sources[name].name for name in found.keys() - expected.keys())]
+        problems += [f"unexpected: {name}" for name in sorted(extra)]
         problems += [
-            f"wrong shape: {self.sources[name].name} {list(found[name])}, must be {list(wanted[name])}"
-            for name in sorted(wanted.keys() & found.keys())
-            if wanted[name] != found[name]
+            f"wrong shape: {self.sources[name].name} {list(found[name])}, must be {list(expected[name])}"
+            for name in sorted(expected.keys() & found.keys())
+            if expected[name] != found[name]
         ]
         dtypes = {source.name: source.checkpoint.dtype(source.name) for source in self.sources.values()}
         problems += [
-            f"no number with a fraction: {name} {dtype}" for name, dtype in dtypes.items() if dtype not in FLOATS
+            f"not a floating-point dtype: {name} {dtype}" for name, dtype in dtypes.items() if dtype not in FLOATS
         ]
-        raise_all("the weights do not fit the model", problems)
+        raise_all("the weights do not match the model", problems)
 
-    def specs(self, dtype: torch.dtype | None) -> dict[str, TensorSpec]:
-        """Shape and dtype of each tensor as it will be written; `dtype` None keeps each tensor's own."""
-        return {
-            name: TensorSpec(source.shape(), dtype or source.checkpoint.dtype(source.name))
-            for name, source in self.sources.items()
-        }
+    def layout(self, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+        """A meta tensor for each tensor to write. `dtype` None keeps the dtype of each source."""
+        return {name: source.meta().to(dtype or source.meta().dtype) for name, source in self.sources.items()}
 
     def read(self, name: str, dtype: torch.dtype | None) -> torch.Tensor:
-        """One tensor in the dtype that it is written in. Whether all its numbers are finite is noted."""
+        """Read a tensor in the dtype of the output. Names of tensors with NaN or Inf go to `not_finite`."""
         tensor = self.sources[name].tensor()
         if not all_finite(tensor):
             self.not_finite.append(name)
         return tensor.to(dtype or tensor.dtype)
 
     def check_finite(self):
-        """Raise `ConversionError` with all tensors read so far that hold NaN or Inf."""
+        """Raise `ConversionError` if tensors read so far contain NaN or Inf."""
         names = sorted(self.sources[name].name for name in self.not_finite)
         raise_all("the weights are damaged", [f"NaN or Inf in {name}" for name in names])
 
     def report(self) -> str:
-        """What became of the source's tensors, in a few lines."""
+        """A few lines on which tensors were converted and which were dropped."""
         lines = [f"{len(self.sources)} tensors converted"]
         for reason in dict.fromkeys(self.dropped.values()):
             names = [name for name, why in self.dropped.items() if why == reason]
@@ -133,16 +133,16 @@ class ConversionPlan:
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
-    """Whether no number is NaN or Inf, a chunk at a time, without a copy."""
+    """Whether no number is NaN or Inf. Checks a chunk at a time, without a copy."""
     for chunk in tensor.reshape(-1).split(CHUNK):
         low, high = chunk.aminmax() if chunk.numel() else (torch.zeros(()), torch.zeros(()))
-        if not (math.isfinite(low) and math.isfinite(high)):  # both are NaN where any number is
+        if not (math.isfinite(low) and math.isfinite(high)):  # both are NaN if any number is NaN
             return False
     return True
 
 
 def raise_all(title: str, problems: Iterable[str]):
-    """Raise one `ConversionError` that lists all problems; nothing if there are none."""
+    """Raise one `ConversionError` that lists all problems, if there are any."""
     problems = list(problems)
     if problems:
         raise ConversionError(f"{title} ({len(problems)}):\n  " + "\n  ".join(problems))

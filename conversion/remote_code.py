@@ -1,8 +1,8 @@
-"""The package's code in a converted folder, for people without showo-hf: `trust_remote_code=True` runs it.
+"""The package's code in a converted folder. People without showo-hf load the folder with `trust_remote_code=True`.
 
-Each file stands alone: a module of the package, and before it every other one that it needs. For diffusers fetches one
-file of code a component from the Hub, and copies what a file imports but not what that imports in turn; transformers,
-asked for a subfolder, looks for the code above it.
+Each file stands alone: it contains a module of the package and, before it, all modules that this one needs. diffusers
+fetches one code file for each component from the Hub, and does not follow the imports of the files that it imports.
+transformers looks for the code above the subfolder that it loads.
 """
 
 import ast
@@ -17,7 +17,7 @@ PACKAGE = __name__.split(".")[0]
 MODELING = "modeling_showo"
 PROCESSING = "processing_showo"
 SCHEDULING = "scheduling_maskgit"
-PIPELINE = "pipeline"  # the name that diffusers looks for by itself
+PIPELINE = "pipeline"  # the file name that diffusers expects
 
 MODULES = {
     MODELING: f"{PACKAGE}.models.modeling_showo",
@@ -25,7 +25,7 @@ MODULES = {
     SCHEDULING: f"{PACKAGE}.schedulers.scheduling_maskgit",
     PIPELINE: f"{PACKAGE}.pipelines.pipeline_showo_t2i",
 }
-#: Which files lie in which folder of a saved pipeline.
+#: The code files of each folder of a saved pipeline.
 FOLDERS = {
     ".": (PIPELINE, MODELING, PROCESSING),
     "model": (MODELING, PROCESSING),
@@ -47,22 +47,25 @@ MODEL_MAP = {
 }
 
 HEADER = """\
-# Made by showo-hf of its own modules, so that this folder can be used without it. Apache License 2.0.
+# Written by showo-hf from its own modules, so that this folder works without it. Apache License 2.0.
 """
-# diffusers looks for the one pipeline in a file, and loads the components' classes from files of their own.
+# diffusers accepts a file with exactly one pipeline class, so the base classes lose their names. It loads the classes of
+# the components from other files, so these differ from the annotated ones.
 PIPELINE_END = """
 
-del ShowoPipelineBase, ShowoImagePipeline
+for base in ShowoT2IPipeline.__mro__[1:]:
+    if base.__module__ == __name__ and issubclass(base, DiffusionPipeline):
+        del globals()[base.__name__]
 ShowoT2IPipeline.__init__.__annotations__.clear()
 """
 
 
 def add_code(folder: Path):
     """
-    Put the code into a pipeline folder, and name it in the configs.
+    Write the code into a pipeline folder, and name it in the configs.
 
     Raises:
-        ValueError: if the package's modules cannot be put together; see [`standalone`].
+        ValueError: if the package's modules cannot be joined, see [`standalone`].
     """
     sources = {name: standalone(module) for name, module in MODULES.items()}
     sources[PIPELINE] += PIPELINE_END
@@ -76,18 +79,18 @@ def add_code(folder: Path):
 
 
 def update_json(path: Path, values: dict[str, Any]):
-    """Set entries of a JSON object in a file."""
+    """Set entries of the JSON object in a file."""
     content = json.loads(path.read_text(encoding="utf-8")) | values
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def standalone(module: str) -> str:
     """
-    Source of `module` with all modules of the package that it needs in front, in the order in which they need each other.
+    The source of `module`, preceded by all modules of the package that it needs, in the order of their imports.
 
     Raises:
-        ValueError: if two of them mean different things by one name, or one imports another in a way that this does not
-            know: under another name, as a module, or inside a function.
+        ValueError: if two modules define one name differently, or if a module imports from the package under another
+            name, as a whole module, or inside a function.
     """
     names = needed_modules(module)
     sources = {name: read_module(name) for name in names}
@@ -97,12 +100,12 @@ def standalone(module: str) -> str:
 
 
 def read_module(module: str) -> str:
-    """The source of a module, which is not imported."""
+    """The source of a module, without importing it."""
     return Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8")
 
 
 def needed_modules(module: str) -> list[str]:
-    """`module` and those of the package that it needs, each once, behind those that it needs itself."""
+    """`module` and the modules of the package that it needs, each once and after its own imports."""
     found: dict[str, None] = {}
 
     def visit(name: str):
@@ -115,10 +118,10 @@ def needed_modules(module: str) -> list[str]:
 
 
 def internal_imports(module: str, tree: ast.Module) -> Iterator[tuple[ast.ImportFrom, str]]:
-    """The statements of `module` that import from the package, each with the full name of what it imports from."""
+    """The statements of `module` that import from the package, each with the full name of the imported module."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import) and any(is_internal(alias.name) for alias in node.names):
-            raise ValueError(f"{module}, line {node.lineno}: the package must be imported by `from ... import`.")
+            raise ValueError(f"{module}, line {node.lineno}: import the package by `from ... import`.")
         if not isinstance(node, ast.ImportFrom):
             continue
         source = importlib.util.resolve_name("." * node.level + (node.module or ""), module.rpartition(".")[0])
@@ -126,16 +129,16 @@ def internal_imports(module: str, tree: ast.Module) -> Iterator[tuple[ast.Import
             continue
         if node not in tree.body or any(alias.asname for alias in node.names):
             raise ValueError(
-                f"{module}, line {node.lineno}: such an import of the package cannot be made to stand alone."
+                f"{module}, line {node.lineno}: import from the package at the top of the module, under the same name."
             )
         for alias in node.names:
             if alias.name == "*" or importlib.util.find_spec(source).submodule_search_locations is not None:
-                raise ValueError(f"{module}, line {node.lineno}: import names, from the module that defines them.")
+                raise ValueError(f"{module}, line {node.lineno}: import names from the module that defines them.")
         yield node, source
 
 
 def is_internal(name: str) -> bool:
-    """Whether a full module name is of this package."""
+    """Whether a full module name belongs to this package."""
     return name.split(".")[0] == PACKAGE
 
 
@@ -148,7 +151,7 @@ def without_internal_imports(module: str, source: str) -> str:
 
 
 def check_names(trees: dict[str, ast.Module]):
-    """Raise `ValueError` if two modules bind one name at their top to different things."""
+    """Raise `ValueError` if two modules give one top-level name different meanings."""
     meanings: dict[str, str] = {}
     for module, tree in trees.items():
         internal = {id(node) for node, _ in internal_imports(module, tree)}
@@ -157,11 +160,13 @@ def check_names(trees: dict[str, ast.Module]):
                 continue
             for name, meaning in bound_names(module, node):
                 if meanings.setdefault(name, meaning) != meaning:
-                    raise ValueError(f"`{name}` is {meanings[name]} and {meaning}; the two cannot share one file.")
+                    raise ValueError(
+                        f"`{name}` is both {meanings[name]} and {meaning}, so the two modules cannot share a file."
+                    )
 
 
 def bound_names(module: str, node: ast.stmt) -> Iterator[tuple[str, str]]:
-    """The names that a statement at the top of `module` binds, each with what it stands for."""
+    """The names that a top-level statement of `module` binds, each with its meaning."""
     if isinstance(node, (ast.Import, ast.ImportFrom)):
         source = f"from {node.module} " if isinstance(node, ast.ImportFrom) else ""
         for alias in node.names:

@@ -1,4 +1,4 @@
-"""Whether a converted model computes what the source's weights compute."""
+"""Compare the outputs of a converted model with outputs computed from the source's weights."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +15,8 @@ from .errors import ConversionError
 from .plain_reading import float_weights, plain_decode, plain_encode, plain_projector, plain_showo_logits
 
 
-# Allowed difference, as a share of the largest number. Both sides compute in float32 with the weights as they were
-# written, so what is left is rounding in sums of another order.
+# The allowed difference, relative to the largest number. Both sides compute in float32 with the same weights, so only
+# the order of sums differs.
 TOLERANCE = 1e-3
 IMAGE_TOKENS = 16
 TEXT_TOKENS = 8
@@ -25,22 +25,22 @@ PIXELS = 64
 
 @dataclass
 class Verification:
-    """Largest absolute difference, and largest absolute number, of each output that was compared."""
+    """The largest absolute difference and the largest absolute number of each compared output."""
 
     differences: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def compare(self, what: str, found: torch.Tensor, wanted: torch.Tensor):
-        """Note how far two tensors of one shape are apart."""
-        self.differences[what] = ((found - wanted).abs().max().item(), wanted.abs().max().item())
+    def compare(self, name: str, found: torch.Tensor, expected: torch.Tensor):
+        """Record the difference between two tensors of one shape."""
+        self.differences[name] = ((found - expected).abs().max().item(), expected.abs().max().item())
 
     def check(self):
-        """Raise `ConversionError` if an output is further off than rounding explains."""
-        wrong = [what for what, (difference, size) in self.differences.items() if not difference <= TOLERANCE * size]
+        """Raise `ConversionError` if a difference is larger than rounding explains."""
+        wrong = [name for name, (difference, size) in self.differences.items() if not difference <= TOLERANCE * size]
         if wrong:
-            raise ConversionError(f"the converted model computes something else: {self}; wrong: {', '.join(wrong)}")
+            raise ConversionError(f"the converted model differs from the source: {self}; wrong: {', '.join(wrong)}")
 
     def __str__(self) -> str:
-        parts = (f"{what} {gap:.2e} (of {size:.3g})" for what, (gap, size) in self.differences.items())
+        parts = (f"{name} {difference:.2e} (of {size:.3g})" for name, (difference, size) in self.differences.items())
         return "largest differences from the source: " + ", ".join(parts)
 
 
@@ -52,20 +52,20 @@ def verify_showo(
     dtype: torch.dtype | None = None,
 ) -> Verification:
     """
-    Compare the pipeline in `folder`, written in `dtype`, with its sources on a short sequence and a small image.
+    Compare the pipeline in `folder`, saved in `dtype`, with its sources on a short sequence and a small image.
 
-    Both are held in float32.
+    Both are loaded in float32.
 
     Raises:
-        ConversionError: if they compute different things.
+        ConversionError: if their outputs differ.
     """
     model = ShowoForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
     config = model.config
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(config.pad_token_id, (TEXT_TOKENS,), generator=generator)
-    codes = torch.randint(config.codebook_size, (IMAGE_TOKENS,), generator=generator) + config.image_token_offset
-    ids = torch.tensor([config.t2i_token_id, *text, config.soi_token_id, *codes, config.eoi_token_id])
-    is_image = torch.arange(len(ids)) > TEXT_TOKENS  # soi, codes, eoi
+    image = torch.randint(config.codebook_size, (IMAGE_TOKENS,), generator=generator) + config.image_token_offset
+    ids = torch.tensor([config.t2i_token_id, *text, config.soi_token_id, *image, config.eoi_token_id])
+    is_image = torch.arange(len(ids)) > TEXT_TOKENS  # soi, image, eoi
     seen = torch.ones(len(ids), len(ids), dtype=torch.bool).tril() | (is_image[:, None] & is_image[None])
     result = Verification()
     with torch.no_grad():
@@ -73,8 +73,8 @@ def verify_showo(
         result.compare("logits", model(ids[None]).logits, plain)
         if model.mm_projector is not None:
             features = torch.randn(4, config.image_feature_size, generator=generator)
-            wanted = plain_projector(float_weights(showo, dtype), features)
-            result.compare("projected features", model.mm_projector(features), wanted)
+            expected = plain_projector(float_weights(showo, dtype), features)
+            result.compare("projected features", model.mm_projector(features), expected)
         if clip is not None:
             size = config.vision_config.image_size
             pixels = torch.randn(1, 3, size, size, generator=generator)
@@ -89,13 +89,13 @@ def verify_showo(
 def plain_tower(
     clip: Checkpoint, config: ShowoConfig, pixels: torch.Tensor, dtype: torch.dtype | None
 ) -> torch.Tensor:
-    """Features of the tower as transformers reads its checkpoint by itself."""
+    """Image features by transformers' own model of the tower."""
     tower = CLIPVisionModel.from_pretrained(clip.folder, config=config.vision_config, dtype=dtype).float()
     return tower.eval()(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
 
 
 def verify_magvitv2(folder: Path, source: Checkpoint, dtype: torch.dtype | None = None) -> Verification:
-    """Compare the image tokenizer in `folder` with the source on a small image, as [`verify_showo`]."""
+    """Compare the image tokenizer in `folder` with its source on a small image, see [`verify_showo`]."""
     model = ShowoLFQTokenizer.from_pretrained(folder, dtype=torch.float32).eval()
     result = Verification()
     compare_tokenizer(result, model, source, dtype)
@@ -107,7 +107,7 @@ def verify_magvitv2(folder: Path, source: Checkpoint, dtype: torch.dtype | None 
 def compare_tokenizer(
     result: Verification, model: ShowoLFQTokenizer, source: Checkpoint, dtype: torch.dtype | None = None
 ):
-    """Note the differences of latents and of decoded pixels."""
+    """Record the differences of latents and of decoded pixels."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(1, model.config.in_channels, PIXELS, PIXELS, generator=generator) * 2 - 1
     encoded = model.encode(pixels)

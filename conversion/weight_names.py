@@ -1,16 +1,16 @@
-"""Names of weights: the original Show-o code's on one side, this package's on the other. Pure functions."""
+"""Names of weights in the original Show-o code and in this package. Pure functions."""
 
 import re
 from collections.abc import Iterable, Sequence
 
 
-# (pattern of the original name, our name); the first that matches the whole name holds.
+# (pattern of the original name, our name). The first pattern that matches the whole name decides.
 _SHOWO_RULES = (
     (r"showo\.(model\..+|lm_head\..+)", r"\1"),
     (r"mm_projector\.(.+)", r"mm_projector.\1"),
 )
 
-# Applied one after the other to every name of the image tokenizer.
+# Applied in this order to every name of the image tokenizer.
 _MAGVITV2_RULES = (
     (r"^(?:encoder|decoder)\.((?:post_)?quant_conv)", r"\1"),
     (r"down\.(\d+)\.block\.(\d+)", r"down_blocks.\1.resnets.\2"),
@@ -24,7 +24,7 @@ _MAGVITV2_RULES = (
     (r"\bnorm_out", "conv_norm_out"),
 )
 
-# The same backwards; the decoder's stages are counted apart.
+# The inverse rules. `original_magvitv2_names` renumbers the decoder's stages.
 _REVERSE_RULES = (
     (r"^quant_conv", "encoder.quant_conv"),
     (r"^post_quant_conv", "decoder.post_quant_conv"),
@@ -41,10 +41,10 @@ _REVERSE_RULES = (
     (r"up_blocks\.(\d+)\.upsamplers\.0", r"up_blocks.\1.upsample"),
 )
 
-#: Constants of the original quantizer: the codes in binary, and powers of two.
+#: Buffers of the original quantizer: the codebook in binary, and powers of two.
 MAGVITV2_CONSTANTS = ("quantize.embedding", "quantize.power_vals")
 
-DropRules = Sequence[tuple[str, str]]  # pattern of the original name, and why the tensor may be left out
+DropRules = Sequence[tuple[str, str]]  # (pattern of the original name, reason for dropping the tensor)
 
 SHOWO_DROPPED: DropRules = (
     (r"showo\.model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", "computed from the config"),
@@ -60,7 +60,7 @@ CLIP_DROPPED: DropRules = (
 
 
 def showo_name(original: str) -> str | None:
-    """Our name of an original transformer weight; None if there is no such weight."""
+    """Our name of an original transformer weight; None for any other name."""
     for pattern, ours in _SHOWO_RULES:
         match = re.fullmatch(pattern, original)
         if match:
@@ -70,10 +70,10 @@ def showo_name(original: str) -> str | None:
 
 def magvitv2_name(original: str, stages: int = 5) -> str:
     """
-    Our name of an original image tokenizer's weight.
+    Our name of an original image tokenizer weight.
 
-    The original numbers the decoder's stages from full size down, diffusers in the order of the computation; so
-    `stages`, the number of them, is needed.
+    The original numbers the decoder's stages from the largest resolution, diffusers in the order of computation. So the
+    new number depends on the number of `stages`.
     """
     name = original
     for pattern, ours in _MAGVITV2_RULES:
@@ -88,27 +88,27 @@ def magvitv2_name(original: str, stages: int = 5) -> str:
 
 
 def is_attention_kernel(original: str) -> bool:
-    """Whether the original stores the weight as a 1x1 convolution (out, in, 1, 1) where ours is a matrix (out, in)."""
+    """Whether the original has a 1x1 convolution (out, in, 1, 1) where we have a matrix (out, in)."""
     return bool(re.search(r"attn_1\.(q|k|v|proj_out)\.weight$", original))
 
 
 def clip_vision_name(original: str) -> str:
-    """Our name of a weight of CLIP's vision tower, from a whole CLIP or the tower alone."""
+    """Our name of a vision tower weight, from a complete CLIP or from the tower alone."""
     return "vision_tower." + original.removeprefix("vision_model.")
 
 
 def why_dropped(original: str, rules: DropRules) -> str | None:
-    """The reason why a tensor may be left out; None if it may not."""
+    """The reason for dropping a tensor; None if it must be converted."""
     return next((why for pattern, why in rules if re.fullmatch(pattern, original)), None)
 
 
 def original_showo_name(ours: str) -> str:
-    """The original's name of one of our transformer's weights."""
+    """The original name of a transformer weight of ours."""
     return ours if ours.startswith("mm_projector.") else f"showo.{ours}"
 
 
 def original_magvitv2_names(names: Iterable[str], stages: int = 5) -> dict[str, str]:
-    """Our names of an image tokenizer's weights to the original's; the opposite of [`magvitv2_name`]."""
+    """Our names of the image tokenizer's weights to the original names; the inverse of [`magvitv2_name`]."""
     turned = {}
     for ours in names:
         name = ours

@@ -32,6 +32,7 @@ from showo_hf.pipelines import ShowoT2IPipeline
 from showo_hf.processing.processing_showo import ShowoProcessor, add_showo_tokens, showo_image_processor
 from showo_hf.schedulers import MaskGITScheduler
 from showo_hf.training.loop import add_loop_arguments, loop_options, train
+from showo_hf.utils.private_interfaces import set_recompile_limit
 
 
 def build_processor(text_tokenizer: PreTrainedTokenizerFast, image_tokenizer: ShowoLFQTokenizer) -> ShowoProcessor:
@@ -175,7 +176,7 @@ def load_transformer(model: ShowoForCausalLM, folder: str):
 
 def compile_layers(model: ShowoForCausalLM):
     """Compile each decoder layer in place, once for every row length."""
-    torch._dynamo.config.recompile_limit = 64  # there is one compilation per row length
+    set_recompile_limit(64)  # there is one compilation per row length
     for layer in model.model.layers:
         layer.compile(dynamic=False)
 

@@ -1,4 +1,4 @@
-"""The conversion benchmark runs at tiny sizes, and converts what it made. Its numbers are no test's business."""
+"""The conversion benchmark runs at tiny sizes. The tests do not check its measurements."""
 
 import conversion
 import make_original
@@ -23,7 +23,7 @@ def test_it_prints_a_row_for_each_form(tmp_path, capsys):
 @pytest.mark.parametrize("form", make_original.FORMATS)
 def test_the_made_checkpoint_has_the_original_s_names(tmp_path, form):
     config = make_original.config_of(hidden=64, layers=1, intermediate=8)
-    showo, tokenizer = make_original.original_specs(config)
+    showo, tokenizer = make_original.original_layout(config)
     make_original.write(tmp_path, showo, {}, form, {})
     assert set(Checkpoint(tmp_path)) == set(showo)
     assert "encoder.mid.attn_1.q.weight" in tokenizer and tokenizer["encoder.mid.attn_1.q.weight"].shape[2:] == (1, 1)

@@ -1,4 +1,4 @@
-"""`showo-hf convert` and `showo-hf export`: the modules' commands under another name."""
+"""The commands `showo-hf convert` and `showo-hf export`."""
 
 import pytest
 from originals import TEXT_TOKENIZER, small_magvitv2, small_showo, write_original
@@ -6,7 +6,7 @@ from originals import TEXT_TOKENIZER, small_magvitv2, small_showo, write_origina
 from showo_hf import cli
 
 
-def test_there_and_back(tmp_path, capsys):
+def test_convert_and_export(tmp_path, capsys):
     weights, config = small_showo()
     write_original(tmp_path / "showo", weights, config)
     write_original(tmp_path / "magvitv2", small_magvitv2(), None)

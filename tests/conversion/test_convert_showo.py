@@ -1,4 +1,4 @@
-"""The conversion commands: what they write, and that the recorded numbers come out of it."""
+"""The conversion commands: their output, and the recorded numbers of the original."""
 
 import json
 
@@ -19,14 +19,14 @@ from transformers import (
     CLIPVisionModel,
 )
 
-from showo_hf import ShowoConfig, ShowoForCausalLM, ShowoLFQTokenizer, ShowoProcessor, ShowoT2IPipeline
-from showo_hf.conversion import convert_magvitv2, convert_showo, export_showo
+from showo_hf import ShowoConfig, ShowoForCausalLM, ShowoLFQTokenizer, ShowoProcessor, ShowoT2IPipeline, cli
+from showo_hf.conversion import convert_magvitv2, export_showo
 from showo_hf.conversion.checkpoint import Checkpoint
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """Folder of a small original checkpoint; image tokenizer beside it."""
+    """A folder with a small original checkpoint and image tokenizer."""
     root = tmp_path_factory.mktemp("originals")
     weights, config = small_showo()
     write_original(root / "showo", weights, config)
@@ -42,7 +42,7 @@ def arguments(root, output, *more, showo="showo"):
 
 
 def convert(root, output, *more, showo="showo"):
-    return convert_showo.main(arguments(root, output, *more, showo=showo))
+    return cli.main(["convert", *arguments(root, output, *more, showo=showo)])
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def converted(sources, tmp_path_factory):
     return output
 
 
-def test_a_converted_folder_is_loaded_like_any_other(converted):
+def test_a_converted_folder_can_be_loaded(converted):
     pipe = ShowoT2IPipeline.from_pretrained(converted)
     image = pipe("a red apple", num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images[0]
     assert image.size == (4, 4)
@@ -64,11 +64,11 @@ def test_a_converted_folder_is_loaded_like_any_other(converted):
 
 
 def lasting(config: dict) -> dict:
-    """A config without what tells of its history."""
+    """A config without the entries that depend on its history."""
     return {name: value for name, value in config.items() if name not in ("_name_or_path", "dtype")}
 
 
-def test_a_converted_folder_is_what_save_pretrained_writes(converted, tmp_path):
+def test_a_converted_folder_equals_the_output_of_save_pretrained(converted, tmp_path):
     ShowoT2IPipeline.from_pretrained(converted).save_pretrained(tmp_path)
     ours = {path.relative_to(converted) for path in converted.rglob("*.json")}
     assert ours == {path.relative_to(tmp_path) for path in tmp_path.rglob("*.json")}
@@ -91,7 +91,7 @@ def test_an_image_tokenizer_alone(sources, tmp_path, capsys):
 
 
 def test_the_published_checkpoints_of_512_pixels(tmp_path, capsys):
-    """1024 tokens an image, by the checkpoint's config or by the option; 256 where nothing says it."""
+    """An image has 1024 tokens by the config or by the option, and 256 tokens by default."""
     weights, config = small_showo()
     write_original(tmp_path / "magvitv2", small_magvitv2(), None)
     write_original(tmp_path / "showo", weights, config | {"num_vq_tokens": 1024})
@@ -105,12 +105,12 @@ def test_the_published_checkpoints_of_512_pixels(tmp_path, capsys):
     write_original(tmp_path / "silent", weights, config)
     for more, tokens in ((["--num-image-tokens", "1024"], 1024), ([], 256)):
         assert convert(tmp_path, tmp_path / f"of-{tokens}", *more, showo="silent") == 0
-        assert f"of {tokens} tokens" in (told := capsys.readouterr().err) and "does not say" in told
+        assert f"of {tokens} tokens" in (report := capsys.readouterr().err) and "does not say" in report
         assert ShowoConfig.from_pretrained(tmp_path / f"of-{tokens}" / "model").num_image_tokens == tokens
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_every_form_of_checkpoint_gives_the_same(sources, converted, tmp_path, form):
+def test_every_form_of_checkpoint_gives_the_same_weights(sources, converted, tmp_path, form):
     weights, config = small_showo()
     write_original(tmp_path / "showo", weights, config, form)
     assert len(Checkpoint(tmp_path / "showo").files) == (3 if "sharded" in form else 1)
@@ -129,7 +129,7 @@ def test_dtype_and_shards(sources, tmp_path):
     assert ShowoForCausalLM.from_pretrained(folder).dtype == torch.bfloat16
 
 
-def test_the_clip_variant_with_and_without_its_tower(sources, tmp_path):
+def test_the_clip_variant_with_and_without_tower(sources, tmp_path):
     weights, config = small_showo(feature_size=24)
     write_original(tmp_path / "showo", weights, config)
     write_original(tmp_path / "magvitv2", small_magvitv2(), None)
@@ -148,7 +148,7 @@ def test_the_clip_variant_with_and_without_its_tower(sources, tmp_path):
     processor = ShowoProcessor.from_pretrained(tmp_path / "whole" / "model")
     assert processor.num_image_features == 4
     assert processor.vision_processor.crop_size == {"height": 8, "width": 8}
-    assert export_showo.main([str(tmp_path / "whole"), "--output", str(tmp_path / "back")]) == 0
+    assert cli.main(["export", str(tmp_path / "whole"), "--output", str(tmp_path / "back")]) == 0
     assert load_file(tmp_path / "back" / "showo" / "pytorch_model.safetensors").keys() == weights.keys()
 
 
@@ -161,19 +161,19 @@ def test_the_clip_variant_with_and_without_its_tower(sources, tmp_path):
         (ShowoLFQTokenizer.from_pretrained, "magvitv2"),
     ],
 )
-def test_an_unconverted_checkpoint_is_told_how_to_be_converted(sources, load, part):
+def test_the_error_for_an_original_checkpoint_names_the_command(sources, load, part):
     option = {"showo": "showo-hf convert --showo", "magvitv2": "convert_magvitv2 --image-tokenizer"}[part]
     with pytest.raises(ValueError, match=f"original Show-o code. Convert it first: .*{option} {sources / part}"):
         load(sources / part)
 
 
-def test_a_folder_that_is_no_checkpoint_keeps_its_own_error(tmp_path):
+def test_a_folder_without_a_model_has_the_usual_error(tmp_path):
     with pytest.raises(OSError, match="model_index.json"):
         ShowoT2IPipeline.from_pretrained(tmp_path)
 
 
-def test_the_tower_of_a_whole_clip(tmp_path, capsys):
-    """As `openai/clip-vit-large-patch14-336` is: text and vision in one pickle, with the settings of preprocessing."""
+def test_the_tower_of_a_complete_clip(tmp_path, capsys):
+    """Like `openai/clip-vit-large-patch14-336`: text and vision in one pickle, with a preprocessor config."""
     weights, config = small_showo(feature_size=24)
     write_original(tmp_path / "showo", weights, config)
     write_original(tmp_path / "magvitv2", small_magvitv2(), None)
@@ -187,8 +187,8 @@ def test_the_tower_of_a_whole_clip(tmp_path, capsys):
     clip.config.save_pretrained(tmp_path / "clip")
     CLIPImageProcessorPil(crop_size=8, size=8, image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path / "clip")
     assert convert(tmp_path, tmp_path / "out", "--clip-vision", str(tmp_path / "clip"), "--verify") == 0
-    told = capsys.readouterr().err
-    assert "(the text half of CLIP)" in told and "tower 0.00e+00" in told
+    report = capsys.readouterr().err
+    assert "(the text half of CLIP)" in report and "tower 0.00e+00" in report
     model = ShowoForCausalLM.from_pretrained(tmp_path / "out" / "model")
     pixels = torch.randn(1, 3, 8, 8)
     with torch.no_grad():
@@ -198,7 +198,7 @@ def test_the_tower_of_a_whole_clip(tmp_path, capsys):
     assert list(processor.vision_processor.image_mean) == [0.1, 0.2, 0.3]
 
 
-def test_the_quantizer_s_constants_are_the_original_s():
+def test_the_quantizer_s_constants_equal_the_original_s():
     recorded = originals.manifest("magvitv2")
     for name, tensor in export_showo.quantizer_constants(13).items():
         shape, dtype = recorded[name]
@@ -208,7 +208,7 @@ def test_the_quantizer_s_constants_are_the_original_s():
     assert constants["quantize.embedding"][5].tolist() == [1, -1, 1]
 
 
-# Recorded numbers, through the commands
+# Recorded numbers
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def recorded(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_recorded_images_come_out_of_a_converted_checkpoint(recorded, reference):
+def test_a_converted_checkpoint_gives_the_recorded_images(recorded, reference):
     pipe = ShowoT2IPipeline.from_pretrained(recorded / "out")
     pipe.set_progress_bar_config(disable=True)
     for number, case in enumerate(reference.cases["t2i"]):
@@ -246,7 +246,7 @@ def test_recorded_images_come_out_of_a_converted_checkpoint(recorded, reference)
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_recorded_pixels_come_out_of_a_converted_tokenizer(recorded, magvitv2_records):
+def test_a_converted_tokenizer_gives_the_recorded_pixels(recorded, magvitv2_records):
     model = ShowoForCausalLM.from_pretrained(recorded / "out" / "model").image_tokenizer
     for size in range(3):
         z, pixels, indices = (magvitv2_records[f"{size}.{name}"] for name in ("z", "pixels", "indices"))
@@ -258,7 +258,7 @@ def test_recorded_pixels_come_out_of_a_converted_tokenizer(recorded, magvitv2_re
 
 
 @pytest.mark.slow
-def test_recorded_answers_come_out_of_a_converted_checkpoint(recorded, reference):
+def test_a_converted_checkpoint_gives_the_recorded_answers(recorded, reference):
     tensors = reference.tensors
     model = ShowoForCausalLM.from_pretrained(recorded / "out" / "model")
     for number in range(2):

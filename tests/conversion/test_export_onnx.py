@@ -1,5 +1,6 @@
-"""Pipelines as ONNX graphs: what they compute against the model itself, the runner without torch, and bad input."""
+"""Pipelines as ONNX graphs: outputs compared with the model's, the script without torch, and bad input."""
 
+import inspect
 import json
 import os
 import shutil
@@ -15,23 +16,23 @@ import torch
 from PIL import Image
 from torch.nn.functional import mse_loss
 
-from showo_hf import EMBEDDED_MODEL, ShowoT2IPipeline
+from showo_hf import EMBEDDED_MODEL, HaltonScheduler, MaskAndReplaceScheduler, MaskGITScheduler, ShowoT2IPipeline
 from showo_hf.conversion.errors import ConversionError
-from showo_hf.conversion.export_onnx import export_onnx, main
+from showo_hf.conversion.export_onnx import SCHEDULER_SETTINGS, check_scheduler, export_onnx, main
 from showo_hf.conversion.onnx_generate import Draws, OnnxShowo, softmax
 from showo_hf.utils.metrics import psnr, psnr_from_mse
 
 
 FILES = {"transformer.onnx", "image_encoder.onnx", "image_decoder.onnx", "generate.py", "onnx_config.json"}
 FILES |= {"tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja"}
-PROMPTS = ["a red apple", "owl"]  # of different lengths, so that there are pads
+PROMPTS = ["a red apple", "owl"]  # of different lengths, so that one is padded
 CALL = {"guidance_scale": 2.5, "num_inference_steps": 5, "temperature": 0.7}
 
 
 class TorchDraws(Draws):
-    """The draws of torch's pipelines, in their order."""
+    """The random numbers of torch's pipelines, in their order."""
 
-    def codes(self, probabilities):
+    def tokens(self, probabilities):
         flat = torch.from_numpy(probabilities).flatten(0, 1)
         return torch.multinomial(flat, 1, generator=self.generator).view(probabilities.shape[:2]).numpy()
 
@@ -42,14 +43,14 @@ class TorchDraws(Draws):
         self.generator = torch.Generator().manual_seed(seed)
 
 
-class BestCodes(Draws):
-    """No chance at all: the most probable code, and no noise."""
+class BestTokens(Draws):
+    """No randomness: the most probable token, and no noise."""
 
-    def codes(self, probabilities):
+    def tokens(self, probabilities):
         return probabilities.argmax(-1)
 
     def uniform(self, shape):
-        return np.full(shape, np.exp(-1), np.float32)  # of which Gumbel noise is 0
+        return np.full(shape, np.exp(-1), np.float32)  # its Gumbel noise is 0
 
 
 @pytest.fixture(scope="module")
@@ -78,48 +79,59 @@ def eager(saved) -> ShowoT2IPipeline:
     return pipe
 
 
-def some_codes(batch: int, tokens: int, known: float = 0.4, size: int = tiny.CODES) -> torch.LongTensor:
-    """Codes (batch, tokens), some of them unknown."""
+def some_tokens(batch: int, tokens: int, known: float = 0.4, size: int = tiny.CODES) -> torch.LongTensor:
+    """Image tokens (batch, tokens), some of them masked."""
     generator = torch.Generator().manual_seed(1)
-    codes = torch.randint(size, (batch, tokens), generator=generator)
-    return torch.where(torch.rand(codes.shape, generator=generator) < known, codes, size)
+    found = torch.randint(size, (batch, tokens), generator=generator)
+    return torch.where(torch.rand(found.shape, generator=generator) < known, found, size)
+
+
+@torch.no_grad()
+def model_logits(pipe, tokens, prompts, guidance) -> torch.Tensor:
+    """Guided logits (batch, tokens, codebook_size) by the model on whole sequences, without a key-value cache."""
+    config, count = pipe.model.config, tokens.shape[1]
+    texts = [*prompts, *[""] * len(prompts)] if guidance > 1 else prompts
+    inputs = pipe.processor.text_to_image(texts, tokens.repeat(len(texts) // len(prompts), 1))
+    logits = pipe.model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+    start = config.image_token_offset
+    logits = logits[:, -1 - count : -1, start : start + config.codebook_size].float()
+    if guidance <= 1:
+        return logits
+    conditional, unconditional = logits.chunk(2)
+    return guidance * conditional - (guidance - 1) * unconditional
 
 
 def logits_of_both(pipe, runner, tokens, prompts, guidance=2.5):
-    """Guided logits (unknown, codes) by the pipeline and by the graphs."""
+    """Guided logits (masked, codebook_size) by the model and by the graphs."""
     texts = [*prompts, *[""] * len(prompts)] if guidance > 1 else prompts
-    encoded = pipe.encode_prompt(prompts, None, 1, guidance > 1)
-    rows = pipe.image_input_ids(tokens).repeat(len(texts) // len(prompts), 1)
-    ours = pipe.predict_codes(tokens, encoded, pipe.image_attention_mask(encoded, rows), guidance)
-    theirs = runner.predict_codes(tokens.numpy(), runner.encode_prompts(texts), guidance)
-    unknown = (tokens == pipe.model.config.codebook_size).numpy()
-    return ours.numpy()[unknown], theirs[unknown]
+    masked = (tokens == pipe.model.config.codebook_size).numpy()
+    ours = model_logits(pipe, tokens, prompts, guidance).numpy()
+    theirs = runner.predict_logits(tokens.numpy(), runner.encode_prompts(texts), guidance)
+    return ours[masked], theirs[masked]
 
 
-def best_codes_by_torch(pipe, prompt: str, steps: int, guidance: float) -> list[int]:
-    """Codes of an image when every step takes the best ones, with torch's model and scheduler."""
-    encoded = pipe.encode_prompt(prompt, None, 1, True)
+def best_tokens_by_torch(pipe, prompt: str, steps: int, guidance: float) -> list[int]:
+    """Image tokens if every step takes the most probable ones, by torch's model and scheduler."""
     tokens = torch.full((1, tiny.SIDE**2), tiny.CODES)
-    mask = pipe.image_attention_mask(encoded, pipe.image_input_ids(tokens).repeat(2, 1))
     pipe.scheduler.set_timesteps(steps)
     for step in range(steps):
-        unknown = tokens == tiny.CODES
-        chances, best = pipe.predict_codes(tokens, encoded, mask, guidance).softmax(-1).max(-1)
-        tokens = torch.where(unknown, best, tokens)
+        masked = tokens == tiny.CODES
+        probabilities, best = model_logits(pipe, tokens, [prompt], guidance).softmax(-1).max(-1)
+        tokens = torch.where(masked, best, tokens)
         if step < steps - 1:
-            count = pipe.scheduler.num_masked_after(step, unknown.sum(-1, keepdim=True), tokens.shape[1])
-            order = torch.where(unknown, chances, torch.inf).argsort(-1)
+            count = pipe.scheduler.num_masked_after(step, masked.sum(-1, keepdim=True), tokens.shape[1])
+            order = torch.where(masked, probabilities, torch.inf).argsort(-1)
             tokens[0, order[0, : int(count)]] = tiny.CODES
     return tokens[0].tolist()
 
 
-# What is computed
+# Computation
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("guidance", [2.5, 1.0])
-def test_logits_of_a_step_are_the_model_s(eager, runner, guidance):
-    ours, theirs = logits_of_both(eager, runner, some_codes(2, tiny.SIDE**2), PROMPTS, guidance)
+def test_logits_equal_the_model_s(eager, runner, guidance):
+    ours, theirs = logits_of_both(eager, runner, some_tokens(2, tiny.SIDE**2), PROMPTS, guidance)
     assert len(ours) > 10
     np.testing.assert_allclose(theirs, ours, atol=2e-4, rtol=1e-4)
 
@@ -127,48 +139,48 @@ def test_logits_of_a_step_are_the_model_s(eager, runner, guidance):
 @pytest.mark.slow
 @pytest.mark.parametrize("tokens", [1, 6, 40])
 def test_images_of_other_sizes(eager, runner, tokens):
-    ours, theirs = logits_of_both(eager, runner, some_codes(1, tokens, known=0), PROMPTS[:1])
+    ours, theirs = logits_of_both(eager, runner, some_tokens(1, tokens, known=0), PROMPTS[:1])
     np.testing.assert_allclose(theirs, ours, atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.slow
-def test_best_codes_of_every_step_are_torch_s(eager, runner):
+def test_the_most_probable_tokens_of_every_step_equal_torch_s(eager, runner):
     encoded = runner.encode_prompts([PROMPTS[0], ""])
-    unknown = np.full((1, tiny.SIDE**2), tiny.CODES)
-    found = runner.fill_in(unknown, encoded, 6, 2.5, temperature=0.0, draws=BestCodes())
-    assert found[0].tolist() == best_codes_by_torch(eager, PROMPTS[0], 6, 2.5)
+    masked = np.full((1, tiny.SIDE**2), tiny.CODES)
+    found = runner.denoise(masked, encoded, 6, 2.5, temperature=0.0, draws=BestTokens())
+    assert found[0].tolist() == best_tokens_by_torch(eager, PROMPTS[0], 6, 2.5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("negative", [None, "two hearts"])
-def test_with_torch_s_draws_the_codes_are_the_pipeline_s(eager, runner, negative):
+def test_with_torch_s_random_numbers_the_tokens_equal_the_pipeline_s(eager, runner, negative):
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)
         wanted = eager(PROMPTS, negative_prompt=negative, generator=generator, output_type="latent", **CALL).images
         encoded = runner.encode_prompts([*PROMPTS, *[negative or ""] * 2])
-        unknown = np.full((2, tiny.SIDE**2), tiny.CODES)
-        found = runner.fill_in(unknown, encoded, 5, 2.5, 0.7, TorchDraws(seed))
+        masked = np.full((2, tiny.SIDE**2), tiny.CODES)
+        found = runner.denoise(masked, encoded, 5, 2.5, 0.7, TorchDraws(seed))
         assert found.reshape(wanted.shape).tolist() == wanted.tolist()
 
 
 @pytest.mark.slow
-def test_known_codes_stay(runner):
-    given = some_codes(1, tiny.SIDE**2).numpy()
-    found = runner.fill_in(given, runner.encode_prompts(["owl", ""]), 4, 2.5, 1.0, Draws(0))
+def test_given_tokens_stay(runner):
+    given = some_tokens(1, tiny.SIDE**2).numpy()
+    found = runner.denoise(given, runner.encode_prompts(["owl", ""]), 4, 2.5, 1.0, Draws(0))
     assert (found < tiny.CODES).all()
     assert (found == given)[given < tiny.CODES].all()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("grid", [(4, 4), (1, 1), (2, 7)])
-def test_the_image_tokenizer_both_ways(eager, runner, grid):
+def test_the_image_tokenizer_encodes_and_decodes(eager, runner, grid):
     tokens = torch.randint(tiny.CODES, (2, *grid), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         pixels = eager.image_tokenizer.decode(tokens).sample
     (found,) = runner.image_decoder.run(None, {"image_tokens": tokens.numpy()})
     np.testing.assert_allclose(found, pixels.numpy(), atol=1e-4)
-    (codes,) = runner.image_encoder.run(None, {"pixel_values": pixels.numpy()})
-    assert codes.tolist() == eager.image_tokenizer.encode(pixels).image_tokens.tolist()
+    (image_tokens,) = runner.image_encoder.run(None, {"pixel_values": pixels.numpy()})
+    assert image_tokens.tolist() == eager.image_tokenizer.encode(pixels).image_tokens.tolist()
 
     images = eager.decode_latents(tokens, "pil")
     for one, other in zip(runner.decode(tokens.numpy()), images, strict=True):
@@ -185,16 +197,16 @@ def test_sizes_that_do_not_fit_are_refused(runner):
     assert image.size == (12, 8)
 
 
-# What is written
+# Output
 
 
 @pytest.mark.slow
-def test_the_folder_is_whole_and_plain(exported):
+def test_the_folder_is_complete_and_names_no_paths(exported):
     assert {path.name for path in exported.iterdir()} == FILES
     assert [path.name for path in exported.parent.iterdir() if path.name.startswith(".")] == []
     for path in exported.glob("*.onnx"):
         model = onnx.load(path)
-        assert {node.domain for node in model.graph.node} == {""}  # operators of the standard alone
+        assert {node.domain for node in model.graph.node} == {""}  # only operators of the standard
         text = path.read_bytes()
         assert b"site-packages" not in text and str(Path(__file__).parents[2]).encode() not in text
         names = [dim.dim_param for value in model.graph.input for dim in value.type.tensor_type.shape.dim]
@@ -224,21 +236,21 @@ def test_phi_in_half_precision(processor, tmp_path):
     report = export_onnx(tmp_path / "phi", tmp_path / "onnx", dtype="float16")
     assert report.startswith("transformer: ")
     pipe = ShowoT2IPipeline.from_pretrained(tmp_path / "phi")
-    ours, theirs = logits_of_both(pipe, OnnxShowo(tmp_path / "onnx"), some_codes(2, tiny.SIDE**2), PROMPTS)
+    ours, theirs = logits_of_both(pipe, OnnxShowo(tmp_path / "onnx"), some_tokens(2, tiny.SIDE**2), PROMPTS)
     assert theirs.dtype == np.float32
     np.testing.assert_allclose(theirs, ours, atol=0.05 * np.abs(ours).max())
 
 
 @pytest.mark.slow
 def test_int8_is_smaller_and_close(saved, exported, eager, tmp_path):
-    """With the weights in files of their own, as they are for models that one file cannot hold."""
+    """Also with the weights in separate files, as for models that are too large for one file."""
     export_onnx(saved, tmp_path / "int8", quantize="int8", external_data=True)
     names = {path.name for path in (tmp_path / "int8").iterdir()}
     assert names == FILES | {f"{name}.onnx.data" for name in ("transformer", "image_encoder", "image_decoder")}
     assert json.loads((tmp_path / "int8" / "onnx_config.json").read_text())["quantize"] == "int8"
 
     small = OnnxShowo(tmp_path / "int8")
-    ours, theirs = logits_of_both(eager, small, some_codes(2, 60, known=0), PROMPTS)
+    ours, theirs = logits_of_both(eager, small, some_tokens(2, 60, known=0), PROMPTS)
     assert (ours.argmax(-1) == theirs.argmax(-1)).mean() > 0.7
     assert np.abs(softmax(ours) - softmax(theirs)).sum(-1).mean() / 2 < 0.2
     tokens = torch.randint(tiny.CODES, (2, 4, 4), generator=torch.Generator().manual_seed(0))
@@ -252,7 +264,7 @@ def test_int8_is_smaller_and_close(saved, exported, eager, tmp_path):
 def test_the_embedded_model_end_to_end(tmp_path):
     pipe = ShowoT2IPipeline.from_pretrained(EMBEDDED_MODEL)
     pipe.set_progress_bar_config(disable=True)
-    prompt, codes = "a red apple, flat style", pipe.model.config.codebook_size
+    prompt, size = "a red apple, flat style", pipe.model.config.codebook_size
     call = {"guidance_scale": 2.75, "num_inference_steps": 8}
     wanted = pipe(prompt, generator=torch.Generator().manual_seed(0), output_type="latent", **call).images
     with torch.no_grad():
@@ -262,14 +274,14 @@ def test_the_embedded_model_end_to_end(tmp_path):
         export_onnx(EMBEDDED_MODEL, folder, quantize=quantize)
         small = OnnxShowo(folder)
         (found,) = small.image_decoder.run(None, {"image_tokens": wanted.numpy()})
-        tokens = torch.where(some_codes(1, wanted[0].numel(), size=codes) == codes, codes, wanted.flatten(1))
+        tokens = torch.where(some_tokens(1, wanted[0].numel(), size=size) == size, size, wanted.flatten(1))
         ours, theirs = logits_of_both(pipe, small, tokens, [prompt], 2.75)
         same = (ours.argmax(-1) == theirs.argmax(-1)).mean()
         assert same == 1 if quantize is None else same > 0.75
         assert psnr(torch.from_numpy(found), torch.from_numpy(pixels)) > (80 if quantize is None else 35)
         if quantize is None:
-            unknown = np.full((1, wanted.numel()), codes)
-            drawn = small.fill_in(unknown, small.encode_prompts([prompt, ""]), 8, 2.75, 1.0, TorchDraws(0))
+            masked = np.full((1, wanted.numel()), size)
+            drawn = small.denoise(masked, small.encode_prompts([prompt, ""]), 8, 2.75, 1.0, TorchDraws(0))
             assert drawn.reshape(wanted.shape).tolist() == wanted.tolist()
     sizes = [sum(file.stat().st_size for file in (tmp_path / name).glob("*.onnx")) for name in ("None", "int8")]
     assert sizes[1] < 0.3 * sizes[0]
@@ -286,13 +298,13 @@ def test_the_embedded_model_end_to_end(tmp_path):
         ({"quantize": "int8", "dtype": "float16"}, "`quantize` needs the `dtype` float32, got float16"),
     ],
 )
-def test_wrong_options(saved, tmp_path, options, message):
+def test_wrong_options_are_refused(saved, tmp_path, options, message):
     with pytest.raises(ConversionError, match=message):
         export_onnx(saved, tmp_path / "onnx", **options)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_pipeline_is_refused(saved, tmp_path, capsys):
+def test_a_folder_without_a_pipeline_is_refused(saved, tmp_path, capsys):
     for folder in (tmp_path / "nowhere", tmp_path, saved / "model"):
         with pytest.raises(ConversionError, match=f"`folder` must be a saved pipeline .* got '{folder}'"):
             export_onnx(folder, tmp_path / "onnx")
@@ -305,14 +317,14 @@ def test_an_output_that_exists_is_refused(saved, tmp_path):
     (tmp_path / "mine.txt").write_text("kept")
     with pytest.raises(FileExistsError):
         export_onnx(saved, tmp_path)
-    with pytest.raises(ConversionError, match="`--overwrite` replaces models alone"):
+    with pytest.raises(ConversionError, match="`--overwrite` only replaces models"):
         export_onnx(saved, tmp_path, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 @pytest.mark.parametrize("output", [".", "..", "../llama"])
 def test_the_pipeline_itself_is_never_overwritten(saved, output):
-    with pytest.raises(ConversionError, match="`--output` must be a folder of its own"):
+    with pytest.raises(ConversionError, match="`--output` must be a separate folder"):
         export_onnx(saved, saved / output, overwrite=True)
     assert (saved / "model_index.json").is_file()
 
@@ -327,13 +339,47 @@ def test_a_model_without_image_tokenizer_is_refused(processor, tmp_path):
 
 
 @pytest.mark.parametrize("name, value", [("top_k", 5), ("top_p", 0.9)])
-def test_a_scheduler_that_the_runner_does_not_know_is_refused(saved, tmp_path, name, value):
+def test_a_setting_that_the_script_would_ignore_is_refused(saved, tmp_path, name, value):
     folder = tmp_path / "pipeline"
     shutil.copytree(saved, folder)
     file = folder / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
     with pytest.raises(ConversionError, match=f"the scheduler's `{name}` must be None, .* got {value}"):
         export_onnx(folder, tmp_path / "onnx")
+    assert os.listdir(tmp_path) == ["pipeline"]
+
+
+def test_a_setting_with_its_default_value_is_accepted():
+    check_scheduler(MaskGITScheduler(masking_schedule="arccos", temperature=0.5, temperature_rule="linear"))
+
+
+class OtherScheduler(MaskGITScheduler):
+    """A scheduler that computes something else."""
+
+
+@pytest.mark.parametrize("kind", [OtherScheduler, HaltonScheduler, MaskAndReplaceScheduler])
+def test_another_scheduler_is_refused(kind):
+    with pytest.raises(ConversionError, match=f"must be a MaskGITScheduler, got {kind.__name__}"):
+        check_scheduler(kind())
+
+
+@pytest.mark.parametrize("name, value", [("masking_schedule", "quadratic"), ("temperature_rule", "constant")])
+def test_a_value_that_the_script_does_not_know_is_refused(name, value):
+    """A value that a later version of the scheduler may accept."""
+    scheduler = MaskGITScheduler()
+    scheduler.register_to_config(**{name: value})
+    with pytest.raises(ConversionError, match=f"generate.py does not support .*`{name}` must be .* got '{value}'"):
+        check_scheduler(scheduler)
+
+
+def test_every_setting_of_the_scheduler_is_known_or_refused():
+    """A new setting of the scheduler must be refused by the export, or supported by the script."""
+    for name in inspect.signature(MaskGITScheduler).parameters:
+        if name not in ("mask_token_id", *SCHEDULER_SETTINGS):
+            scheduler = MaskGITScheduler()
+            scheduler.register_to_config(**{name: 0.5})
+            with pytest.raises(ConversionError, match=f"`{name}`"):
+                check_scheduler(scheduler)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Back to the original's format, bit for bit."""
+"""Export to the original's format, bit for bit."""
 
 import json
 
@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from originals import TEXT_TOKENIZER, small_magvitv2, small_showo, write_original
 from safetensors.torch import load_file, save_file
 
-from showo_hf import ShowoForCausalLM, ShowoT2IPipeline
-from showo_hf.conversion import export_showo
-from showo_hf.conversion.convert_showo import ShowoSources, convert_showo
+from showo_hf import ShowoForCausalLM, ShowoT2IPipeline, cli
+from showo_hf.conversion.convert_showo import convert_showo
 from showo_hf.conversion.errors import ConversionError
 from showo_hf.conversion.export_showo import export_showo as export
 
@@ -23,9 +22,9 @@ def load(folder, file_format):
     return load_file(folder / "pytorch_model.safetensors")
 
 
-def assert_same(found, wanted):
-    assert found.keys() == wanted.keys()
-    for name, tensor in wanted.items():
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
 
 
@@ -44,7 +43,7 @@ def assert_same(found, wanted):
         st.text("abc_", min_size=1, max_size=6), st.integers() | st.booleans() | st.none() | st.text()
     ),
 )
-def test_there_and_back_is_the_same(
+def test_conversion_and_export_restore_the_original(
     tmp_path_factory, layers, heads, head_dim, intermediate, bits, stages, feature_size, dtype, forms, keys
 ):
     root = tmp_path_factory.mktemp("round-trip")
@@ -53,12 +52,12 @@ def test_there_and_back_is_the_same(
     config = keys | config
     tokenizer = small_magvitv2((32,) * stages, bits)
     tokenizer_config = {"_class_name": "MAGVITv2", "extra": 3}
-    sources = ShowoSources(
+    sources = (
         write_original(root / "showo", weights, config, forms[0]),
         write_original(root / "magvitv2", tokenizer, tokenizer_config, forms[0]),
         TEXT_TOKENIZER,
     )
-    convert_showo(sources, root / "ours")
+    convert_showo(*sources, root / "ours")
     export(root / "ours", root / "back", file_format=forms[1])
     assert_same(load(root / "back" / "showo", forms[1]), weights)
     assert_same(load(root / "back" / "magvitv2", forms[1]), tokenizer)
@@ -67,20 +66,20 @@ def test_there_and_back_is_the_same(
 
 
 def test_a_model_saved_after_training_is_exported(tmp_path, capsys):
-    """What was loaded, changed and saved here goes back as well, its config included."""
+    """Also the original's config is restored."""
     weights, config = small_showo()
-    sources = ShowoSources(
+    sources = (
         write_original(tmp_path / "showo", weights, config),
         write_original(tmp_path / "magvitv2", small_magvitv2(), None),
         TEXT_TOKENIZER,
     )
-    convert_showo(sources, tmp_path / "ours")
+    convert_showo(*sources, tmp_path / "ours")
     pipe = ShowoT2IPipeline.from_pretrained(tmp_path / "ours")
     with torch.no_grad():
         pipe.model.lm_head.bias.add_(1)
     pipe.save_pretrained(tmp_path / "tuned")
     arguments = [str(tmp_path / "tuned"), "--output", str(tmp_path / "back"), "--dtype", "bfloat16"]
-    assert export_showo.main(arguments) == 0
+    assert cli.main(["export", *arguments]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "back")
     weights["showo.lm_head.bias"] += 1
     found = load(tmp_path / "back" / "showo", "safetensors")
@@ -90,7 +89,7 @@ def test_a_model_saved_after_training_is_exported(tmp_path, capsys):
     assert constants["quantize.power_vals"].dtype == torch.int64
 
 
-def test_a_model_that_was_never_an_original_gets_its_keys(tmp_path):
+def test_a_model_without_an_original_gets_the_config_keys_of_one(tmp_path):
     tiny.showo("phi").save_pretrained(tmp_path / "ours")
     export(tmp_path / "ours", tmp_path / "back")
     config = json.loads((tmp_path / "back" / "showo" / "config.json").read_text())
@@ -98,7 +97,7 @@ def test_a_model_that_was_never_an_original_gets_its_keys(tmp_path):
     assert config["llm_vocab_size"] == tiny.TEXT_IDS
 
 
-def test_weights_that_are_not_the_model_s_are_refused(tmp_path):
+def test_weights_of_another_model_are_refused(tmp_path):
     tiny.showo("phi").save_pretrained(tmp_path / "ours")
     file = tmp_path / "ours" / "model.safetensors"
     weights = load_file(file)
@@ -106,7 +105,7 @@ def test_weights_that_are_not_the_model_s_are_refused(tmp_path):
     save_file(weights | {"adapter.weight": torch.zeros(2), "image_tokenizer.x": torch.zeros(2)}, file)
     with pytest.raises(ConversionError) as caught:
         export(tmp_path / "ours", tmp_path / "back")
-    for line in ("missing: lm_head.weight", "without a place: adapter.weight", "without a place: image_tokenizer.x"):
+    for line in ("missing: lm_head.weight", "unexpected: adapter.weight", "unexpected: image_tokenizer.x"):
         assert line in str(caught.value)
     (tmp_path / "ours" / "config.json").write_text("{")
     with pytest.raises(ConversionError, match="'config.json' is not JSON"):
@@ -114,9 +113,9 @@ def test_weights_that_are_not_the_model_s_are_refused(tmp_path):
     assert not (tmp_path / "back").exists()
 
 
-def test_what_the_original_cannot_hold_is_refused(tmp_path):
+def test_a_model_that_the_original_does_not_support_is_refused(tmp_path):
     tiny.showo("llama").save_pretrained(tmp_path / "llama")
-    with pytest.raises(ConversionError, match="the Phi backbone.*got llama"):
+    with pytest.raises(ConversionError, match="a Phi backbone.*got llama"):
         export(tmp_path / "llama", tmp_path / "back")
     other = tiny.showo("phi", mask_token_id=tiny.TEXT_IDS - 1)
     other.save_pretrained(tmp_path / "other")

@@ -1,4 +1,4 @@
-"""Conversion from names on the Hub, and back to it."""
+"""Conversion from the Hub, and upload to the Hub."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ def upload(hub, name, folder):
 def test_from_the_hub_to_the_hub(hub, tmp_path):
     weights, config = small_showo()
     write_original(tmp_path / "showo", weights, config)
-    write_original(tmp_path / "showo", weights, None, "bin")  # a repository with both
+    write_original(tmp_path / "showo", weights, None, "bin")  # a repository with both formats
     (tmp_path / "showo" / "README.md").write_text("---\nlicense: mit\n---\nA model.\n")
     write_original(tmp_path / "magvitv2", small_magvitv2(), None, "bin")
     upload(hub, "original/show-o", tmp_path / "showo")
@@ -35,11 +35,11 @@ def test_from_the_hub_to_the_hub(hub, tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path / 'out'}\n" and "uploaded to someone/show-o-hf" in done.stderr
-    fetched = {path.name for path in (tmp_path / "home").rglob("models--original--show-o/snapshots/*/*")}
-    assert "pytorch_model.safetensors" in fetched and "pytorch_model.bin" not in fetched
+    downloaded = {path.name for path in (tmp_path / "home").rglob("models--original--show-o/snapshots/*/*")}
+    assert "pytorch_model.safetensors" in downloaded and "pytorch_model.bin" not in downloaded
     pushed = hub.repositories["someone/show-o-hf"]
-    wanted = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert set(pushed) - {".gitattributes"} == wanted
+    expected = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert set(pushed) - {".gitattributes"} == expected
     card = pushed["README.md"].decode()
     assert "license: mit" in card and "pipeline_tag: text-to-image" in card and "library_name: diffusers" in card
     assert "base_model: original/show-o" in card and 'from_pretrained("someone/show-o-hf")' in card
@@ -50,15 +50,15 @@ def test_from_the_hub_to_the_hub(hub, tmp_path):
     command[command.index(str(tmp_path / "out"))] = str(tmp_path / "other")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and not (tmp_path / "other").exists()
-    assert "`--showo`: 'original/absent' is not on this machine, and could not be fetched" in done.stderr
+    assert "`--showo`: 'original/absent' is not on this machine and could not be downloaded" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_of_several_formats_safetensors_are_fetched():
+def test_safetensors_are_preferred_to_pickles():
     files = ["README.md", "pytorch_model.bin", "pytorch_model.safetensors", "model-1-of-2.safetensors"]
     assert weight_patterns(files) == ["pytorch_model.safetensors", "model-1-of-2.safetensors"]
     others = ["adapter.safetensors", "optimizer.bin", "deep/model.bin"]
     assert weight_patterns(files[:2] + others) == ["pytorch_model.bin"]
     assert weight_patterns(["unwrapped_model/pytorch_model.bin"]) == ["unwrapped_model/pytorch_model.bin"]
-    with pytest.raises(ConversionError, match="holds no weights, but README.md"):
+    with pytest.raises(ConversionError, match="has no weights, but README.md"):
         weight_patterns(files[:1])

@@ -1,4 +1,4 @@
-"""The runner that needs no torch, as far as it goes without graphs: its schedule and its random numbers."""
+"""The script without torch, as far as it needs no graphs: schedules, random numbers, prompts and arguments."""
 
 import json
 
@@ -10,37 +10,48 @@ from showo_hf import MaskGITScheduler
 from showo_hf.conversion import onnx_generate
 
 
-SCHEDULES = ("cosine", "linear", "sigmoid", "pow2", "pow0.5", "pow3")
+SCHEDULES = ("arccos", "cosine", "linear", "sigmoid", "pow2", "pow0.5", "pow3")
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_as_many_codes_are_masked_as_by_the_scheduler(schedule):
+def test_the_number_of_masked_tokens_equals_the_scheduler_s(schedule):
     scheduler = MaskGITScheduler(masking_schedule=schedule)
     for steps in (1, 2, 3, 6, 12, 18, 24, 50):
         scheduler.set_timesteps(steps)
         for num_tokens in (16, 144, 256, 1024):
-            unknown = torch.tensor([[num_tokens * 4]])  # so that the schedule alone decides
+            masked = torch.tensor([[num_tokens * 4]])  # so many that only the schedule decides
             for step in range(steps):
-                wanted = int(scheduler.num_masked_after(step, unknown, num_tokens))
-                share = onnx_generate.masking_share(schedule, (step + 1) / steps)
+                wanted = int(scheduler.num_masked_after(step, masked, num_tokens))
+                share = onnx_generate.masked_share(schedule, (step + 1) / steps)
                 assert max(int(np.float32(num_tokens) * share), 1) == wanted, (steps, num_tokens, step)
 
 
 @pytest.mark.parametrize("rule", ["compound", "linear"])
-def test_the_temperatures_are_the_scheduler_s(rule):
+def test_the_temperatures_equal_the_scheduler_s(rule):
     scheduler = MaskGITScheduler(temperature_rule=rule)
     scheduler.set_timesteps(7, temperature=1.3)
     assert onnx_generate.temperatures(1.3, 7, rule) == pytest.approx(scheduler.temperatures, rel=1e-12)
 
 
-def test_codes_are_drawn_as_often_as_they_are_probable():
+@pytest.mark.parametrize("schedule", ["quadratic", "pow", "pow0", "pow-1", "powinf", "linearly", "2", ""])
+def test_an_unknown_schedule_is_refused(schedule):
+    with pytest.raises(ValueError, match=f"`masking_schedule` must be .* got '{schedule}'"):
+        onnx_generate.masked_share(schedule, 0.5)
+
+
+def test_an_unknown_temperature_rule_is_refused():
+    with pytest.raises(ValueError, match="`temperature_rule` must be 'compound' or 'linear', got 'constant'"):
+        onnx_generate.temperatures(1.0, 3, "constant")
+
+
+def test_tokens_are_drawn_with_their_probabilities():
     probabilities = np.array([[0.1, 0.6, 0.3, 0.0], [0.0, 0.0, 0.0, 1.0]], np.float32)
-    drawn = onnx_generate.Draws(0).codes(np.broadcast_to(probabilities, (20000, 2, 4)))
+    drawn = onnx_generate.Draws(0).tokens(np.broadcast_to(probabilities, (20000, 2, 4)))
     assert drawn.shape == (20000, 2)
-    for place in range(2):
-        shares = np.bincount(drawn[:, place], minlength=4) / len(drawn)
-        assert shares == pytest.approx(probabilities[place], abs=0.02)
-        assert not shares[probabilities[place] == 0].any()
+    for position in range(2):
+        shares = np.bincount(drawn[:, position], minlength=4) / len(drawn)
+        assert shares == pytest.approx(probabilities[position], abs=0.02)
+        assert not shares[probabilities[position] == 0].any()
 
 
 def test_the_same_seed_draws_the_same():
@@ -50,7 +61,7 @@ def test_the_same_seed_draws_the_same():
 
 
 @pytest.mark.parametrize("published", [False, True])
-def test_prompts_become_the_processor_s_ids(published, processor, reference_processor, tmp_path):
+def test_prompt_ids_equal_the_processor_s(published, processor, reference_processor, tmp_path):
     processor = reference_processor if published else processor
     processor.save_pretrained(tmp_path)
     names = ("max_text_length", "t2i_token_id", "sot_token_id", "eot_token_id")
@@ -67,7 +78,7 @@ def test_prompts_become_the_processor_s_ids(published, processor, reference_proc
 
 
 def test_a_folder_without_graphs_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"`folder` must hold onnx_config.json .* got '{tmp_path}'"):
+    with pytest.raises(FileNotFoundError, match=f"`folder` must contain onnx_config.json .* got '{tmp_path}'"):
         onnx_generate.OnnxShowo(tmp_path)
 
 
@@ -78,13 +89,13 @@ def test_a_folder_without_graphs_is_named(tmp_path):
         (["--num", "-1"], "--num: must be at least 1, got -1"),
         (["--threads", "0"], "--threads: must be at least 1, got 0"),
         (["--guidance", "nan"], "--guidance: must be a finite number"),
-        (["--temperature", "-1"], "--temperature: must be a finite number that is not negative, got -1"),
-        (["--seed", "-1"], "--seed: must not be negative, got -1"),
+        (["--temperature", "-1"], "--temperature: must be a finite number, at least 0, got -1"),
+        (["--seed", "-1"], "--seed: must be at least 0, got -1"),
         (["-o", "apple.txt"], "--output: must end in .png, .jpg, .jpeg, .webp, got 'apple.txt'"),
         (["-o", "nowhere/apple.png"], "--output: the folder must exist, got 'nowhere'"),
     ],
 )
-def test_wrong_arguments_end_the_command(arguments, message, capsys, monkeypatch, tmp_path):
+def test_wrong_arguments_are_refused(arguments, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         onnx_generate.main(["a red apple", "-o", "apple.png", *arguments])
@@ -92,6 +103,6 @@ def test_wrong_arguments_end_the_command(arguments, message, capsys, monkeypatch
     assert message in capsys.readouterr().err
 
 
-def test_the_command_tells_a_missing_folder_in_words(capsys, tmp_path):
+def test_the_script_names_a_missing_folder(capsys, tmp_path):
     assert onnx_generate.main(["a red apple", "-o", str(tmp_path / "apple.png")]) == 1
-    assert "error: `folder` must hold onnx_config.json" in capsys.readouterr().err
+    assert "error: `folder` must contain onnx_config.json" in capsys.readouterr().err

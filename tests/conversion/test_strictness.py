@@ -1,4 +1,4 @@
-"""Checkpoints that do not fit: told in full, and nothing written."""
+"""Checkpoints that do not match: every fault is listed, and nothing is written."""
 
 import math
 import os
@@ -13,12 +13,13 @@ from originals import TEXT_TOKENIZER, small_magvitv2, small_showo, write_origina
 from test_convert_showo import convert
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from showo_hf import cli
 from showo_hf.conversion import convert_magvitv2, convert_showo
 
 
 @pytest.fixture
 def root(tmp_path):
-    """Sources in the making; `write` finishes them."""
+    """A folder for the sources; `write` fills it."""
     return tmp_path
 
 
@@ -30,7 +31,7 @@ def write(root, change=lambda weights, config: None, form="safetensors"):
 
 
 def refused(root, capsys, *more) -> str:
-    """The message of a conversion that must fail and leave nothing."""
+    """The message of a conversion that must fail and write nothing."""
     before = sorted(path.name for path in root.iterdir())
     assert convert(root, root / "out", *more) == 1
     assert sorted(path.name for path in root.iterdir()) == before
@@ -39,7 +40,7 @@ def refused(root, capsys, *more) -> str:
     return printed.err
 
 
-def test_all_misfits_are_told_at_once(root, capsys):
+def test_all_faults_are_listed_at_once(root, capsys):
     def change(weights, config):
         del weights["showo.model.layers.0.mlp.fc2.bias"], weights["showo.lm_head.bias"]
         weights["showo.model.layers.0.mlp.fc1.bias"] = torch.zeros(3)
@@ -47,18 +48,18 @@ def test_all_misfits_are_told_at_once(root, capsys):
 
     write(root, change)
     message = refused(root, capsys)
-    assert "the weights do not fit the model (5)" in message
+    assert "the weights do not match the model (5)" in message
     for line in (
         "missing: model.layers.0.mlp.fc2.bias [8]",
         "missing: lm_head.bias [50322]",
-        "without a place: head.weight",
-        "without a place: showo.model.layers.0.adapter.weight",
+        "unexpected: head.weight",
+        "unexpected: showo.model.layers.0.adapter.weight",
         "wrong shape: showo.model.layers.0.mlp.fc1.bias [3], must be [12]",
     ):
         assert line in message
 
 
-def test_a_lost_layer_and_a_stray_number_are_told(root, capsys):
+def test_a_missing_layer_and_a_stray_index_are_refused(root, capsys):
     weights, config = small_showo(layers=3)
     kept = {name: tensor for name, tensor in weights.items() if ".layers.1." not in name}
     write_original(root / "showo", kept, config)
@@ -68,33 +69,33 @@ def test_a_lost_layer_and_a_stray_number_are_told(root, capsys):
     assert "got [0, 1, 2, 999999999]" in refused(root, capsys)
 
 
-def test_two_tensors_for_one_place_are_told(root, capsys):
+def test_two_tensors_for_one_name_are_refused(root, capsys):
     write(root)
     weights = small_magvitv2()
     write_original(root / "magvitv2", weights | {"quant_conv.weight": weights["encoder.quant_conv.weight"] + 1}, None)
-    assert "without a place: " in refused(root, capsys)
+    assert "unexpected: " in refused(root, capsys)
 
 
-def test_only_a_model_s_own_surplus_may_be_dropped(root, capsys):
+def test_only_known_tensors_of_the_same_model_may_be_dropped(root, capsys):
     def change(weights, config):
         weights["loss.mine"] = torch.zeros(1)
         weights["text_projection.weight"] = torch.zeros(2)
 
     write(root, change)
     message = refused(root, capsys)
-    assert "without a place: loss.mine" in message and "without a place: text_projection.weight" in message
+    assert "unexpected: loss.mine" in message and "unexpected: text_projection.weight" in message
 
 
-def test_weights_without_fractions_are_told(root, capsys):
+def test_integer_weights_are_refused(root, capsys):
     def change(weights, config):
         weights["showo.lm_head.weight"] = weights["showo.lm_head.weight"].to(torch.int8)
 
     write(root, change)
-    assert "no number with a fraction: showo.lm_head.weight torch.int8" in refused(root, capsys)
+    assert "not a floating-point dtype: showo.lm_head.weight torch.int8" in refused(root, capsys)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_numbers_that_are_not_finite_are_told_by_name(root, capsys, number):
+def test_tensors_with_nan_or_inf_are_named(root, capsys, number):
     def change(weights, config):
         weights["showo.model.layers.0.mlp.fc1.weight"][3, 2] = number
         weights["showo.model.final_layernorm.bias"][-1] = number
@@ -106,7 +107,7 @@ def test_numbers_that_are_not_finite_are_told_by_name(root, capsys, number):
     assert "NaN or Inf in showo.model.final_layernorm.bias" in message
 
 
-def test_known_surplus_is_reported(root, capsys):
+def test_dropped_tensors_are_reported(root, capsys):
     def change(weights, config):
         weights["showo.model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(1)
 
@@ -120,47 +121,46 @@ def test_known_surplus_is_reported(root, capsys):
     [
         ({"vocab_size": 58498}, "`vocab_size` is 58498 (weights: 50322)"),
         ({"llm_vocab_size": 40000}, "`llm_vocab_size` is 40000 (weights: 50295)"),
-        ({"codebook_size": "16"}, "`codebook_size` in config.json must be a positive whole number, got '16'"),
-        ({"num_vq_tokens": None}, "`num_vq_tokens` in config.json must be a positive whole number, got None"),
+        ({"codebook_size": "16"}, "`codebook_size` in config.json must be a positive integer, got '16'"),
+        ({"num_vq_tokens": None}, "`num_vq_tokens` in config.json must be a positive integer, got None"),
         ({"num_vq_tokens": -4}, "got -4"),
-        ({"num_vq_tokens": 10**400}, "must be a positive whole number"),
+        ({"num_vq_tokens": 10**400}, "must be a positive integer"),
         ({"num_vq_tokens": 5}, "must be a square number, got 5"),
         ({"max_text_len": "x"}, "got 'x'"),
         ({"w_clip_vit": True}, "`w_clip_vit` True, but `mm_projector` is missing"),
     ],
 )
-def test_a_config_that_contradicts_the_weights_is_told(root, capsys, change, message):
+def test_a_config_that_contradicts_the_weights_is_refused(root, capsys, change, message):
     write(root, lambda weights, config: config.update(change))
     assert message in refused(root, capsys)
 
 
-def test_other_models_are_told(root, capsys):
+def test_other_models_are_refused(root, capsys):
     write(root)
     assert convert_magvitv2.main(["--image-tokenizer", str(root / "showo"), "--output", str(root / "out")]) == 1
     assert "lack `encoder.conv_out.weight`" in capsys.readouterr().err
     arguments = ["--showo", str(root / "magvitv2"), "--image-tokenizer", str(root / "magvitv2")]
-    assert (
-        convert_showo.main([*arguments, "--text-tokenizer", str(TEXT_TOKENIZER), "--output", str(root / "out")]) == 1
-    )
+    arguments += ["--text-tokenizer", str(TEXT_TOKENIZER), "--output", str(root / "out")]
+    assert cli.main(["convert", *arguments]) == 1
     assert "lack `showo.model.embed_tokens.weight`" in capsys.readouterr().err
 
 
-def test_a_text_tokenizer_that_does_not_fit_is_told(root, capsys):
+def test_a_text_tokenizer_with_other_ids_is_refused(root, capsys):
     weights, config = small_showo(text_ids=300)
     write_original(root / "showo", weights, config)
     write_original(root / "magvitv2", small_magvitv2(), None)
     message = refused(root, capsys)
-    assert "the text tokenizer does not fit the model" in message
+    assert "the text tokenizer does not match the model" in message
     assert "`pad_token_id` is 50295, the model's 300" in message
 
 
 @pytest.mark.parametrize("option", ["--showo", "--image-tokenizer", "--text-tokenizer", "--clip-vision"])
-def test_a_source_that_is_not_there_is_named(root, capsys, option):
+def test_a_missing_source_is_named(root, capsys, option):
     write(root)
     assert f"`{option}` must be a folder or file" in refused(root, capsys, option, str(root / "absent"))
 
 
-def test_a_tower_without_a_projector_is_told(root, capsys):
+def test_a_tower_without_a_projector_is_refused(root, capsys):
     write(root)
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=8, patch_size=4)).save_pretrained(root / "clip")
@@ -168,12 +168,12 @@ def test_a_tower_without_a_projector_is_told(root, capsys):
     assert "`model_type`" in refused(root, capsys, "--clip-vision", str(root / "magvitv2"))
 
 
-def test_an_output_that_exists_stays(root, capsys):
+def test_an_existing_output_is_kept(root, capsys):
     write(root)
     (root / "out").mkdir()
     (root / "out" / "mine.txt").write_text("mine")
     assert "exists already" in refused(root, capsys)
-    assert "`--overwrite` replaces models alone" in refused(root, capsys, "--overwrite")
+    assert "`--overwrite` only replaces models" in refused(root, capsys, "--overwrite")
     assert (root / "out" / "mine.txt").read_text() == "mine"
     (root / "out" / "mine.txt").rename(root / "out" / "model_index.json")
     assert convert(root, root / "out", "--overwrite") == 0
@@ -181,19 +181,19 @@ def test_an_output_that_exists_stays(root, capsys):
 
 
 @pytest.mark.parametrize("output", [".", "showo", "magvitv2/../showo", "cwd"])
-def test_an_output_that_holds_a_source_or_the_current_folder_is_refused(root, capsys, monkeypatch, output):
+def test_an_output_that_contains_a_source_or_the_current_folder_is_refused(root, capsys, monkeypatch, output):
     write(root)
     (root / "cwd" / "deeper").mkdir(parents=True)
     monkeypatch.chdir(root / "cwd" / "deeper")
     before = sorted(root.rglob("*"))
     assert convert(root, root / output, "--overwrite") == 1
-    assert "`--output` must be a folder of its own" in capsys.readouterr().err
+    assert "`--output` must be a separate folder" in capsys.readouterr().err
     assert sorted(root.rglob("*")) == before
 
 
 @pytest.mark.parametrize("dtype", [[], ["--dtype", "bfloat16"]])
 @pytest.mark.parametrize("parts", [("q_proj", "k_proj"), ("q_layernorm", "k_layernorm")])
-def test_a_wrong_conversion_is_found_by_verify(root, capsys, monkeypatch, parts, dtype):
+def test_verify_finds_a_wrong_conversion(root, capsys, monkeypatch, parts, dtype):
     original = convert_showo.showo_name
     exchange = dict([parts, parts[::-1]])
 
@@ -203,12 +203,12 @@ def test_a_wrong_conversion_is_found_by_verify(root, capsys, monkeypatch, parts,
 
     write(root)
     monkeypatch.setattr(convert_showo, "showo_name", exchanged)
-    assert "computes something else" in refused(root, capsys, "--verify", *dtype)
+    assert "differs from the source" in refused(root, capsys, "--verify", *dtype)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_conversion_killed_at_any_moment_leaves_the_old_folder_or_a_whole_one(root):
+def test_a_killed_conversion_leaves_the_old_folder_or_a_complete_one(root):
     write(root)
     out = root / "out"
     assert convert(root, out) == 0
@@ -221,7 +221,7 @@ def test_a_conversion_killed_at_any_moment_leaves_the_old_folder_or_a_whole_one(
     for _ in range(20):
         child = os.fork()
         if child == 0:
-            torch.set_num_threads(1)  # the parent's threads are not in the child
+            torch.set_num_threads(1)  # fork copies no threads
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             os._exit(convert(root, out, "--overwrite"))
         time.sleep(rng.uniform(0, 1.2 * duration))
@@ -231,7 +231,7 @@ def test_a_conversion_killed_at_any_moment_leaves_the_old_folder_or_a_whole_one(
         if out.exists():
             found = {path.relative_to(out): path.stat().st_size for path in out.rglob("*")}
             assert found == whole
-    assert interrupted > 3, "the kills must come in the middle of the work"
+    assert interrupted > 3, "some kills must interrupt the work"
     shutil.rmtree(out, ignore_errors=True)
     assert convert(root, out, "--overwrite") == 0
     assert sorted(path.name for path in root.iterdir()) == ["magvitv2", "out", "showo", "timed"]

@@ -1,4 +1,4 @@
-"""Names of the original's weights, against its own lists and our models."""
+"""Names of the original weights, compared with the original's lists and with our models."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def shapes(model) -> dict:
 
 
 @pytest.mark.parametrize("kind", ["showo", "showo_clip"])
-def test_each_original_weight_has_its_place_in_our_model(reference, kind):
+def test_each_original_weight_is_a_weight_of_our_model(reference, kind):
     original = manifest(kind)
     ours = {showo_name(name): shape for name, shape in original.items()}
     assert None not in ours and len(ours) == len(original)
@@ -36,7 +36,7 @@ def test_each_original_weight_has_its_place_in_our_model(reference, kind):
     assert {name: shape for name, shape in shapes(model).items() if "vision_tower" not in name} == ours
 
 
-def test_each_original_image_weight_has_its_place_in_our_tokenizer():
+def test_each_original_tokenizer_weight_is_a_weight_of_our_tokenizer():
     original = {name: shape for name, (shape, _) in manifest("magvitv2").items() if name not in MAGVITV2_CONSTANTS}
     ours = {magvitv2_name(name): shape[:2] if is_attention_kernel(name) else shape for name, shape in original.items()}
     assert len(ours) == len(original)
@@ -55,17 +55,17 @@ def test_each_original_image_weight_has_its_place_in_our_tokenizer():
         ("model.layers.0.mlp.fc1.bias", None),
     ],
 )
-def test_names_of_the_transformer(original, ours):
+def test_names_of_transformer_weights(original, ours):
     assert showo_name(original) == ours
 
 
-def test_the_decoder_s_stages_are_counted_from_the_other_end():
+def test_the_decoder_s_stages_are_numbered_in_reverse():
     assert magvitv2_name("decoder.up.0.block.1.conv1.weight") == "decoder.up_blocks.4.resnets.1.conv1.weight"
     assert magvitv2_name("decoder.up.0.block.1.conv1.weight", stages=3).startswith("decoder.up_blocks.2.")
     assert magvitv2_name("encoder.down.0.block.1.conv1.weight").startswith("encoder.down_blocks.0.")
 
 
-def test_only_attention_s_weights_were_kernels():
+def test_only_attention_weights_are_kernels_in_the_original():
     kernels = [name for name, (shape, _) in manifest("magvitv2").items() if is_attention_kernel(name)]
     assert len(kernels) == 8 and all("attn_1" in name for name in kernels)
     assert all(shape[2:] == [1, 1] for name, (shape, _) in manifest("magvitv2").items() if name in kernels)

@@ -1,4 +1,4 @@
-"""`--with-code`: a converted folder that works where showo-hf is not installed."""
+"""`--with-code`: a converted folder works without showo-hf."""
 
 import ast
 import json
@@ -14,7 +14,8 @@ from originals import TEXT_TOKENIZER, small_magvitv2, small_showo, write_origina
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 from showo_hf import ShowoForCausalLM, ShowoProcessor, ShowoT2IPipeline
-from showo_hf.conversion import convert_showo, remote_code
+from showo_hf.conversion import remote_code
+from showo_hf.conversion.convert_showo import convert_showo
 
 
 IDS = [50300, 50256, 11, 12, 50256, 50296, 50306, 50309, 50321, 50321, 50297]
@@ -22,15 +23,14 @@ IDS = [50300, 50256, 11, 12, 50256, 50296, 50306, 50309, 50321, 50321, 50297]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A converted folder with code."""
+    """A converted folder with code; the same folder without code is beside it."""
     root = tmp_path_factory.mktemp("code")
     weights, config = small_showo()
     write_original(root / "showo", weights, config)
     write_original(root / "magvitv2", small_magvitv2(), None)
-    sources = ["--showo", str(root / "showo"), "--image-tokenizer", str(root / "magvitv2")]
-    sources += ["--text-tokenizer", str(TEXT_TOKENIZER)]
-    assert convert_showo.main([*sources, "--output", str(root / "with-code"), "--with-code"]) == 0
-    assert convert_showo.main([*sources, "--output", str(root / "without")]) == 0
+    sources = (root / "showo", root / "magvitv2", TEXT_TOKENIZER)
+    convert_showo(*sources, root / "with-code", with_code=True)
+    convert_showo(*sources, root / "without")
     return root / "with-code"
 
 
@@ -86,7 +86,7 @@ def test_each_file_stands_alone(folder, name):
             modules = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
             assert not any(module is None or module.split(".")[0] == "showo_hf" for module in modules)
             assert getattr(node, "level", 0) == 0
-        # transformers and diffusers look for such lines by a regular expression, also in docstrings.
+        # transformers and diffusers find such lines with a regular expression, also in docstrings.
         assert not re.search(r"^\s*(import|from)\s+\.", source, re.MULTILINE)
 
 
@@ -107,7 +107,7 @@ def test_a_saved_pipeline_names_this_package_again(folder, tmp_path):
     assert {name: value for name, value in saved.items() if name != "_name_or_path"} == plain
 
 
-# Where showo-hf is not installed
+# Without showo-hf
 
 
 LOAD = """
@@ -159,10 +159,10 @@ torch.save(found, output)
 @pytest.fixture(scope="module")
 def python(tmp_path_factory) -> Path:
     """
-    The interpreter of an environment with everything but showo-hf.
+    The interpreter of an environment that has all packages but showo-hf.
 
-    A .pth file names the folders of this interpreter's packages. Python does not read the .pth files in those, so the
-    checkout's editable install, which is such a file, has no effect.
+    A .pth file adds the package folders of this interpreter. Python does not read .pth files in these folders, so it
+    ignores the editable install of the checkout.
     """
     environment = tmp_path_factory.mktemp("elsewhere") / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
@@ -187,12 +187,12 @@ def test_without_this_package(folder, expected, python, hub, tmp_path):
         assert_same(found, expected)
 
 
-# Putting modules together
+# Joining modules
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """Writes modules of a package that takes showo_hf's place."""
+    """A function that writes modules of a package, which replaces showo_hf."""
 
     def write(**sources):
         (tmp_path / "small").mkdir(exist_ok=True)
@@ -206,7 +206,7 @@ def package(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def test_what_a_module_needs_stands_before_it(package):
+def test_imported_modules_come_first(package):
     package(
         a="import math\n\nfrom .b import (\n    one,\n    two,\n)\nfrom small.c import three\n\nsix = one + two + three\n",
         b='"""Two numbers."""\n\nimport math\n\nfrom .c import three\n\none, two = math.floor(1.5), three - 1\n',
@@ -224,21 +224,21 @@ def test_what_a_module_needs_stands_before_it(package):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("import small.b\n", "by `from ... import`"),
-        ("from .b import one as first\n", "small.a, line 1: such an import"),
-        ("def f():\n    from .b import one\n", "small.a, line 2: such an import"),
+        ("import small.b\n", "line 1: import the package by `from ... import`"),
+        ("from .b import one as first\n", "small.a, line 1: import from the package at the top"),
+        ("def f():\n    from .b import one\n", "small.a, line 2: import from the package at the top"),
         ("from . import b\n", "from the module that defines them"),
         ("from .b import *\n", "from the module that defines them"),
-        ("from .b import one\n\nmath = 3\n", "`math` is 'import math' and 'math = 3'"),
-        ("from .b import one\n\ndef two():\n    pass\n", "`two` is 'one, two = (1, 2)' and defined in small.a"),
+        ("from .b import one\n\nmath = 3\n", "`math` is both 'import math' and 'math = 3'"),
+        ("from .b import one\n\ndef two():\n    pass\n", "`two` is both 'one, two = (1, 2)' and defined in small.a"),
     ],
 )
-def test_what_cannot_stand_alone_is_told(package, source, message):
+def test_modules_that_cannot_be_joined_are_refused(package, source, message):
     package(a=source, b="import math\n\none, two = 1, 2\n")
     with pytest.raises(ValueError, match=re.escape(message)):
         remote_code.standalone("small.a")
 
 
-def test_every_file_can_be_put_together():
+def test_every_file_compiles():
     for module in remote_code.MODULES.values():
         compile(remote_code.standalone(module), module, "exec")

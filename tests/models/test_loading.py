@@ -10,7 +10,7 @@ from hub_server import environment_of
 from originals import TEXT_TOKENIZER, small_magvitv2, small_showo, write_original
 
 from showo_hf import ShowoForCausalLM, ShowoT2IPipeline
-from showo_hf.conversion.convert_showo import ShowoSources, convert_showo
+from showo_hf.conversion.convert_showo import convert_showo
 
 
 LAYERS = ("model.layers.0", "model.layers.1", "model.layers.2")
@@ -23,12 +23,12 @@ def folder(tmp_path_factory):
     """A pipeline folder with several shards. Embedding, layers and head have about 1.6, 0.3 and 1.6 MB."""
     root = tmp_path_factory.mktemp("loading")
     weights, config = small_showo(layers=len(LAYERS), intermediate=4096)
-    sources = ShowoSources(
+    sources = (
         write_original(root / "showo", weights, config),
         write_original(root / "magvitv2", small_magvitv2(), None),
         TEXT_TOKENIZER,
     )
-    convert_showo(sources, root / "converted", max_shard_size="700KB")
+    convert_showo(*sources, root / "converted", max_shard_size="700KB")
     assert len(list((root / "converted" / "model").glob("*.safetensors"))) > 3
     return root / "converted"
 
@@ -161,8 +161,8 @@ torch.save(found, sys.argv[1])
 def test_from_the_hub(folder, expected, hub, tmp_path):
     """In a separate process. With this package installed, the code in a folder makes no difference."""
     originals = folder.parent
-    sources = ShowoSources(originals / "showo", originals / "magvitv2", TEXT_TOKENIZER)
-    convert_showo(sources, tmp_path / "coded", with_code=True)
+    sources = (originals / "showo", originals / "magvitv2", TEXT_TOKENIZER)
+    convert_showo(*sources, tmp_path / "coded", with_code=True)
     for name, place in (("plain", folder), ("coded", tmp_path / "coded")):
         files = {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
         hub.repositories[f"someone/{name}"] = files

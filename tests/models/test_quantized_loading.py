@@ -7,6 +7,7 @@ from diffusers.quantizers import PipelineQuantizationConfig
 from transformers import AutoModelForCausalLM
 
 from showo_hf import EMBEDDED_MODEL, ShowoForCausalLM, ShowoT2IPipeline
+from showo_hf.pipelines.denoising import PromptContext, predict_logits
 
 
 quantization = pytest.importorskip("torchao.quantization")
@@ -116,7 +117,7 @@ def test_most_tokens_of_the_embedded_model_are_unchanged():
             half[:, 1::2] = pipe.scheduler.config.mask_token_id
         tokens = half.flatten(1)
         prompts = pipe.encode_prompt("a red apple, flat style", None, 1, False)
-        mask = pipe.image_attention_mask(prompts, pipe.image_input_ids(tokens))
-        found.append(pipe.predict_codes(tokens, prompts, mask, 1.0).argmax(-1))
+        context = PromptContext.of(pipe.model, prompts, tokens.shape[1])
+        found.append(predict_logits(pipe.model, tokens, context, 1.0).argmax(-1))
     unknown = tokens == pipe.scheduler.config.mask_token_id
     assert (found[0] == found[1])[unknown].float().mean() > 0.9

@@ -1,11 +1,11 @@
-"""`showo-hf export`: a pipeline folder back to the original's format."""
+"""`showo-hf export`: write a model in the original's format."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-from showo_hf.conversion.arguments import add_export_arguments
+from showo_hf.conversion.command_line import WEIGHT_FORMATS, add_output_arguments, run_conversion, torch_dtype
 
 
 EXAMPLES = """\
@@ -22,13 +22,26 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_export_arguments(parser)
+    parser.add_argument("folder", help="a pipeline folder, or the model/ in it")
+    parser.add_argument(
+        "--format", choices=WEIGHT_FORMATS, default="safetensors", help="bin is the format of torch.save"
+    )
+    add_output_arguments(parser, max_shard_size="100GB")  # the original reads one file
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
-    """Export; the folder's name goes to stdout, the report to stderr."""
-    from showo_hf.conversion.command import finish
-    from showo_hf.conversion.export_showo import run as work
+    """Export. The folder's name goes to stdout, the report to stderr."""
+    from showo_hf.conversion.export_showo import export_showo
 
-    return finish(work, options)
+    def export() -> str:
+        return export_showo(
+            options.folder,
+            options.output,
+            dtype=torch_dtype(options.dtype),
+            max_shard_size=options.max_shard_size,
+            overwrite=options.overwrite,
+            file_format=options.format,
+        )
+
+    return run_conversion(export, options.output, options.push_to_hub, options.private)
