@@ -198,9 +198,9 @@ def call_pipeline(
 
 def draws_by_image(pipe: DiffusionPipeline) -> bool:
     """Whether the scheduler takes one generator per image. The schedulers of diffusers take one per batch."""
-    from ..schedulers.scheduling_utils import DiscreteSchedulerMixin
+    from showo_hf.pipelines.call_scheduler import is_discrete
 
-    return isinstance(pipe.scheduler, DiscreteSchedulerMixin)
+    return is_discrete(pipe.scheduler)
 
 
 class StepRecorder:
