@@ -60,7 +60,7 @@ def convert_showo(
         repo_id: the repository that the model card names.
 
     Raises:
-        ConversionError: if a source is not what it should be. Nothing is written then.
+        ConversionError: if a source is invalid. Nothing is written then.
         FileExistsError: if `output` exists and `overwrite` is False.
     """
     check_target(output, overwrite)  # before a download

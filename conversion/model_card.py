@@ -57,6 +57,8 @@ image_tokens = tokenizer.encode(pixel_values).image_tokens
 {ending}
 """
 
+CLIP_TEXT = "It reads images as CLIP features and generates them as discrete tokens."
+
 
 @dataclass
 class Origin:
@@ -135,11 +137,8 @@ def variant(config: ShowoConfig) -> str:
     if config.image_feature_size is None:
         return "It reads and generates images as the same discrete tokens."
     if config.vision_config is None:
-        return (
-            "It reads images as CLIP features and generates them as discrete tokens. "
-            "This folder does not contain the CLIP tower."
-        )
-    return "It reads images as CLIP features and generates them as discrete tokens."
+        return f"{CLIP_TEXT} This folder does not contain the CLIP tower."
+    return CLIP_TEXT
 
 
 def shown(source: str) -> str:

@@ -95,9 +95,9 @@ def test_the_published_checkpoints_of_512_pixels(tmp_path, capsys):
     weights, config = small_showo()
     write_original(tmp_path / "magvitv2", small_magvitv2(), None)
     write_original(tmp_path / "showo", weights, config | {"num_vq_tokens": 1024})
-    assert convert(tmp_path, tmp_path / "told") == 0
+    assert convert(tmp_path, tmp_path / "named") == 0
     assert "images of 1024 tokens, 64 x 64 pixels\n" in capsys.readouterr().err
-    pipe = ShowoT2IPipeline.from_pretrained(tmp_path / "told")
+    pipe = ShowoT2IPipeline.from_pretrained(tmp_path / "named")
     assert pipe.default_grid == (32, 32) and pipe.image_tokenizer.config.sample_size == 64
     assert pipe.processor.num_image_tokens == 1024
     assert pipe.processor.image_processor.crop_size == {"height": 64, "width": 64}
@@ -192,8 +192,8 @@ def test_the_tower_of_a_complete_clip(tmp_path, capsys):
     model = ShowoForCausalLM.from_pretrained(tmp_path / "out" / "model")
     pixels = torch.randn(1, 3, 8, 8)
     with torch.no_grad():
-        wanted = clip.vision_model(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
-    torch.testing.assert_close(model.get_image_features(pixels).last_hidden_state, wanted)
+        expected = clip.vision_model(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    torch.testing.assert_close(model.get_image_features(pixels).last_hidden_state, expected)
     processor = ShowoProcessor.from_pretrained(tmp_path / "out" / "model")
     assert list(processor.vision_processor.image_mean) == [0.1, 0.2, 0.3]
 
@@ -262,15 +262,15 @@ def test_a_converted_checkpoint_gives_the_recorded_answers(recorded, reference):
     tensors = reference.tensors
     model = ShowoForCausalLM.from_pretrained(recorded / "out" / "model")
     for number in range(2):
-        ids, wanted = tensors[f"mmu.{number}.ids_in"], tensors[f"mmu.{number}.new_ids"]
-        found = model.generate(ids, max_new_tokens=wanted.shape[1], do_sample=False, eos_token_id=None)
-        assert torch.equal(found[:, ids.shape[1] :], wanted)
+        ids, expected = tensors[f"mmu.{number}.ids_in"], tensors[f"mmu.{number}.new_ids"]
+        found = model.generate(ids, max_new_tokens=expected.shape[1], do_sample=False, eos_token_id=None)
+        assert torch.equal(found[:, ids.shape[1] :], expected)
     model = ShowoForCausalLM.from_pretrained(recorded / "clip-out" / "model")
-    ids, features, wanted = (tensors[f"mmu_clip.{name}"] for name in ("ids_in", "features", "new_ids"))
+    ids, features, expected = (tensors[f"mmu_clip.{name}"] for name in ("ids_in", "features", "new_ids"))
     soi = (ids[0] == model.config.soi_token_id).nonzero().item()
     places = torch.full((1, features.shape[1]), model.config.image_token_id)
     whole = torch.cat([ids[:, : soi + 1], places, ids[:, soi + 1 :]], 1)
     found = model.generate(
-        whole, image_features=features, max_new_tokens=wanted.shape[1], do_sample=False, eos_token_id=None
+        whole, image_features=features, max_new_tokens=expected.shape[1], do_sample=False, eos_token_id=None
     )
-    assert torch.equal(found[:, whole.shape[1] :], wanted)
+    assert torch.equal(found[:, whole.shape[1] :], expected)

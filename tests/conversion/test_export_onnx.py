@@ -156,11 +156,11 @@ def test_the_most_probable_tokens_of_every_step_equal_torch_s(eager, runner):
 def test_with_torch_s_random_numbers_the_tokens_equal_the_pipeline_s(eager, runner, negative):
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)
-        wanted = eager(PROMPTS, negative_prompt=negative, generator=generator, output_type="latent", **CALL).images
+        expected = eager(PROMPTS, negative_prompt=negative, generator=generator, output_type="latent", **CALL).images
         encoded = runner.encode_prompts([*PROMPTS, *[negative or ""] * 2])
         masked = np.full((2, tiny.SIDE**2), tiny.CODES)
         found = runner.denoise(masked, encoded, 5, 2.5, 0.7, TorchDraws(seed))
-        assert found.reshape(wanted.shape).tolist() == wanted.tolist()
+        assert found.reshape(expected.shape).tolist() == expected.tolist()
 
 
 @pytest.mark.slow
@@ -226,8 +226,8 @@ runpy.run_path({str(exported / "generate.py")!r}, run_name="__main__")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "apple-0.png\napple-1.png\n"
     for index in range(2):
-        (wanted,) = runner(["a red apple"], steps=4, draws=Draws(3 + index))
-        assert Image.open(tmp_path / f"apple-{index}.png").tobytes() == wanted.tobytes()
+        (expected,) = runner(["a red apple"], steps=4, draws=Draws(3 + index))
+        assert Image.open(tmp_path / f"apple-{index}.png").tobytes() == expected.tobytes()
 
 
 @pytest.mark.slow
@@ -266,23 +266,23 @@ def test_the_embedded_model_end_to_end(tmp_path):
     pipe.set_progress_bar_config(disable=True)
     prompt, size = "a red apple, flat style", pipe.model.config.codebook_size
     call = {"guidance_scale": 2.75, "num_inference_steps": 8}
-    wanted = pipe(prompt, generator=torch.Generator().manual_seed(0), output_type="latent", **call).images
+    expected = pipe(prompt, generator=torch.Generator().manual_seed(0), output_type="latent", **call).images
     with torch.no_grad():
-        pixels = pipe.image_tokenizer.decode(wanted).sample.numpy()
+        pixels = pipe.image_tokenizer.decode(expected).sample.numpy()
     for quantize in (None, "int8"):
         folder = tmp_path / str(quantize)
         export_onnx(EMBEDDED_MODEL, folder, quantize=quantize)
         small = OnnxShowo(folder)
-        (found,) = small.image_decoder.run(None, {"image_tokens": wanted.numpy()})
-        tokens = torch.where(some_tokens(1, wanted[0].numel(), size=size) == size, size, wanted.flatten(1))
+        (found,) = small.image_decoder.run(None, {"image_tokens": expected.numpy()})
+        tokens = torch.where(some_tokens(1, expected[0].numel(), size=size) == size, size, expected.flatten(1))
         ours, theirs = logits_of_both(pipe, small, tokens, [prompt], 2.75)
         same = (ours.argmax(-1) == theirs.argmax(-1)).mean()
         assert same == 1 if quantize is None else same > 0.75
         assert psnr(torch.from_numpy(found), torch.from_numpy(pixels)) > (80 if quantize is None else 35)
         if quantize is None:
-            masked = np.full((1, wanted.numel()), size)
+            masked = np.full((1, expected.numel()), size)
             drawn = small.denoise(masked, small.encode_prompts([prompt, ""]), 8, 2.75, 1.0, TorchDraws(0))
-            assert drawn.reshape(wanted.shape).tolist() == wanted.tolist()
+            assert drawn.reshape(expected.shape).tolist() == expected.tolist()
     sizes = [sum(file.stat().st_size for file in (tmp_path / name).glob("*.onnx")) for name in ("None", "int8")]
     assert sizes[1] < 0.3 * sizes[0]
 

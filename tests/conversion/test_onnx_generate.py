@@ -21,9 +21,9 @@ def test_the_number_of_masked_tokens_equals_the_scheduler_s(schedule):
         for num_tokens in (16, 144, 256, 1024):
             masked = torch.tensor([[num_tokens * 4]])  # so many that only the schedule decides
             for step in range(steps):
-                wanted = int(scheduler.num_masked_after(step, masked, num_tokens))
+                expected = int(scheduler.num_masked_after(step, masked, num_tokens))
                 share = onnx_generate.masked_share(schedule, (step + 1) / steps)
-                assert max(int(np.float32(num_tokens) * share), 1) == wanted, (steps, num_tokens, step)
+                assert max(int(np.float32(num_tokens) * share), 1) == expected, (steps, num_tokens, step)
 
 
 @pytest.mark.parametrize("rule", ["compound", "linear"])
@@ -68,8 +68,8 @@ def test_prompt_ids_equal_the_processor_s(published, processor, reference_proces
     (tmp_path / "onnx_config.json").write_text(json.dumps({name: getattr(processor, name) for name in names}))
     runner = onnx_generate.OnnxShowo(tmp_path)
     for text in ("", "owl", "A,\n  B", " é ", "<|soi|>", "[PAD]"):
-        (wanted,) = processor.text_to_image_prefix([text])["input_ids"].tolist()
-        assert runner.prompt_ids(text) == wanted, text
+        (expected,) = processor.text_to_image_prefix([text])["input_ids"].tolist()
+        assert runner.prompt_ids(text) == expected, text
     long = "a green pear on a table " * 30
     with pytest.warns(UserWarning, match=f"ids was cut to {processor.max_text_length - 2}: 'a green pear"):
         ids = runner.prompt_ids(long)
