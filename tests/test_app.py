@@ -35,13 +35,15 @@ def app():
     return module
 
 
-@pytest.fixture
-def pipe(app, monkeypatch):
-    monkeypatch.delenv("SHOWO_MODEL", raising=False)
-    return app.load_pipeline()
+@pytest.fixture(scope="module")
+def pipe(app):
+    """The embedded model. A test that changes it must restore it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SHOWO_MODEL", raising=False)
+        return app.load_pipeline()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(app, pipe):
     demo = app.build_demo(pipe)
     _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
@@ -105,8 +107,8 @@ def test_values_out_of_range_are_refused(client, changed):
     assert_reveals_nothing(str(refusal.value))
 
 
-def test_a_failure_reveals_nothing_about_the_machine(client, pipe, app, caplog):
-    pipe.scheduler = None  # makes the pipeline fail
+def test_a_failure_reveals_nothing_about_the_machine(client, pipe, app, caplog, monkeypatch):
+    monkeypatch.setattr(pipe, "scheduler", None)  # makes the pipeline fail
     with pytest.raises(AppError) as failure:
         make(client)
     assert str(failure.value) == app.FAILED

@@ -199,6 +199,7 @@ def test_measured_images_have_no_skin_tone(folder):
     assert len(benchmark.choose(data, 2, 100, 1)["training"]) == 10
 
 
+@pytest.mark.slow
 def test_a_run_is_complete_and_repeatable(capsys, folder, model, tmp_path):
     path = tmp_path / "answers.jsonl"
     options = ["--captions", "2", "--held-out", "3", "--json"]
