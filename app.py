@@ -16,6 +16,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from showo_hf import EMBEDDED_MODEL, ShowoMMUPipeline, ShowoT2IPipeline
+from showo_hf.pipelines.call_scheduler import config_entry
 from showo_hf.processing.images import load_image
 
 
@@ -53,6 +54,11 @@ def check_prompt(prompt: str | None, missing: str = "Please write what the image
     if len(prompt) > MAX_PROMPT_LENGTH:
         raise gr.Error(f"Please use at most {MAX_PROMPT_LENGTH} characters.", print_exception=False)
     return prompt
+
+
+def usual_temperature(pipe: DiffusionPipeline) -> float:
+    """The scheduler's own temperature: of the confidences, or of the softmax."""
+    return config_entry(pipe.scheduler, "temperature", config_entry(pipe.scheduler, "token_temperature", 1.0))
 
 
 def takes_temperature(pipe: DiffusionPipeline) -> bool:
@@ -140,7 +146,7 @@ def build_demo(pipe: DiffusionPipeline) -> gr.Blocks:
                     temperature = gr.Slider(
                         0.0,
                         MAX_TEMPERATURE,
-                        pipe.scheduler.config.get("temperature", 1.0),
+                        usual_temperature(pipe),
                         step=0.1,
                         label="Temperature",
                         visible=takes_temperature(pipe),

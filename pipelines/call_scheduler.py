@@ -1,4 +1,4 @@
-"""A scheduler as one call uses it: a copy of its own, with one interface for ours and diffusers' schedulers."""
+"""Adapts a scheduler to one call: a copy with one interface, for our schedulers and diffusers'."""
 
 import copy
 import inspect
@@ -10,6 +10,8 @@ import torch
 from diffusers import AmusedScheduler
 
 from showo_hf.schedulers.scheduling_utils import DiscreteSchedulerMixin, Generators
+
+from .call_state import SamplingParams
 
 
 class CallScheduler:
@@ -36,18 +38,12 @@ class CallScheduler:
         """Whether `step` reads the logits of known tokens."""
         return self.is_discrete and self.scheduler.needs_all_logits
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int,
-        grid_size: tuple[int, int],
-        device: torch.device,
-        temperature: float | None = None,
-    ) -> torch.Tensor:
+    def set_timesteps(self, params: SamplingParams, grid_size: tuple[int, int], device: torch.device) -> torch.Tensor:
         """Call `set_timesteps` with the arguments that the scheduler has, and return its timesteps."""
         wanted = {
             "grid_size": grid_size,
             "block_length": grid_size[0] * grid_size[1],
-            "temperature": temperature,
+            "temperature": params.temperature,
             "device": device,
         }
         kwargs = {
@@ -55,7 +51,7 @@ class CallScheduler:
             for name, value in wanted.items()
             if value is not None and has_argument(self.scheduler.set_timesteps, name)
         }
-        self.scheduler.set_timesteps(num_inference_steps, **kwargs)
+        self.scheduler.set_timesteps(params.num_inference_steps, **kwargs)
         return self.scheduler.timesteps
 
     def initial_sample(self, sample: torch.LongTensor, generator: Generators) -> torch.LongTensor:
@@ -86,7 +82,7 @@ class CallScheduler:
         """
         output = self.scheduler.step(logits, timestep, sample, generator=generator, **self.step_kwargs)
         finished = getattr(output, "finished", None)
-        if finished is None:  # schedulers of diffusers do not say
+        if finished is None:  # diffusers' schedulers do not report it
             finished = not bool((output.prev_sample == self.mask_token_id).any())
         return output.prev_sample, finished
 

@@ -1,4 +1,4 @@
-"""A conversation whose turns stay in the key-value cache."""
+"""A conversation that keeps its turns in the key-value cache."""
 
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
@@ -18,10 +18,11 @@ class Conversation:
     """
     A conversation with a [`ShowoAnyToAnyPipeline`] that keeps its turns in the key-value cache; see its `start`.
 
-    A turn reads only its new token ids. All ids are those of the chat template for the whole conversation. Where the
-    template writes an answer in other ids than the model did (an `eot` behind an answer that met a limit, say), the
-    difference is read again. A turn that fails, is stopped, or is not iterated to its end leaves the conversation as it
-    was before. One conversation is used by one thread at a time; several may share the pipeline.
+    A turn reads only its new token ids. All ids follow the chat template. If the template encodes an answer differently
+    than the model generated it (with an `eot` after an answer that met a limit, say), the differing end is read again.
+
+    A turn that fails, is stopped, or is not iterated to its end leaves the conversation as it was before. One thread at a
+    time uses a conversation; several conversations may share the pipeline.
 
     Args:
         pipe ([`ShowoAnyToAnyPipeline`]): its model must not change during the conversation.
@@ -79,9 +80,9 @@ class Conversation:
 
     def answer(self, message: Message, params: "AnswerParams") -> Generator[Event, None, None]:
         """
-        Answer a checked message. The model reads what it has written when it predicts the next id.
+        Answer a checked message. Each forward pass reads the last ids and predicts the next one.
 
-        Images are denoised in place, behind everything that was read, and read as a whole when they are finished.
+        Images are denoised in place. Each finished image is then read in one pass.
         """
         self.check_free()
         pipe, cache, device = self._pipe, self._cache, self._pipe._execution_device
@@ -110,13 +111,15 @@ class Conversation:
                     yield ImageStep(answer.num_images, step.index, step.num_timesteps, step.latents[0].cpu())
                 if step.interrupted:
                     finish_reason = "interrupted"
+                if not bool((step.latents == pipe.mask_token_id).any()):
+                    image = pipe.decode_latents(step.latents, params.output_type)[0]
+                    yield answer.add_image(image, step.latents[0].cpu())
+                if step.interrupted:
                     break
-                image = pipe.decode_latents(step.latents, params.output_type)[0]
-                yield answer.add_image(image, step.latents[0].cpu())
                 unread = image_input_ids(step.latents.flatten(1), pipe.model.config)[0].tolist()
             yield from answer.close_text()
             done = answer.finish(finish_reason)
-            # Before the event is seen: whoever sees it may stop iterating.
+            # Commit before yielding: the caller may stop iterating here.
             self._messages, kept = [*messages, done.message], len(cache)
             yield done
         finally:
@@ -125,7 +128,7 @@ class Conversation:
             pipe.maybe_free_model_hooks()
 
     def image_prompts(self, params: "AnswerParams"):
-        """Everything that was read as the prompt of an image and, for guidance, the empty text-to-image prompt."""
+        """The conversation so far as the prompt of an image and, for guidance, the empty text-to-image prompt."""
         prompts = [self._cache.as_prompt(self._pipe._execution_device)]
         if params.sampling.do_classifier_free_guidance:
             if self._cache.unconditional is None:

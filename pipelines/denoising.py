@@ -1,63 +1,21 @@
 """The denoising loop that all image pipelines and mixed answers share."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
+import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch.nn import functional as F
 
 from showo_hf.models.configuration_showo import ShowoConfig
 from showo_hf.models.modeling_showo import ShowoForCausalLM
-from showo_hf.schedulers.scheduling_utils import Generators
 
 from .call_scheduler import CallScheduler
+from .call_state import RunningCall, SamplingParams
 from .encoded_prompts import EncodedPrompts
-from .guidance import guidance_at
 from .windows import Window, plan_windows, share_windows
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """
-    Sampling parameters of a call; see [`ShowoT2IPipeline.__call__`].
-
-    `begin_index` is the first step that runs; the steps before it are skipped.
-    """
-
-    num_inference_steps: int = 18
-    guidance_scale: float = 2.75
-    guidance_schedule: str = "constant"
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    temperature: float | None = None
-    generator: Generators = None
-    callback_on_step_end: Callable | None = None
-    callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",)
-    begin_index: int = 0
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        """Whether unconditional prompts are needed. A callback may turn guidance on later."""
-        return self.guidance_scale > 1 or self.callback_on_step_end is not None
-
-    def guidance_at(self, step: int, guidance_scale: float) -> float:
-        """The guidance scale of a step, from 0, by schedule and interval."""
-        schedule, interval = self.guidance_schedule, self.guidance_interval
-        return guidance_at(guidance_scale, step, self.num_inference_steps, schedule, interval)
-
-    def generators_of(self, images: Sequence[int]) -> Generators:
-        """The generators of some images of the batch."""
-        return [self.generator[image] for image in images] if isinstance(self.generator, list) else self.generator
-
-    @property
-    def callback_tensor_inputs(self) -> Sequence[str]:
-        """Names of the callback's tensors. A [`PipelineCallback`] brings its own."""
-        if isinstance(self.callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            return self.callback_on_step_end.tensor_inputs
-        return self.callback_on_step_end_tensor_inputs or ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,59 +36,6 @@ class DenoisingStep:
     interrupted: bool
 
 
-@dataclass
-class RunningCall:
-    """
-    The state of a call that its callback reads and changes through the pipeline's attributes.
-
-    Args:
-        pipe ([`DiffusionPipeline`]): the pipeline that was called.
-        guidance_scale (`float`): `pipe._guidance_scale`, used from the next step on.
-        num_timesteps (`int`): `pipe._num_timesteps`, the maximum number of steps.
-        interrupt (`bool`): `pipe._interrupt`, whether the call stops after the current step.
-    """
-
-    pipe: DiffusionPipeline
-    guidance_scale: float
-    num_timesteps: int
-    interrupt: bool = False
-
-    def on_step_end(
-        self, step: int, timestep: torch.Tensor, latents: torch.LongTensor, params: SamplingParams
-    ) -> torch.LongTensor:
-        """Call `callback_on_step_end`, if there is one. Return the `latents` that it returns, or the given ones."""
-        if params.callback_on_step_end is None:
-            return latents
-        tensors = {name: latents for name in params.callback_tensor_inputs}
-        token = RUNNING_CALL.set(self)
-        try:
-            replaced = params.callback_on_step_end(self.pipe, step, timestep, tensors) or {}
-        finally:
-            RUNNING_CALL.reset(token)
-        return replaced.get("latents", latents).reshape(latents.shape)
-
-
-#: The call whose callback runs in this thread.
-RUNNING_CALL: ContextVar[RunningCall | None] = ContextVar("RUNNING_CALL", default=None)
-
-
-def running_call(pipe: DiffusionPipeline) -> RunningCall:
-    """The call of `pipe` whose callback runs now. Raises `AttributeError` outside of a callback."""
-    call = RUNNING_CALL.get()
-    if call is None or call.pipe is not pipe:
-        raise AttributeError(
-            "The state of a call can be changed in its `callback_on_step_end` only, because each call has its own. To stop "
-            "a call from outside, let its callback look at a `threading.Event`."
-        )
-    return call
-
-
-def latest_call(pipe: DiffusionPipeline) -> RunningCall:
-    """The call of `pipe` whose callback runs now; outside of a callback, the call that started last, for information."""
-    call = RUNNING_CALL.get()
-    return call if call is not None and call.pipe is pipe else pipe.latest_call
-
-
 def denoise(
     pipe: DiffusionPipeline,
     latents: torch.LongTensor,
@@ -139,9 +44,10 @@ def denoise(
     windows: Sequence[tuple[Window, list[int]]] | None = None,
 ) -> Iterator[DenoisingStep]:
     """
-    Fill in the masked tokens, window by window and step by step. Known tokens stay as they are.
+    Fill in the masked tokens, window by window. Yields each step, so that answers can stream. Known tokens stay.
 
     Args:
+        pipe ([`ShowoPipeline`]): its model, scheduler, trained grid and progress bar are used.
         latents (`torch.LongTensor` of shape `(batch, h, w)`): image tokens, the codebook size where masked.
         prompts ([`EncodedPrompts`]): the prompts of all images; not needed if no token is masked.
         windows: windows in order, each with the images it applies to. By default they cover all masked tokens.
@@ -152,34 +58,34 @@ def denoise(
     mask = pipe.model.config.codebook_size
     if windows is None:
         windows = share_windows([plan_windows(masked, pipe.default_grid) for masked in latents == mask])
-    num_timesteps, index = len(windows) * (params.num_inference_steps - params.begin_index), 0
-    call = pipe.latest_call = RunningCall(pipe, params.guidance_scale, num_timesteps)
-    scheduler = CallScheduler(pipe.scheduler, mask)
+    num_timesteps = len(windows) * (params.num_inference_steps - params.begin_index)
+    call = pipe.latest_call = RunningCall(weakref.ref(pipe), params.guidance_scale, num_timesteps)
+    scheduler, index = CallScheduler(pipe.scheduler, mask), 0
     with pipe.progress_bar(total=num_timesteps) as progress_bar:
         for window, images in windows:
             place = (images, *window)
             grid_size, sample = tuple(latents[place].shape[1:]), latents[place].flatten(1)  # (images, tokens)
             generator = params.generators_of(images)
-            contexts = PromptContexts(pipe.model, prompts.select(images).crop(*window), sample.shape[1])
-            timesteps = scheduler.set_timesteps(
-                params.num_inference_steps, grid_size, device=latents.device, temperature=params.temperature
-            )
-            editable = sample == mask
+            window_prompts = WindowPrompts(pipe.model, prompts.select(images).crop(*window), sample.shape[1])
+            timesteps = scheduler.set_timesteps(params, grid_size, device=latents.device)
+            editable = sample == mask  # a scheduler may also change tokens that it has filled in
             sample = scheduler.initial_sample(sample, generator)
             for step, timestep in enumerate(timesteps[params.begin_index :], start=params.begin_index):
-                editable = editable | (sample == mask)  # a callback may mask known tokens again
                 if scheduler.is_noop(timestep, sample):
                     scheduler.advance_generator(timestep, sample, generator)
                     stepped, finished = sample, False
                 else:
-                    scale = params.guidance_at(step, call.guidance_scale)
+                    scale = params.scale_at(step, call.guidance_scale)
                     wanted = editable if scheduler.needs_all_logits else sample == mask
-                    logits = predict_logits(pipe.model, sample, contexts[scale != 1], scale, wanted)
+                    context = window_prompts.context(guided=scale != 1)
+                    logits = predict_logits(pipe.model, sample, context, scale, wanted)
                     stepped, finished = scheduler.step(logits, timestep, sample, generator)
+                stepped = torch.where(editable, stepped, sample)
                 latents = latents.clone()
-                latents[place] = torch.where(editable, stepped, sample).unflatten(1, grid_size)
+                latents[place] = stepped.unflatten(1, grid_size)
                 latents = call.on_step_end(index, timestep, latents, params)
                 sample = latents[place].flatten(1)
+                editable = (editable & (sample == stepped)) | (sample == mask)  # what a callback changed stays
                 progress_bar.update()
                 yield DenoisingStep(index, num_timesteps, latents, call.interrupt)
                 index += 1
@@ -251,17 +157,19 @@ class PromptContext:
         return cls(prompts, model.omni_attention_mask(like, input_ids, seen, prompts.cache))
 
 
-class PromptContexts(dict):
-    """The contexts of a window: `contexts[True]` with guidance, `contexts[False]` without. Each is built on first use."""
+class WindowPrompts:
+    """The prompts of a window, with the attention mask of its image tokens, for steps with and without guidance."""
 
     def __init__(self, model: ShowoForCausalLM, prompts: EncodedPrompts, num_tokens: int):
-        super().__init__()
         self.model, self.prompts, self.num_tokens = model, prompts, num_tokens
+        self.contexts: dict[bool, PromptContext] = {}
 
-    def __missing__(self, guided: bool) -> PromptContext:
-        prompts = self.prompts if guided else self.prompts.without_guidance()
-        self[guided] = PromptContext.of(self.model, prompts, self.num_tokens)
-        return self[guided]
+    def context(self, guided: bool) -> PromptContext:
+        """The context of a step, built when it is first needed."""
+        if guided not in self.contexts:
+            prompts = self.prompts if guided else self.prompts.without_guidance()
+            self.contexts[guided] = PromptContext.of(self.model, prompts, self.num_tokens)
+        return self.contexts[guided]
 
 
 def image_input_ids(sample: torch.LongTensor, config: ShowoConfig) -> torch.LongTensor:

@@ -142,10 +142,10 @@ class ShowoEditingPipeline(ShowoPipeline):
     ) -> SourceImages:
         """Resize and encode loaded images, and repeat each so that they make up the batch."""
         if isinstance(images, torch.Tensor):
-            self.warn_of_size(tuple(images.shape[1:]))
+            self.warn_if_small(tuple(images.shape[1:]))
             return SourceImages(repeat_to(images.to(self._execution_device), batch_size), None)
         size = self.working_size((images[0].height, images[0].width), height, width)
-        self.warn_of_size((size[0] // self.patch, size[1] // self.patch))
+        self.warn_if_small((size[0] // self.patch, size[1] // self.patch))
         resizer = VaeImageProcessor(vae_scale_factor=self.patch, resample="bicubic")
         pixels = resizer.preprocess(images, *size).to(self._execution_device)
         tokens = self.model.encode_images(pixels)

@@ -35,8 +35,12 @@ def download_pipeline(repo_id: str, index_name: str, components: Iterable[str], 
     """
     weights = weight_patterns(arguments.get("variant"), arguments.get("use_safetensors"))
     patterns = [f"{name}/{pattern}" for name in sorted(components) for pattern in (*CONFIG_FILES, *weights)]
-    options = {name: arguments[name] for name in HUB_ARGUMENTS if arguments.get(name) is not None}
-    return snapshot_download(repo_id, allow_patterns=[index_name, *patterns], **options)
+    return snapshot_download(repo_id, allow_patterns=[index_name, *patterns], **hub_options(arguments))
+
+
+def hub_options(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those arguments of `from_pretrained` that say how to reach the Hub."""
+    return {name: arguments[name] for name in HUB_ARGUMENTS if arguments.get(name) is not None}
 
 
 def weight_patterns(variant: str | None = None, use_safetensors: bool | None = None) -> list[str]:

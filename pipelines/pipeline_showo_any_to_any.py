@@ -1,25 +1,22 @@
 """Text and images to text and images."""
 
 from collections.abc import Callable, Generator, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
-from diffusers.utils import BaseOutput, logging
+from diffusers.utils import BaseOutput
 from transformers import LogitsProcessorList
 
 from showo_hf.processing.images import is_token_grid
 from showo_hf.schedulers.scheduling_utils import Generators, sample_categorical
-from showo_hf.utils.validation import check_count, check_number
+from showo_hf.utils.validation import check_count
 
 from .answers import AnswerDone, Event
+from .call_state import SamplingParams, one_offloaded_call
 from .conversation import Conversation
-from .denoising import SamplingParams
 from .messages import Message, check_order, copy_messages, image_parts, load_message_images, normalize_messages
 from .showo_pipeline import ShowoPipeline
 from .text_sampling import TextOnly, warpers
-
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -114,32 +111,18 @@ class ShowoAnyToAnyPipeline(ShowoPipeline):
         check_count("max_new_tokens", params.max_new_tokens)
         check_count("max_images", params.max_images, least=0)
         self.check_sampling_params(params.sampling, 1)
-        self.check_text_sampling(params)
+        self.check_text_sampling(
+            "text_temperature", params.do_sample, params.text_temperature, params.top_k, params.top_p
+        )
         self.check_output_type(params.output_type)
         check_order(messages)
         self.check_length(messages)
-
-    def check_text_sampling(self, params: AnswerParams):
-        """Raise `ValueError` for text sampling parameters that are not allowed. Warn of those that have no effect."""
-        check_number("text_temperature", params.text_temperature)
-        if params.text_temperature == 0:
-            raise ValueError(
-                "`text_temperature` must be above 0, got 0; use `do_sample=False` for the likeliest words."
-            )
-        if params.top_k is not None:
-            check_count("top_k", params.top_k)
-        if params.top_p is not None:
-            check_number("top_p", params.top_p)
-            if not 0 < params.top_p <= 1:
-                raise ValueError(f"`top_p` must be above 0 and at most 1, got {params.top_p!r}.")
-        if not params.do_sample and warpers(params.text_temperature, params.top_k, params.top_p):
-            logger.warning("`text_temperature`, `top_k` and `top_p` have no effect with `do_sample=False`.")
 
     def check_length(self, messages: Sequence[Message]):
         """Raise `ValueError` if images need a missing image tokenizer, or the context has no room for an answer."""
         images = [part["image"] for part in image_parts(messages)]
         if self.image_tokenizer is None and not all(map(is_token_grid, images)):
-            raise ValueError("`messages` must have token grids as images for a model without image tokenizer.")
+            raise ValueError("`messages` must have token grids as images for a model without an image tokenizer.")
         # Only the length counts here, so any image tokens will do.
         messages, any_tokens = copy_messages(messages), torch.zeros(self.default_grid, dtype=torch.int64)
         for part in image_parts(messages):
@@ -198,7 +181,7 @@ class ShowoAnyToAnyPipeline(ShowoPipeline):
 
     def choose_token(self, logits: torch.Tensor, processors: LogitsProcessorList, params: AnswerParams) -> int:
         """Choose the next id from logits (vocab_size,): the likeliest one, or one draw of `torch.multinomial`."""
-        # Image tokens and the mask stand behind the text ids in the vocabulary.
+        # Image tokens and the mask come after the text ids in the vocabulary.
         scores = processors(None, logits[None, : self.model.config.image_token_offset].float())  # (1, ids)
         if not params.do_sample:
             return int(scores.argmax())
@@ -207,7 +190,11 @@ class ShowoAnyToAnyPipeline(ShowoPipeline):
     # Calls
 
     def answer_params(self, **options) -> AnswerParams:
-        """The arguments of a call as one object."""
+        """The arguments of a call as one object. `TypeError` for other names."""
+        allowed = [field.name for field in fields(AnswerParams)]
+        unknown = sorted(options.keys() - set(allowed))
+        if unknown:
+            raise TypeError(f"An answer has no argument {unknown}; its arguments are {allowed}.")
         return AnswerParams(**options)
 
     def start(self, messages: str | Message | Sequence[Message] = ()) -> Conversation:
@@ -223,8 +210,8 @@ class ShowoAnyToAnyPipeline(ShowoPipeline):
         """
         Return the events of an answer: [`TextPiece`], [`ImageStep`] and [`ImageDone`] as they come, then [`AnswerDone`].
 
-        Arguments and errors are those of [`~ShowoAnyToAnyPipeline.__call__`]. Arguments that are not allowed are refused
-        by this call already.
+        It takes the arguments of [`~ShowoAnyToAnyPipeline.__call__`], except `return_dict`. Invalid arguments raise here,
+        not at the first event.
         """
         params = self.answer_params(**options)
         messages = normalize_messages(messages, self.mask_token_id)
@@ -240,6 +227,7 @@ class ShowoAnyToAnyPipeline(ShowoPipeline):
             return (done.content, done.message, done.finish_reason)
         return ShowoAnyToAnyPipelineOutput(done.content, done.message, done.finish_reason)
 
+    @one_offloaded_call
     @torch.no_grad()
     def __call__(
         self,
@@ -268,8 +256,8 @@ class ShowoAnyToAnyPipeline(ShowoPipeline):
                 `{"type": "image", "image": ...}` (or "path", "url", "base64"). An image is PIL, an array, a tensor, a
                 path, a URL, or a token grid, an int64 tensor (h, w). A text alone is a user's message.
             max_new_tokens (`int`, defaults to 256): maximum number of text ids in the answer; images do not count.
-            max_images (`int`, defaults to 4): maximum number of images in the answer; 0 for text only. The model cannot
-                open another image then, nor if its context has no room for a whole one.
+            max_images (`int`, defaults to 4): maximum number of images in the answer; 0 for text only. After that, or
+                without room for a whole image in the context, the model cannot open an image.
             num_inference_steps (`int`, defaults to 18): number of steps per image, at least 1.
             guidance_scale (`float`, defaults to 2.75): g in `g c - (g - 1) u` on the logits of images. Values up to 1 turn
                 guidance off.

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from showo_hf.schedulers.scheduling_utils import Generators
 from showo_hf.utils.validation import check_count, is_integer
 
-from .denoising import SamplingParams, denoise
+from .call_state import SamplingParams, one_offloaded_call
+from .denoising import denoise
 from .editing_pipeline import ShowoEditingPipeline, SourceImages
 from .prompts import Prompt, check_prompt, load_prompt_masks, regional_prompts
 from .showo_pipeline import ShowoImagePipelineOutput
@@ -97,6 +98,7 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
             for rows, columns in plan_windows(masked[grown], self.default_grid):
                 yield slice(top + rows.start, top + rows.stop), slice(left + columns.start, left + columns.stop)
 
+    @one_offloaded_call
     @torch.no_grad()
     def __call__(
         self,

@@ -9,7 +9,8 @@ import torch
 from showo_hf.schedulers.scheduling_utils import Generators
 from showo_hf.utils.validation import check_count
 
-from .denoising import SamplingParams, denoise
+from .call_state import SamplingParams, one_offloaded_call
+from .denoising import denoise
 from .editing_pipeline import ShowoEditingPipeline
 from .prompts import Prompt, check_prompt, load_prompt_masks, regional_prompts
 from .showo_pipeline import ShowoImagePipelineOutput
@@ -57,6 +58,7 @@ class ShowoImg2ImgPipeline(ShowoEditingPipeline):
         self.check_output_type(output_type)
         self.check_image(image, num_prompts, height, width)
 
+    @one_offloaded_call
     @torch.no_grad()
     def __call__(
         self,

@@ -12,7 +12,8 @@ from showo_hf.processing.images import flatten_images
 from showo_hf.schedulers.scheduling_utils import Generators
 from showo_hf.utils.validation import check_count
 
-from .denoising import SamplingParams, denoise
+from .call_state import SamplingParams, one_offloaded_call
+from .denoising import denoise
 from .editing_pipeline import ShowoEditingPipeline, is_token_image, repeat_to
 from .masks import MASK_THRESHOLD, check_aspect, crop_mask, load_mask, mask_to_pil, masked_tokens, resize_mask
 from .prompts import Prompt, check_prompt, crop_prompt_masks, load_prompt_masks, regional_prompts
@@ -117,6 +118,7 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
         overlay.paste(mask_to_pil(mask), box[:2])
         return self.image_processor.apply_overlay(overlay, image, fitted, box)
 
+    @one_offloaded_call
     @torch.no_grad()
     def __call__(
         self,

@@ -15,9 +15,14 @@ from showo_hf.processing.processing_showo import check_texts
 from showo_hf.schedulers.scheduling_utils import Generators, check_generators
 from showo_hf.utils.validation import check_count
 
+from .call_state import one_offloaded_call
 from .kv_cache import join_rows, select_rows
 from .showo_pipeline import ShowoPipeline
 from .text_sampling import GeneratorSampling, TextOnly
+
+
+#: Arguments of `generate` that the pipeline sets itself.
+RESERVED_ARGUMENTS = {"attention_mask", "input_ids", "inputs", "logits_processor", "past_key_values", "pixel_values"}
 
 
 @dataclass
@@ -54,8 +59,8 @@ class Row:
 
     Args:
         image (`int`): index of the image that the sequence begins with.
-        text_ids (`list[int]`): token ids behind the image.
-        num_scored (`int`): number of ids at the end of `text_ids` whose likelihood is wanted.
+        text_ids (`list[int]`): token ids after the image.
+        num_scored (`int`): number of trailing ids to score.
     """
 
     image: int
@@ -65,7 +70,7 @@ class Row:
 
 class ShowoMMUPipeline(ShowoPipeline):
     r"""
-    Answers about images, as text (Show-o, arXiv:2408.12528, multimodal understanding).
+    Answers questions about images (Show-o, arXiv:2408.12528, multimodal understanding).
 
     It adds to `transformers.pipeline("image-text-to-text")`: the model reads an image once for all questions about it,
     sampling takes a generator, and [`~ShowoMMUPipeline.score`] gives the log-likelihood of given answers.
@@ -93,7 +98,12 @@ class ShowoMMUPipeline(ShowoPipeline):
         prompts: str | list[str],
         batch_size: int,
         max_new_tokens: int | None = None,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
         generator: Generators = None,
+        generate_kwargs: dict[str, Any] | None = None,
     ):
         """Raise `ValueError` or `TypeError` for arguments that are not allowed. Nothing is read or changed."""
         self.check_processor()
@@ -111,6 +121,12 @@ class ShowoMMUPipeline(ShowoPipeline):
         if max_new_tokens is not None:
             check_count("max_new_tokens", max_new_tokens)
         check_generators(generator, max(num_images, num_prompts))
+        self.check_text_sampling("temperature", do_sample, temperature, top_k, top_p)
+        reserved = sorted(RESERVED_ARGUMENTS & (generate_kwargs or {}).keys())
+        if reserved:
+            raise TypeError(f"{reserved} cannot be passed to `generate`, because the pipeline sets them.")
+        if do_sample and (generate_kwargs or {}).get("num_return_sequences", 1) != 1:
+            raise ValueError("`num_return_sequences` must be 1 with `do_sample=True`; repeat the prompt instead.")
 
     def check_grid(self, grid: torch.LongTensor):
         """Raise `ValueError` for token grids (h, w) that the model does not read, or that are out of range."""
@@ -165,13 +181,13 @@ class ShowoMMUPipeline(ShowoPipeline):
         )
 
     def split(self, inputs: BatchFeature) -> tuple[list[int], list[int]]:
-        """Split the ids of a row behind the image."""
+        """Split the ids of a row after the image."""
         ids = inputs["input_ids"][0].tolist()
         end = ids.index(self.model.config.eoi_token_id) + 1
         return ids[:end], ids[end:]
 
     def text_ids(self, prompt: str, answer: str | None = None) -> list[int]:
-        """The ids behind an image. They do not depend on the image."""
+        """The ids after an image. They do not depend on the image."""
         return self.split(self.conversation(torch.zeros(1, 1, dtype=torch.int64), prompt, answer))[1]
 
     @torch.no_grad()
@@ -221,7 +237,7 @@ class ShowoMMUPipeline(ShowoPipeline):
         """
         Join ids of images and texts to `input_ids` and `attention_mask` (batch, length).
 
-        Pads stand between the image and the text ("left"), or behind the text ("right"). So all images have the same
+        Pads stand between the image and the text ("left"), or after the text ("right"). So all images have the same
         positions.
         """
         longest = max(len(text) for text in texts)
@@ -242,6 +258,7 @@ class ShowoMMUPipeline(ShowoPipeline):
 
     # Calls
 
+    @one_offloaded_call
     @torch.no_grad()
     def __call__(
         self,
@@ -271,7 +288,7 @@ class ShowoMMUPipeline(ShowoPipeline):
             generator (`torch.Generator` or a list with one per question, *optional*): makes sampling repeatable. With a
                 list, each answer is the one that its generator gives alone.
             return_dict (`bool`, defaults to `True`): return a [`ShowoMMUPipelineOutput`] instead of a tuple.
-            generate_kwargs: further arguments of transformers' `generate`, as `num_beams`, `stop_strings` or `streamer`.
+            generate_kwargs: further arguments of transformers' `generate`, such as `num_beams` or `stop_strings`.
 
         Raises:
             ValueError, TypeError: for arguments that are not allowed and images that cannot be read, before the model
@@ -283,7 +300,12 @@ class ShowoMMUPipeline(ShowoPipeline):
             prompts=prompts,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
+            do_sample=do_sample,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
             generator=generator,
+            generate_kwargs=generate_kwargs,
         )
 
         # 2. Load the images, and tokenize the questions
@@ -321,10 +343,14 @@ class ShowoMMUPipeline(ShowoPipeline):
                 text.strip() for text in self.processor.tokenizer.batch_decode(new_ids, skip_special_tokens=True)
             ]
 
+        # 6. Offload the model
+        self.maybe_free_model_hooks()
+
         if not return_dict:
             return (answers,)
         return ShowoMMUPipelineOutput(texts=answers)
 
+    @one_offloaded_call
     @torch.no_grad()
     def score(
         self, images, prompts: str | list[str], answers: list[list[str]] | list[str], batch_size: int = 8
@@ -334,7 +360,7 @@ class ShowoMMUPipeline(ShowoPipeline):
 
         Args:
             images, prompts: as in [`~ShowoMMUPipeline.__call__`].
-            answers (`list[list[str]]` or `list[str]`): the answers to each question; one list of texts is for all.
+            answers (`list[list[str]]` or `list[str]`): the answers to each question; a single list applies to all questions.
             batch_size (`int`, defaults to 8): number of answers scored at once.
 
         Raises:
@@ -361,6 +387,9 @@ class ShowoMMUPipeline(ShowoPipeline):
         for numbers, cache, prefixes in self.batches(loaded, rows, batch_size):
             chosen = [rows[number] for number in numbers]
             scores[numbers.start : numbers.stop] = self.score_rows(chosen, cache, prefixes)
+
+        # 4. Offload the model
+        self.maybe_free_model_hooks()
 
         counts = [len(one) for one in choices]
         lengths = torch.tensor([row.num_scored for row in rows])

@@ -7,7 +7,8 @@ import torch
 from showo_hf.schedulers.scheduling_utils import Generators
 from showo_hf.utils.validation import check_count
 
-from .denoising import SamplingParams, denoise
+from .call_state import SamplingParams, one_offloaded_call
+from .denoising import denoise
 from .prompts import Prompt, check_prompt, regional_prompts
 from .showo_pipeline import ShowoImagePipelineOutput, ShowoPipeline
 
@@ -61,17 +62,24 @@ class ShowoT2IPipeline(ShowoPipeline):
                     f"`latents` of shape {tuple(latents.shape)} do not fit `height` and `width`, {wanted}."
                 )
 
+    def grid_size(self, height: int | None, width: int | None, latents: torch.LongTensor | None) -> tuple[int, int]:
+        """Rows and columns of image tokens: those of `latents`, or of a size in pixels."""
+        if latents is not None:
+            return latents.shape[1], latents.shape[2]
+        rows, columns = self.default_grid
+        return height // self.patch if height else rows, width // self.patch if width else columns
+
     def prepare_latents(
         self, batch_size: int, height: int | None, width: int | None, latents: torch.LongTensor | None
     ) -> torch.LongTensor:
         """Return the given `latents` (batch, h, w), or fully masked ones for a size in pixels."""
+        grid_size = self.grid_size(height, width, latents)
+        self.warn_if_small(grid_size)
         if latents is None:
-            rows, columns = self.default_grid
-            grid_size = (height // self.patch if height else rows, width // self.patch if width else columns)
             latents = torch.full((batch_size, *grid_size), self.mask_token_id)
-        self.warn_of_size(tuple(latents.shape[1:]))
         return latents.to(self._execution_device)
 
+    @one_offloaded_call
     @torch.no_grad()
     def __call__(
         self,
@@ -98,7 +106,7 @@ class ShowoT2IPipeline(ShowoPipeline):
         Args:
             prompt (`str` or `list[str]`): what to show. Texts longer than the model's `max_text_length` are truncated with
                 a warning. A list of [`RegionalPrompt`] in place of a text combines several prompts with weights and masks.
-            negative_prompt (`str` or `list[str]`, *optional*): what to lead away from; the empty text by default.
+            negative_prompt (`str` or `list[str]`, *optional*): what the image should not show; the empty text by default.
             height, width (`int`, *optional*): size in pixels, multiples of the tokenizer's downsampling; the trained
                 size by default. Larger images are denoised in overlapping windows of the trained size, so memory does not
                 grow. [`ShowoLFQTokenizer.enable_tiling`] does the same for decoding.
@@ -123,7 +131,7 @@ class ShowoT2IPipeline(ShowoPipeline):
             callback_on_step_end_tensor_inputs (`list[str]`): names of its tensors; "latents" is the grid (batch, h, w).
 
         Raises:
-            ValueError, TypeError: for arguments that are not allowed, before any work starts.
+            ValueError, TypeError: for arguments that are not allowed, before the model runs.
             RuntimeError: if the scheduler or the callback leaves tokens masked.
         """
         # 1. Check inputs. Raise an error before any work starts
@@ -148,20 +156,20 @@ class ShowoT2IPipeline(ShowoPipeline):
             params=params,
         )
 
-        # 2. Prepare latents: the given grid, or all tokens masked
-        batch_size = len(regional_prompts(prompt)) * num_images_per_prompt
-        latents = self.prepare_latents(batch_size, height, width, latents)
-
-        # 3. Encode the prompts once, for all steps
+        # 2. Encode the prompts once, for all steps. There is nothing to denoise if all tokens are given
         prompts = None
-        if bool((latents == self.mask_token_id).any()):
+        if latents is None or bool((latents == self.mask_token_id).any()):
             prompts = self.encode_prompt(
                 prompt=prompt,
                 negative_prompt=negative_prompt,
                 num_images_per_prompt=num_images_per_prompt,
                 do_classifier_free_guidance=params.do_classifier_free_guidance,
-                grid_size=tuple(latents.shape[1:]),
+                grid_size=self.grid_size(height, width, latents),
             )
+
+        # 3. Prepare latents: the given grid, or all tokens masked
+        batch_size = len(regional_prompts(prompt)) * num_images_per_prompt
+        latents = self.prepare_latents(batch_size, height, width, latents)
 
         # 4. Denoise: fill in the masked tokens, step by step
         for step in denoise(self, latents, prompts, params):

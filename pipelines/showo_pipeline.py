@@ -18,15 +18,16 @@ from showo_hf.models.configuration_showo import ShowoConfig
 from showo_hf.models.modeling_showo import ShowoForCausalLM
 from showo_hf.models.modeling_showo_lfq import ShowoLFQTokenizer
 from showo_hf.processing.processing_showo import ShowoProcessor, check_texts
-from showo_hf.schedulers.scheduling_utils import check_generators
+from showo_hf.schedulers.scheduling_utils import check_filter, check_generators
 from showo_hf.utils.validation import check_count, check_number, is_integer
 
 from .call_scheduler import check_scheduler, check_scheduler_arguments
-from .denoising import SamplingParams, latest_call, running_call
+from .call_state import SamplingParams, latest_call, running_call
 from .encoded_prompts import EncodedPrompts
 from .guidance import check_guidance
 from .hub import download_pipeline, with_installed_classes
 from .prompts import Prompt, check_prompt, is_plain, load_prompt_masks, token_weights
+from .text_sampling import warpers
 
 
 logger = logging.get_logger(__name__)
@@ -48,6 +49,8 @@ class ShowoImagePipelineOutput(BaseOutput):
 class ShowoPipeline(DiffusionPipeline):
     """
     Base of the Show-o pipelines. All state of a call lives in the call, so threads may share a pipeline.
+
+    Calls of an offloaded pipeline wait for each other.
 
     Args:
         model ([`ShowoForCausalLM`]): the transformer, with its image tokenizer.
@@ -81,7 +84,7 @@ class ShowoPipeline(DiffusionPipeline):
 
     @property
     def patch(self) -> int:
-        """Side of a token's patch in pixels. It is 1 without an image tokenizer: sizes are then given in tokens."""
+        """Side of a token's patch in pixels; 1 without an image tokenizer."""
         return 1 if self.image_tokenizer is None else self.image_tokenizer.config.downsampling
 
     # The state of a call, for its callback
@@ -144,6 +147,9 @@ class ShowoPipeline(DiffusionPipeline):
             check_number("temperature", params.temperature)
         check_generators(params.generator, batch_size)
         check_scheduler_arguments(self.scheduler, params.num_inference_steps, params.temperature, params.generator)
+        if params.callback_on_step_end is not None and not callable(params.callback_on_step_end):
+            got = type(params.callback_on_step_end).__name__
+            raise TypeError(f"`callback_on_step_end` must be callable or None, got {got}.")
         unknown = set(params.callback_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
@@ -157,7 +163,7 @@ class ShowoPipeline(DiffusionPipeline):
             raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
         if self.image_tokenizer is None and output_type != "latent":
             raise ValueError(
-                f"`output_type` must be 'latent' for a model without image tokenizer, got {output_type!r}."
+                f"`output_type` must be 'latent' for a model without an image tokenizer, got {output_type!r}."
             )
 
     def check_size(self, height: int | None, width: int | None):
@@ -186,7 +192,18 @@ class ShowoPipeline(DiffusionPipeline):
                 f"got {grids.min().item()} to {grids.max().item()}."
             )
 
-    def warn_of_size(self, grid_size: tuple[int, int]):
+    def check_text_sampling(
+        self, name: str, do_sample: bool, temperature: float, top_k: int | None, top_p: float | None
+    ):
+        """Raise `ValueError` for text sampling parameters that are not allowed. Warn of those that have no effect."""
+        check_number(name, temperature)
+        if temperature == 0:
+            raise ValueError(f"`{name}` must be above 0, got 0; use `do_sample=False` for the likeliest words.")
+        check_filter(top_k, top_p)
+        if not do_sample and warpers(temperature, top_k, top_p):
+            logger.warning(f"`{name}`, `top_k` and `top_p` have no effect with `do_sample=False`.")
+
+    def warn_if_small(self, grid_size: tuple[int, int]):
         """Warn if a grid is smaller than the trained one. Larger grids are denoised in windows of the trained size."""
         if grid_size[0] < self.default_grid[0] or grid_size[1] < self.default_grid[1]:
             logger.warning(
@@ -272,7 +289,7 @@ class ShowoPipeline(DiffusionPipeline):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """
-        Load a pipeline from a folder or from the Hub, as in diffusers. The Hub's files without components that are given.
+        Load a pipeline from a folder or from the Hub, as in diffusers. Given components are not downloaded.
 
         Raises:
             ValueError: for a checkpoint of the original code, with the command that converts it, and for `proxies`, which

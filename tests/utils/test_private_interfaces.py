@@ -3,10 +3,17 @@
 import pytest
 import tiny
 import torch
+from accelerate import cpu_offload_with_hook
+from accelerate.hooks import remove_hook_from_module
 from diffusers import AmusedScheduler, DDIMScheduler
 from transformers import LlamaForCausalLM
 
-from showo_hf.utils.private_interfaces import TextOnlyAssistant, default_config_entries, set_recompile_limit
+from showo_hf.utils.private_interfaces import (
+    TextOnlyAssistant,
+    default_config_entries,
+    has_offload_hook,
+    set_recompile_limit,
+)
 
 
 IMAGES = torch.zeros(1, 3, 16, 16)
@@ -66,3 +73,12 @@ def test_torch_counts_recompilations_up_to_a_limit():
     set_recompile_limit(before + 1)
     assert torch._dynamo.config.recompile_limit == before + 1
     set_recompile_limit(before)
+
+
+def test_accelerate_marks_an_offloaded_module():
+    module = torch.nn.Linear(2, 2)
+    assert not has_offload_hook(module)
+    cpu_offload_with_hook(module, execution_device="cpu")
+    assert has_offload_hook(module), "accelerate no longer keeps its hook in `_hf_hook`; see `has_offload_hook`"
+    remove_hook_from_module(module)
+    assert not has_offload_hook(module)

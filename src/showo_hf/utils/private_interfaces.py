@@ -53,3 +53,12 @@ def set_recompile_limit(limit: int):
     Reason: `torch.compile` falls back to eager mode without an error behind the limit, and no public function sets it.
     """
     torch._dynamo.config.recompile_limit = limit
+
+
+def has_offload_hook(module: Any) -> bool:
+    """
+    Whether accelerate moves the weights of a module for each call: `enable_model_cpu_offload`, `device_map` and the like.
+
+    Reason: accelerate keeps its hook in a private attribute, and no public function returns it.
+    """
+    return hasattr(module, "_hf_hook")

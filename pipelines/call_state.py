@@ -1,0 +1,148 @@
+"""The parameters of a call and its state, which its callback can change."""
+
+import weakref
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import wraps
+from threading import RLock
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+
+from showo_hf.schedulers.scheduling_utils import Generators
+from showo_hf.utils.private_interfaces import has_offload_hook
+
+from .guidance import guidance_at
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """
+    Sampling parameters of a call; see [`ShowoT2IPipeline.__call__`].
+
+    `begin_index` is the first step that runs; the steps before it are skipped.
+    """
+
+    num_inference_steps: int = 18
+    guidance_scale: float = 2.75
+    guidance_schedule: str = "constant"
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    temperature: float | None = None
+    generator: Generators = None
+    callback_on_step_end: Callable | None = None
+    callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",)
+    begin_index: int = 0
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether negative prompts are needed: with guidance, and with a callback, which can turn guidance on."""
+        return self.guidance_scale > 1 or self.callback_on_step_end is not None
+
+    def scale_at(self, step: int, guidance_scale: float) -> float:
+        """The guidance scale of a step, from 0, by schedule and interval."""
+        schedule, interval = self.guidance_schedule, self.guidance_interval
+        return guidance_at(guidance_scale, step, self.num_inference_steps, schedule, interval)
+
+    def generators_of(self, images: Sequence[int]) -> Generators:
+        """The generators of some images of the batch."""
+        return [self.generator[image] for image in images] if isinstance(self.generator, list) else self.generator
+
+    @property
+    def callback_tensor_inputs(self) -> Sequence[str]:
+        """Names of the callback's tensors. A [`PipelineCallback`] brings its own."""
+        if isinstance(self.callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            return self.callback_on_step_end.tensor_inputs
+        return self.callback_on_step_end_tensor_inputs or ()
+
+
+@dataclass
+class RunningCall:
+    """
+    The state of a call that its callback reads and changes through the pipeline's attributes.
+
+    Args:
+        pipe (`weakref.ref`): the pipeline that was called.
+        guidance_scale (`float`): `pipe._guidance_scale`, used from the next step on.
+        num_timesteps (`int`): `pipe._num_timesteps`, the maximum number of steps.
+        interrupt (`bool`): `pipe._interrupt`, whether the call stops after the current step.
+    """
+
+    pipe: weakref.ref
+    guidance_scale: float
+    num_timesteps: int
+    interrupt: bool = False
+
+    def on_step_end(
+        self, step: int, timestep: torch.Tensor, latents: torch.LongTensor, params: SamplingParams
+    ) -> torch.LongTensor:
+        """
+        Call `callback_on_step_end`, if there is one. Return the `latents` that it returns, or the given ones.
+
+        Raises:
+            TypeError: if the callback returns something other than a dict or None.
+            ValueError: if it returns latents of another dtype or number of tokens.
+        """
+        if params.callback_on_step_end is None:
+            return latents
+        tensors = {name: latents for name in params.callback_tensor_inputs}
+        token = RUNNING_CALL.set(self)
+        try:
+            returned = params.callback_on_step_end(self.pipe(), step, timestep, tensors)
+        finally:
+            RUNNING_CALL.reset(token)
+        if returned is not None and not isinstance(returned, dict):
+            raise TypeError(f"`callback_on_step_end` must return a dict or None, got {type(returned).__name__}.")
+        return checked_latents((returned or {}).get("latents", latents), latents)
+
+
+def checked_latents(replaced: Any, latents: torch.LongTensor) -> torch.LongTensor:
+    """The tokens that a callback returned, in the shape of `latents`. `ValueError` for tokens that do not fit."""
+    if replaced is latents:
+        return latents
+    if not isinstance(replaced, torch.Tensor) or replaced.dtype != torch.int64 or replaced.numel() != latents.numel():
+        got = f"{replaced.dtype} {tuple(replaced.shape)}" if isinstance(replaced, torch.Tensor) else type(replaced)
+        raise ValueError(
+            f"`callback_on_step_end` must return `latents` as int64 of shape {tuple(latents.shape)}, got {got}."
+        )
+    return replaced.reshape(latents.shape)
+
+
+#: The call whose callback runs in this thread.
+RUNNING_CALL: ContextVar[RunningCall | None] = ContextVar("RUNNING_CALL", default=None)
+
+
+def running_call(pipe: DiffusionPipeline) -> RunningCall:
+    """The call of `pipe` whose callback runs now. Raises `AttributeError` outside of a callback."""
+    call = RUNNING_CALL.get()
+    if call is None or call.pipe() is not pipe:
+        raise AttributeError(
+            "The state of a call can be changed in its `callback_on_step_end` only, because each call has its own. To stop "
+            "a call from outside, let its callback look at a `threading.Event`."
+        )
+    return call
+
+
+def latest_call(pipe: DiffusionPipeline) -> RunningCall:
+    """The call of `pipe` whose callback runs now; outside of a callback, the most recent call (read only)."""
+    call = RUNNING_CALL.get()
+    return call if call is not None and call.pipe() is pipe else pipe.latest_call
+
+
+#: Held by calls of offloaded pipelines. Each call moves the weights, and they are in one place at a time.
+OFFLOAD_LOCK = RLock()
+
+
+def one_offloaded_call(call: Callable) -> Callable:
+    """Decorate a pipeline's call: calls of offloaded pipelines run one after the other, others at the same time."""
+
+    @wraps(call)
+    def wrapper(self, *args, **kwargs):
+        if not has_offload_hook(self.model):
+            return call(self, *args, **kwargs)
+        with OFFLOAD_LOCK:
+            return call(self, *args, **kwargs)
+
+    return wrapper

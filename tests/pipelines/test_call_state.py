@@ -1,0 +1,200 @@
+"""Calls keep their state to themselves: offloading, callbacks, defaults, and what is refused before the model runs."""
+
+import inspect
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import tiny
+import torch
+
+from showo_hf import (
+    HaltonScheduler,
+    MaskAndReplaceScheduler,
+    MaskGITScheduler,
+    RemaskingScheduler,
+    ShowoAnyToAnyPipeline,
+    ShowoConfig,
+    ShowoExtrapolatePipeline,
+    ShowoImg2ImgPipeline,
+    ShowoInpaintPipeline,
+    ShowoMMUPipeline,
+    ShowoT2IPipeline,
+)
+from showo_hf.pipelines.call_state import SamplingParams
+
+
+IMAGE_PIPELINES = (ShowoT2IPipeline, ShowoInpaintPipeline, ShowoImg2ImgPipeline, ShowoExtrapolatePipeline)
+PROCESSOR = tiny.processor()
+GRID = torch.arange(tiny.SIDE**2).view(tiny.SIDE, tiny.SIDE)
+
+
+def make(kind=ShowoT2IPipeline, scheduler=None):
+    model = tiny.showo("llama", text_ids=PROCESSOR.pad_token_id)
+    pipe = kind(model, PROCESSOR, MaskGITScheduler(mask_token_id=tiny.CODES) if scheduler is None else scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def generate(pipe, seed=0, **kwargs):
+    options = {"num_inference_steps": 4, "generator": torch.Generator().manual_seed(seed), "output_type": "latent"}
+    return pipe("owl", **(options | kwargs)).images
+
+
+def count_calls(pipe) -> list:
+    calls = []
+    pipe.model.register_forward_pre_hook(lambda *_: calls.append(1))
+    return calls
+
+
+# Offloading
+
+
+def test_threads_may_share_an_offloaded_pipeline():
+    pipe = make()
+    expected = [generate(pipe, seed) for seed in range(12)]
+    pipe.enable_model_cpu_offload(device="cpu")
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda seed: generate(pipe, seed), range(12)))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_understanding_frees_an_offloaded_model(monkeypatch):
+    pipe, freed = make(ShowoMMUPipeline), []
+    monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: freed.append(1))
+    pipe(GRID, "what?", max_new_tokens=2)
+    pipe.score(GRID, "what?", ["owl"])
+    assert freed == [1, 1]
+
+
+def test_a_pipeline_is_freed_with_its_last_reference():
+    pipe = make()
+    generate(pipe, callback_on_step_end=lambda *_: {})
+    alive = weakref.ref(pipe)
+    del pipe
+    assert alive() is None
+
+
+# Callbacks
+
+
+@pytest.mark.parametrize("kind", [MaskGITScheduler, HaltonScheduler, RemaskingScheduler, MaskAndReplaceScheduler])
+def test_tokens_that_a_callback_sets_stay(kind):
+    def set_first_row(pipe, step, timestep, tensors):
+        latents = tensors["latents"].clone()
+        if step == 1:
+            latents[:, 0] = 5
+        return {"latents": latents}
+
+    found = generate(make(scheduler=kind(mask_token_id=tiny.CODES)), callback_on_step_end=set_first_row)
+    assert bool((found[:, 0] == 5).all()) and not bool((found == 5).all())
+
+
+def test_a_callback_must_be_callable():
+    pipe = make()
+    calls = count_calls(pipe)
+    with pytest.raises(TypeError, match="`callback_on_step_end` must be callable or None, got str"):
+        generate(pipe, callback_on_step_end="print")
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "message"),
+    [
+        ("stop", TypeError, "`callback_on_step_end` must return a dict or None, got str"),
+        (
+            {"latents": torch.zeros(1, 4, 4)},
+            ValueError,
+            "int64 of shape \\(1, 4, 4\\), got torch.float32 \\(1, 4, 4\\)",
+        ),
+        ({"latents": torch.zeros(1, 3, 4, dtype=torch.int64)}, ValueError, "got torch.int64 \\(1, 3, 4\\)"),
+        ({"latents": None}, ValueError, "`callback_on_step_end` must return `latents` as int64"),
+    ],
+)
+def test_what_a_callback_returns_is_checked(returned, error, message):
+    with pytest.raises(error, match=message):
+        generate(make(), callback_on_step_end=lambda *_: returned)
+
+
+def test_an_image_that_is_complete_when_its_answer_is_stopped_is_kept():
+    pipe = make(ShowoAnyToAnyPipeline)
+
+    def stop_after_last_step(its_pipe, step, timestep, tensors):
+        its_pipe._interrupt = step == 1
+
+    with torch.no_grad():
+        pipe.model.lm_head.weight[PROCESSOR.soi_token_id] *= 0
+    options = {"num_inference_steps": 2, "output_type": "latent", "max_new_tokens": 40, "do_sample": True}
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        answer = pipe("owl", generator=generator, callback_on_step_end=stop_after_last_step, **options)
+        if answer.finish_reason == "interrupted":
+            assert answer.content[-1]["type"] == "image" and bool((answer.content[-1]["image"] < tiny.CODES).all())
+            return
+    pytest.fail("no answer had an image")
+
+
+# Arguments
+
+
+@pytest.mark.parametrize("kind", [*IMAGE_PIPELINES, ShowoAnyToAnyPipeline])
+def test_all_pipelines_have_the_same_defaults(kind):
+    parameters = inspect.signature(kind.__call__).parameters
+    for name, parameter in inspect.signature(SamplingParams).parameters.items():
+        if name != "begin_index" and name in parameters:
+            assert parameters[name].default == parameter.default, name
+
+
+def test_checking_reads_no_file():
+    arguments = dict.fromkeys(inspect.signature(ShowoInpaintPipeline.check_inputs).parameters)
+    del arguments["self"]
+    arguments |= {
+        "prompt": "owl",
+        "image": "missing.png",
+        "mask_image": "missing.png",
+        "strength": 1.0,
+        "remasking": "random",
+        "preserve_pixels": False,
+        "num_images_per_prompt": 1,
+        "output_type": "pil",
+        "params": SamplingParams(),
+    }
+    make(ShowoInpaintPipeline).check_inputs(**arguments)
+    make(ShowoMMUPipeline).check_inputs(images=["missing.png", "http://localhost:1/a.png"], prompts="a", batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"temperature": 0, "do_sample": True}, ValueError, "`temperature` must be above 0, got 0"),
+        ({"temperature": -1.0, "do_sample": True}, ValueError, "`temperature` must be a finite number"),
+        ({"top_k": -3}, ValueError, "`top_k` must be an integer of at least 1, got -3"),
+        ({"top_p": 2.0}, ValueError, "`top_p` must be above 0 and at most 1"),
+        ({"logits_processor": []}, TypeError, "\\['logits_processor'\\] cannot be passed to `generate`"),
+        ({"num_return_sequences": 2, "do_sample": True}, ValueError, "`num_return_sequences` must be 1"),
+    ],
+)
+def test_text_sampling_is_checked_before_the_model_runs(options, error, message):
+    pipe = make(ShowoMMUPipeline)
+    calls = count_calls(pipe)
+    with pytest.raises(error, match=message):
+        pipe(GRID, "what?", **options)
+    assert calls == []
+
+
+def test_a_stream_names_arguments_that_it_does_not_have():
+    with pytest.raises(TypeError, match="An answer has no argument \\['return_dict'\\]; its arguments are"):
+        make(ShowoAnyToAnyPipeline).stream("owl", return_dict=True)
+
+
+def test_hub_options_also_count_when_a_checkpoint_cannot_be_loaded(monkeypatch):
+    seen = {}
+
+    def get_config_dict(name, **kwargs):
+        seen.update(kwargs, name=name)
+        raise OSError("no such repository")
+
+    monkeypatch.setattr(ShowoConfig, "get_config_dict", get_config_dict)
+    with pytest.raises(OSError):
+        ShowoT2IPipeline.from_pretrained("nobody/nothing", local_files_only=True, revision="v1")
+    assert seen == {"name": "nobody/nothing", "local_files_only": True, "revision": "v1"}
