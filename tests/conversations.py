@@ -44,7 +44,9 @@ def user(*parts) -> dict:
     return {"role": "user", "content": [text(part) if isinstance(part, str) else image(part) for part in parts]}
 
 
-def make_chat_pipeline(model: ShowoForCausalLM, processor: ShowoProcessor = PROCESSOR, **options) -> ShowoAnyToAnyPipeline:
+def make_chat_pipeline(
+    model: ShowoForCausalLM, processor: ShowoProcessor = PROCESSOR, **options
+) -> ShowoAnyToAnyPipeline:
     pipe = ShowoAnyToAnyPipeline(model, processor, MaskGITScheduler(mask_token_id=tiny.CODES, **options))
     pipe.set_progress_bar_config(disable=True)
     return pipe

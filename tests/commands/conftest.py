@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pytest
 import conversations
+import pytest
 
 from showo_hf import cli
 

@@ -13,9 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import conversations
 import numpy as np
 import pytest
-import conversations
 import torch
 from PIL import Image
 

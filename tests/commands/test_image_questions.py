@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-import pytest
 import conversations
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -1,14 +1,26 @@
 """Conversations: which ids each turn runs, how an interrupted turn is rolled back, and how an answer is streamed."""
 
+import conversations
 import numpy as np
 import pytest
-import conversations
 import tiny
 import torch
+from conversations import (
+    IMAGE_LENGTH,
+    PROCESSOR,
+    ForwardCalls,
+    generator,
+    grid,
+    image,
+    random_chat_pipeline,
+    same_parts,
+    text,
+    trained_chat_pipeline,
+    user,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from conversations import IMAGE_LENGTH, PROCESSOR, ForwardCalls, random_chat_pipeline, generator, grid, image, same_parts, trained_chat_pipeline, text, user
 from transformers import AutoTokenizer
 
 from showo_hf import EMBEDDED_MODEL, AnswerDone, Conversation, ImageDone, ImageStep, TextPiece
@@ -264,7 +276,7 @@ def test_a_conversation_that_fills_the_context_is_refused():
 TOKENIZERS = {
     "tiny": PROCESSOR.tokenizer,
     "embedded": AutoTokenizer.from_pretrained(f"{EMBEDDED_MODEL}/model"),
-    "phi": AutoTokenizer.from_pretrained(f"{talking.GOLDEN}/phi-1_5-tokenizer"),
+    "phi": AutoTokenizer.from_pretrained(f"{conversations.GOLDEN}/phi-1_5-tokenizer"),
 }
 
 
@@ -325,8 +337,12 @@ def test_the_cache_keeps_the_common_prefix_without_partial_images(data):
     assert cache.ids == before[: len(cache)]
     assert cache.cache.get_seq_length() == len(cache)
     delimiters = [i for i in cache.ids if i in (config.soi_token_id, config.eoi_token_id)]
-    assert len(delimiters) % 2 == 0 and not (cache.ids[-1:] == [config.mmu_token_id] and new_ids[0] == config.soi_token_id)
-    num_equal = next((i for i, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), min(len(before), len(ids)))
+    assert len(delimiters) % 2 == 0 and not (
+        cache.ids[-1:] == [config.mmu_token_id] and new_ids[0] == config.soi_token_id
+    )
+    num_equal = next(
+        (i for i, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), min(len(before), len(ids))
+    )
     assert num_equal - len(cache) <= 5 + 1  # drops at most one image and its task token
 
 

@@ -3,9 +3,9 @@
 import pytest
 import tiny
 import torch
-from diffusers import AmusedScheduler, BlockRefinementScheduler, DDIMScheduler, VQDiffusionScheduler
-from image_pipelines import LARGE_SIDE, MIDDLE_MASK, PROMPTS, edit, block_mask, make_pipeline
 from conversations import ForwardCalls, answer, generator, grid, trained_chat_pipeline
+from diffusers import AmusedScheduler, BlockRefinementScheduler, DDIMScheduler, VQDiffusionScheduler
+from image_pipelines import LARGE_SIDE, MIDDLE_MASK, PROMPTS, block_mask, edit, make_pipeline
 
 from showo_hf import ShowoExtrapolatePipeline, ShowoImg2ImgPipeline, ShowoInpaintPipeline, ShowoT2IPipeline
 

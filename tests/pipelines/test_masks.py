@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from conversations import generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from conversations import generator
 
 from showo_hf.pipelines.masks import (
     average_mask,
@@ -40,8 +40,19 @@ def two_thirds_marked(mode="L"):
 def test_masks_are_read_from_images_arrays_tensors_and_paths(tmp_path):
     two_thirds_marked().save(tmp_path / "mask.png")
     expected = torch.tensor([[0.0, 1.0, 1.0]] * 2)
-    masks = [two_thirds_marked(), two_thirds_marked("RGB"), two_thirds_marked("1"), two_thirds_marked("RGBA"), tmp_path / "mask.png", str(tmp_path / "mask.png")]
-    masks += [np.array(two_thirds_marked()), np.array(two_thirds_marked()) > 0, np.array(two_thirds_marked())[..., None] / 255]
+    masks = [
+        two_thirds_marked(),
+        two_thirds_marked("RGB"),
+        two_thirds_marked("1"),
+        two_thirds_marked("RGBA"),
+        tmp_path / "mask.png",
+        str(tmp_path / "mask.png"),
+    ]
+    masks += [
+        np.array(two_thirds_marked()),
+        np.array(two_thirds_marked()) > 0,
+        np.array(two_thirds_marked())[..., None] / 255,
+    ]
     masks += [expected, expected.double(), expected.bfloat16(), expected[None], expected[..., None], expected > 0]
     for mask in masks:
         found = load_mask(mask)
@@ -197,7 +208,9 @@ def test_a_feathered_seam_is_one_patch_wide(rows, columns, patch, seed):
             )
             value = share[0, 0, y, x].item()
             assert distance > 0 or value == 1
-            assert distance == 0 or len(masked_patches) > 1 or value < 1, "only between two masked patches may the value be 1"
+            assert distance == 0 or len(masked_patches) > 1 or value < 1, (
+                "only between two masked patches may the value be 1"
+            )
             assert (value == 0) == (distance > 2 * (patch // 2))
 
 

@@ -3,28 +3,28 @@
 import inspect
 import logging
 
+import conversations
 import numpy as np
 import pytest
-import conversations
 import tiny
 import torch
-from PIL import Image
 from conversations import (
     OPTIONS,
     PROCESSOR,
     ForwardCalls,
     answer,
-    random_chat_pipeline,
     generator,
     grid,
     image,
     make_chat_pipeline,
     pixels,
+    random_chat_pipeline,
     same_parts,
-    trained_chat_pipeline,
     text,
+    trained_chat_pipeline,
     user,
 )
+from PIL import Image
 
 from showo_hf import (
     AnswerDone,
@@ -55,7 +55,10 @@ def test_text_and_images_are_returned_in_order():
     assert output.message["role"] == "assistant"
     assert [part["type"] for part in output.message["content"]] == ["text", "image", "text", "image"]
     grids = [part["image"] for part in output.message["content"][1::2]]
-    assert all(image_tokens.shape == (4, 4) and image_tokens.dtype == torch.int64 and image_tokens.max() < tiny.CODES for image_tokens in grids)
+    assert all(
+        image_tokens.shape == (4, 4) and image_tokens.dtype == torch.int64 and image_tokens.max() < tiny.CODES
+        for image_tokens in grids
+    )
     assert not torch.equal(*grids)
 
 
@@ -235,7 +238,10 @@ def test_special_tokens_are_never_sampled_as_text(do_sample):
     assert part["type"] == "text" and not any(name in part["text"] for name in ("<|", "[PAD]"))
     # They do not change the sampled text either.
     plain = answer(
-        random_chat_pipeline(soi=-1e4), do_sample=do_sample, max_new_tokens=25, text_temperature=2.0 if do_sample else 1.0
+        random_chat_pipeline(soi=-1e4),
+        do_sample=do_sample,
+        max_new_tokens=25,
+        text_temperature=2.0 if do_sample else 1.0,
     )
     assert output.content == plain.content
 

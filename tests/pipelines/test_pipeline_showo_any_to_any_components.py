@@ -4,9 +4,9 @@ import accelerate
 import pytest
 import tiny
 import torch
+from conversations import OPTIONS, answer, generator, grid, pixels, random_chat_pipeline, same_parts, user
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
-from conversations import OPTIONS, answer, random_chat_pipeline, generator, grid, pixels, same_parts, user
 
 from showo_hf import ImageStep, MaskGITScheduler, ShowoAnyToAnyPipeline, ShowoT2IPipeline
 from showo_hf.schedulers import TokenSchedulerOutput

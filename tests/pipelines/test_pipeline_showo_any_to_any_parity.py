@@ -1,10 +1,20 @@
 """The key-value cache does not change answers, logits or attention masks. Compared with plain loops over whole sequences."""
 
-import pytest
 import conversations
+import pytest
 import tiny
 import torch
-from conversations import IMAGE_LENGTH, PROCESSOR, ForwardCalls, random_chat_pipeline, generator, grid, image, text, user
+from conversations import (
+    IMAGE_LENGTH,
+    PROCESSOR,
+    ForwardCalls,
+    generator,
+    grid,
+    image,
+    random_chat_pipeline,
+    text,
+    user,
+)
 
 from showo_hf import ImageDone, ImageStep
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from conversations import ForwardCalls, generator, grid, pixels
 from image_pipelines import PROMPTS, WINDOW_LENGTH, edit, encode_image, make_pipeline
 from PIL import Image
-from conversations import ForwardCalls, generator, grid, pixels
 
 from showo_hf import RegionalPrompt, ShowoExtrapolatePipeline
 
@@ -40,7 +40,9 @@ def test_rounds_equal_repeated_calls(pipe):
     panorama = edit(pipe, rounds=5, direction=["right", "left"])
     calls.handle.remove()
     assert panorama.shape == (1, 4, 4 + 5 * 4) and torch.equal(panorama[0, :, 10:14], grid())
-    assert [shape for shape in calls if shape[0] == 2 and shape[1] == WINDOW_LENGTH] == [(2, WINDOW_LENGTH)] * 5 * 2 * 4
+    assert [shape for shape in calls if shape[0] == 2 and shape[1] == WINDOW_LENGTH] == [
+        (2, WINDOW_LENGTH)
+    ] * 5 * 2 * 4
     rng, extended = generator(), grid()
     for _ in range(5):
         for direction in ("right", "left"):

@@ -5,9 +5,9 @@ import logging
 import pytest
 import tiny
 import torch
-from diffusers import AmusedScheduler
-from image_pipelines import PROMPTS, edit, text_to_image, make_pipeline, make_recording_pipeline
 from conversations import PROCESSOR, ForwardCalls, generator, grid, pixels
+from diffusers import AmusedScheduler
+from image_pipelines import PROMPTS, edit, make_pipeline, make_recording_pipeline, text_to_image
 
 from showo_hf import MaskAndReplaceScheduler, MaskGITScheduler, ShowoImg2ImgPipeline
 from showo_hf.pipelines.editing_pipeline import LIKELIHOOD_GROUPS
@@ -91,14 +91,18 @@ def log_likelihoods(model, prompt: str, image_tokens: torch.LongTensor, masked: 
     first = PROCESSOR.max_text_length + 1
     positions = torch.arange(ids.shape[1])[None] + first - inputs["input_ids"].shape[1]
     logits = model(input_ids=ids, attention_mask=seen, position_ids=positions.clamp(min=0)).logits
-    logits = logits[0, -1 - image_tokens.numel() : -1, config.image_token_offset : config.mask_token_id].log_softmax(-1)
+    logits = logits[0, -1 - image_tokens.numel() : -1, config.image_token_offset : config.mask_token_id].log_softmax(
+        -1
+    )
     return logits.gather(-1, image_tokens.flatten()[:, None])[:, 0].view_as(image_tokens)
 
 
 @torch.no_grad()
 def test_the_least_likely_tokens_are_the_most_uncertain(img2img):
     image_tokens, prompt = grid(), "a red apple"
-    group = sample_uniform(image_tokens.view(1, -1), generator()).argsort(-1).argsort(-1).view(4, 4) % LIKELIHOOD_GROUPS
+    group = (
+        sample_uniform(image_tokens.view(1, -1), generator()).argsort(-1).argsort(-1).view(4, 4) % LIKELIHOOD_GROUPS
+    )
     expected = torch.zeros(4, 4)
     for number in range(LIKELIHOOD_GROUPS):
         masked = group == number

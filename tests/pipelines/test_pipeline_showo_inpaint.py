@@ -6,9 +6,19 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from image_pipelines import MIDDLE_MASK, PROMPTS, RecordingScheduler, edit, encode_image, text_to_image, block_mask, make_pipeline, make_recording_pipeline
-from PIL import Image
 from conversations import ForwardCalls, generator, grid, pixels
+from image_pipelines import (
+    MIDDLE_MASK,
+    PROMPTS,
+    RecordingScheduler,
+    block_mask,
+    edit,
+    encode_image,
+    make_pipeline,
+    make_recording_pipeline,
+    text_to_image,
+)
+from PIL import Image
 
 from showo_hf import MaskGITScheduler, RegionalPrompt, ShowoInpaintPipeline
 
@@ -36,8 +46,21 @@ def test_masks_of_any_type_and_resolution_mask_the_same_tokens():
     one_pixel_each = torch.zeros(64, 64)
     one_pixel_each[16:48:16, 31:48:16] = 1  # a pixel on the edge of each patch
     as_image = Image.fromarray((enlarge(MIDDLE_MASK, 4) * 255).byte().numpy())
-    masks = [MIDDLE_MASK, MIDDLE_MASK > 0, enlarge(MIDDLE_MASK, 4), np.array(as_image), as_image, as_image.convert("RGB")]
-    masks += [one_pixel_each, [MIDDLE_MASK], MIDDLE_MASK[None, None], 0.4 + 0.1 * MIDDLE_MASK, as_image.resize((8, 8), 0)]
+    masks = [
+        MIDDLE_MASK,
+        MIDDLE_MASK > 0,
+        enlarge(MIDDLE_MASK, 4),
+        np.array(as_image),
+        as_image,
+        as_image.convert("RGB"),
+    ]
+    masks += [
+        one_pixel_each,
+        [MIDDLE_MASK],
+        MIDDLE_MASK[None, None],
+        0.4 + 0.1 * MIDDLE_MASK,
+        as_image.resize((8, 8), 0),
+    ]
     for mask in masks:
         assert torch.equal(masked_tokens_of(mask_image=mask)[0], MIDDLE_MASK > 0)
 
@@ -46,7 +69,9 @@ def test_each_prompt_may_have_its_own_mask():
     masks = [block_mask(slice(0, 1), slice(0, 4)), MIDDLE_MASK]
     found = masked_tokens_of(prompt=PROMPTS[:2], mask_image=masks, num_images_per_prompt=2)
     assert torch.equal(found, torch.stack(masks).repeat_interleave(2, 0) > 0)
-    assert torch.equal(masked_tokens_of(prompt=PROMPTS[:2], mask_image=torch.stack(masks)[:, None]), torch.stack(masks) > 0)
+    assert torch.equal(
+        masked_tokens_of(prompt=PROMPTS[:2], mask_image=torch.stack(masks)[:, None]), torch.stack(masks) > 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,7 +146,9 @@ def test_preserved_pixels_are_returned_bit_for_bit(pipe):
     assert np.array_equal(found[:4, :4], decoded[:4, :4])
     assert np.array_equal(found[8:], original[8:]) and np.array_equal(found[:, 8:], original[:, 8:])
     assert not np.array_equal(found[4:8, :4], original[4:8, :4])
-    assert not np.array_equal(decoded[8:], original[8:]), "without `preserve_pixels`, all pixels are decoded from tokens"
+    assert not np.array_equal(decoded[8:], original[8:]), (
+        "without `preserve_pixels`, all pixels are decoded from tokens"
+    )
 
 
 def inpaint_crop(pipe, image, mask, box, **kwargs):

@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from image_pipelines import EDITING_PIPELINES, EDIT_ARGUMENTS, PROMPTS, edit, encode_image, text_to_image, make_pipeline
-from PIL import Image
 from conversations import PROCESSOR, ForwardCalls, generator, grid, pixels
+from image_pipelines import (
+    EDIT_ARGUMENTS,
+    EDITING_PIPELINES,
+    PROMPTS,
+    edit,
+    encode_image,
+    make_pipeline,
+    text_to_image,
+)
+from PIL import Image
 
 from showo_hf import (
     MaskAndReplaceScheduler,
@@ -70,7 +78,9 @@ def test_known_tokens_stay_unchanged(kind, pipe):
 def test_output_types_agree(pipe):
     image_tokens = edit(pipe)
     as_pt = edit(pipe, output_type="pt")
-    torch.testing.assert_close(as_pt, (pipe.image_tokenizer.decode(image_tokens).sample.detach() / 2 + 0.5).clamp(0, 1))
+    torch.testing.assert_close(
+        as_pt, (pipe.image_tokenizer.decode(image_tokens).sample.detach() / 2 + 0.5).clamp(0, 1)
+    )
     as_np = edit(pipe, output_type="np")
     np.testing.assert_allclose(as_np, as_pt.movedim(1, -1).numpy(), atol=1e-6)
     (as_pil,) = edit(pipe, output_type="pil")

@@ -3,10 +3,19 @@
 import pytest
 import tiny
 import torch
+from conversations import ForwardCalls, generator, grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_pipelines import EDITING_PIPELINES, LARGE_SIDE, PROMPTS, WINDOW_LENGTH, edit, text_to_image, block_mask, make_pipeline
-from conversations import ForwardCalls, generator, grid
+from image_pipelines import (
+    EDITING_PIPELINES,
+    LARGE_SIDE,
+    PROMPTS,
+    WINDOW_LENGTH,
+    block_mask,
+    edit,
+    make_pipeline,
+    text_to_image,
+)
 
 from showo_hf import ShowoExtrapolatePipeline, ShowoImg2ImgPipeline, ShowoInpaintPipeline
 from showo_hf.pipelines.windows import plan_windows, share_windows, window_starts
@@ -137,7 +146,9 @@ def test_batches_equal_single_calls_with_other_schedulers(scheduler):
 
 def assert_batch_equals_single_calls(pipe, options: dict, per_image_options: dict[str, list]):
     grids, generators = grid(shape=(3, LARGE_SIDE, LARGE_SIDE)), [generator(number) for number in range(3)]
-    together = edit(pipe, PROMPTS, image=grids, generator=generators, num_inference_steps=3, **options, **per_image_options)
+    together = edit(
+        pipe, PROMPTS, image=grids, generator=generators, num_inference_steps=3, **options, **per_image_options
+    )
     for number, prompt in enumerate(PROMPTS):
         own_options = {name: values[number] for name, values in per_image_options.items()}
         alone = edit(pipe, prompt, number, image=grids[number], num_inference_steps=3, **options, **own_options)
@@ -145,7 +156,9 @@ def assert_batch_equals_single_calls(pipe, options: dict, per_image_options: dic
 
 
 def test_an_image_that_finishes_early_uses_the_same_random_numbers_in_a_batch():
-    pipe = make_pipeline(ShowoExtrapolatePipeline, scheduler=EntropyBoundScheduler(mask_token_id=tiny.CODES, entropy_bound=8.0))
+    pipe = make_pipeline(
+        ShowoExtrapolatePipeline, scheduler=EntropyBoundScheduler(mask_token_id=tiny.CODES, entropy_bound=8.0)
+    )
     calls = ForwardCalls(pipe)
     grids, options = grid(shape=(3, 4, 4)), {"rounds": 2, "direction": "down", "num_inference_steps": 8}
     alone, lengths = [], []
@@ -170,7 +183,9 @@ def test_callbacks_count_the_steps_of_all_windows(kind):
     options = {"strength": 1.0} if kind is ShowoImg2ImgPipeline else {}
     if kind is ShowoInpaintPipeline:
         options = {"mask_image": torch.ones(LARGE_SIDE, LARGE_SIDE)}
-    found = edit(pipe, image=grid(shape=(LARGE_SIDE, LARGE_SIDE)), num_inference_steps=2, callback_on_step_end=record, **options)
+    found = edit(
+        pipe, image=grid(shape=(LARGE_SIDE, LARGE_SIDE)), num_inference_steps=2, callback_on_step_end=record, **options
+    )
     assert [step for step, _, _ in seen] == list(range(len(seen)))
     assert [timestep for _, timestep, _ in seen] == [1, 0] * (len(seen) // 2)
     assert {shape for _, _, shape in seen} == {tuple(found.shape)}
