@@ -100,9 +100,9 @@ def trained_model() -> ShowoForCausalLM:
     torch.manual_seed(0)
     model = ShowoForCausalLM(tiny.showo_config("phi", text_ids=PROCESSOR.pad_token_id))
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    draws = generator()
+    rng = generator()
     for _ in range(150):
-        image_tokens = torch.randint(tiny.CODES, ids.shape, generator=draws) + PROCESSOR.image_token_offset
+        image_tokens = torch.randint(tiny.CODES, ids.shape, generator=rng) + PROCESSOR.image_token_offset
         inputs = torch.where(is_image_token, image_tokens, ids)
         model(inputs, labels=torch.where(is_label, inputs, -100), use_cache=False).loss.backward()
         optimizer.step()

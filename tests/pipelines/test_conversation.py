@@ -55,12 +55,12 @@ def test_a_later_turn_runs_only_its_new_ids():
     second = session.send("what?", **GREEDY)
     assert second.content == [text("two red hearts.")] and second.finish_reason == "stop"
     whole = template_ids(session.messages)
-    words = len(PROCESSOR.text_ids("two red hearts."))
-    assert calls == [(1, len(whole) - 1 - words - num_cached), *[(1, 1)] * words]
+    num_text_ids = len(PROCESSOR.text_ids("two red hearts."))
+    assert calls == [(1, len(whole) - 1 - num_text_ids - num_cached), *[(1, 1)] * num_text_ids]
 
 
 def test_cached_ids_equal_the_chat_template():
-    """This includes answers that were cut at a limit, for which the sampled ids differ from the ids of the text."""
+    """Includes answers that were cut at a limit, for which the sampled ids differ from the ids of the text."""
     session = random_chat_pipeline().start({"role": "system", "content": "flat style"})
     for turn, words in enumerate(["an owl", "two hearts", "a cat"]):
         expected = template_ids([*session.messages, user(words)], add_generation_prompt=True)

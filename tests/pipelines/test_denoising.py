@@ -120,7 +120,7 @@ def test_masked_tokens_of_an_interrupted_call_are_grey():
 
     def stop(its_pipe, step, timestep, tensors):
         seen.append(tensors["latents"])
-        pipe._interrupt = True  # on the pipeline that the caller has, not on `its_pipe`
+        pipe._interrupt = True  # through the caller's variable, not through `its_pipe`
 
     image = generate(pipe, callback_on_step_end=stop, output_type="pt")
     masked = (seen[-1] == tiny.CODES)[:, None].repeat_interleave(tiny.FACTOR, 2).repeat_interleave(tiny.FACTOR, 3)

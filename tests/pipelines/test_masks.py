@@ -217,11 +217,11 @@ def test_a_feathered_seam_is_one_patch_wide(rows, columns, patch, seed):
 def test_pixels_away_from_masked_patches_are_returned_bit_for_bit():
     masked = torch.zeros(2, 6, 6, dtype=torch.bool)
     masked[0, 0, 0] = True
-    painted, original = noise(2, 3, 24, 24, seed=1), noise(2, 3, 24, 24, seed=2)
-    found = paste_original(painted, original, masked)
-    assert torch.equal(found[0, :, :4, :4], painted[0, :, :4, :4])
+    inpainted, original = noise(2, 3, 24, 24, seed=1), noise(2, 3, 24, 24, seed=2)
+    found = paste_original(inpainted, original, masked)
+    assert torch.equal(found[0, :, :4, :4], inpainted[0, :, :4, :4])
     assert torch.equal(found[0, :, 8:], original[0, :, 8:]) and torch.equal(found[0, :, :, 8:], original[0, :, :, 8:])
     assert torch.equal(found[1], original[1])
     seam = found[0, :, 4:8, :4]
-    low, high = (pick(painted[0], original[0])[:, 4:8, :4] for pick in (torch.minimum, torch.maximum))
+    low, high = (pick(inpainted[0], original[0])[:, 4:8, :4] for pick in (torch.minimum, torch.maximum))
     assert (low < seam).all() and (seam < high).all()

@@ -17,7 +17,7 @@ def pipe() -> ShowoAnyToAnyPipeline:
     return random_chat_pipeline()
 
 
-class RowScheduler(SchedulerMixin, ConfigMixin):
+class RowByRow(SchedulerMixin, ConfigMixin):
     """A test scheduler that unmasks one row of the grid per step with the most likely tokens."""
 
     @register_to_config
@@ -37,7 +37,7 @@ class RowScheduler(SchedulerMixin, ConfigMixin):
 
 def test_the_scheduler_can_be_swapped(pipe):
     before = answer(pipe)
-    pipe.scheduler = RowScheduler(tiny.CODES)
+    pipe.scheduler = RowByRow(tiny.CODES)
     events = list(pipe.stream("an owl", generator=generator(), **OPTIONS | {"num_inference_steps": 9}))
     steps = [event for event in events if isinstance(event, ImageStep)]
     assert [step.step for step in steps] == [0, 1, 2, 3] * 2  # finished before the ninth step

@@ -153,9 +153,9 @@ def test_preserved_pixels_are_returned_bit_for_bit(pipe):
 
 def inpaint_crop(pipe, image, mask, box, **kwargs):
     """Inpaint a box of the image separately and paste it back under the mask."""
-    (painted,) = edit(pipe, image=image.crop(box), mask_image=mask.crop(box), output_type="pil", **kwargs)
+    (inpainted,) = edit(pipe, image=image.crop(box), mask_image=mask.crop(box), output_type="pil", **kwargs)
     whole = image.copy()
-    resized = painted.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.LANCZOS)
+    resized = inpainted.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.LANCZOS)
     whole.paste(resized, box[:2], mask.crop(box))
     return whole
 

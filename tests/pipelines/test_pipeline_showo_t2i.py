@@ -45,7 +45,7 @@ def test_prompts_are_encoded_once_and_steps_run_only_the_image(pipe):
     calls = ForwardCalls(pipe)
     sample_tokens(pipe, PROMPTS)
     longest = pipe.processor.text_to_image_prefix(PROMPTS)["input_ids"].shape[1]
-    # First four texts, including the empty prompt. Then conditional and unconditional rows of soi, 16 tokens, eoi.
+    # The first call encodes four texts, including the empty prompt. Each step runs conditional and unconditional rows.
     assert calls == [(4, longest), *[(6, 18)] * 4]
 
 

@@ -98,10 +98,10 @@ def plain_loop(pipe, prompts, steps, guidance_scale, seed, known=None):
             left = int(masked[row].sum())
             num_masked = max(1, min(left - 1, int(share)))
             order = confidence[row].masked_fill(~masked[row], math.inf).argsort()
-            filled = torch.where(masked[row], drawn[row] + config.image_token_offset, ids[row, image])
+            unmasked = torch.where(masked[row], drawn[row] + config.image_token_offset, ids[row, image])
             if step < steps - 1:
-                filled[order[:num_masked]] = mask
-            ids[row, image] = filled
+                unmasked[order[:num_masked]] = mask
+            ids[row, image] = unmasked
     return ids[:, image] - config.image_token_offset
 
 
