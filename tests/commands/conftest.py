@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import conversations
 import pytest
-import talking
 
 from showo_hf import cli
 
@@ -23,7 +23,7 @@ def empty_folder(tmp_path, monkeypatch) -> Path:
 def taught_folder(tmp_path_factory) -> str:
     """A saved pipeline that answers "an owl." to an image and "what?", and two images to "two hearts"."""
     folder = tmp_path_factory.mktemp("models") / "taught"
-    talking.taught().save_pretrained(folder)
+    conversations.trained_chat_pipeline().save_pretrained(folder)
     return str(folder)
 
 

@@ -13,9 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import conversations
 import numpy as np
 import pytest
-import talking
 import torch
 from PIL import Image
 
@@ -217,7 +217,7 @@ def test_loaded_images_are_their_saved_tokens(pipe):
     loaded = conversation(pipe, load=Path("said.json"))
     loaded.resume(*read_conversation("--load", Path("said.json")))
     for one, other in zip(loaded.session.messages, chat.session.messages, strict=True):
-        assert one["role"] == other["role"] and talking.same_parts(one["content"], other["content"])
+        assert one["role"] == other["role"] and conversations.same_parts(one["content"], other["content"])
 
 
 def test_a_conversation_without_tokens_is_loaded_from_its_image_files(chat, pipe, capfd):
@@ -345,7 +345,7 @@ ENDLESS = 100_000  # tokens; too many to wait for
 
 def endless(**bias: float) -> ShowoAnyToAnyPipeline:
     """A model that does not end its answers."""
-    pipe = talking.chatty(eot=-1e4, **bias)
+    pipe = conversations.random_chat_pipeline(eot=-1e4, **bias)
     pipe.model.config.text_config.max_position_embeddings = ENDLESS
     return pipe
 
@@ -391,7 +391,7 @@ def test_a_stopped_answer_changes_nothing(where, interrupt_when, capfd):
         one.next_number = number
     fresh.run_line("/image apple.png")
     assert chat.run_line("tell me") and fresh.run_line("tell me")
-    assert talking.same_parts(chat.session.messages[1]["content"], fresh.session.messages[1]["content"])
+    assert conversations.same_parts(chat.session.messages[1]["content"], fresh.session.messages[1]["content"])
 
 
 def test_an_interrupt_ends_the_program_if_stdin_is_not_a_terminal(endless_folder, monkeypatch, interrupt_when, capfd):

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import conversations
 import pytest
-import talking
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -168,8 +168,8 @@ def test_each_image_is_encoded_once_and_in_batches(taught_folder, batch_size, re
     images = [Image.new("RGB", (20, 16), colour) for colour in ("red", "lime", "blue")]
     prompts = ["what?", "two hearts"]
     expected = [[pipe(image, prompt, max_new_tokens=3).texts[0] for prompt in prompts] for image in images]
-    calls = talking.Calls(pipe)
+    calls = conversations.ForwardCalls(pipe)
     options = argparse.Namespace(max_new_tokens=3, batch_size=batch_size)
     assert generate_answers(pipe, images, prompts, options) == expected
-    prefix = 1 + talking.IMAGE_LENGTH  # mmu soi image eoi
+    prefix = 1 + conversations.IMAGE_LENGTH  # mmu soi image eoi
     assert [rows for rows, length in calls if length == prefix] == read

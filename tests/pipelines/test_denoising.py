@@ -1,4 +1,4 @@
-"""The denoising loop: what a callback may change, how deep it is, and that calls in several threads stay apart."""
+"""The denoising loop: its length and call depth, callbacks that change a call, and calls in several threads."""
 
 import inspect
 import sys
@@ -6,12 +6,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-import painting
+import image_pipelines
 import pytest
 import tiny
 import torch
-from painting import KINDS, OWN, edit, make
-from talking import PROCESSOR, answer, chatty, generator, grid, user
+from conversations import PROCESSOR, answer, generator, grid, random_chat_pipeline, user
+from image_pipelines import EDIT_ARGUMENTS, EDITING_PIPELINES, edit, make_pipeline
 
 from showo_hf import (
     EMBEDDED_MODEL,
@@ -29,8 +29,8 @@ STEPS = 4
 
 
 def generate(pipe, **kwargs):
-    """Tokens of a call of any image pipeline."""
-    options = {"num_inference_steps": STEPS, "generator": generator(), "output_type": "latent"} | OWN.get(
+    """Call any image pipeline and return its tokens."""
+    options = {"num_inference_steps": STEPS, "generator": generator(), "output_type": "latent"} | EDIT_ARGUMENTS.get(
         type(pipe), {}
     )
     if type(pipe) is not ShowoT2IPipeline:
@@ -38,12 +38,12 @@ def generate(pipe, **kwargs):
     return pipe("owl", **(options | kwargs)).images
 
 
-@pytest.fixture(params=[ShowoT2IPipeline, *KINDS])
+@pytest.fixture(params=[ShowoT2IPipeline, *EDITING_PIPELINES])
 def pipe(request):
-    return make(request.param)
+    return make_pipeline(request.param)
 
 
-# The loop can be read
+# The length and call depth of the loop
 
 
 def test_the_loop_is_one_function_of_at_most_60_lines():
@@ -70,14 +70,14 @@ def frame_counts(model):
         handle.remove()
 
 
-def test_at_most_three_frames_lie_between_the_call_and_the_model(pipe):
+def test_at_most_three_frames_lie_between_call_and_forward(pipe):
     with frame_counts(pipe.model) as counts:
         generate(pipe)
     assert counts and max(counts) <= 3
 
 
-def test_at_most_three_frames_in_understanding_and_mixed_answers():
-    pipe = chatty()
+def test_answers_have_at_most_three_frames_between_call_and_forward():
+    pipe = random_chat_pipeline()
     with frame_counts(pipe.model) as counts:
         assert any(part["type"] == "image" for part in answer(pipe).content)
     assert max(counts) <= 3
@@ -87,10 +87,10 @@ def test_at_most_three_frames_in_understanding_and_mixed_answers():
     assert max(counts) <= 3
 
 
-def test_arguments_are_checked_by_keyword_and_nothing_is_read(pipe, tmp_path):
+def test_check_inputs_takes_keywords_and_reads_no_file(pipe, tmp_path):
     parameters = inspect.signature(pipe.check_inputs).parameters.values()
     assert all(one.kind is inspect.Parameter.KEYWORD_ONLY for one in parameters)
-    if type(pipe) is not ShowoT2IPipeline:  # a file that does not exist is found when it is read
+    if type(pipe) is not ShowoT2IPipeline:  # a missing file raises only when it is read
         with pytest.raises(ValueError, match="cannot be read"):
             generate(pipe, image=str(tmp_path / "missing.png"))
 
@@ -98,7 +98,7 @@ def test_arguments_are_checked_by_keyword_and_nothing_is_read(pipe, tmp_path):
 # Callbacks
 
 
-def test_a_callback_stops_the_call(pipe):
+def test_a_callback_can_interrupt_the_call(pipe):
     steps = []
 
     def stop(its_pipe, step, timestep, tensors):
@@ -106,21 +106,21 @@ def test_a_callback_stops_the_call(pipe):
         its_pipe._interrupt = step == 1
         return {}
 
-    whole = generate(pipe, num_inference_steps=8)  # variations skip the first steps
+    complete = generate(pipe, num_inference_steps=8)  # variations skip the first steps
     stopped = generate(pipe, num_inference_steps=8, callback_on_step_end=stop)
     assert steps == [0, 1] and bool((stopped == tiny.CODES).any())
     known = stopped != tiny.CODES
-    assert torch.equal(stopped[known], whole[known])
-    assert torch.equal(generate(pipe, num_inference_steps=8), whole)  # the next call is not stopped
+    assert torch.equal(stopped[known], complete[known])
+    assert torch.equal(generate(pipe, num_inference_steps=8), complete)  # the next call is not interrupted
 
 
-def test_masked_tokens_of_a_stopped_call_are_grey():
-    pipe = make(ShowoT2IPipeline)
+def test_masked_tokens_of_an_interrupted_call_are_grey():
+    pipe = make_pipeline(ShowoT2IPipeline)
     seen = []
 
     def stop(its_pipe, step, timestep, tensors):
         seen.append(tensors["latents"])
-        pipe._interrupt = True  # by the name that the caller knows it by
+        pipe._interrupt = True  # through the caller's variable, not through `its_pipe`
 
     image = generate(pipe, callback_on_step_end=stop, output_type="pt")
     masked = (seen[-1] == tiny.CODES)[:, None].repeat_interleave(tiny.FACTOR, 2).repeat_interleave(tiny.FACTOR, 3)
@@ -129,19 +129,19 @@ def test_masked_tokens_of_a_stopped_call_are_grey():
     assert bool(grey[masked].all()) and not bool(grey[~masked].all())
 
 
-def test_a_stopped_call_can_be_taken_up_again():
-    pipe = make(ShowoT2IPipeline)
+def test_an_interrupted_call_can_be_continued():
+    pipe = make_pipeline(ShowoT2IPipeline)
 
     def stop(its_pipe, step, timestep, tensors):
         its_pipe._interrupt = True
 
     half = generate(pipe, callback_on_step_end=stop)
-    whole = generate(pipe, latents=half)
-    assert torch.equal(whole[half != tiny.CODES], half[half != tiny.CODES])
-    assert not bool((whole == tiny.CODES).any())
+    complete = generate(pipe, latents=half)
+    assert torch.equal(complete[half != tiny.CODES], half[half != tiny.CODES])
+    assert not bool((complete == tiny.CODES).any())
 
 
-def logits_scale(pipe, monkeypatch):
+def record_guidance_scales(pipe, monkeypatch):
     """Record the guidance scale of each step."""
     from showo_hf.pipelines import denoising
 
@@ -155,9 +155,9 @@ def logits_scale(pipe, monkeypatch):
     return scales
 
 
-def test_a_changed_guidance_scale_counts_from_the_next_step_on(monkeypatch):
-    pipe = make(ShowoT2IPipeline)
-    scales = logits_scale(pipe, monkeypatch)
+def test_a_changed_guidance_scale_applies_from_the_next_step(monkeypatch):
+    pipe = make_pipeline(ShowoT2IPipeline)
+    scales = record_guidance_scales(pipe, monkeypatch)
 
     def change(its_pipe, step, timestep, tensors):
         assert its_pipe.guidance_scale == [3.0, 1.0, 5.0, 2.0][step]
@@ -176,7 +176,7 @@ def test_a_changed_guidance_scale_counts_from_the_next_step_on(monkeypatch):
 
 
 def test_a_changed_guidance_scale_must_be_a_number():
-    pipe = make(ShowoT2IPipeline)
+    pipe = make_pipeline(ShowoT2IPipeline)
 
     def change(its_pipe, step, timestep, tensors):
         its_pipe._guidance_scale = "much"
@@ -185,8 +185,8 @@ def test_a_changed_guidance_scale_must_be_a_number():
         generate(pipe, callback_on_step_end=change)
 
 
-def test_outside_of_a_callback_there_is_no_call_to_change():
-    pipe = make(ShowoT2IPipeline)
+def test_the_state_of_a_call_can_be_changed_only_in_its_callback():
+    pipe = make_pipeline(ShowoT2IPipeline)
     for change in ({"_interrupt": True}, {"_guidance_scale": 2.0}):
         with pytest.raises(AttributeError, match="in its `callback_on_step_end` only"):
             for name, value in change.items():
@@ -196,8 +196,8 @@ def test_outside_of_a_callback_there_is_no_call_to_change():
         pipe._interrupt = True
 
 
-def test_a_call_within_a_callback_has_its_own_state():
-    pipe, expected, inner = make(ShowoT2IPipeline), generate(make(ShowoT2IPipeline)), []
+def test_a_call_inside_a_callback_has_its_own_state():
+    pipe, expected, inner = make_pipeline(ShowoT2IPipeline), generate(make_pipeline(ShowoT2IPipeline)), []
 
     def call_again(its_pipe, step, timestep, tensors):
         if step == 1:
@@ -205,11 +205,11 @@ def test_a_call_within_a_callback_has_its_own_state():
         assert pipe.guidance_scale == 2.75 and not pipe.interrupt
 
     assert torch.equal(generate(pipe, callback_on_step_end=call_again), expected)
-    assert torch.equal(inner[0], generate(make(ShowoT2IPipeline), guidance_scale=7.0))
+    assert torch.equal(inner[0], generate(make_pipeline(ShowoT2IPipeline), guidance_scale=7.0))
 
 
-def test_a_callback_ends_a_mixed_answer():
-    pipe = chatty(soi=50.0)
+def test_a_callback_can_interrupt_a_mixed_answer():
+    pipe = random_chat_pipeline(soi=50.0)
 
     def stop(its_pipe, step, timestep, tensors):
         its_pipe._interrupt = True
@@ -222,7 +222,7 @@ def test_a_callback_ends_a_mixed_answer():
 
 
 def run_in_threads(calls, threads=8):
-    """Run all calls in threads that begin together."""
+    """Run all calls in threads that start at the same time, and return their results in order."""
     start = threading.Barrier(threads)
 
     def work(share):
@@ -235,9 +235,9 @@ def run_in_threads(calls, threads=8):
 
 
 @pytest.mark.parametrize("kind", [MaskGITScheduler, RemaskingScheduler])
-def test_eight_threads_share_a_pipeline(kind):
-    """64 calls with other prompts, steps, sizes and guidance, each as it is alone."""
-    pipe = make(ShowoT2IPipeline, scheduler=kind(mask_token_id=tiny.CODES))
+def test_a_pipeline_can_be_shared_by_eight_threads(kind):
+    """64 calls with different prompts, steps, sizes and guidance give the same tokens as single calls."""
+    pipe = make_pipeline(ShowoT2IPipeline, scheduler=kind(mask_token_id=tiny.CODES))
 
     def call(number):
         options = {
@@ -246,9 +246,9 @@ def test_eight_threads_share_a_pipeline(kind):
             "temperature": 0.5 * (number % 4),
             "height": tiny.FACTOR * (4 + 2 * (number % 2)),
         }
-        return edit_like(pipe, painting.PROMPTS[number % 3], seed=number, **options)
+        return generate_from(pipe, image_pipelines.PROMPTS[number % 3], seed=number, **options)
 
-    def edit_like(its_pipe, prompt, seed, **options):
+    def generate_from(its_pipe, prompt, seed, **options):
         return its_pipe(prompt, generator=generator(seed), output_type="latent", **options).images
 
     expected = [call(number) for number in range(64)]
@@ -256,12 +256,12 @@ def test_eight_threads_share_a_pipeline(kind):
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
-def test_pipelines_that_share_a_scheduler_in_threads():
-    whole = make(ShowoT2IPipeline)
-    pipes = [whole, ShowoInpaintPipeline.from_pipe(whole), ShowoImg2ImgPipeline.from_pipe(whole)]
+def test_pipelines_with_a_shared_scheduler_can_run_in_threads():
+    complete = make_pipeline(ShowoT2IPipeline)
+    pipes = [complete, ShowoInpaintPipeline.from_pipe(complete), ShowoImg2ImgPipeline.from_pipe(complete)]
     for pipe in pipes:
         pipe.set_progress_bar_config(disable=True)
-    assert all(pipe.scheduler is whole.scheduler for pipe in pipes)
+    assert all(pipe.scheduler is complete.scheduler for pipe in pipes)
 
     def call(number):
         pipe = pipes[number % 3]
@@ -272,8 +272,8 @@ def test_pipelines_that_share_a_scheduler_in_threads():
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
-def test_callbacks_in_threads_change_their_own_call_only():
-    pipe = make(ShowoT2IPipeline)
+def test_callbacks_in_threads_change_only_their_own_call():
+    pipe = make_pipeline(ShowoT2IPipeline)
 
     def call(number):
         def stop(its_pipe, step, timestep, tensors):
@@ -287,9 +287,9 @@ def test_callbacks_in_threads_change_their_own_call_only():
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
-def test_answers_in_threads():
-    """Questions and mixed answers, which also use the tokenizer in both directions."""
-    mixed = chatty()
+def test_answers_can_run_in_threads():
+    """Questions and mixed answers also encode and decode text with the shared tokenizer."""
+    mixed = random_chat_pipeline()
     asked = ShowoMMUPipeline(mixed.model, PROCESSOR, mixed.scheduler)
 
     def call(number):
@@ -303,7 +303,7 @@ def test_answers_in_threads():
 
 
 @pytest.mark.slow
-def test_eight_threads_share_the_embedded_model():
+def test_the_embedded_model_can_be_shared_by_eight_threads():
     pipe = ShowoT2IPipeline.from_pretrained(EMBEDDED_MODEL)
     pipe.set_progress_bar_config(disable=True)
 
@@ -318,7 +318,7 @@ def test_eight_threads_share_the_embedded_model():
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
-def test_a_scheduler_is_not_changed_by_a_call(pipe):
+def test_a_call_does_not_change_the_scheduler(pipe):
     before = dict(vars(pipe.scheduler))
     edit(pipe) if type(pipe) is not ShowoT2IPipeline else generate(pipe)
     assert vars(pipe.scheduler) == before

@@ -1,12 +1,12 @@
-"""Masks: reading them, the tokens that they touch, what is masked again, and the seam. Against plain loops."""
+"""Masks: reading, masked tokens, choosing tokens to mask, and feathered seams. Compared with plain loops."""
 
 import numpy as np
 import pytest
 import torch
+from conversations import generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from talking import generator
 
 from showo_hf.pipelines.masks import (
     average_mask,
@@ -29,33 +29,45 @@ def noise(*shape, seed=0):
     return torch.rand(shape, generator=generator(seed))
 
 
-# Reading
+# Reading masks
 
 
-def half(mode="L"):
+def two_thirds_marked(mode="L"):
+    """A mask of 2 x 3 pixels. The last two columns are marked."""
     return Image.fromarray(np.array([[0, 255, 255]] * 2, "uint8")).convert(mode)
 
 
-def test_a_mask_is_read_from_whatever_it_is(tmp_path):
-    half().save(tmp_path / "mask.png")
+def test_masks_are_read_from_images_arrays_tensors_and_paths(tmp_path):
+    two_thirds_marked().save(tmp_path / "mask.png")
     expected = torch.tensor([[0.0, 1.0, 1.0]] * 2)
-    kinds = [half(), half("RGB"), half("1"), half("RGBA"), tmp_path / "mask.png", str(tmp_path / "mask.png")]
-    kinds += [np.array(half()), np.array(half()) > 0, np.array(half())[..., None] / 255]
-    kinds += [expected, expected.double(), expected.bfloat16(), expected[None], expected[..., None], expected > 0]
-    for mask in kinds:
+    masks = [
+        two_thirds_marked(),
+        two_thirds_marked("RGB"),
+        two_thirds_marked("1"),
+        two_thirds_marked("RGBA"),
+        tmp_path / "mask.png",
+        str(tmp_path / "mask.png"),
+    ]
+    masks += [
+        np.array(two_thirds_marked()),
+        np.array(two_thirds_marked()) > 0,
+        np.array(two_thirds_marked())[..., None] / 255,
+    ]
+    masks += [expected, expected.double(), expected.bfloat16(), expected[None], expected[..., None], expected > 0]
+    for mask in masks:
         found = load_mask(mask)
         assert found.dtype == torch.float32 and torch.equal(found, expected), mask
 
 
-def test_a_mask_of_0_and_1_in_8_bits():
+def test_an_8_bit_mask_of_0_and_1_is_not_divided_by_255():
     values = np.array([[0, 1, 1]] * 2, "uint8")
     for mask in (values, torch.tensor(values), Image.fromarray(values)):
         assert load_mask(mask).tolist() == values.tolist()
     assert load_mask(0 * values).max() == 0
-    assert torch.equal(load_mask(values + 1), torch.tensor(values + 1) / 255), "something is above 1"
+    assert torch.equal(load_mask(values + 1), torch.tensor(values + 1) / 255), "values above 1 mean a range to 255"
 
 
-def test_a_mask_of_more_than_8_bits_or_of_floats_has_its_whole_range(tmp_path):
+def test_16_bit_and_float_masks_keep_their_range(tmp_path):
     soft = np.array([[0.0, 0.2, 0.6, 1.0]], "float32")
     expected = torch.from_numpy(soft)
     sixteen = Image.fromarray((soft * 65535).round().astype("uint16"))
@@ -67,7 +79,7 @@ def test_a_mask_of_more_than_8_bits_or_of_floats_has_its_whole_range(tmp_path):
         load_mask(Image.fromarray(256 * soft))
 
 
-def test_a_soft_mask_stays_soft_and_what_is_transparent_is_not_marked():
+def test_soft_masks_stay_soft_and_transparent_pixels_are_not_marked():
     soft = torch.tensor([[0.0, 0.25, 1.0]])
     assert torch.equal(load_mask(soft), soft)
     grey = Image.fromarray(np.array([[0, 51, 255]], "uint8"))
@@ -90,7 +102,7 @@ def test_a_soft_mask_stays_soft_and_what_is_transparent_is_not_marked():
         (np.full((2, 2), np.nan), ValueError, r"as floats must be in \[0, 1\]"),
     ],
 )
-def test_what_is_no_mask_is_refused(mask, error, message):
+def test_invalid_masks_are_refused(mask, error, message):
     with pytest.raises(error, match=message):
         load_mask(mask)
 
@@ -98,12 +110,12 @@ def test_what_is_no_mask_is_refused(mask, error, message):
 @pytest.mark.parametrize(
     "mask, size", [((8, 8), (512, 512)), ((85, 128), (512, 768)), ((1, 1), (7, 9)), ((4, 6), (2, 3))]
 )
-def test_any_resolution_of_the_aspect_is_taken(mask, size):
+def test_any_resolution_with_the_aspect_ratio_is_accepted(mask, size):
     check_aspect(torch.zeros(mask), size)
 
 
 @pytest.mark.parametrize("mask, size", [((512, 512), (512, 768)), ((768, 512), (512, 768)), ((100, 104), (512, 512))])
-def test_another_aspect_is_refused(mask, size):
+def test_another_aspect_ratio_is_refused(mask, size):
     wanted = f"the aspect ratio of its image, {size[1]}x{size[0]} .width x height., got {mask[1]}x{mask[0]}"
     with pytest.raises(ValueError, match=wanted):
         check_aspect(torch.zeros(mask), size)
@@ -114,26 +126,26 @@ def test_another_aspect_is_refused(mask, size):
 
 @given(SIDES, SIDES, SIDES, SIDES, SEEDS)
 @settings(max_examples=60, deadline=None)
-def test_a_token_is_touched_if_a_marked_pixel_lies_in_its_patch(height, width, rows, columns, seed):
-    mask = noise(height, width, seed=seed) ** 4  # few are marked
+def test_a_token_is_masked_if_its_patch_has_a_marked_pixel(height, width, rows, columns, seed):
+    mask = noise(height, width, seed=seed) ** 4  # few pixels are marked
     expected = torch.zeros(rows, columns, dtype=torch.bool)
     for y, x in (mask >= 0.5).nonzero().tolist():
         for row in range(rows):
             for column in range(columns):
-                # Both as parts of the whole: from y / height to (y + 1) / height, and so on.
+                # Compare intervals as fractions of the image: y / height to (y + 1) / height, for example.
                 across = x * columns < (column + 1) * width and column * width < (x + 1) * columns
                 down = y * rows < (row + 1) * height and row * height < (y + 1) * rows
                 expected[row, column] |= across and down
     assert torch.equal(masked_tokens(mask, (rows, columns)), expected)
 
 
-def test_a_half_counts_as_marked():
+def test_a_value_of_one_half_counts_as_marked():
     assert masked_tokens(torch.tensor([[0.49, 0.5]]), (1, 2)).tolist() == [[False, True]]
 
 
 @given(SIDES, SIDES, SIDES, SIDES, SEEDS)
 @settings(max_examples=40, deadline=None)
-def test_shares_of_a_mask_and_its_opposite_sum_to_one(height, width, rows, columns, seed):
+def test_averages_of_a_mask_and_its_complement_sum_to_one(height, width, rows, columns, seed):
     mask = noise(height, width, seed=seed)
     shares = average_mask(mask, (rows, columns))
     assert shares.shape == (rows, columns)
@@ -143,7 +155,7 @@ def test_shares_of_a_mask_and_its_opposite_sum_to_one(height, width, rows, colum
         torch.testing.assert_close(shares, patches.mean((1, 3)))
 
 
-def test_no_mark_is_lost_at_another_size():
+def test_resizing_keeps_single_marked_pixels():
     mask = torch.zeros(64, 64)
     mask[37, 5] = 1
     assert resize_mask(mask, (16, 16)).nonzero().tolist() == [[9, 1]]
@@ -152,20 +164,20 @@ def test_no_mark_is_lost_at_another_size():
 
 @given(st.integers(1, 4), st.integers(1, 12), st.floats(0, 1), SEEDS)
 @settings(max_examples=80, deadline=None)
-def test_a_share_of_the_candidates_is_masked_again(batch, tokens, share, seed):
+def test_a_share_of_the_candidates_is_masked(batch, tokens, share, seed):
     candidates, order = noise(batch, tokens, seed=seed) < 0.6, noise(batch, tokens, seed=seed + 1)
     found = choose_masked(candidates, share, order)
-    for those, ranks, masked in zip(candidates, order, found, strict=True):
-        count = round(share * int(those.sum()) + 1e-9)
-        if share > 0 and those.any():
+    for is_candidate, ranks, masked in zip(candidates, order, found, strict=True):
+        count = round(share * int(is_candidate.sum()) + 1e-9)
+        if share > 0 and is_candidate.any():
             count = max(1, count)
-        assert abs(int(masked.sum()) - count) <= (abs(share * int(those.sum()) % 1 - 0.5) < 1e-3)
-        assert not (masked & ~those).any()
-        if masked.any() and (those & ~masked).any():
-            assert ranks[masked].max() < ranks[those & ~masked].min()
+        assert abs(int(masked.sum()) - count) <= (abs(share * int(is_candidate.sum()) % 1 - 0.5) < 1e-3)
+        assert not (masked & ~is_candidate).any()
+        if masked.any() and (is_candidate & ~masked).any():
+            assert ranks[masked].max() < ranks[is_candidate & ~masked].min()
 
 
-def test_shares_of_nothing_and_of_all():
+def test_shares_of_zero_and_one():
     candidates, order = torch.tensor([[True, False, True]]), torch.tensor([[0.0, 1.0, 2.0]])
     assert torch.equal(choose_masked(candidates, 1, order), candidates)
     assert not choose_masked(candidates, 0, order).any()
@@ -177,37 +189,39 @@ def test_shares_of_nothing_and_of_all():
 
 @given(st.integers(1, 6), st.integers(1, 6), st.sampled_from([1, 2, 4, 8]), SEEDS)
 @settings(max_examples=40, deadline=None)
-def test_a_seam_is_one_patch_wide(rows, columns, patch, seed):
-    unknown = noise(1, rows, columns, seed=seed) < 0.25
-    share = feather_mask(unknown, patch)
+def test_a_feathered_seam_is_one_patch_wide(rows, columns, patch, seed):
+    masked = noise(1, rows, columns, seed=seed) < 0.25
+    share = feather_mask(masked, patch)
     assert share.shape == (1, 1, rows * patch, columns * patch) and share.min() >= 0 and share.max() <= 1
-    places = unknown[0].nonzero().tolist()
+    masked_patches = masked[0].nonzero().tolist()
     for y in range(rows * patch):
         for x in range(columns * patch):
-            # Pixels to the nearest painted patch, the larger of down and across: 0 in it.
+            # Chebyshev distance in pixels to the nearest masked patch: 0 inside it.
             distance = min(
                 (
                     max(
                         row * patch - y, y - (row + 1) * patch + 1, column * patch - x, x - (column + 1) * patch + 1, 0
                     )
-                    for row, column in places
+                    for row, column in masked_patches
                 ),
                 default=10**6,
             )
             value = share[0, 0, y, x].item()
             assert distance > 0 or value == 1
-            assert distance == 0 or len(places) > 1 or value < 1, "between two painted patches it may be 1"
+            assert distance == 0 or len(masked_patches) > 1 or value < 1, (
+                "only between two masked patches may the value be 1"
+            )
             assert (value == 0) == (distance > 2 * (patch // 2))
 
 
-def test_pixels_far_away_come_back_bit_for_bit():
-    unknown = torch.zeros(2, 6, 6, dtype=torch.bool)
-    unknown[0, 0, 0] = True
-    painted, original = noise(2, 3, 24, 24, seed=1), noise(2, 3, 24, 24, seed=2)
-    found = paste_original(painted, original, unknown)
-    assert torch.equal(found[0, :, :4, :4], painted[0, :, :4, :4])
+def test_pixels_away_from_masked_patches_are_returned_bit_for_bit():
+    masked = torch.zeros(2, 6, 6, dtype=torch.bool)
+    masked[0, 0, 0] = True
+    inpainted, original = noise(2, 3, 24, 24, seed=1), noise(2, 3, 24, 24, seed=2)
+    found = paste_original(inpainted, original, masked)
+    assert torch.equal(found[0, :, :4, :4], inpainted[0, :, :4, :4])
     assert torch.equal(found[0, :, 8:], original[0, :, 8:]) and torch.equal(found[0, :, :, 8:], original[0, :, :, 8:])
     assert torch.equal(found[1], original[1])
     seam = found[0, :, 4:8, :4]
-    low, high = (pick(painted[0], original[0])[:, 4:8, :4] for pick in (torch.minimum, torch.maximum))
+    low, high = (pick(inpainted[0], original[0])[:, 4:8, :4] for pick in (torch.minimum, torch.maximum))
     assert (low < seam).all() and (seam < high).all()

@@ -1,30 +1,30 @@
-"""What a caller of the any-to-any pipeline can count on."""
+"""The public behaviour of the any-to-any pipeline."""
 
 import inspect
 import logging
 
+import conversations
 import numpy as np
 import pytest
-import talking
 import tiny
 import torch
-from PIL import Image
-from talking import (
+from conversations import (
     OPTIONS,
     PROCESSOR,
-    Calls,
+    ForwardCalls,
     answer,
-    chatty,
     generator,
     grid,
     image,
-    make_pipeline,
+    make_chat_pipeline,
     pixels,
+    random_chat_pipeline,
     same_parts,
-    taught,
     text,
+    trained_chat_pipeline,
     user,
 )
+from PIL import Image
 
 from showo_hf import (
     AnswerDone,
@@ -40,31 +40,34 @@ from showo_hf.pipelines.pipeline_showo_any_to_any import AnswerParams
 
 @pytest.fixture
 def pipe() -> ShowoAnyToAnyPipeline:
-    return chatty()
+    return random_chat_pipeline()
 
 
-# The answer
+# Answers
 
 
-def test_text_and_images_come_in_the_order_of_the_answer():
-    output = taught()("two hearts", num_inference_steps=3, generator=generator())
+def test_text_and_images_are_returned_in_order():
+    output = trained_chat_pipeline()("two hearts", num_inference_steps=3, generator=generator())
     assert isinstance(output, ShowoAnyToAnyPipelineOutput) and output.finish_reason == "stop"
-    first, one, second, other = talking.parts_of(output.content)
+    first, one, second, other = conversations.part_values(output.content)
     assert (first, second) == ("a heart:", "one more:")
     assert all(isinstance(image, Image.Image) and image.size == (16, 16) for image in (one, other))
     assert output.message["role"] == "assistant"
     assert [part["type"] for part in output.message["content"]] == ["text", "image", "text", "image"]
     grids = [part["image"] for part in output.message["content"][1::2]]
-    assert all(codes.shape == (4, 4) and codes.dtype == torch.int64 and codes.max() < tiny.CODES for codes in grids)
+    assert all(
+        image_tokens.shape == (4, 4) and image_tokens.dtype == torch.int64 and image_tokens.max() < tiny.CODES
+        for image_tokens in grids
+    )
     assert not torch.equal(*grids)
 
 
-def test_an_image_can_be_all_of_an_answer():
-    output = taught()("an owl", num_inference_steps=3, generator=generator())
+def test_an_answer_may_be_a_single_image():
+    output = trained_chat_pipeline()("an owl", num_inference_steps=3, generator=generator())
     assert [part["type"] for part in output.content] == ["image"]
 
 
-def test_output_types(pipe):
+def test_output_types_agree(pipe):
     latent = answer(pipe)
     assert {"text", "image"} == {part["type"] for part in latent.content}
     outputs = {name: answer(pipe, output_type=name) for name in ("pil", "np", "pt")}
@@ -82,33 +85,33 @@ def test_output_types(pipe):
     assert all(same_parts(output.message["content"], latent.content) for output in outputs.values())
 
 
-def test_a_tuple_instead_of_an_output(pipe):
+def test_return_dict_false_returns_a_tuple(pipe):
     content, message, finish_reason = answer(pipe, return_dict=False)
     output = answer(pipe)
     assert same_parts(content, output.content) and finish_reason == output.finish_reason == "length"
     assert same_parts(message["content"], output.message["content"])
 
 
-def test_messages_have_several_forms(pipe):
+def test_messages_may_be_a_text_a_message_or_a_list(pipe):
     expected = answer(pipe, [user("an owl")]).content
     for same in ("an owl", user("an owl"), {"role": "user", "content": "an owl"}, (user("an", " owl"),)):
         assert same_parts(answer(pipe, same).content, expected)
 
 
-def test_pixels_are_as_their_codes(pipe):
+def test_an_image_equals_its_tokens(pipe):
     image = pixels()
-    codes = pipe.image_tokenizer.encode(PROCESSOR(images=image)["pixel_values"]).image_tokens[0]
-    expected = answer(pipe, [user(codes, "an owl")]).content
+    image_tokens = pipe.image_tokenizer.encode(PROCESSOR(images=image)["pixel_values"]).image_tokens[0]
+    expected = answer(pipe, [user(image_tokens, "an owl")]).content
     array, tensor = np.asarray(image), torch.from_numpy(np.asarray(image).copy()).movedim(-1, 0)
     for same in (image, array, tensor, tensor.float() / 255, image.convert("RGBA")):
         assert same_parts(answer(pipe, [user(same, "an owl")]).content, expected)
     assert not same_parts(answer(pipe, [user(grid(), "an owl")]).content, expected)
 
 
-# Draws
+# Random numbers and sampling
 
 
-def test_one_generator_makes_it_repeatable(pipe):
+def test_a_generator_makes_answers_reproducible(pipe):
     assert same_parts(answer(pipe).content, answer(pipe).content)
     assert not same_parts(answer(pipe).content, answer(pipe, seed=1).content)
     assert same_parts(answer(pipe).content, answer(pipe, generator=[generator()]).content)
@@ -121,8 +124,8 @@ def test_the_global_seed_is_used_without_a_generator(pipe):
     assert same_parts(first.content, answer(pipe, generator=None).content)
 
 
-def test_the_likeliest_words_do_not_depend_on_a_seed(pipe):
-    pipe = chatty(soi=-1e4)
+def test_greedy_text_does_not_depend_on_the_seed(pipe):
+    pipe = random_chat_pipeline(soi=-1e4)
     outputs = [answer(pipe, seed=seed, do_sample=False).content for seed in (0, 1)]
     assert outputs[0] == outputs[1] and len(outputs[0][0]["text"]) > 5
     assert answer(pipe, seed=5, top_k=1).content == outputs[0]
@@ -130,8 +133,8 @@ def test_the_likeliest_words_do_not_depend_on_a_seed(pipe):
     assert answer(pipe, seed=5, text_temperature=1e-4).content == outputs[0]
 
 
-def test_sampling_options_change_the_words():
-    pipe = chatty(soi=-1e4)
+def test_sampling_options_change_the_text():
+    pipe = random_chat_pipeline(soi=-1e4)
     plain = answer(pipe, max_new_tokens=40).content
     for option in ({"text_temperature": 3.0}, {"top_k": 3}, {"top_p": 0.3}):
         assert answer(pipe, max_new_tokens=40, **option).content != plain
@@ -145,12 +148,12 @@ def test_sampling_options_without_sampling_warn(pipe, caplog):
     assert "`top_p` have no effect with `do_sample=False`" in caplog.text
 
 
-def test_the_images_temperature_and_guidance_change_images_alone():
+def test_image_options_change_the_image():
     options = {"generator": None, "do_sample": False, "max_new_tokens": 20, "num_inference_steps": 6}
 
     def images(**kwargs):
         torch.manual_seed(0)
-        content = answer(taught(), "an owl", **(options | kwargs)).content
+        content = answer(trained_chat_pipeline(), "an owl", **(options | kwargs)).content
         return [part["image"] for part in content if part["type"] == "image"]
 
     (plain,) = images()
@@ -168,46 +171,46 @@ def test_the_images_temperature_and_guidance_change_images_alone():
 # Limits
 
 
-@pytest.mark.parametrize("most", [0, 1, 3])
-def test_no_more_images_than_asked_for(most):
-    output = answer(chatty(soi=50.0), max_images=most)
+@pytest.mark.parametrize("limit", [0, 1, 3])
+def test_max_images_limits_the_images(limit):
+    output = answer(random_chat_pipeline(soi=50.0), max_images=limit)
     kinds = [part["type"] for part in output.content]
-    assert kinds == ["image"] * most + ["text"]
+    assert kinds == ["image"] * limit + ["text"]
     assert output.finish_reason == "length"
 
 
-@pytest.mark.parametrize("most", [1, 2, 7])
-def test_only_text_counts_as_new_tokens(most):
-    pipe = chatty(soi=3.0)
-    output = answer(pipe, max_new_tokens=most, max_images=9)
+@pytest.mark.parametrize("limit", [1, 2, 7])
+def test_max_new_tokens_counts_only_text(limit):
+    pipe = random_chat_pipeline(soi=3.0)
+    output = answer(pipe, max_new_tokens=limit, max_images=9)
     words = "".join(part["text"] for part in output.content if part["type"] == "text")
     ids = sum(len(PROCESSOR.text_ids(part["text"])) for part in output.content if part["type"] == "text")
-    assert words and ids <= most and output.finish_reason == "length"
-    assert len(words) >= most  # an id is a letter at least
+    assert words and ids <= limit and output.finish_reason == "length"
+    assert len(words) >= limit  # each id gives at least one character
 
 
 @pytest.mark.parametrize("context", [128, 129, 145, 146, 147])
-def test_an_image_without_room_is_not_opened(context):
-    pipe = chatty(soi=50.0, context=context)
-    prompt, lengths, positions = len(pipe.token_ids([user("an owl")])), Calls(pipe), []
+def test_an_image_is_started_only_if_it_fits_the_context(context):
+    pipe = random_chat_pipeline(soi=50.0, context=context)
+    prompt, lengths, positions = len(pipe.token_ids([user("an owl")])), ForwardCalls(pipe), []
     pipe.model.model.register_forward_hook(
         lambda module, args, kwargs, output: positions.append(output.past_key_values.get_seq_length()),
         with_kwargs=True,
     )
     output = answer(pipe, max_images=99, max_new_tokens=999, num_inference_steps=1, guidance_scale=1.0)
-    images = (context - prompt) // talking.IMAGE_LENGTH
-    left = (context - prompt) % talking.IMAGE_LENGTH
-    assert [part["type"] for part in output.content] == ["image"] * images + ["text"] * (left > 0)
-    assert max(positions) <= context and lengths.count((1, 1)) == max(0, left - 1)
+    images = (context - prompt) // conversations.IMAGE_LENGTH
+    room = (context - prompt) % conversations.IMAGE_LENGTH
+    assert [part["type"] for part in output.content] == ["image"] * images + ["text"] * (room > 0)
+    assert max(positions) <= context and lengths.count((1, 1)) == max(0, room - 1)
     assert output.finish_reason == "length"
 
 
-def test_a_prompt_may_fill_the_context_but_for_one_place():
-    length = len(chatty().token_ids([user("an owl")]))
-    output = answer(chatty(context=length + 1), max_new_tokens=20)
+def test_a_prompt_may_fill_the_context_except_one_position():
+    length = len(random_chat_pipeline().token_ids([user("an owl")]))
+    output = answer(random_chat_pipeline(context=length + 1), max_new_tokens=20)
     assert [part["type"] for part in output.content] == ["text"] and len(output.content[0]["text"]) <= 2
-    pipe = chatty(context=length)
-    calls = Calls(pipe)
+    pipe = random_chat_pipeline(context=length)
+    calls = ForwardCalls(pipe)
     with pytest.raises(
         ValueError, match=f"`messages` must take fewer positions than the model's {length}, got {length}"
     ):
@@ -215,8 +218,8 @@ def test_a_prompt_may_fill_the_context_but_for_one_place():
     assert calls == []
 
 
-def test_images_count_in_the_length_of_a_prompt(pipe):
-    calls = Calls(pipe)
+def test_images_count_towards_the_prompt_length(pipe):
+    calls = ForwardCalls(pipe)
     encoded = []
     pipe.image_tokenizer.encoder.register_forward_hook(lambda *args: encoded.append(1))
     with pytest.raises(ValueError, match="`messages` must take fewer positions than the model's 512, got 5"):
@@ -225,31 +228,34 @@ def test_images_count_in_the_length_of_a_prompt(pipe):
 
 
 @pytest.mark.parametrize("do_sample", [True, False])
-def test_special_tokens_are_never_words(do_sample):
+def test_special_tokens_are_never_sampled_as_text(do_sample):
     names = ("pad", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg", "mask")
-    pipe = chatty(soi=-1e4, **dict.fromkeys(names, 80.0))
+    pipe = random_chat_pipeline(soi=-1e4, **dict.fromkeys(names, 80.0))
     with torch.no_grad():
         pipe.model.lm_head.bias[pipe.model.config.image_token_offset :] = 80.0
     output = answer(pipe, do_sample=do_sample, max_new_tokens=25, text_temperature=2.0 if do_sample else 1.0)
     (part,) = output.content
     assert part["type"] == "text" and not any(name in part["text"] for name in ("<|", "[PAD]"))
-    # Neither do they change what is drawn.
+    # They do not change the sampled text either.
     plain = answer(
-        chatty(soi=-1e4), do_sample=do_sample, max_new_tokens=25, text_temperature=2.0 if do_sample else 1.0
+        random_chat_pipeline(soi=-1e4),
+        do_sample=do_sample,
+        max_new_tokens=25,
+        text_temperature=2.0 if do_sample else 1.0,
     )
     assert output.content == plain.content
 
 
-def test_an_answer_ends_with_eot():
-    output = answer(chatty(eot=80.0))
+def test_an_answer_ends_at_eot():
+    output = answer(random_chat_pipeline(eot=80.0))
     assert output.content == [] and output.message == {"role": "assistant", "content": []}
     assert output.finish_reason == "stop"
 
 
-# Streams
+# Streaming
 
 
-def test_a_stream_tells_what_the_call_gives(pipe):
+def test_a_stream_yields_the_content_of_a_call(pipe):
     for seed in range(3):
         expected = answer(pipe, seed=seed)
         *events, last = pipe.stream("an owl", generator=generator(seed), **OPTIONS)
@@ -270,21 +276,21 @@ def test_a_stream_tells_what_the_call_gives(pipe):
         assert same_parts(content, expected.content)
 
 
-def test_a_stream_shows_each_step_of_each_image(pipe):
+def test_a_stream_yields_each_step_of_each_image(pipe):
     steps = [
         event for event in pipe.stream("an owl", generator=generator(), **OPTIONS) if isinstance(event, ImageStep)
     ]
     assert [(s.index, s.step, s.num_steps) for s in steps] == [(i, step, 3) for i in range(2) for step in range(3)]
     assert all(step.tokens.shape == (4, 4) and step.tokens.dtype == torch.int64 for step in steps)
-    unknown = [int((step.tokens == tiny.CODES).sum()) for step in steps]
-    assert unknown[2] == unknown[5] == 0 and 16 > unknown[0] > unknown[1] > 0
+    num_masked = [int((step.tokens == tiny.CODES).sum()) for step in steps]
+    assert num_masked[2] == num_masked[5] == 0 and 16 > num_masked[0] > num_masked[1] > 0
     for before, after in zip(steps, steps[1:], strict=False):
         known = (before.tokens != tiny.CODES) & (before.index == after.index)
         assert torch.equal(before.tokens[known], after.tokens[known])
 
 
-def test_words_come_before_the_answer_is_done():
-    calls = Calls(pipe := taught())
+def test_text_is_streamed_before_the_answer_is_finished():
+    calls = ForwardCalls(pipe := trained_chat_pipeline())
     stream = pipe.stream([user(grid(), "what?")], max_new_tokens=30)
     assert calls == []
     first = next(stream)
@@ -292,7 +298,7 @@ def test_words_come_before_the_answer_is_done():
     assert "".join(event.text for event in [first, *stream] if isinstance(event, TextPiece)) == "an owl."
 
 
-def test_events_cannot_be_changed():
+def test_events_are_immutable():
     with pytest.raises(AttributeError):
         TextPiece("a").text = "b"
 
@@ -303,11 +309,11 @@ def test_events_cannot_be_changed():
 def test_the_callback_is_called_after_each_step_of_each_image(pipe):
     seen = []
 
-    def note(its_pipe, step, timestep, tensors):
+    def record(its_pipe, step, timestep, tensors):
         assert its_pipe is pipe and pipe.guidance_scale == 3.0 and pipe.num_timesteps == 3
         seen.append((step, int(timestep), tensors["latents"].clone()))
 
-    content = answer(pipe, callback_on_step_end=note, guidance_scale=3.0).content
+    content = answer(pipe, callback_on_step_end=record, guidance_scale=3.0).content
     assert [(step, timestep) for step, timestep, _ in seen] == [(0, 2), (1, 1), (2, 0)] * 2
     images = [part["image"] for part in content if part["type"] == "image"]
     assert torch.equal(torch.cat([seen[2][2], seen[5][2]]), torch.stack(images))
@@ -332,7 +338,7 @@ def test_progress_is_shown_on_stderr_unless_disabled(pipe, capsys):
     assert capsys.readouterr().err.count("3/3") >= 2
 
 
-# Wrong input, refused before any work
+# Invalid input is refused before any work
 
 
 def part(**kwargs):
@@ -397,12 +403,12 @@ def part(**kwargs):
     ],
 )
 def test_wrong_input_is_refused_before_any_work(pipe, inputs, error, message):
-    calls = Calls(pipe)
+    calls = ForwardCalls(pipe)
     inputs = {"messages": "an owl"} | inputs
     with pytest.raises(error, match=message):
         pipe(**inputs)
     with pytest.raises(error, match=message):
-        pipe.stream(**inputs)  # not only when it is heard
+        pipe.stream(**inputs)  # before the first event is requested
     assert calls == []
 
 
@@ -410,7 +416,7 @@ def test_a_model_without_image_tokenizer_works_on_token_grids():
     model = tiny.showo(text_ids=PROCESSOR.pad_token_id, images=False)
     with torch.no_grad():
         model.lm_head.bias[PROCESSOR.soi_token_id] = 9.0
-    pipe = make_pipeline(model)
+    pipe = make_chat_pipeline(model)
     output = answer(pipe, [user(grid(), "an owl")])
     assert "image" in {part["type"] for part in output.content}
     with pytest.raises(ValueError, match="`output_type` must be 'latent'"):
@@ -419,26 +425,26 @@ def test_a_model_without_image_tokenizer_works_on_token_grids():
         answer(pipe, [user(pixels(), "an owl")])
 
 
-def test_a_model_that_reads_features_is_refused():
+def test_a_model_with_continuous_image_features_is_refused():
     processor = tiny.clip_processor()
-    pipe = make_pipeline(tiny.clip_showo(processor.pad_token_id), processor)
-    calls = Calls(pipe)
+    pipe = make_chat_pipeline(tiny.clip_showo(processor.pad_token_id), processor)
+    calls = ForwardCalls(pipe)
     with pytest.raises(ValueError, match="`model` must read images as image tokens, got one that reads continuous"):
         answer(pipe)
     assert calls == []
 
 
-def test_components_that_do_not_fit_are_refused(pipe):
+def test_a_scheduler_for_another_codebook_size_is_refused(pipe):
     pipe.scheduler = MaskGITScheduler()
     with pytest.raises(ValueError, match="must be the model's codebook size, 64, got 8192"):
         answer(pipe)
 
 
-def test_a_stream_s_options_are_the_call_s():
-    of_call = inspect.signature(ShowoAnyToAnyPipeline.__call__).parameters
-    of_stream = inspect.signature(AnswerParams).parameters
-    assert {name: parameter.default for name, parameter in of_stream.items()} == {
+def test_stream_and_call_have_the_same_options():
+    call_options = inspect.signature(ShowoAnyToAnyPipeline.__call__).parameters
+    stream_options = inspect.signature(AnswerParams).parameters
+    assert {name: parameter.default for name, parameter in stream_options.items()} == {
         name: parameter.default
-        for name, parameter in of_call.items()
+        for name, parameter in call_options.items()
         if name not in ("self", "messages", "return_dict")
     }

@@ -1,12 +1,12 @@
-"""Schedulers, folders, dtypes, devices: what an any-to-any pipeline is made of can be changed, saved and moved."""
+"""The components of the any-to-any pipeline: other schedulers, saving, dtypes, devices and offloading."""
 
 import accelerate
 import pytest
 import tiny
 import torch
+from conversations import OPTIONS, answer, generator, grid, pixels, random_chat_pipeline, same_parts, user
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
-from talking import OPTIONS, answer, chatty, generator, grid, pixels, same_parts, user
 
 from showo_hf import ImageStep, MaskGITScheduler, ShowoAnyToAnyPipeline, ShowoT2IPipeline
 from showo_hf.schedulers import TokenSchedulerOutput
@@ -14,11 +14,11 @@ from showo_hf.schedulers import TokenSchedulerOutput
 
 @pytest.fixture
 def pipe() -> ShowoAnyToAnyPipeline:
-    return chatty()
+    return random_chat_pipeline()
 
 
 class RowByRow(SchedulerMixin, ConfigMixin):
-    """A scheduler of this test: the likeliest codes, one row of the grid at each step."""
+    """A test scheduler that unmasks one row of the grid per step with the most likely tokens."""
 
     @register_to_config
     def __init__(self, mask_token_id: int = 64):
@@ -28,8 +28,8 @@ class RowByRow(SchedulerMixin, ConfigMixin):
         self.grid_size, self.timesteps = grid_size, torch.arange(num_inference_steps).flip(0)
 
     def step(self, model_output, timestep, sample, generator=None):
-        done = len(self.timesteps) - int(timestep)
-        known = torch.arange(sample.shape[1], device=sample.device) < done * self.grid_size[1]
+        num_rows_known = len(self.timesteps) - int(timestep)
+        known = torch.arange(sample.shape[1], device=sample.device) < num_rows_known * self.grid_size[1]
         guess = torch.where(sample == self.config.mask_token_id, model_output.argmax(-1), sample)
         sample = torch.where(known, guess, self.config.mask_token_id)
         return TokenSchedulerOutput(sample, guess, bool(known.all()))
@@ -40,7 +40,7 @@ def test_the_scheduler_can_be_swapped(pipe):
     pipe.scheduler = RowByRow(tiny.CODES)
     events = list(pipe.stream("an owl", generator=generator(), **OPTIONS | {"num_inference_steps": 9}))
     steps = [event for event in events if isinstance(event, ImageStep)]
-    assert [step.step for step in steps] == [0, 1, 2, 3] * 2  # it is finished before the nine steps are over
+    assert [step.step for step in steps] == [0, 1, 2, 3] * 2  # finished before the ninth step
     assert [int((step.tokens == tiny.CODES).sum()) for step in steps] == [12, 8, 4, 0] * 2
     with pytest.raises(ValueError, match="`temperature` is not an option of RowByRow, got 2.0"):
         answer(pipe, temperature=2.0)
@@ -50,7 +50,7 @@ def test_the_scheduler_can_be_swapped(pipe):
     assert not same_parts(answer(pipe, num_inference_steps=6).content, before.content)
 
 
-def test_a_folder_of_the_text_to_image_pipeline_is_one_of_this(pipe, tmp_path):
+def test_text_to_image_and_any_to_any_pipelines_load_the_same_folder(pipe, tmp_path):
     expected = answer(pipe).content
     ShowoT2IPipeline(**pipe.components).save_pretrained(tmp_path / "images")
     loaded = ShowoAnyToAnyPipeline.from_pretrained(tmp_path / "images")
@@ -68,7 +68,7 @@ def test_a_folder_of_the_text_to_image_pipeline_is_one_of_this(pipe, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(pipe, dtype):
+def test_half_precision_gives_finite_images(pipe, dtype):
     pipe.to(dtype)
     output = answer(pipe, [user(pixels(), "an owl")], output_type="pt")
     images = [part["image"] for part in output.content if part["type"] == "image"]
@@ -76,17 +76,17 @@ def test_half_precision(pipe, dtype):
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_attention_implementations_give_the_same(pipe, implementation):
+def test_attention_implementations_give_the_same_answer(pipe, implementation):
     messages = [user(grid(), grid(1), "an owl")]
     expected = answer(pipe, messages)
     pipe.model.set_attn_implementation(implementation)
     assert same_parts(answer(pipe, messages).content, expected.content)
 
 
-def test_offloading_changes_nothing(pipe):
-    messages = [user(pixels(), "an owl")]  # the image tokenizer is the first to run
+def test_model_offloading_does_not_change_answers(pipe):
+    messages = [user(pixels(), "an owl")]  # the image tokenizer runs first
     expected = answer(pipe, messages).content
-    offloaded = chatty()
+    offloaded = random_chat_pipeline()
     offloaded.enable_model_cpu_offload(device="cpu")
     session = offloaded.start()
     for _ in range(2):
@@ -95,10 +95,10 @@ def test_offloading_changes_nothing(pipe):
     session.send("two hearts", **OPTIONS)
 
 
-def test_offloading_layer_by_layer_changes_nothing(pipe):
+def test_sequential_offloading_does_not_change_answers(pipe):
     messages = [user(pixels(), "an owl")]
     expected = answer(pipe, messages, output_type="pt").content
-    offloaded = chatty()
+    offloaded = random_chat_pipeline()
     accelerate.cpu_offload(offloaded.model, torch.device("cpu"))
     for _ in range(2):
         found = answer(offloaded, messages, output_type="pt").content
@@ -107,12 +107,12 @@ def test_offloading_layer_by_layer_changes_nothing(pipe):
 
 
 @pytest.mark.gpu
-def test_on_a_gpu(pipe):
+def test_answers_on_a_gpu_equal_answers_on_a_cpu(pipe):
     messages = [user(pixels(), "an owl")]
     expected = answer(pipe, messages)
     pipe.to("cuda")
     assert same_parts(answer(pipe, messages).content, expected.content)
-    offloaded = chatty()
+    offloaded = random_chat_pipeline()
     offloaded.enable_model_cpu_offload()
     session = offloaded.start()
     assert same_parts(session.send(messages[0], generator=generator(), **OPTIONS).content, expected.content)

@@ -1,13 +1,13 @@
-"""Variations: how many tokens are made anew, and which."""
+"""Varying images: how many tokens are masked, and which."""
 
 import logging
 
 import pytest
 import tiny
 import torch
+from conversations import PROCESSOR, ForwardCalls, generator, grid, pixels
 from diffusers import AmusedScheduler
-from painting import PROMPTS, edit, from_words, make, watched
-from talking import PROCESSOR, Calls, generator, grid, pixels
+from image_pipelines import PROMPTS, edit, make_pipeline, make_recording_pipeline, text_to_image
 
 from showo_hf import MaskAndReplaceScheduler, MaskGITScheduler, ShowoImg2ImgPipeline
 from showo_hf.pipelines.editing_pipeline import LIKELIHOOD_GROUPS
@@ -17,17 +17,17 @@ from showo_hf.schedulers.scheduling_utils import sample_uniform
 
 @pytest.fixture
 def img2img():
-    return make(ShowoImg2ImgPipeline)
+    return make_pipeline(ShowoImg2ImgPipeline)
 
 
 @pytest.mark.parametrize("remasking", ["uncertain", "random"])
-def test_strength_1_is_text_to_image(img2img, remasking):
+def test_strength_1_equals_text_to_image(img2img, remasking):
     found = edit(img2img, PROMPTS, image=pixels(), strength=1, remasking=remasking)
-    assert torch.equal(found, from_words(PROMPTS))
+    assert torch.equal(found, text_to_image(PROMPTS))
 
 
-def test_strength_0_gives_the_image_back_with_a_warning(img2img, caplog):
-    calls = Calls(img2img)
+def test_strength_0_returns_the_image_with_a_warning(img2img, caplog):
+    calls = ForwardCalls(img2img)
     with caplog.at_level(logging.WARNING):
         (found,) = edit(img2img, image=pixels(), strength=0, output_type="pil")
     calls.handle.remove()
@@ -37,17 +37,17 @@ def test_strength_0_gives_the_image_back_with_a_warning(img2img, caplog):
 
 @pytest.mark.parametrize("remasking", ["uncertain", "random"])
 @pytest.mark.parametrize("strength, count", [(0.01, 1), (0.3, 5), (0.5, 8), (0.99, 16)])
-def test_strength_is_the_share_of_tokens_that_is_made_anew(remasking, strength, count):
-    pipe = watched(ShowoImg2ImgPipeline)
+def test_strength_is_the_share_of_masked_tokens(remasking, strength, count):
+    pipe = make_recording_pipeline(ShowoImg2ImgPipeline)
     found = edit(pipe, PROMPTS, strength=strength, remasking=remasking)
-    unknown = pipe.scheduler.unknown
-    assert unknown.flatten(1).sum(1).tolist() == [count] * 3
-    assert torch.equal(found[~unknown], grid().expand(3, -1, -1)[~unknown])
+    masked = pipe.scheduler.masked
+    assert masked.flatten(1).sum(1).tolist() == [count] * 3
+    assert torch.equal(found[~masked], grid().expand(3, -1, -1)[~masked])
 
 
 @pytest.mark.parametrize("schedule, strength, steps", [("linear", 0.5, 6), ("linear", 0.05, 1), ("cosine", 0.45, 4)])
-def test_steps_that_would_leave_more_unknown_are_left_out(schedule, strength, steps):
-    pipe, seen = varying(MaskGITScheduler, schedule), []
+def test_steps_that_would_leave_more_tokens_masked_are_skipped(schedule, strength, steps):
+    pipe, seen = make_img2img_pipeline(MaskGITScheduler, schedule), []
     edit(
         pipe,
         strength=strength,
@@ -59,83 +59,87 @@ def test_steps_that_would_leave_more_unknown_are_left_out(schedule, strength, st
 
 
 @pytest.mark.parametrize("kind", [MaskAndReplaceScheduler, AmusedScheduler])
-def test_steps_are_left_out_by_the_masking_schedule_of_any_scheduler(kind):
-    pipe = varying(kind, "cosine")
+def test_the_masking_schedule_of_any_scheduler_decides_the_skipped_steps(kind):
+    pipe = make_img2img_pipeline(kind, "cosine")
     edit(pipe, strength=0.45, num_inference_steps=12, remasking="random")
     assert pipe.num_timesteps == 4
 
 
-def varying(kind, schedule):
-    return make(ShowoImg2ImgPipeline, scheduler=kind(mask_token_id=tiny.CODES, masking_schedule=schedule))
+def make_img2img_pipeline(kind, schedule):
+    return make_pipeline(ShowoImg2ImgPipeline, scheduler=kind(mask_token_id=tiny.CODES, masking_schedule=schedule))
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
-def test_any_scheduler_keeps_what_is_known(name):
-    pipe = make(ShowoImg2ImgPipeline, scheduler=SCHEDULERS[name](mask_token_id=tiny.CODES))
+def test_any_scheduler_keeps_known_tokens(name):
+    pipe = make_pipeline(ShowoImg2ImgPipeline, scheduler=SCHEDULERS[name](mask_token_id=tiny.CODES))
     changed = [int((edit(pipe, strength=strength)[0] != grid()).sum()) for strength in (0.25, 0.75)]
     assert 0 < changed[0] <= 4 and changed[0] < changed[1] <= 12
 
 
-# Which tokens
+# Which tokens are masked
 
 
-def likelihood(model, prompt: str, codes: torch.LongTensor, hidden: torch.BoolTensor) -> torch.Tensor:
-    """log p of hidden tokens, from the whole sequence and without any cache."""
+def log_likelihoods(model, prompt: str, image_tokens: torch.LongTensor, masked: torch.BoolTensor) -> torch.Tensor:
+    """Log-likelihoods of the masked tokens, from the whole sequence without a cache."""
     inputs = PROCESSOR.text_to_image_prefix([prompt])
     config = model.config
-    shown = torch.where(hidden, config.mask_token_id, codes + config.image_token_offset)
+    shown = torch.where(masked, config.mask_token_id, image_tokens + config.image_token_offset)
     image = torch.tensor([[config.soi_token_id, *shown.flatten().tolist(), config.eoi_token_id]])
     seen = torch.cat([inputs["attention_mask"], torch.ones_like(image)], 1)
     ids = torch.cat([inputs["input_ids"], image], 1)
-    # The image stands where it does behind a text of full length.
+    # The image has the same positions as after a text of full length.
     first = PROCESSOR.max_text_length + 1
     positions = torch.arange(ids.shape[1])[None] + first - inputs["input_ids"].shape[1]
     logits = model(input_ids=ids, attention_mask=seen, position_ids=positions.clamp(min=0)).logits
-    logits = logits[0, -1 - codes.numel() : -1, config.image_token_offset : config.mask_token_id].log_softmax(-1)
-    return logits.gather(-1, codes.flatten()[:, None])[:, 0].view_as(codes)
+    logits = logits[0, -1 - image_tokens.numel() : -1, config.image_token_offset : config.mask_token_id].log_softmax(
+        -1
+    )
+    return logits.gather(-1, image_tokens.flatten()[:, None])[:, 0].view_as(image_tokens)
 
 
 @torch.no_grad()
-def test_the_most_uncertain_tokens_are_those_that_the_model_finds_the_least_likely(img2img):
-    codes, prompt = grid(), "a red apple"
-    group = sample_uniform(codes.view(1, -1), generator()).argsort(-1).argsort(-1).view(4, 4) % LIKELIHOOD_GROUPS
+def test_the_least_likely_tokens_are_the_most_uncertain(img2img):
+    image_tokens, prompt = grid(), "a red apple"
+    group = (
+        sample_uniform(image_tokens.view(1, -1), generator()).argsort(-1).argsort(-1).view(4, 4) % LIKELIHOOD_GROUPS
+    )
     expected = torch.zeros(4, 4)
     for number in range(LIKELIHOOD_GROUPS):
-        hidden = group == number
-        assert hidden.sum() == 4
-        expected = torch.where(hidden, likelihood(img2img.model, prompt, codes, hidden), expected)
+        masked = group == number
+        assert masked.sum() == 4
+        expected = torch.where(masked, log_likelihoods(img2img.model, prompt, image_tokens, masked), expected)
     prompts = img2img.encode_prompt(prompt, do_classifier_free_guidance=False)
-    found = img2img.token_log_likelihoods(codes[None], prompts, generator())[0]
+    found = img2img.token_log_likelihoods(image_tokens[None], prompts, generator())[0]
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
-    pipe = watched(ShowoImg2ImgPipeline)
+    pipe = make_recording_pipeline(ShowoImg2ImgPipeline)
     edit(pipe, prompt, strength=0.25)
     least = expected.flatten().argsort()[:4]
-    assert pipe.scheduler.unknown.flatten().nonzero().flatten().tolist() == sorted(least.tolist())
+    assert pipe.scheduler.masked.flatten().nonzero().flatten().tolist() == sorted(least.tolist())
 
 
-def test_the_prompt_tells_what_is_uncertain_and_chance_what_is_random():
-    def chosen(prompt, remasking, seed):
-        pipe = watched(ShowoImg2ImgPipeline)
+def test_the_prompt_decides_uncertain_tokens_and_the_generator_random_tokens():
+    def masked_tokens(prompt, remasking, seed):
+        pipe = make_recording_pipeline(ShowoImg2ImgPipeline)
         edit(pipe, prompt, seed, strength=0.5, remasking=remasking, num_inference_steps=1)
-        return pipe.scheduler.unknown
+        return pipe.scheduler.masked
 
-    assert not torch.equal(chosen("owl", "uncertain", 0), chosen("two hearts", "uncertain", 0))
-    assert torch.equal(chosen("owl", "random", 0), chosen("two hearts", "random", 0))
-    assert not torch.equal(chosen("owl", "random", 0), chosen("owl", "random", 1))
+    assert not torch.equal(masked_tokens("owl", "uncertain", 0), masked_tokens("two hearts", "uncertain", 0))
+    assert torch.equal(masked_tokens("owl", "random", 0), masked_tokens("two hearts", "random", 0))
+    assert not torch.equal(masked_tokens("owl", "random", 0), masked_tokens("owl", "random", 1))
 
 
-def test_likelihoods_of_a_larger_image_are_told_for_all_tokens(img2img):
-    codes = grid(shape=(2, 6, 7))
+def test_a_larger_image_has_a_log_likelihood_for_each_token(img2img):
+    image_tokens = grid(shape=(2, 6, 7))
     prompts = img2img.encode_prompt(PROMPTS[:2], do_classifier_free_guidance=False)
-    found = img2img.token_log_likelihoods(codes, prompts, [generator(0), generator(1)])
-    assert found.shape == codes.shape and (found < 0).all() and found.isfinite().all()
+    found = img2img.token_log_likelihoods(image_tokens, prompts, [generator(0), generator(1)])
+    assert found.shape == image_tokens.shape and (found < 0).all() and found.isfinite().all()
 
 
-def test_only_asking_what_is_uncertain_costs_calls(img2img):
+def test_only_uncertain_remasking_needs_extra_model_calls(img2img):
     lengths = {}
     for options in ({"remasking": "random"}, {"remasking": "uncertain"}, {"strength": 1.0}):
-        calls = Calls(img2img)
+        calls = ForwardCalls(img2img)
         edit(img2img, num_inference_steps=1, **options)
         calls.handle.remove()
         lengths[tuple(options.values())] = len(calls)

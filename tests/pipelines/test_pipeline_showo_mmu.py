@@ -1,4 +1,4 @@
-"""Questions about images and scores of given answers, against `generate` and `forward` of one row at a time."""
+"""Answers and log-likelihoods of the MMU pipeline, compared with `generate` and `forward` for one row at a time."""
 
 import numpy as np
 import pytest
@@ -13,16 +13,16 @@ from showo_hf import MaskGITScheduler, ShowoMMUPipeline
 from showo_hf.pipelines.text_sampling import TextOnly
 
 
-def noise(seed: int) -> Image.Image:
+def random_image(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), "uint8"))
 
 
-IMAGES = [noise(seed) for seed in range(3)]
+IMAGES = [random_image(seed) for seed in range(3)]
 QUESTIONS = ["what is this?", "is it a red apple, an owl or a pear?", "owl?"]
 ANSWERS = ["a red apple", "owl", "two hearts on a table"]
 
 
-def make(kind: str) -> ShowoMMUPipeline:
+def make_pipeline(kind: str) -> ShowoMMUPipeline:
     processor = tiny.clip_processor() if kind == "clip" else tiny.processor()
     text_ids = processor.pad_token_id
     if kind == "clip":
@@ -34,8 +34,8 @@ def make(kind: str) -> ShowoMMUPipeline:
     return pipe
 
 
-PIPES = {kind: make(kind) for kind in ("codes", "clip", "latents")}
-CODES = PIPES["codes"]
+PIPES = {kind: make_pipeline(kind) for kind in ("codes", "clip", "latents")}
+TOKEN_PIPE = PIPES["codes"]
 
 
 @pytest.fixture(params=PIPES)
@@ -52,35 +52,37 @@ def conversation(pipe, image, question, answer=None):
     )
 
 
-def alone(pipe, image, question, **options) -> str:
-    """The answer of plain `generate` to one row, of words alone."""
-    inputs, words = conversation(pipe, image, question), [TextOnly(pipe.processor)]
+def generate_answer(pipe, image, question, **options) -> str:
+    """The answer of `generate` to one question, limited to text ids."""
+    inputs = conversation(pipe, image, question)
     ids = pipe.model.generate(
-        **inputs, logits_processor=words, **({"max_new_tokens": 8, "do_sample": False} | options)
+        **inputs, logits_processor=[TextOnly(pipe.processor)], **({"max_new_tokens": 8, "do_sample": False} | options)
     )
     return pipe.processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
-def test_answers_are_those_of_generate(pipe):
+def test_answers_equal_generate(pipe):
     options = {"max_new_tokens": 8, "batch_size": 2}
-    expected = [alone(pipe, IMAGES[0], question) for question in QUESTIONS]
+    expected = [generate_answer(pipe, IMAGES[0], question) for question in QUESTIONS]
     assert pipe(IMAGES[0], QUESTIONS, **options).texts == expected
-    expected = [alone(pipe, image, question) for image, question in zip(IMAGES, QUESTIONS, strict=True)]
+    expected = [generate_answer(pipe, image, question) for image, question in zip(IMAGES, QUESTIONS, strict=True)]
     assert pipe(IMAGES, QUESTIONS, **options).texts == expected
-    expected = [alone(pipe, image, QUESTIONS[2]) for image in IMAGES]
+    expected = [generate_answer(pipe, image, QUESTIONS[2]) for image in IMAGES]
     assert pipe(IMAGES, QUESTIONS[2], **options).texts == expected
-    scores = pipe.score(IMAGES, QUESTIONS[2], ["owl"]).log_likelihoods
-    assert len({round(score.item(), 4) for score in scores}) == 3, "a model that does not look would hide a mistake"
+    log_likelihoods = pipe.score(IMAGES, QUESTIONS[2], ["owl"]).log_likelihoods
+    assert len({round(one.item(), 4) for one in log_likelihoods}) == 3, (
+        "the answers must depend on the image, or this test shows nothing"
+    )
     assert not any("<|" in text for text in expected)
 
 
-def test_beams_too(pipe):
-    expected = [alone(pipe, IMAGES[0], question, num_beams=3) for question in QUESTIONS]
+def test_beam_search_equals_generate(pipe):
+    expected = [generate_answer(pipe, IMAGES[0], question, num_beams=3) for question in QUESTIONS]
     assert pipe(IMAGES[0], QUESTIONS, max_new_tokens=8, num_beams=3).texts == expected
 
 
 def count_positions(pipe, call) -> int:
-    """How many positions of all rows go through the first layer."""
+    """The number of positions, over all rows, that run through the first layer."""
     counts = []
     hook = pipe.model.model.layers[0].register_forward_hook(
         lambda _, inputs, __: counts.append(inputs[0][..., 0].numel())
@@ -90,81 +92,83 @@ def count_positions(pipe, call) -> int:
     return sum(counts)
 
 
-def test_an_image_is_read_once_for_all_questions():
+def test_an_image_runs_once_for_all_questions():
     questions = ["owl?"] * 6
-    once = count_positions(CODES, lambda: CODES(IMAGES[0], questions[:1], max_new_tokens=1))
+    single = count_positions(TOKEN_PIPE, lambda: TOKEN_PIPE(IMAGES[0], questions[:1], max_new_tokens=1))
     for batch_size in (2, 6):
-        all_of_them = count_positions(
-            CODES, lambda size=batch_size: CODES(IMAGES[0], questions, max_new_tokens=1, batch_size=size)
+        num_positions = count_positions(
+            TOKEN_PIPE, lambda size=batch_size: TOKEN_PIPE(IMAGES[0], questions, max_new_tokens=1, batch_size=size)
         )
         image = 1 + 16 + 2  # mmu soi image eoi
-        assert all_of_them == 6 * once - 5 * image
+        assert num_positions == 6 * single - 5 * image
 
 
-def test_an_image_given_several_times_is_read_once():
+def test_a_repeated_image_runs_once():
     images, questions = [IMAGES[0], IMAGES[1], IMAGES[0]], ["owl?"] * 3
-    three = count_positions(CODES, lambda: CODES(IMAGES, questions, max_new_tokens=1))
-    two = count_positions(CODES, lambda: CODES(images, questions, max_new_tokens=1))
+    three = count_positions(TOKEN_PIPE, lambda: TOKEN_PIPE(IMAGES, questions, max_new_tokens=1))
+    two = count_positions(TOKEN_PIPE, lambda: TOKEN_PIPE(images, questions, max_new_tokens=1))
     assert three - two == 1 + 16 + 2
-    texts = CODES(images, questions, max_new_tokens=6).texts
-    assert texts[0] == texts[2] and texts[:2] == CODES(IMAGES[:2], questions[:2], max_new_tokens=6).texts
+    texts = TOKEN_PIPE(images, questions, max_new_tokens=6).texts
+    assert texts[0] == texts[2] and texts[:2] == TOKEN_PIPE(IMAGES[:2], questions[:2], max_new_tokens=6).texts
 
 
-def test_token_grids_are_read_as_their_images_are():
-    pixels = CODES.processor(images=IMAGES[0])["pixel_values"]
-    grid = CODES.model.image_tokenizer.encode(pixels).image_tokens[0]
-    assert CODES(grid, QUESTIONS, max_new_tokens=6).texts == CODES(IMAGES[0], QUESTIONS, max_new_tokens=6).texts
+def test_token_grids_give_the_answers_of_their_images():
+    pixels = TOKEN_PIPE.processor(images=IMAGES[0])["pixel_values"]
+    grid = TOKEN_PIPE.model.image_tokenizer.encode(pixels).image_tokens[0]
+    assert (
+        TOKEN_PIPE(grid, QUESTIONS, max_new_tokens=6).texts == TOKEN_PIPE(IMAGES[0], QUESTIONS, max_new_tokens=6).texts
+    )
 
 
 @torch.no_grad()
-def test_scores_are_those_of_one_forward(pipe):
-    scores = pipe.score(IMAGES, QUESTIONS, [ANSWERS, ANSWERS[:1], ANSWERS[1:]], batch_size=4)
-    assert [len(row) for row in scores.log_likelihoods] == [len(row) for row in scores.lengths] == [3, 1, 2]
-    for row, (image, question, answers) in enumerate(
+def test_log_likelihoods_equal_one_forward_pass(pipe):
+    result = pipe.score(IMAGES, QUESTIONS, [ANSWERS, ANSWERS[:1], ANSWERS[1:]], batch_size=4)
+    assert [len(row) for row in result.log_likelihoods] == [len(row) for row in result.lengths] == [3, 1, 2]
+    for number, (image, question, answers) in enumerate(
         zip(IMAGES, QUESTIONS, [ANSWERS, ANSWERS[:1], ANSWERS[1:]], strict=True)
     ):
         for column, answer in enumerate(answers):
             inputs = conversation(pipe, image, question, answer)
             length = inputs["input_ids"].shape[1] - conversation(pipe, image, question)["input_ids"].shape[1]
-            assert scores.lengths[row][column] == length
+            assert result.lengths[number][column] == length
             log_p = pipe.model(**inputs).logits.log_softmax(-1)[0, :-1].gather(-1, inputs["input_ids"][0, 1:, None])
-            torch.testing.assert_close(scores.log_likelihoods[row][column], log_p[-length:].sum())
+            torch.testing.assert_close(result.log_likelihoods[number][column], log_p[-length:].sum())
 
 
 @settings(deadline=None, max_examples=15)
 @given(st.integers(1, 7), st.permutations(range(3)))
-def test_a_score_depends_on_neither_batch_size_nor_order(batch_size, order):
-    expected = CODES.score(IMAGES, QUESTIONS, ANSWERS).log_likelihoods
+def test_log_likelihoods_do_not_depend_on_batch_size_or_order(batch_size, order):
+    expected = TOKEN_PIPE.score(IMAGES, QUESTIONS, ANSWERS).log_likelihoods
     images, questions = ([values[i] for i in order] for values in (IMAGES, QUESTIONS))
-    found = CODES.score(images, questions, ANSWERS, batch_size=batch_size).log_likelihoods
+    found = TOKEN_PIPE.score(images, questions, ANSWERS, batch_size=batch_size).log_likelihoods
     torch.testing.assert_close(found, [expected[i] for i in order])
 
 
-def test_sampling_is_repeatable_and_independent_of_the_batch():
+def test_sampling_is_reproducible_and_independent_of_the_batch():
     def generators():
         return [torch.Generator().manual_seed(seed) for seed in range(3)]
 
     options = {"do_sample": True, "max_new_tokens": 10, "temperature": 1.5, "top_k": 50}
-    together = CODES(IMAGES, QUESTIONS, generator=generators(), **options).texts
+    together = TOKEN_PIPE(IMAGES, QUESTIONS, generator=generators(), **options).texts
     single = [
-        CODES(IMAGES[i], QUESTIONS[i], generator=[one], **options).texts[0] for i, one in enumerate(generators())
+        TOKEN_PIPE(IMAGES[i], QUESTIONS[i], generator=[one], **options).texts[0] for i, one in enumerate(generators())
     ]
     assert together == single
-    assert together == CODES(IMAGES, QUESTIONS, generator=generators(), batch_size=1, **options).texts
-    assert together != CODES(IMAGES, QUESTIONS, generator=torch.Generator().manual_seed(9), **options).texts
+    assert together == TOKEN_PIPE(IMAGES, QUESTIONS, generator=generators(), batch_size=1, **options).texts
+    assert together != TOKEN_PIPE(IMAGES, QUESTIONS, generator=torch.Generator().manual_seed(9), **options).texts
 
 
-def test_an_answer_is_streamed():
-    streamer = TextIteratorStreamer(CODES.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    (text,) = CODES(IMAGES[0], QUESTIONS[0], max_new_tokens=8, streamer=streamer).texts
+def test_a_streamer_receives_the_answer():
+    streamer = TextIteratorStreamer(TOKEN_PIPE.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    (text,) = TOKEN_PIPE(IMAGES[0], QUESTIONS[0], max_new_tokens=8, streamer=streamer).texts
     assert "".join(streamer).strip() == text
 
 
-def test_a_folder_of_the_other_pipelines_is_loaded(tmp_path):
-    CODES.save_pretrained(tmp_path)
+def test_a_saved_pipeline_gives_the_same_answers(tmp_path):
+    TOKEN_PIPE.save_pretrained(tmp_path)
     loaded = ShowoMMUPipeline.from_pretrained(tmp_path)
     assert loaded(IMAGES[0], QUESTIONS, max_new_tokens=6, return_dict=False) == (
-        CODES(IMAGES[0], QUESTIONS, max_new_tokens=6).texts,
+        TOKEN_PIPE(IMAGES[0], QUESTIONS, max_new_tokens=6).texts,
     )
 
 
@@ -174,28 +178,28 @@ GRID = torch.zeros(4, 4, dtype=torch.int64)
 @pytest.mark.parametrize(
     "call, error, message",
     [
-        (lambda: CODES([], "x"), ValueError, "`images` must hold at least one image"),
-        (lambda: CODES(IMAGES[:2], QUESTIONS), ValueError, "one for each of the 3 `prompts`, got 2"),
-        (lambda: CODES(IMAGES[0], []), ValueError, "`prompts` must hold at least one text"),
-        (lambda: CODES(IMAGES[0], 3), TypeError, "`prompts` must be a text"),
-        (lambda: CODES("missing.png", "x"), ValueError, "cannot be read: 'missing.png'"),
-        (lambda: CODES(GRID + 64, "x"), ValueError, "token grids must hold tokens below 64"),
-        (lambda: CODES([GRID, GRID[:2]], "x"), ValueError, "must have one size"),
+        (lambda: TOKEN_PIPE([], "x"), ValueError, "`images` must hold at least one image"),
+        (lambda: TOKEN_PIPE(IMAGES[:2], QUESTIONS), ValueError, "one for each of the 3 `prompts`, got 2"),
+        (lambda: TOKEN_PIPE(IMAGES[0], []), ValueError, "`prompts` must hold at least one text"),
+        (lambda: TOKEN_PIPE(IMAGES[0], 3), TypeError, "`prompts` must be a text"),
+        (lambda: TOKEN_PIPE("missing.png", "x"), ValueError, "cannot be read: 'missing.png'"),
+        (lambda: TOKEN_PIPE(GRID + 64, "x"), ValueError, "token grids must hold tokens below 64"),
+        (lambda: TOKEN_PIPE([GRID, GRID[:2]], "x"), ValueError, "must have one size"),
         (lambda: PIPES["clip"](GRID, "x"), ValueError, "must be images for a model that reads continuous"),
-        (lambda: CODES(IMAGES[0], "x", max_new_tokens=0), ValueError, "`max_new_tokens` must be an integer"),
-        (lambda: CODES(IMAGES[0], "x", max_new_tokens=1000), ValueError, "and the model has 256"),
-        (lambda: CODES(IMAGES[0], "owl " * 300), ValueError, "and the model has 256"),
-        (lambda: CODES(IMAGES[0], "x", batch_size=0), ValueError, "`batch_size` must be an integer"),
-        (lambda: CODES(IMAGES[0], "x", generator=[]), ValueError, "`generator` must be one or a list of 1"),
-        (lambda: CODES.score(IMAGES[0], "x", []), TypeError, "`answers` must be a list of texts"),
-        (lambda: CODES.score(IMAGES[0], "x", [["a"], ["b"]]), ValueError, "one list for each of the 1 questions"),
+        (lambda: TOKEN_PIPE(IMAGES[0], "x", max_new_tokens=0), ValueError, "`max_new_tokens` must be an integer"),
+        (lambda: TOKEN_PIPE(IMAGES[0], "x", max_new_tokens=1000), ValueError, "and the model has 256"),
+        (lambda: TOKEN_PIPE(IMAGES[0], "owl " * 300), ValueError, "and the model has 256"),
+        (lambda: TOKEN_PIPE(IMAGES[0], "x", batch_size=0), ValueError, "`batch_size` must be an integer"),
+        (lambda: TOKEN_PIPE(IMAGES[0], "x", generator=[]), ValueError, "`generator` must be one or a list of 1"),
+        (lambda: TOKEN_PIPE.score(IMAGES[0], "x", []), TypeError, "`answers` must be a list of texts"),
+        (lambda: TOKEN_PIPE.score(IMAGES[0], "x", [["a"], ["b"]]), ValueError, "one list for each of the 1 questions"),
     ],
 )
 def test_wrong_arguments_are_refused_before_the_model_runs(call, error, message):
-    ran = []
-    hooks = [pipe.model.model.register_forward_hook(lambda *_: ran.append(1)) for pipe in PIPES.values()]
+    calls = []
+    hooks = [pipe.model.model.register_forward_hook(lambda *_: calls.append(1)) for pipe in PIPES.values()]
     with pytest.raises(error, match=message):
         call()
     for hook in hooks:
         hook.remove()
-    assert not ran
+    assert not calls

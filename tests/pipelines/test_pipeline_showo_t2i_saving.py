@@ -1,4 +1,4 @@
-"""A saved pipeline: what is in the folder, who can load it, and that it arrives on a hub."""
+"""Saving pipelines: the contents of a folder, loading with diffusers and transformers, and pushing to a hub."""
 
 import fnmatch
 import importlib
@@ -21,7 +21,7 @@ from showo_hf.pipelines.hub import COMPONENT_MODULES, weight_patterns, with_inst
 from showo_hf.schedulers import SCHEDULERS
 
 
-def tokens(pipe):
+def sample_tokens(pipe):
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     return pipe(["owl", "two hearts"], num_inference_steps=4, generator=generator, output_type="latent").images
@@ -35,38 +35,40 @@ def folder(processor, tmp_path) -> Path:
 
 @pytest.fixture
 def expected(processor):
-    return tokens(tiny.pipeline(processor, temperature=2.0, masking_schedule="pow2"))
+    return sample_tokens(tiny.pipeline(processor, temperature=2.0, masking_schedule="pow2"))
 
 
 def test_a_loaded_pipeline_gives_the_same_tokens(folder, expected):
     assert {path.name for path in folder.iterdir()} == {"model_index.json", "model", "processor", "scheduler"}
     loaded = ShowoT2IPipeline.from_pretrained(folder)
-    assert torch.equal(tokens(loaded), expected)
+    assert torch.equal(sample_tokens(loaded), expected)
     assert loaded.scheduler.config.masking_schedule == "pow2"
 
 
-def test_a_component_can_be_given_in_loading(folder, expected):
+def test_from_pretrained_accepts_components(folder, expected):
     scheduler = MaskGITScheduler(mask_token_id=tiny.CODES, masking_schedule="pow2", temperature=2.0)
     model = ShowoForCausalLM.from_pretrained(folder / "model")
     loaded = ShowoT2IPipeline.from_pretrained(folder, scheduler=scheduler, model=model)
     assert loaded.scheduler is scheduler and loaded.model is model
-    assert torch.equal(tokens(loaded), expected)
+    assert torch.equal(sample_tokens(loaded), expected)
 
 
-def test_shards_and_dtype(processor, tmp_path):
+def test_sharded_weights_load_in_the_requested_dtype(processor, tmp_path):
     tiny.pipeline(processor).save_pretrained(tmp_path, max_shard_size="50KB")
     assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
     loaded = ShowoT2IPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert loaded.model.dtype == loaded.image_tokenizer.dtype == torch.bfloat16
-    assert torch.equal(tokens(ShowoT2IPipeline.from_pretrained(tmp_path)), tokens(tiny.pipeline(processor)))
+    assert torch.equal(
+        sample_tokens(ShowoT2IPipeline.from_pretrained(tmp_path)), sample_tokens(tiny.pipeline(processor))
+    )
 
 
-def test_the_model_folder_alone_is_what_transformers_loads(folder, expected):
+def test_transformers_loads_the_model_folder(folder, expected):
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     processor = AutoProcessor.from_pretrained(folder / "model")
     assert type(model) is ShowoForCausalLM and type(processor) is ShowoProcessor
     scheduler = MaskGITScheduler.from_pretrained(folder, subfolder="scheduler")
-    assert torch.equal(tokens(ShowoT2IPipeline(model, processor, scheduler)), expected)
+    assert torch.equal(sample_tokens(ShowoT2IPipeline(model, processor, scheduler)), expected)
     in_subfolder = AutoModelForCausalLM.from_pretrained(folder, subfolder="model")
     assert torch.equal(in_subfolder.lm_head.weight, model.lm_head.weight)
 
@@ -85,36 +87,38 @@ print(type(pipe).__name__, grid.flatten().tolist())
 
 @pytest.mark.slow
 @pytest.mark.parametrize("inside", [True, False])
-def test_diffusers_loads_it_by_a_custom_pipeline(folder, expected, inside, tmp_path):
-    """In a process of its own that never imported this package."""
+def test_diffusers_loads_a_custom_pipeline(folder, expected, inside, tmp_path):
+    """Load in a new process that has not imported this package."""
     home = folder if inside else tmp_path / "code"
     home.mkdir(exist_ok=True)
     (home / "pipeline.py").write_text("from showo_hf import ShowoT2IPipeline\n")
     custom = "pipeline" if inside else str(home)
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", LOAD_WITH_DIFFUSERS, str(folder), custom]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == f"ShowoT2IPipeline {expected.flatten().tolist()}"
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip() == f"ShowoT2IPipeline {expected.flatten().tolist()}"
 
 
-def test_diffusers_does_not_run_a_folder_s_code_unasked(folder):
+def test_diffusers_does_not_run_code_without_trust_remote_code(folder):
     (folder / "pipeline.py").write_text("raise SystemExit('must not be run')\n")
     with pytest.raises(ValueError, match="trust_remote_code"):
         DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline")
 
 
-# What a folder names, and what is downloaded
+# Class names in a folder, and downloads
 
 
-def test_each_class_that_a_folder_may_name_is_where_the_map_says():
-    kinds = [ShowoForCausalLM, ShowoProcessor, *SCHEDULERS.values()]
-    assert COMPONENT_MODULES == {kind.__name__: kind.__module__.removeprefix("showo_hf.") for kind in kinds}
+def test_the_map_names_the_module_of_each_component_class():
+    classes = [ShowoForCausalLM, ShowoProcessor, *SCHEDULERS.values()]
+    assert COMPONENT_MODULES == {
+        component_class.__name__: component_class.__module__.removeprefix("showo_hf.") for component_class in classes
+    }
     for name, module in COMPONENT_MODULES.items():
         assert hasattr(importlib.import_module(f"showo_hf.{module}"), name) and hasattr(showo_hf, name)
 
 
-def test_installed_classes_replace_the_code_that_a_folder_names():
+def test_installed_classes_replace_the_modules_of_a_folder():
     index = {
         "_class_name": ["pipeline", "ShowoT2IPipeline"],
         "model": ["modeling_showo", "ShowoForCausalLM"],
@@ -127,7 +131,7 @@ def test_installed_classes_replace_the_code_that_a_folder_names():
     }
 
 
-def test_a_folder_that_names_modules_of_its_own_is_loaded_without_them(folder, expected):
+def test_a_folder_with_its_own_modules_loads_with_installed_classes(folder, expected):
     path = folder / "model_index.json"
     index = json.loads(path.read_text())
     index["_class_name"] = ["pipeline", "ShowoT2IPipeline"]
@@ -135,7 +139,7 @@ def test_a_folder_that_names_modules_of_its_own_is_loaded_without_them(folder, e
         index[name][0] = module
     path.write_text(json.dumps(index))
     (folder / "pipeline.py").write_text("raise SystemExit('must not be run')\n")
-    assert torch.equal(tokens(ShowoT2IPipeline.from_pretrained(folder)), expected)
+    assert torch.equal(sample_tokens(ShowoT2IPipeline.from_pretrained(folder)), expected)
 
 
 FILES = ("model.safetensors", "model-00001-of-00002.safetensors", "diffusion_pytorch_model.safetensors")
@@ -147,22 +151,22 @@ PICKLES = ("pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "optimizer.b
     "arguments, wanted",
     [((), FILES), ((None, True), FILES), (("fp16",), VARIANTS), ((None, False), PICKLES[:2])],
 )
-def test_which_weights_are_downloaded(arguments, wanted):
+def test_weight_patterns_match_the_requested_weights(arguments, wanted):
     patterns = weight_patterns(*arguments)
     found = [name for name in (*FILES, *VARIANTS, *PICKLES) if any(fnmatch.fnmatch(name, one) for one in patterns)]
     assert found == list(wanted)
 
 
-def test_a_variant_is_loaded(processor, tmp_path):
+def test_a_variant_can_be_loaded(processor, tmp_path):
     tiny.pipeline(processor).save_pretrained(tmp_path, variant="fp16")
     assert (tmp_path / "model" / "model.fp16.safetensors").is_file()
     loaded = ShowoT2IPipeline.from_pretrained(tmp_path, variant="fp16")
-    assert torch.equal(tokens(loaded), tokens(tiny.pipeline(processor)))
+    assert torch.equal(sample_tokens(loaded), sample_tokens(tiny.pipeline(processor)))
     with pytest.raises(ValueError, match="variant=bf16"):
         ShowoT2IPipeline.from_pretrained(tmp_path, variant="bf16")
 
 
-def test_proxies_are_refused_and_not_ignored(folder):
+def test_proxies_are_refused(folder):
     with pytest.raises(ValueError, match="`proxies` must be None, .*HTTPS_PROXY"):
         ShowoT2IPipeline.from_pretrained(folder, proxies={"https": "localhost:1"})
 
@@ -177,7 +181,7 @@ print(pipe.config._name_or_path)
 
 
 @pytest.mark.slow
-def test_of_several_variants_one_is_downloaded(hub, processor, tmp_path):
+def test_only_the_requested_variant_is_downloaded(hub, processor, tmp_path):
     pipe = tiny.pipeline(processor)
     for variant in (None, "fp16"):
         pipe.save_pretrained(tmp_path / "both", variant=variant)
@@ -188,13 +192,13 @@ def test_of_several_variants_one_is_downloaded(hub, processor, tmp_path):
     assert {"model/model.safetensors", "model/model.fp16.safetensors"} <= files.keys()
     environment = environment_of(hub, tmp_path / "home")
     command = [sys.executable, "-c", VARIANT_FROM_THE_HUB, str(tmp_path / "cache")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "someone/both"
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip() == "someone/both"
     assert {path.name for path in (tmp_path / "cache").rglob("*.safetensors")} == {"model.fp16.safetensors"}
 
 
-# push_to_hub, to the small server of hub_server.py
+# `push_to_hub` to the local server of hub_server.py
 
 PUSH = """
 import sys
@@ -207,12 +211,12 @@ pipe.save_pretrained(sys.argv[2], push_to_hub=True, repo_id="someone/saved")
 
 
 @pytest.mark.slow
-def test_a_pushed_pipeline_arrives_whole(hub, folder, expected, tmp_path):
-    """In a process of its own, as huggingface_hub reads the address when it is imported."""
+def test_a_pushed_pipeline_is_complete(hub, folder, expected, tmp_path):
+    """Push in a new process, because huggingface_hub reads the server's address when it is imported."""
     environment = environment_of(hub, tmp_path / "home")
     command = [sys.executable, "-c", PUSH, str(folder), str(tmp_path / "again")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
     wanted = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert set(hub.repositories) == {"someone/pushed", "someone/saved"}
     for name, files in hub.repositories.items():
@@ -222,4 +226,4 @@ def test_a_pushed_pipeline_arrives_whole(hub, folder, expected, tmp_path):
             target = tmp_path / name / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
-        assert torch.equal(tokens(ShowoT2IPipeline.from_pretrained(tmp_path / name)), expected)
+        assert torch.equal(sample_tokens(ShowoT2IPipeline.from_pretrained(tmp_path / name)), expected)

@@ -1,4 +1,4 @@
-"""Repainting and extending, token for token as recorded."""
+"""Inpainting and extending give the recorded tokens of the original."""
 
 import pytest
 import torch
@@ -7,15 +7,15 @@ from showo_hf import MaskGITScheduler, ShowoExtrapolatePipeline, ShowoInpaintPip
 
 
 @pytest.fixture
-def original(reference_model, reference_processor):
-    """A pipeline of the recorded model, without its image tokenizer."""
+def make_reference_pipeline(reference_model, reference_processor):
+    """A function that makes a pipeline from the reference model, without its image tokenizer."""
 
-    def make(kind):
+    def make_pipeline(kind):
         pipe = kind(reference_model, reference_processor, MaskGITScheduler())
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    return make
+    return make_pipeline
 
 
 def options(reference, case) -> dict:
@@ -28,21 +28,21 @@ def options(reference, case) -> dict:
     }
 
 
-def test_a_hole_is_painted_as_in_the_original(original, reference):
-    hole, known = (reference.tensors[f"inpaint.{name}"].view(1, 16, 16) for name in ("hole", "tokens_in"))
-    # The mask at the resolution of an image, of which one pixel is marked in each patch.
+def test_inpainted_tokens_equal_the_original(make_reference_pipeline, reference):
+    masked, known = (reference.tensors[f"inpaint.{name}"].view(1, 16, 16) for name in ("hole", "tokens_in"))
+    # A mask at image resolution with one marked pixel in each masked patch.
     mask = torch.zeros(256, 256)
-    mask[5::16, 9::16] = hole[0].float()
-    painted = original(ShowoInpaintPipeline)(
+    mask[5::16, 9::16] = masked[0].float()
+    inpainted = make_reference_pipeline(ShowoInpaintPipeline)(
         image=known, mask_image=mask, **options(reference, reference.cases["inpaint"])
     ).images
-    assert torch.equal(painted.flatten(1), reference.tensors["inpaint.tokens_out"])
+    assert torch.equal(inpainted.flatten(1), reference.tensors["inpaint.tokens_out"])
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_images_are_extended_as_in_the_original(original, reference, number):
+def test_extended_tokens_equal_the_original(make_reference_pipeline, reference, number):
     case = reference.cases["extrapolate"][number]
-    extended = original(ShowoExtrapolatePipeline)(
+    extended = make_reference_pipeline(ShowoExtrapolatePipeline)(
         image=reference.tensors[f"extrapolate.{number}.grid_in"],
         direction=case["direction"],
         extent=8 + case["offset"],
@@ -51,5 +51,5 @@ def test_images_are_extended_as_in_the_original(original, reference, number):
     assert torch.equal(extended, reference.tensors[f"extrapolate.{number}.grid_out"])
 
 
-def test_the_record_has_no_other_cases(reference):
+def test_all_recorded_cases_are_tested(reference):
     assert len(reference.cases["extrapolate"]) == 4

@@ -1,4 +1,4 @@
-"""Small models that answer in text and images, and what the tests of such answers share."""
+"""Helpers for tests of conversations: small chat pipelines, messages, and counted model calls."""
 
 from functools import cache
 from pathlib import Path
@@ -11,10 +11,10 @@ from PIL import Image
 from showo_hf import MaskGITScheduler, ShowoAnyToAnyPipeline, ShowoForCausalLM, ShowoProcessor
 
 
-IMAGE_LENGTH = tiny.SIDE**2 + 2  # soi, codes, eoi
+IMAGE_LENGTH = tiny.SIDE**2 + 2  # soi, image tokens, eoi
 GOLDEN = Path(__file__).parent / "golden"
 PROCESSOR = tiny.processor()
-BYTES = slice(1, 257)  # the ids of single bytes
+BYTE_IDS = slice(1, 257)  # ids of the tokens that stand for one byte
 
 
 OPTIONS = {"num_inference_steps": 3, "max_new_tokens": 10, "max_images": 2, "do_sample": True, "output_type": "latent"}
@@ -44,47 +44,50 @@ def user(*parts) -> dict:
     return {"role": "user", "content": [text(part) if isinstance(part, str) else image(part) for part in parts]}
 
 
-def make_pipeline(model: ShowoForCausalLM, processor: ShowoProcessor = PROCESSOR, **options) -> ShowoAnyToAnyPipeline:
+def make_chat_pipeline(
+    model: ShowoForCausalLM, processor: ShowoProcessor = PROCESSOR, **options
+) -> ShowoAnyToAnyPipeline:
     pipe = ShowoAnyToAnyPipeline(model, processor, MaskGITScheduler(mask_token_id=tiny.CODES, **options))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def chatty(backbone="phi", soi=5.0, context=512, **bias: float) -> ShowoAnyToAnyPipeline:
+def random_chat_pipeline(backbone="phi", soi=5.0, context=512, **bias: float) -> ShowoAnyToAnyPipeline:
     """
-    A random model that writes letters, and often opens an image: `soi` and `bias` of other special ids are added to
-    their scores.
+    A pipeline with random weights that writes letters and often starts an image.
+
+    `soi` and `bias` are added to the logits of the special tokens with these names.
     """
     options = {"max_position_embeddings": context}
     model = tiny.showo(backbone, text_ids=PROCESSOR.pad_token_id, lm_head_bias=True, text_options=options)
     with torch.no_grad():
         model.lm_head.bias.zero_()
-        model.lm_head.bias[BYTES] = -1e4  # single bytes are no letters
+        model.lm_head.bias[BYTE_IDS] = -1e4  # these tokens are not letters
         for name, value in {"soi": soi, **bias}.items():
             model.lm_head.bias[getattr(PROCESSOR, f"{name}_token_id")] = value
-    return make_pipeline(model)
+    return make_chat_pipeline(model)
 
 
-def lessons() -> list[list[dict]]:
-    """Conversations in which each kind of answer comes, before and after others; the images are any."""
+def training_conversations() -> list[list[dict]]:
+    """Conversations with each kind of answer in several orders. The images are random."""
 
-    def said(*parts: str | torch.Tensor) -> dict:
+    def assistant(*parts: str | torch.Tensor) -> dict:
         return {**user(*parts), "role": "assistant"}
 
-    hearts = [user("two hearts"), said("a heart:", grid(), "one more:", grid())]
-    owl = [user("an owl"), said(grid())]
+    hearts = [user("two hearts"), assistant("a heart:", grid(), "one more:", grid())]
+    owl = [user("an owl"), assistant(grid())]
     return [
-        [*hearts, user("what?"), said("two red hearts.")],
+        [*hearts, user("what?"), assistant("two red hearts.")],
         [*owl, *hearts],
-        [user(grid(), "what?"), said("an owl."), *owl],
+        [user(grid(), "what?"), assistant("an owl."), *owl],
     ]
 
 
 @cache
-def taught_model() -> ShowoForCausalLM:
-    """A model that has learnt the lessons: it answers "two hearts" with text and two images, "what?" with text."""
+def trained_model() -> ShowoForCausalLM:
+    """A model trained on `training_conversations`: "two hearts" gives text and two images, "what?" gives text."""
     batch = PROCESSOR.apply_chat_template(
-        lessons(),
+        training_conversations(),
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
@@ -92,50 +95,50 @@ def taught_model() -> ShowoForCausalLM:
         processor_kwargs={"padding_side": "right"},
     )
     ids = batch["input_ids"]
-    is_code = ids >= PROCESSOR.image_token_offset
-    said = torch.as_tensor(batch["assistant_masks"]).bool() & ~is_code & (ids != PROCESSOR.eoi_token_id)
+    is_image_token = ids >= PROCESSOR.image_token_offset
+    is_label = torch.as_tensor(batch["assistant_masks"]).bool() & ~is_image_token & (ids != PROCESSOR.eoi_token_id)
     torch.manual_seed(0)
     model = ShowoForCausalLM(tiny.showo_config("phi", text_ids=PROCESSOR.pad_token_id))
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    draws = generator()
+    rng = generator()
     for _ in range(150):
-        codes = torch.randint(tiny.CODES, ids.shape, generator=draws) + PROCESSOR.image_token_offset
-        shown = torch.where(is_code, codes, ids)
-        model(shown, labels=torch.where(said, shown, -100), use_cache=False).loss.backward()
+        image_tokens = torch.randint(tiny.CODES, ids.shape, generator=rng) + PROCESSOR.image_token_offset
+        inputs = torch.where(is_image_token, image_tokens, ids)
+        model(inputs, labels=torch.where(is_label, inputs, -100), use_cache=False).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     return model.eval()
 
 
-def taught() -> ShowoAnyToAnyPipeline:
-    """A pipeline of its own around the taught model."""
-    return make_pipeline(taught_model())
+def trained_chat_pipeline() -> ShowoAnyToAnyPipeline:
+    """A new pipeline around the shared trained model."""
+    return make_chat_pipeline(trained_model())
 
 
 def answer(pipe: ShowoAnyToAnyPipeline, messages="an owl", seed=0, **kwargs):
-    """A short answer with drawn words; `kwargs` go before `OPTIONS`."""
+    """A short answer with sampled text. `kwargs` override `OPTIONS`."""
     return pipe(messages, **({"generator": generator(seed)} | OPTIONS | kwargs))
 
 
-class Calls(list):
-    """The shape of the ids at each call of the model."""
+class ForwardCalls(list):
+    """Records the shape of the input ids at each call of the model. Remove `handle` to stop."""
 
     def __init__(self, pipe: ShowoAnyToAnyPipeline):
         super().__init__()
-        self.handle = pipe.model.register_forward_pre_hook(self.note, with_kwargs=True)
+        self.handle = pipe.model.register_forward_pre_hook(self.record, with_kwargs=True)
 
-    def note(self, model, args, kwargs):
+    def record(self, model, args, kwargs):
         self.append(tuple((args[0] if args else kwargs["input_ids"]).shape))
 
 
-def parts_of(content: list[dict]) -> list[str | torch.Tensor]:
-    """Texts and images alone."""
+def part_values(content: list[dict]) -> list[str | torch.Tensor]:
+    """The texts and images of a content, in order."""
     return [part[part["type"]] for part in content]
 
 
 def same_parts(one: list[dict], other: list[dict]) -> bool:
     """Whether two contents have the same texts and the same token grids."""
-    pairs = list(zip(parts_of(one), parts_of(other), strict=False))
+    pairs = list(zip(part_values(one), part_values(other), strict=False))
     return len(one) == len(other) and all(
         torch.equal(a, b)
         if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
