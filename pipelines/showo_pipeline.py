@@ -25,7 +25,7 @@ from .call_scheduler import check_scheduler, check_scheduler_arguments
 from .call_state import SamplingParams, latest_call, running_call
 from .encoded_prompts import EncodedPrompts
 from .guidance import check_guidance
-from .hub import download_pipeline, with_installed_classes
+from .hub import download_pipeline, hub_options, with_installed_classes
 from .prompts import Prompt, check_prompt, is_plain, load_prompt_masks, token_weights
 from .text_sampling import warpers
 
@@ -309,9 +309,8 @@ class ShowoPipeline(DiffusionPipeline):
         except (OSError, ValueError):
             if not os.path.isfile(os.path.join(folder, cls.config_name)):
                 with contextlib.suppress(OSError):
-                    ShowoConfig.get_config_dict(
-                        pretrained_model_name_or_path
-                    )  # an original checkpoint says what to do
+                    # For an original checkpoint, this error says how to convert it.
+                    ShowoConfig.get_config_dict(pretrained_model_name_or_path, **hub_options(kwargs))
             raise
         pipe.register_to_config(_name_or_path=pretrained_model_name_or_path)
         return pipe

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import tiny
 import torch
+from conversations import random_chat_pipeline
 
 from showo_hf import (
     HaltonScheduler,
@@ -117,21 +118,14 @@ def test_what_a_callback_returns_is_checked(returned, error, message):
 
 
 def test_an_image_that_is_complete_when_its_answer_is_stopped_is_kept():
-    pipe = make(ShowoAnyToAnyPipeline)
-
     def stop_after_last_step(its_pipe, step, timestep, tensors):
         its_pipe._interrupt = step == 1
 
-    with torch.no_grad():
-        pipe.model.lm_head.weight[PROCESSOR.soi_token_id] *= 0
-    options = {"num_inference_steps": 2, "output_type": "latent", "max_new_tokens": 40, "do_sample": True}
-    for seed in range(20):
-        generator = torch.Generator().manual_seed(seed)
-        answer = pipe("owl", generator=generator, callback_on_step_end=stop_after_last_step, **options)
-        if answer.finish_reason == "interrupted":
-            assert answer.content[-1]["type"] == "image" and bool((answer.content[-1]["image"] < tiny.CODES).all())
-            return
-    pytest.fail("no answer had an image")
+    answer = random_chat_pipeline(soi=50.0)(
+        "owl", num_inference_steps=2, output_type="latent", callback_on_step_end=stop_after_last_step
+    )
+    assert answer.finish_reason == "interrupted"
+    assert bool((answer.content[-1]["image"] < tiny.CODES).all()) and len(answer.content) == 1
 
 
 # Arguments
