@@ -119,7 +119,7 @@ def infer_lfq_config(checkpoint: Checkpoint, sample_size: int = 256) -> ShowoLFQ
     for part, stage in (("encoder", "down"), ("decoder", "up")):
         stages = count_stages(shapes, rf"{part}\.{stage}\.(\d+)\.")
         if not stages:
-            raise ConversionError(f"the weights have no `{part}.{stage}.0`, so this is no MAGVIT-v2")
+            raise ConversionError(f"the weights have no `{part}.{stage}.0`, so this is not a MAGVIT-v2")
         blocks = [f"{part}.{stage}.{i}.block" for i in range(stages)]
         sizes[f"{part}_block_out_channels"] = [shape_of(shapes, f"{b}.0.conv1.weight", 4)[0] for b in blocks]
         sizes[f"{part}_layers_per_block"] = [count_stages(shapes, re.escape(b) + r"\.(\d+)\.") for b in blocks]

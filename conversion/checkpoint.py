@@ -72,8 +72,8 @@ class PickleFile:
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         except pickle.UnpicklingError as error:
             raise ConversionError(
-                f"'{path.name}' was refused: it is a pickle with more than tensors, or no pickle at all. Nothing in it "
-                f"was run. Found: {first_sentence(error)}"
+                f"'{path.name}' was refused: it is not a pickle, or a pickle that contains more than tensors. Nothing in "
+                f"it was run. Found: {first_sentence(error)}"
             ) from error
         except Exception as error:  # a damaged file fails in many ways
             raise ConversionError(

@@ -7,7 +7,7 @@ from typing import Any
 
 from showo_hf.utils.argument_types import DTYPES, shard_size
 
-from .errors import ConversionError
+from .errors import ConversionError, UploadError
 
 
 WEIGHT_FORMATS = ("safetensors", "bin")  # of an export
@@ -27,7 +27,7 @@ def add_verify_argument(parser: argparse.ArgumentParser):
 def add_output_arguments(parser: argparse.ArgumentParser, max_shard_size: str = "5GB"):
     """Add the options of every command that writes weights."""
     add = parser.add_argument
-    add("--output", required=True, metavar="FOLDER", help="the folder to write; it is complete or absent")
+    add("--output", required=True, metavar="FOLDER", help="output folder, written atomically")
     add("--dtype", choices=DTYPES, help="dtype of the saved weights (default: the dtype of the source)")
     add(
         "--max-shard-size",
@@ -54,34 +54,49 @@ def run_conversion(
     """
     Run a conversion, and upload its folder if `push_to_hub` names a repository.
 
-    The report goes to stderr and the folder's name to stdout. An error is one message on stderr.
+    The report goes to stderr and the folder's name to stdout.
 
     Args:
         convert: writes `output` and returns the report.
         output: the folder that `convert` writes.
 
     Returns:
-        The exit code, 0 or 1.
+        The exit code 0.
+
+    Raises:
+        HFValidationError: if `push_to_hub` is not a valid name.
+        UploadError: if the upload fails.
+        ConversionError, OSError: the errors of `convert`.
     """
-    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    try:
-        if push_to_hub:
-            validate_repo_id(push_to_hub)
-        print(convert(), file=sys.stderr)
-    except (ConversionError, OSError, HFValidationError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if push_to_hub:
+        validate_repo_id(push_to_hub)
+    print(convert(), file=sys.stderr)
     print(output)
     if push_to_hub:
         try:
             repo_id = push(output, push_to_hub, private)
         except Exception as error:  # networks and repositories fail in many ways
-            print(f"error: '{output}' is complete, but the upload failed: {error}", file=sys.stderr)
-            return 1
+            raise UploadError(f"'{output}' is complete, but the upload failed: {error}") from error
         print(f"uploaded to {repo_id}", file=sys.stderr)
     return 0
+
+
+def report_errors(run: Callable[[], int]) -> int:
+    """
+    Run a conversion that is a program of its own, not a command of `showo-hf`.
+
+    Returns:
+        The exit code of `run`; 1 after an expected error, which is one message on stderr.
+    """
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return run()
+    except (ConversionError, UploadError, OSError, HFValidationError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def push(folder: str, repo_id: str, private: bool = False) -> str:

@@ -19,6 +19,7 @@ from .command_line import (
     add_image_tokenizer_argument,
     add_output_arguments,
     add_verify_argument,
+    report_errors,
     run_conversion,
     torch_dtype,
 )
@@ -83,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
             repo_id=options.push_to_hub,
         )
 
-    return run_conversion(convert, options.output, options.push_to_hub, options.private)
+    return report_errors(lambda: run_conversion(convert, options.output, options.push_to_hub, options.private))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from showo_hf.pipelines import ShowoT2IPipeline
 from showo_hf.schedulers import MaskGITScheduler
 from showo_hf.utils.atomic_folder import atomic_folder
 
-from .command_line import run_conversion
+from .command_line import report_errors, run_conversion
 from .errors import ConversionError
 from .onnx_graphs import (
     Graph,
@@ -86,8 +86,8 @@ def export_onnx(
         external_data: write the weights to files of their own; by default only if they do not fit into the graph's.
 
     Raises:
-        ConversionError: if `folder` is no pipeline or has no image tokenizer, if the script does not support the
-            scheduler or one of its settings, if `output` exists and is no model, if a package is missing, or if the
+        ConversionError: if `folder` is not a pipeline or has no image tokenizer, if the script does not support the
+            scheduler or one of its settings, if `output` exists and is not a model, if a package is missing, or if the
             outputs of a graph differ from the model's.
         FileExistsError: if `output` exists and `overwrite` is False.
     """
@@ -219,7 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split(" Run as")[0])
     add = parser.add_argument
     add("folder", help="a saved pipeline")
-    add("--output", required=True, metavar="FOLDER", help="the folder to write; it is complete or absent")
+    add("--output", required=True, metavar="FOLDER", help="output folder, written atomically")
     add("--dtype", choices=DTYPES, default="float32", help="dtype of the weights and of the computation")
     add("--quantize", choices=QUANTIZATIONS, help="integer weights: a fourth of the size, and faster on a CPU")
     add("--overwrite", action="store_true", help="replace the output if it exists")
@@ -228,7 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
     def export() -> str:
         return export_onnx(options.folder, options.output, options.dtype, options.quantize, options.overwrite)
 
-    return run_conversion(export, options.output)
+    return report_errors(lambda: run_conversion(export, options.output))
 
 
 if __name__ == "__main__":

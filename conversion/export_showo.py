@@ -54,7 +54,7 @@ def export_showo(
         file_format: "safetensors", or "bin" for `torch.save`.
 
     Raises:
-        ConversionError: if `folder` is no Show-o of this package, or if the original does not support it.
+        ConversionError: if `folder` is not a Show-o model of this package, or if the original does not support it.
         FileExistsError: if `output` exists and `overwrite` is False.
     """
     if file_format not in WEIGHT_FORMATS:
@@ -188,7 +188,7 @@ def write_part(
 
 
 def in_original_form(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    """A tensor of ours in the original's shape and in `dtype`, by default its own."""
+    """One of our tensors in the original's shape and in `dtype`, by default its own."""
     return (tensor[:, :, None, None] if is_attention_kernel(name) else tensor).to(dtype or tensor.dtype)
 
 

@@ -103,7 +103,7 @@ def why_dropped(original: str, rules: DropRules) -> str | None:
 
 
 def original_showo_name(ours: str) -> str:
-    """The original name of a transformer weight of ours."""
+    """The original name of one of our transformer weights."""
     return ours if ours.startswith("mm_projector.") else f"showo.{ours}"
 
 

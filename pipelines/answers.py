@@ -1,4 +1,4 @@
-"""An answer while it is written, and the events that tell of it."""
+"""An answer being generated, and its events."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -105,7 +105,7 @@ class TextStream:
         """Give the text that a token id completes."""
         try:
             text = self.decoder.step(self.tokenizer, token)
-        except Exception:  # the bytes so far turn out to be no characters
+        except Exception:  # the bytes so far are not valid UTF-8
             yield from self.close()
             self.restart()
             text = self.decoder.step(self.tokenizer, token)
@@ -126,7 +126,7 @@ class TextStream:
 
 class Answer:
     """
-    An answer while it is written: its content so far, and the events that tell of it.
+    An answer being generated, and its events.
 
     Args:
         tokenizer: the text tokenizer.
@@ -156,7 +156,7 @@ class Answer:
             yield piece
 
     def add_image(self, image: Any, tokens: torch.LongTensor) -> ImageDone:
-        """Append a finished image behind the closed text."""
+        """Append a finished image. Call `close_text` first."""
         done = ImageDone(self.num_images, image, tokens)
         self.content.append({"type": "image", "image": image})
         self.message_content.append({"type": "image", "image": tokens})

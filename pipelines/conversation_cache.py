@@ -1,4 +1,4 @@
-"""What the model has read of a conversation."""
+"""The key-value cache of a conversation, with its ids."""
 
 import torch
 from transformers import DynamicCache
@@ -29,7 +29,7 @@ class ConversationCache:
         return len(self.ids)
 
     def crop(self, length: int):
-        """Keep the first `length` ids, and drop keys and values that an interrupt has left behind the last id."""
+        """Keep the first `length` ids, and drop entries that an interrupted pass left after them."""
         del self.ids[length:]  # first: the cache may hold more than the ids, never less
         if self.ids:
             crop_to(self.cache, len(self.ids))
@@ -53,7 +53,7 @@ class ConversationCache:
 
     @torch.no_grad()
     def read(self, ids: list[int], device: torch.device) -> torch.Tensor:
-        """Read more ids. Return the logits (vocab_size,) of the id behind the last one."""
+        """Read more ids. Return the logits (vocab_size,) of the next id."""
         logits = self.model(
             torch.tensor([ids], device=device), past_key_values=self.cache, use_cache=True, logits_to_keep=1
         ).logits

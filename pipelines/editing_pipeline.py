@@ -201,7 +201,7 @@ class ShowoEditingPipeline(ShowoPipeline):
         """
         Compute log p of each token given the other tokens and the prompt, (batch, h, w).
 
-        A masked model says nothing about tokens that it sees. So a random quarter of the tokens is masked at a time: the
+        The model predicts masked tokens only. So a random quarter of the tokens is masked at a time: the
         pseudo-log-likelihood of "Masked language model scoring" (arXiv:1910.14659), in groups.
         """
         scores = torch.zeros(tokens.shape, device=tokens.device)
@@ -222,7 +222,7 @@ class ShowoEditingPipeline(ShowoPipeline):
     def prepare_latents(self, tokens: torch.LongTensor, edited: torch.BoolTensor) -> torch.LongTensor:
         """Mask the edited tokens, (batch, h, w). Warn if an image has none."""
         if not bool(edited.flatten(1).any(1).all()):
-            logger.warning("No token is edited: an image is returned as it is.")
+            logger.warning("No token is edited, so an image is returned unchanged.")
         return tokens.masked_fill(edited, self.mask_token_id)
 
     # Decoding

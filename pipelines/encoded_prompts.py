@@ -1,4 +1,4 @@
-"""Prompts as the denoising loop uses them: keys and values, and how the logits of several rows become one image's."""
+"""Encoded prompts: their key-value cache, and how to combine the logits of their rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -54,7 +54,11 @@ class EncodedPrompts:
         return self if self.weights is None else replace(self, weights=self.weights[:, rows, columns])
 
     def select(self, images: Sequence[int]) -> "EncodedPrompts":
-        """Keep the prompts of some images, given by their ascending indices. The result owns its cache."""
+        """
+        Keep the prompts of some images, given by their ascending indices.
+
+        The result owns its cache, unless nothing is dropped: then it is `self`.
+        """
         if len(images) == self.num_images:
             return self
         wanted = torch.tensor(images, device=self.image_indices.device)
@@ -64,7 +68,11 @@ class EncodedPrompts:
         return replace(kept, image_indices=torch.searchsorted(wanted, kept.image_indices), weights=weights)
 
     def without_guidance(self) -> "EncodedPrompts":
-        """Drop the unconditional rows, unless `weights` need them. The result owns its cache."""
+        """
+        Drop the unconditional rows, unless `weights` need them.
+
+        The result owns its cache, unless nothing is dropped: then it is `self`.
+        """
         if self.weights is not None or not self.is_guided:
             return self
         return self.select_rows(torch.arange(self.num_images, device=self.image_indices.device))
@@ -136,7 +144,7 @@ def join_prompts(prompts: Sequence[EncodedPrompts]) -> EncodedPrompts:
     longest = max(one.attention_mask.shape[1] for one in prompts)
 
     def join(tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
-        trailing = (0, 0) * (-1 - dim)  # dimensions behind the padded one
+        trailing = (0, 0) * (-1 - dim)  # dimensions after the padded one
         return torch.cat([F.pad(tensor, (*trailing, longest - tensor.shape[dim], 0)) for tensor in tensors])
 
     layers = [

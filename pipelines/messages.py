@@ -1,4 +1,4 @@
-"""Messages of a conversation, in transformers' form: checked, and with their images read."""
+"""Validate conversation messages and load their images."""
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -17,7 +17,7 @@ def normalize_messages(messages: Any, codebook_size: int) -> list[Message]:
     Check a text, a message or several, and return them in one form. Images are not read.
 
     Returns:
-        messages whose content is a text, or a list of `{"type": "text", "text": ...}` and `{"type": "image", "image": ...}`.
+        messages with a text as content, or a list of `{"type": "text", "text": ...}` and `{"type": "image", "image": ...}`.
 
     Raises:
         ValueError, TypeError: for anything that is not a message.

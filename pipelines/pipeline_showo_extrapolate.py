@@ -23,8 +23,8 @@ SIDES = ("left", "right", "up", "down")
 
 class ShowoExtrapolatePipeline(ShowoEditingPipeline):
     r"""
-    Extend an image (Show-o, arXiv:2408.12528, section 4.4). Masked tokens are added beside it, and filled in in windows of
-    the trained size that also see the image. The image's own tokens stay as they are.
+    Extend an image (Show-o, arXiv:2408.12528, section 4.4). Adds masked tokens beside the image and denoises them in
+    windows of the trained size that also see the image. The tokens of the given image do not change.
 
     Args:
         model ([`ShowoForCausalLM`]): the transformer, with its image tokenizer.
@@ -129,11 +129,11 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
         Args:
             prompt: masks of [`RegionalPrompt`] are stretched over the finished image.
             image: one image or one per prompt, as in [`ShowoInpaintPipeline.__call__`].
-            direction (`str` or a list, defaults to `"right"`): "left", "right", "up" or "down". A list is gone through in
-                each round.
+            direction (`str` or a list, defaults to `"right"`): "left", "right", "up" or "down". Each round
+                extends every listed side in order.
             extent (`int`, *optional*): pixels added per direction: a multiple of the patch size, and less than the trained
                 side; half of it by default. Without an image tokenizer, in tokens.
-            rounds (`int`, defaults to 1): how often the directions are gone through.
+            rounds (`int`, defaults to 1): number of rounds.
             height, width (`int`, *optional*): the size at which the image is edited before it grows, as in
                 [`ShowoInpaintPipeline.__call__`].
             preserve_pixels (`bool`, defaults to `False`): keep the original pixels, with a seam one patch wide. By default
@@ -219,7 +219,7 @@ def as_directions(direction: str | Sequence[str]) -> list[str]:
 
 def grown_regions(size: tuple[int, int], directions: Sequence[str], extent: int) -> list[Window]:
     """
-    Compute where the image lies in the finished grid: at first, and after each direction. The last region is the grid.
+    Compute the image's region in the finished grid, initially and after each extension. The last region is the grid.
 
     Args:
         size (`tuple[int, int]`): rows and columns of the given image.

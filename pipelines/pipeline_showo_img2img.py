@@ -88,8 +88,8 @@ class ShowoImg2ImgPipeline(ShowoEditingPipeline):
             image: one image or one per prompt, as in [`ShowoInpaintPipeline.__call__`].
             strength (`float`, defaults to 0.7): share of the tokens that is generated again, in [0, 1]. 0 returns the
                 image; 1 is text to image. Steps that would leave a larger share masked are skipped.
-            remasking (`str`, defaults to `"uncertain"`): which tokens: "uncertain" for those that the model finds least
-                likely for the prompt, or "random".
+            remasking (`str`, defaults to `"uncertain"`): which tokens. "uncertain": the least likely tokens for the
+                prompt, or "random".
             height, width (`int`, *optional*): the size to work at, as in [`ShowoInpaintPipeline.__call__`].
 
         Raises:

@@ -76,10 +76,10 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
         if padding_mask_crop is not None:
             check_count("padding_mask_crop", padding_mask_crop, least=0)
             if is_token_image(image) or output_type != "pil" or batch_size > 1:
-                got = "tokens" if is_token_image(image) else f"{batch_size} and {output_type!r}"
+                got = f"{batch_size} and {output_type!r} (number of images and `output_type`)"
                 raise ValueError(
                     "`padding_mask_crop` must be None unless one image of pixels is edited with `output_type='pil'`, "
-                    f"got {padding_mask_crop} with {got}."
+                    f"got {padding_mask_crop} with {'tokens' if is_token_image(image) else got}."
                 )
 
     def load_masks(self, mask_image: Any, images: list[Image.Image] | torch.LongTensor) -> list[torch.Tensor]:
@@ -155,8 +155,8 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
             height, width (`int`, *optional*): the size to work at. By default the image keeps its aspect ratio, and its
                 shorter side gets the trained length. Longer sides are denoised in windows.
             strength (`float`, defaults to 1.0): share of the marked tokens that is generated again, in [0, 1].
-            remasking (`str`, defaults to `"uncertain"`): which tokens, below strength 1: "uncertain" for those that the
-                model finds least likely, or "random".
+            remasking (`str`, defaults to `"uncertain"`): which tokens, below strength 1. "uncertain": the least likely
+                tokens, or "random".
             padding_mask_crop (`int`, *optional*): edit only what is marked and this many pixels around it, at full size,
                 and paste it back into the image.
             preserve_pixels (`bool`, defaults to `False`): keep the original pixels where nothing was edited, with a seam

@@ -1,4 +1,4 @@
-"""What a user gives as a prompt: texts, and regional prompts with weights and masks."""
+"""The `prompt` argument: texts and regional prompts."""
 
 import math
 from collections.abc import Sequence

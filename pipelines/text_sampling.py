@@ -1,4 +1,4 @@
-"""What `generate` of transformers is given here: words alone to choose from, and draws that come from a generator."""
+"""Logits processors for `generate`: text tokens only, and sampling with a generator."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from showo_hf.processing.processing_showo import ShowoProcessor
 
 
 def warpers(temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> LogitsProcessorList:
-    """transformers' own warpers, in its order; none where a value changes nothing."""
+    """The logits warpers of transformers, in its order. Skips warpers without effect."""
     found = LogitsProcessorList()
     if temperature != 1.0:
         found.append(TemperatureLogitsWarper(temperature))
@@ -28,12 +28,12 @@ def warpers(temperature: float = 1.0, top_k: int | None = None, top_p: float | N
 
 class GeneratorSampling(LogitsProcessor):
     r"""
-    Turns greedy decoding into sampling with a generator, by Gumbel's trick: the argmax of `log p + g`, with g from a
-    standard Gumbel distribution, is distributed as p (arXiv:1611.00712, section 2).
+    Turns greedy decoding into sampling with a generator by the Gumbel-max trick: if g has a standard Gumbel
+    distribution, the argmax of `log p + g` has the distribution p (arXiv:1611.00712, section 2).
 
     Args:
-        generator (`torch.Generator` or a list with one a row): where the draws come from. With a list each row comes out
-            as it would alone.
+        generator (`torch.Generator`, or a list with one per row): the source of the random numbers. With a list, each
+            row gets the result it would get alone.
         temperature (`float`, defaults to 1.0), top_k (`int`, *optional*), top_p (`float`, *optional*): as in
             transformers.
 
@@ -68,11 +68,11 @@ class GeneratorSampling(LogitsProcessor):
 
 class TextOnly(LogitsProcessor):
     """
-    Leaves words alone to be chosen: no image codes and no special tokens but the end of text.
+    Allows text tokens and the end of text; masks image tokens and other special tokens.
 
     Args:
-        processor ([`ShowoProcessor`]): knows which ids these are.
-        allowed (`Sequence[int]`, *optional*): ids of special tokens that may be chosen all the same.
+        processor ([`ShowoProcessor`]): defines the special ids.
+        allowed (`Sequence[int]`, *optional*): special ids that stay allowed.
     """
 
     def __init__(self, processor: ShowoProcessor, allowed: Sequence[int] = ()):
@@ -88,5 +88,5 @@ class TextOnly(LogitsProcessor):
 
 
 def draw(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Uniform numbers in [0, 1) on the generator's own device."""
+    """Sample uniform numbers in [0, 1) on the generator's device."""
     return torch.rand(shape, generator=generator, device=generator.device)

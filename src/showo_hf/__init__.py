@@ -1,4 +1,4 @@
-"""showo-hf: the Show-o family of models, which read and make images, as ordinary Hugging Face objects."""
+"""Show-o models that understand and generate images, as standard Hugging Face classes."""
 
 from pathlib import Path
 

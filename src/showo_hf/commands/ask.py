@@ -31,9 +31,10 @@ examples:
   multiple choice: print the likeliest answer and the probability of each; write the answers as the model would
     showo-hf ask apple.png pear.png "is it food?" --choices yes. no.
 
-  a folder of thousands of images, in a run that can resume:
-  {{"image": "images/apple.png", "question": "is it food?", "answer": "yes."}}
+  a folder of thousands of images, in a resumable run
     showo-hf ask images "is it food?" -o food.jsonl --batch-size 32
+  each line of food.jsonl looks like
+    {{"image": "images/apple.png", "question": "is it food?", "answer": "yes."}}
 
 {RESUMING}"""
 

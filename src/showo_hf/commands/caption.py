@@ -29,7 +29,7 @@ examples:
   all images in a folder and its subfolders
     showo-hf caption images --recursive
 
-  thousands of images, in a run that can resume: {{"image": "images/apple.png", "text": "a red apple."}}
+  thousands of images, in a resumable run: {{"image": "images/apple.png", "text": "a red apple."}}
     showo-hf caption images -o captions.jsonl --batch-size 32
 
   another prompt

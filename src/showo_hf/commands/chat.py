@@ -88,9 +88,14 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--steps",
         type=positive_integer,
         metavar="N",
-        help="number of denoising steps per image (default: the model's)",
+        help="number of denoising steps per image (default: 18)",
     )
-    add("--guidance", type=non_negative_number, metavar="G", help="guidance scale of images; 1 turns it off")
+    add(
+        "--guidance",
+        type=non_negative_number,
+        metavar="G",
+        help="guidance scale of images; 1 turns it off (default: 2.75)",
+    )
     add(
         "--temperature",
         type=non_negative_number,
@@ -138,15 +143,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Raise `UsageError` unless `--output` is a writable folder, and the numbers are valid."""
+    """Raise `UsageError` unless `--output` is a writable folder."""
     if not options.output.is_dir():
         raise UsageError(f"`--output` must be a folder that exists, got '{options.output}'")
     if not os.access(options.output, os.W_OK):
         raise UsageError(f"`--output` must be a folder that can be written to, but '{options.output}' cannot")
-    for name in ("guidance", "temperature"):
-        value = getattr(options, name)
-        if value is not None and value < 0:
-            raise UsageError(f"`--{name}` must not be negative, got {value}")
 
 
 # Input

@@ -59,17 +59,21 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-o", "--output", type=Path, required=True, help=f"image file to write ({', '.join(IMAGE_SUFFIXES)})")
     add("--negative-prompt", metavar="WORDS", help="what the image should not show")
-    add("--steps", type=positive_integer, metavar="N", help="number of denoising steps (default: the model's)")
+    add("--steps", type=positive_integer, metavar="N", help="number of denoising steps (default: 18)")
     add(
         "--guidance",
         type=non_negative_number,
         metavar="G",
-        help="guidance scale; 1 turns it off (default: the model's)",
+        help="guidance scale; 1 turns it off (default: 2.75)",
     )
     add("--temperature", type=non_negative_number, metavar="T", help="sampling temperature (default: the model's)")
     add("--seed", type=seed_number, metavar="N", help="random seed (default: a new one, printed to stderr)")
     add(
-        "--num", type=positive_integer, default=1, metavar="N", help="number of images, seeds counting up (default: 1)"
+        "--num",
+        type=positive_integer,
+        default=1,
+        metavar="N",
+        help="number of images; image i uses seed + i (default: 1)",
     )
     add_scheduler_options(parser)
     add_loading_options(parser)

@@ -1,4 +1,4 @@
-"""`generate` of transformers for a model whose prompts hold images.
+"""`generate` of transformers for prompts with images.
 
 The image blocks of a sequence are fixed when generation starts. The model then adds text, one id at a time. Even a
 generated `soi` is text, so the cache, assistants and prompt lookup do not change the result.
@@ -70,7 +70,7 @@ class ShowoGenerationMixin(GenerationMixin):
         )
 
     def check_prompt_length(self, *inputs: torch.Tensor | None):
-        """Raise `ValueError` if a prompt, whose length is in dimension 1 of `inputs`, leaves no room for an answer."""
+        """Raise `ValueError` if a prompt, with its length in dimension 1, leaves no room for an answer."""
         length = max((tensor.shape[1] for tensor in inputs if tensor is not None), default=0)
         context = self.config.text_config.max_position_embeddings
         if length >= context:

@@ -110,8 +110,8 @@ class ShowoForCausalLM(ShowoPreTrainedModel, ShowoImageMixin, ShowoGenerationMix
         """
         Same as in transformers, but the vision tower initializes its own missing weights.
 
-        transformers skips modules without own parameters in a model class of another package. These are the very
-        modules by which CLIP chooses the scale of its linear layers.
+        In a model class of another package, transformers skips modules without parameters of their own, but CLIP
+        initializes its linear layers through them.
         """
         if self.vision_tower is not None:
             self.vision_tower.initialize_weights()

@@ -45,7 +45,7 @@ def image_block_ids(input_ids: torch.LongTensor, config: ShowoConfig) -> torch.L
 
 
 def starts_with(input_ids: torch.LongTensor, token_id: int, pad_token_id: int | None) -> torch.BoolTensor:
-    """Whether the first id of each row (batch, length) that is no pad is `token_id`: (batch,) bool."""
+    """Whether the first non-pad id of each row (batch, length) is `token_id`: (batch,) bool."""
     if pad_token_id is None:
         return input_ids[:, 0] == token_id
     first = (input_ids != pad_token_id).int().argmax(-1, keepdim=True)

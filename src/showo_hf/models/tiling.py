@@ -47,7 +47,7 @@ def decode_tiled(
     """
     Decode quantized latents (batch, bits, h, w) to pixels (batch, channels, H, W), tile by tile.
 
-    Tiles are blended where they overlap. The arguments are those of [`encode_tiled`]. Sums are in float32 or better.
+    Tiles are blended where they overlap. Same arguments as [`encode_tiled`]. Sums are in float32 or better.
     """
     height, width = codes.shape[-2:]
     pixels = weights = None

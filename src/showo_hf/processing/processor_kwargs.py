@@ -58,7 +58,7 @@ TEXT_DEFAULTS: dict[str, Any] = {
     "return_tensors": "pt",
 }
 GROUPS = ("text_kwargs", "images_kwargs")
-#: Arguments of other processors. They are accepted where they ask for nothing.
+#: Arguments of other processors. They are accepted with an empty value.
 UNSUPPORTED = {*TextKwargs.__annotations__, *ProcessingKwargs.__annotations__, "videos", "audio"} - {
     *TEXT_DEFAULTS,
     *GROUPS,
@@ -109,10 +109,10 @@ def group_of(kwargs: dict[str, Any], group: str) -> dict[str, Any]:
 
 
 def check_known(options: dict[str, Any], known: set[str], group: str | None = None):
-    """Raise `TypeError` for a name that is neither in `known` nor an unsupported argument that asks for nothing."""
+    """Raise `TypeError` for a name that is neither in `known` nor an unsupported argument with an empty value."""
     for name, value in options.items():
-        asks_nothing = value is None or (isinstance(value, (bool, int, dict)) and not value)
-        if name in known or (name in UNSUPPORTED and asks_nothing):
+        is_empty = value is None or (isinstance(value, (bool, int, dict)) and not value)
+        if name in known or (name in UNSUPPORTED and is_empty):
             continue
         place = f" in `{group}`" if group else ""
         raise TypeError(

@@ -25,7 +25,7 @@ class EntropyBoundScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
 
     where H is the entropy in nats of the distribution that a token is sampled from. The left side bounds the mutual
     information of the k tokens, which is lost when they are sampled independently. At least one token is unmasked.
-    Easy images take fewer steps; `finished` of the output tells when an image is complete.
+    Easy images take fewer steps; the output's `finished` reports when an image is complete.
 
     `num_inference_steps` is the maximum number of steps. To spread the work, no step leaves more tokens masked than
     the masking schedule, `max(1, floor(N * schedule((step + 1) / steps)))` of N tokens, even if the bound would. With

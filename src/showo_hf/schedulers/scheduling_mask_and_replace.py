@@ -66,10 +66,10 @@ class MaskAndReplaceScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixi
         masking_schedule (`str`, defaults to `"linear"`): the share of changed tokens at time t is this schedule at `1
             - t / T`: "linear", "cosine", "arccos", "sigmoid" or "pow<n>".
         mask_share (`float`, defaults to 0.9): share of the changed tokens that are masked, in [0, 1].
-        truncation_rate (`float`, defaults to 1.0): sample x_0 from the most likely tokens whose probabilities reach
-            this sum, in (0, 1] (VQ-Diffusion's truncated sampling).
-        purity (`bool`, defaults to False): unmask the tokens that the model is most certain of, as many as otherwise
-            (purity prior sampling, arXiv:2205.16007).
+        truncation_rate (`float`, defaults to 1.0): sample x_0 from the smallest set of tokens that reaches this
+            probability, in (0, 1] (VQ-Diffusion's truncated sampling).
+        purity (`bool`, defaults to False): unmask the tokens that the model is most certain of; the number of tokens does
+            not change (purity prior sampling, arXiv:2205.16007).
         purity_weight (`float`, defaults to 0.0): r in the probabilities `p^(1 + r max p)` that x_0 is sampled from, at
             least 0. Sharpens distributions that are already certain (arXiv:2205.16007, equation 11).
         auxiliary_weight (`float`, defaults to 5e-4): weight of the cross-entropy of x_0 in the training loss.

@@ -50,7 +50,7 @@ def set_recompile_limit(limit: int):
     """
     Let a compiled function be compiled for up to `limit` input shapes.
 
-    Reason: `torch.compile` falls back to eager mode without an error behind the limit, and no public function sets it.
+    Reason: `torch.compile` falls back to eager mode without an error above the limit, and no public function sets it.
     """
     torch._dynamo.config.recompile_limit = limit
 
