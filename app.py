@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from showo_hf import EMBEDDED_MODEL, ShowoMMUPipeline, ShowoT2IPipeline
-from showo_hf.pipelines.call_scheduler import config_entry
+from showo_hf.pipelines.scheduler_adapter import config_entry
 from showo_hf.processing.images import load_image
 
 

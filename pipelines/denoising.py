@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from showo_hf.models.configuration_showo import ShowoConfig
 from showo_hf.models.modeling_showo import ShowoForCausalLM
 
-from .call_scheduler import CallScheduler
 from .call_state import RunningCall, SamplingParams
 from .encoded_prompts import EncodedPrompts
+from .scheduler_adapter import SchedulerAdapter
 from .windows import Window, plan_windows, share_windows
 
 
@@ -60,7 +60,7 @@ def denoise(
         windows = share_windows([plan_windows(masked, pipe.default_grid) for masked in latents == mask])
     num_timesteps = len(windows) * (params.num_inference_steps - params.begin_index)
     call = pipe.latest_call = RunningCall(weakref.ref(pipe), params.guidance_scale, num_timesteps)
-    scheduler, index = CallScheduler(pipe.scheduler, mask), 0
+    scheduler, index = SchedulerAdapter(pipe.scheduler, mask), 0
     with pipe.progress_bar(total=num_timesteps) as progress_bar:
         for window, images in windows:
             place = (images, *window)

@@ -14,11 +14,11 @@ from showo_hf.schedulers.masking_schedules import get_masking_schedule
 from showo_hf.schedulers.scheduling_utils import Generators, sample_uniform
 from showo_hf.utils.validation import check_share
 
-from .call_scheduler import config_entry
 from .denoising import PromptContext, predict_logits
 from .encoded_prompts import EncodedPrompts
 from .masks import choose_masked, paste_original
 from .prompts import RegionalPrompt
+from .scheduler_adapter import config_entry
 from .showo_pipeline import ShowoPipeline
 from .windows import plan_windows
 
@@ -68,7 +68,7 @@ class ShowoEditingPipeline(ShowoPipeline):
             return
         if self.image_tokenizer is None:
             raise ValueError(
-                f"`image` must be a token grid for a model without image tokenizer, got {type(image).__name__}."
+                f"`image` must be a token grid for a model without an image tokenizer, got {type(image).__name__}."
             )
         self.check_size(height, width)
         images = flatten_images(image)

@@ -289,7 +289,7 @@ def test_a_model_without_image_tokenizer_edits_token_grids(kind, pipe):
     without_tokenizer = make_pipeline(kind, model)
     options = {"extent": 2} if kind is ShowoExtrapolatePipeline else {}  # in tokens, because the pixel size is unknown
     assert edit(without_tokenizer, **options).shape == edit(pipe).shape
-    with pytest.raises(ValueError, match="`image` must be a token grid for a model without image tokenizer"):
+    with pytest.raises(ValueError, match="`image` must be a token grid for a model without an image tokenizer"):
         edit(without_tokenizer, image=pixels(), **options)
     with pytest.raises(ValueError, match="`output_type` must be 'latent'"):
         edit(without_tokenizer, output_type="pil", **options)

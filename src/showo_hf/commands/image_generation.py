@@ -202,7 +202,7 @@ def call_pipeline(
 
 def draws_by_image(pipe: DiffusionPipeline) -> bool:
     """Whether the scheduler takes one generator per image. The schedulers of diffusers take one per batch."""
-    from showo_hf.pipelines.call_scheduler import is_discrete
+    from showo_hf.pipelines.scheduler_adapter import is_discrete
 
     return is_discrete(pipe.scheduler)
 

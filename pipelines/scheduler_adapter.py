@@ -14,7 +14,7 @@ from showo_hf.schedulers.scheduling_utils import DiscreteSchedulerMixin, Generat
 from .call_state import SamplingParams
 
 
-class CallScheduler:
+class SchedulerAdapter:
     """
     A copy of a scheduler. Its state belongs to one call, so calls in several threads, and pipelines that share a scheduler,
     do not disturb each other.
