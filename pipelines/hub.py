@@ -5,6 +5,8 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
+from showo_hf.utils.saved_folders import hub_options
+
 
 #: The module of each class that `model_index.json` may name. It takes the place of the module that a folder names: a
 #: folder that brings its own code (`showo-hf convert --with-code`) is loaded without running it.
@@ -19,7 +21,6 @@ COMPONENT_MODULES = {
 }
 CONFIG_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 WEIGHT_NAMES = ("model", "diffusion_pytorch_model")  # of transformers and of diffusers
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 
 def download_pipeline(repo_id: str, index_name: str, components: Iterable[str], arguments: dict[str, Any]) -> str:
@@ -35,12 +36,8 @@ def download_pipeline(repo_id: str, index_name: str, components: Iterable[str], 
     """
     weights = weight_patterns(arguments.get("variant"), arguments.get("use_safetensors"))
     patterns = [f"{name}/{pattern}" for name in sorted(components) for pattern in (*CONFIG_FILES, *weights)]
-    return snapshot_download(repo_id, allow_patterns=[index_name, *patterns], **hub_options(arguments))
-
-
-def hub_options(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Those arguments of `from_pretrained` that say how to reach the Hub."""
-    return {name: arguments[name] for name in HUB_ARGUMENTS if arguments.get(name) is not None}
+    options = {name: value for name, value in hub_options(arguments).items() if name not in ("proxies", "subfolder")}
+    return snapshot_download(repo_id, allow_patterns=[index_name, *patterns], **options)
 
 
 def weight_patterns(variant: str | None = None, use_safetensors: bool | None = None) -> list[str]:

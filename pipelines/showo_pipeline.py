@@ -19,12 +19,13 @@ from showo_hf.models.modeling_showo import ShowoForCausalLM
 from showo_hf.models.modeling_showo_lfq import ShowoLFQTokenizer
 from showo_hf.processing.processing_showo import ShowoProcessor, check_texts
 from showo_hf.schedulers.scheduling_utils import check_filter, check_generators
+from showo_hf.utils.saved_folders import hub_options
 from showo_hf.utils.validation import check_count, check_number, is_integer
 
 from .call_state import SamplingParams, latest_call, running_call
 from .encoded_prompts import EncodedPrompts
 from .guidance import check_guidance
-from .hub import download_pipeline, hub_options, with_installed_classes
+from .hub import download_pipeline, with_installed_classes
 from .prompts import Prompt, check_prompt, is_plain, load_prompt_masks, token_weights
 from .scheduler_adapter import check_scheduler, check_scheduler_arguments
 from .text_sampling import warpers
