@@ -84,7 +84,7 @@ class JointChain:
         return found
 
     def bound(self, p0: list[torch.Tensor], image: torch.Tensor, prior: torch.Tensor) -> float:
-        """The variational bound of `-log p(x_0)`: the expected KL of each step, plus that of the prior."""
+        """The variational bound of `-log p(x_0)`: the expected KL divergence of each step and of the prior."""
         index = int((self.states == image).all(-1).nonzero())
         total = 0.0
         for t in range(1, self.times + 1):
