@@ -15,7 +15,11 @@ SOURCE: dict[str, Any] = {"required": True, "metavar": "PATH_OR_HUB_ID"}
 
 
 def add_image_tokenizer_argument(parser: argparse.ArgumentParser):
-    parser.add_argument("--image-tokenizer", **SOURCE, help="the image tokenizer, for example showlab/magvitv2")
+    parser.add_argument(
+        "--image-tokenizer",
+        **SOURCE,
+        help="the image tokenizer: showlab/magvitv2, a VQModel of diffusers, or a VQGAN of taming-transformers",
+    )
 
 
 def add_verify_argument(parser: argparse.ArgumentParser):

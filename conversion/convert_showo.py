@@ -15,8 +15,9 @@ from showo_hf.processing.processing_showo import ShowoProcessor, add_showo_token
 from showo_hf.schedulers import MaskGITScheduler
 from showo_hf.utils.atomic_folder import atomic_folder, check_target
 
-from .architectures import infer_lfq_config, infer_showo_config, read_clip_vision_config
+from .architectures import infer_showo_config, read_clip_vision_config
 from .checkpoint import Checkpoint
+from .convert_image_tokenizer import add_image_tokenizer, infer_image_tokenizer_config
 from .errors import ConversionError
 from .model_card import origin_of, write_model_card
 from .output import check_output, write_model
@@ -47,7 +48,7 @@ def convert_showo(
 
     Args:
         showo: the transformer. This and every other source is a folder, a file or a Hub name.
-        image_tokenizer: the MAGVIT-v2 image tokenizer.
+        image_tokenizer: the image tokenizer, of any kind that [`convert_image_tokenizer`] takes.
         text_tokenizer: the tokenizer of phi-1.5.
         output: the pipeline folder to write. It is complete or absent.
         clip_vision: CLIP or its vision tower, for the CLIP-ViT variant. Without it the tower is left out.
@@ -74,7 +75,7 @@ def convert_showo(
     clip = Checkpoint(sources["clip_vision"]) if clip_vision is not None else None
     config = infer_showo_config(
         showo_weights,
-        infer_lfq_config(tokenizer_weights),
+        infer_image_tokenizer_config(tokenizer_weights),
         read_clip_vision_config(clip.folder, clip.config) if clip is not None else None,
         num_image_tokens,
     )
@@ -86,7 +87,7 @@ def convert_showo(
         model = ShowoForCausalLM(config)
     plan = ConversionPlan()
     plan.add(showo_weights, showo_name, SHOWO_DROPPED)
-    plan.add_image_tokenizer(tokenizer_weights, config.image_tokenizer_config, prefix="image_tokenizer.")
+    add_image_tokenizer(plan, tokenizer_weights, config.image_tokenizer_config, prefix="image_tokenizer.")
     if clip is not None:
         plan.add(clip, clip_vision_name, CLIP_DROPPED)
     plan.check(model)

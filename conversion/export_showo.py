@@ -101,6 +101,11 @@ def read_our_config(folder: Path) -> ShowoConfig:
             f"{text.model_type} with `tie_word_embeddings` {config.tie_word_embeddings}, `lm_head_bias` "
             f"{config.lm_head_bias}, `qk_layernorm` {getattr(text, 'qk_layernorm', None)}"
         )
+    tokenizer = config.image_tokenizer_config
+    if tokenizer is not None and tokenizer.model_type != "showo_lfq":
+        raise ConversionError(
+            f"the original only supports the MAGVIT-v2 image tokenizer, got {tokenizer.model_type!r}"
+        )
     first = config.pad_token_id
     ids = {f"{name}_token_id": first + i for i, name in enumerate(SPECIAL_ORDER)}
     ids |= {"image_token_offset": first + len(SPECIAL_ORDER), "mask_token_id": config.vocab_size - 1}

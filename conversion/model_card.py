@@ -6,8 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from showo_hf.models.configuration_image_tokenizer import ShowoImageTokenizerConfig
 from showo_hf.models.configuration_showo import ShowoConfig
-from showo_hf.models.configuration_showo_lfq import ShowoLFQTokenizerConfig
 
 from .verify import Verification
 
@@ -51,6 +51,22 @@ A token stands for {factor} x {factor} pixels; the codebook has {codes} entries.
 ```python
 from showo_hf import ShowoLFQTokenizer
 tokenizer = ShowoLFQTokenizer.from_pretrained("{here}")
+image_tokens = tokenizer.encode(pixel_values).image_tokens
+```
+
+{ending}
+"""
+
+VQ_TEXT = """
+# VQ image tokenizer
+
+Encodes images to discrete tokens and decodes them, with a codebook of vectors
+([arXiv:1711.00937](https://arxiv.org/abs/1711.00937), [arXiv:2012.09841](https://arxiv.org/abs/2012.09841)).
+A token stands for {factor} x {factor} pixels; the codebook has {codes} entries. Converted from {source} by showo-hf.
+
+```python
+from showo_hf import ShowoVQTokenizer
+tokenizer = ShowoVQTokenizer.from_pretrained("{here}")
 image_tokens = tokenizer.encode(pixel_values).image_tokens
 ```
 
@@ -119,17 +135,20 @@ def write_model_card(
     write(folder, text, source, origin, "text-to-image", "diffusers", ["show-o", "showo-hf", "any-to-any"])
 
 
-def write_tokenizer_card(folder: Path, config: ShowoLFQTokenizerConfig, origin: Origin, verified: Verification | None):
+def write_tokenizer_card(
+    folder: Path, config: ShowoImageTokenizerConfig, origin: Origin, verified: Verification | None
+):
     """Write the card of a converted image tokenizer."""
+    template, tag = (VQ_TEXT, "vqgan") if config.model_type == "showo_vq" else (TOKENIZER_TEXT, "magvit-v2")
     source = origin.names.get("image_tokenizer", "")
-    text = TOKENIZER_TEXT.format(
+    text = template.format(
         factor=config.downsampling,
         codes=config.codebook_size,
         source=shown(source),
         here=origin.repo_id,
         ending=ending(origin, verified),
     )
-    write(folder, text, source, origin, "image-feature-extraction", "transformers", ["magvit-v2", "showo-hf"])
+    write(folder, text, source, origin, "image-feature-extraction", "transformers", [tag, "showo-hf"])
 
 
 def variant(config: ShowoConfig) -> str:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.export import Dim
 from transformers import DynamicCache
 
+from showo_hf.models.image_tokenizer import ShowoImageTokenizer
 from showo_hf.models.modeling_showo import ShowoForCausalLM
 from showo_hf.models.modeling_showo_lfq import ShowoLFQTokenizer
 
@@ -105,7 +106,7 @@ class TransformerStep(nn.Module):
 class ImageEncoder(nn.Module):
     """Pixels (batch, 3, H, W) in [-1, 1] to image tokens (batch, h, w)."""
 
-    def __init__(self, tokenizer: ShowoLFQTokenizer):
+    def __init__(self, tokenizer: ShowoImageTokenizer):
         super().__init__()
         self.tokenizer = tokenizer
 
@@ -116,16 +117,20 @@ class ImageEncoder(nn.Module):
 class ImageDecoder(nn.Module):
     """Image tokens (batch, h, w) to pixels (batch, 3, H, W) in [-1, 1], float32."""
 
-    def __init__(self, tokenizer: ShowoLFQTokenizer):
+    def __init__(self, tokenizer: ShowoImageTokenizer):
         super().__init__()
         self.tokenizer = tokenizer
-        bits = tokenizer.config.codebook_bits
-        self.register_buffer("powers", 2 ** torch.arange(bits - 1, -1, -1))
+        is_lfq = isinstance(tokenizer, ShowoLFQTokenizer)
+        self.register_buffer(
+            "powers", 2 ** torch.arange(tokenizer.config.codebook_bits - 1, -1, -1) if is_lfq else None
+        )
 
     def forward(self, image_tokens: torch.LongTensor) -> torch.Tensor:
-        # `indices_to_codes` shifts bits, and ONNX has no such operator for signed integers.
-        bits = (image_tokens.unsqueeze(-1) // self.powers) % 2  # (batch, h, w, bits)
-        codes = (2 * bits - 1).to(self.tokenizer.dtype).movedim(-1, 1)
+        if self.powers is None:
+            codes = self.tokenizer.codes_of(image_tokens)
+        else:  # `indices_to_codes` shifts bits, and ONNX has no such operator for signed integers
+            bits = (image_tokens.unsqueeze(-1) // self.powers) % 2  # (batch, h, w, bits)
+            codes = (2 * bits - 1).to(self.tokenizer.dtype).movedim(-1, 1)
         return self.tokenizer.decode_quantized(codes).clamp(-1, 1).float()
 
 
@@ -166,7 +171,7 @@ def transformer_graph(model: ShowoForCausalLM) -> Graph:
     )
 
 
-def image_encoder_graph(tokenizer: ShowoLFQTokenizer) -> Graph:
+def image_encoder_graph(tokenizer: ShowoImageTokenizer) -> Graph:
     """The graph of [`ImageEncoder`]. Height and width may be any multiple of the downsampling."""
     factor = tokenizer.config.downsampling
     pixels = torch.rand(2, tokenizer.config.in_channels, 3 * factor, 5 * factor) * 2 - 1
@@ -179,7 +184,7 @@ def image_encoder_graph(tokenizer: ShowoLFQTokenizer) -> Graph:
     )
 
 
-def image_decoder_graph(tokenizer: ShowoLFQTokenizer) -> Graph:
+def image_decoder_graph(tokenizer: ShowoImageTokenizer) -> Graph:
     """The graph of [`ImageDecoder`]. The grid may have any size."""
     config = tokenizer.config
     factor = config.downsampling

@@ -14,7 +14,7 @@ from .checkpoint import Checkpoint
 
 Weights = Callable[[str], torch.Tensor]
 
-GROUPS = 32  # in MAGVIT-v2's group norms
+GROUPS = 32  # in the group norms of MAGVIT-v2 and VQGAN
 EPS = 1e-6
 
 
@@ -61,28 +61,27 @@ def plain_projector(read: Weights, features: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def plain_encode(checkpoint: Checkpoint, pixels: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """MAGVIT-v2's latents (batch, bits, h, w) before quantization, from pixels (batch, 3, H, W)."""
+    """The latents of MAGVIT-v2 or VQGAN (batch, channels, h, w) before quantization, from pixels (batch, 3, H, W)."""
     read = float_weights(checkpoint, dtype)
     x = conv(read, "encoder.conv_in", pixels, padding=1)
     for stage in numbered(checkpoint, "encoder.down"):
-        for block in numbered(checkpoint, f"{stage}.block"):
-            x = residual(checkpoint, read, block, x)
+        x = blocks(checkpoint, read, stage, x)
         if f"{stage}.downsample.conv.weight" in checkpoint:
             x = conv(read, f"{stage}.downsample.conv", F.pad(x, (0, 1, 0, 1)), stride=2)
     x = middle(checkpoint, read, "encoder.mid", x)
     x = conv(read, "encoder.conv_out", swish(norm(read, "encoder.norm_out", x)), padding=1)
-    return conv(read, "encoder.quant_conv", x)
+    return conv(read, first_of(checkpoint, "encoder.quant_conv", "quant_conv"), x)
 
 
 @torch.no_grad()
 def plain_decode(checkpoint: Checkpoint, codes: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """MAGVIT-v2's pixels (batch, 3, H, W) from quantized latents (batch, bits, h, w) of -1 and 1."""
+    """The pixels of MAGVIT-v2 or VQGAN (batch, 3, H, W) from quantized latents (batch, channels, h, w)."""
     read = float_weights(checkpoint, dtype)
-    x = conv(read, "decoder.conv_in", conv(read, "decoder.post_quant_conv", codes), padding=1)
+    post_quant_conv = first_of(checkpoint, "decoder.post_quant_conv", "post_quant_conv")
+    x = conv(read, "decoder.conv_in", conv(read, post_quant_conv, codes), padding=1)
     x = middle(checkpoint, read, "decoder.mid", x)
     for stage in reversed(numbered(checkpoint, "decoder.up")):
-        for block in numbered(checkpoint, f"{stage}.block"):
-            x = residual(checkpoint, read, block, x)
+        x = blocks(checkpoint, read, stage, x)
         if f"{stage}.upsample.conv.weight" in checkpoint:
             x = conv(read, f"{stage}.upsample.conv", F.interpolate(x, scale_factor=2.0), padding=1)
     return conv(read, "decoder.conv_out", swish(norm(read, "decoder.norm_out", x)), padding=1)
@@ -114,13 +113,32 @@ def residual(checkpoint: Checkpoint, read: Weights, name: str, x: torch.Tensor) 
     return h + (conv(read, shortcut, x) if f"{shortcut}.weight" in checkpoint else x)
 
 
+def blocks(checkpoint: Checkpoint, read: Weights, stage: str, x: torch.Tensor) -> torch.Tensor:
+    """The residual blocks of a stage. In some stages of a VQGAN, attention follows each of them."""
+    for number, block in enumerate(numbered(checkpoint, f"{stage}.block")):
+        x = residual(checkpoint, read, block, x)
+        if f"{stage}.attn.{number}.q.weight" in checkpoint:
+            x = attention(read, f"{stage}.attn.{number}", x)
+    return x
+
+
 def middle(checkpoint: Checkpoint, read: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
     """Residual block, attention over all positions, residual block."""
     x = residual(checkpoint, read, f"{name}.block_1", x)
     if f"{name}.attn_1.q.weight" in checkpoint:
-        h = norm(read, f"{name}.attn_1.norm", x)
-        q, k, v = (conv(read, f"{name}.attn_1.{part}", h).flatten(2) for part in "qkv")  # (batch, channels, positions)
-        weights = (q.transpose(1, 2) @ k * q.shape[1] ** -0.5).softmax(-1)
-        h = (v @ weights.transpose(1, 2)).view_as(x)
-        x = x + conv(read, f"{name}.attn_1.proj_out", h)
+        x = attention(read, f"{name}.attn_1", x)
     return residual(checkpoint, read, f"{name}.block_2", x)
+
+
+def attention(read: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
+    """Attention over all positions, added to the input."""
+    h = norm(read, f"{name}.norm", x)
+    q, k, v = (conv(read, f"{name}.{part}", h).flatten(2) for part in "qkv")  # (batch, channels, positions)
+    weights = (q.transpose(1, 2) @ k * q.shape[1] ** -0.5).softmax(-1)
+    h = (v @ weights.transpose(1, 2)).view_as(x)
+    return x + conv(read, f"{name}.proj_out", h)
+
+
+def first_of(checkpoint: Checkpoint, *names: str) -> str:
+    """The first of these layers that the checkpoint has: MAGVIT-v2 and VQGAN keep two layers in different places."""
+    return next(name for name in names if f"{name}.weight" in checkpoint)

@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from showo_hf.models.configuration_showo_lfq import ShowoLFQTokenizerConfig
-
 from .checkpoint import Checkpoint
 from .errors import ConversionError
-from .weight_names import MAGVITV2_DROPPED, DropRules, is_attention_kernel, magvitv2_name, why_dropped
+from .weight_names import DropRules, why_dropped
 
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -73,17 +71,6 @@ class ConversionPlan:
                 self.extra.append(name)
             else:
                 self.sources[prefix + ours] = Source(checkpoint, name, is_kernel(name))
-
-    def add_image_tokenizer(self, checkpoint: Checkpoint, config: ShowoLFQTokenizerConfig, prefix: str = ""):
-        """Add each tensor of an original image tokenizer."""
-        stages = len(config.decoder_block_out_channels)
-        self.add(
-            checkpoint,
-            lambda name: magvitv2_name(name, stages),
-            MAGVITV2_DROPPED,
-            prefix,
-            is_kernel=is_attention_kernel,
-        )
 
     def check(self, model: nn.Module):
         """

@@ -4,15 +4,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import CLIPVisionModel
+from diffusers import VQModel
+from transformers import AutoModel, CLIPVisionModel
 
 from showo_hf.models.configuration_showo import ShowoConfig
+from showo_hf.models.image_tokenizer import ShowoImageTokenizer
 from showo_hf.models.modeling_showo import ShowoForCausalLM
-from showo_hf.models.modeling_showo_lfq import ShowoLFQTokenizer, indices_to_codes
 
 from .checkpoint import Checkpoint
 from .errors import ConversionError
 from .plain_reading import float_weights, plain_decode, plain_encode, plain_projector, plain_showo_logits
+from .vq_tokenizers import is_diffusers
 
 
 # The allowed difference, relative to the largest number. Both sides compute in float32 with the same weights, so only
@@ -94,9 +96,9 @@ def plain_tower(
     return tower.eval()(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
 
 
-def verify_magvitv2(folder: Path, source: Checkpoint, dtype: torch.dtype | None = None) -> Verification:
+def verify_image_tokenizer(folder: Path, source: Checkpoint, dtype: torch.dtype | None = None) -> Verification:
     """Compare the image tokenizer in `folder` with its source on a small image, see [`verify_showo`]."""
-    model = ShowoLFQTokenizer.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     result = Verification()
     compare_tokenizer(result, model, source, dtype)
     result.check()
@@ -105,12 +107,21 @@ def verify_magvitv2(folder: Path, source: Checkpoint, dtype: torch.dtype | None 
 
 @torch.no_grad()
 def compare_tokenizer(
-    result: Verification, model: ShowoLFQTokenizer, source: Checkpoint, dtype: torch.dtype | None = None
+    result: Verification, model: ShowoImageTokenizer, source: Checkpoint, dtype: torch.dtype | None = None
 ):
     """Record the differences of latents and of decoded pixels."""
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.rand(1, model.config.in_channels, PIXELS, PIXELS, generator=generator) * 2 - 1
+    size = max(PIXELS, model.config.downsampling)
+    pixels = torch.rand(1, model.config.in_channels, size, size, generator=generator) * 2 - 1
     encoded = model.encode(pixels)
+    codes = model.codes_of(encoded.image_tokens)
+    if is_diffusers(source):
+        reference = VQModel.from_pretrained(source.folder)
+        # Through the dtype of the converted weights, because their rounding is no mistake of the conversion.
+        reference = (reference.to(dtype) if dtype is not None else reference).float().eval()
+        result.compare("latents", encoded.latents, reference.encode(pixels).latents)
+        # Its decoder looks for the nearest codes again, and these are the codes themselves.
+        result.compare("pixels", model.decode_quantized(codes), reference.decode(codes).sample)
+        return
     result.compare("latents", encoded.latents, plain_encode(source, pixels, dtype))
-    codes = indices_to_codes(encoded.image_tokens, model.config.codebook_bits).movedim(-1, 1)
     result.compare("pixels", model.decode_quantized(codes), plain_decode(source, codes, dtype))

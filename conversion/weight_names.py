@@ -53,6 +53,7 @@ MAGVITV2_DROPPED: DropRules = (
     (r"quantize\.(embedding|power_vals)", "constants of the quantizer"),
     (r"loss\..+", "losses of the tokenizer's training"),
 )
+VQ_DROPPED: DropRules = ((r"loss\..+", "losses of the tokenizer's training"),)
 CLIP_DROPPED: DropRules = (
     (r"(text_model|text_projection|visual_projection)\..+|logit_scale", "the text half of CLIP"),
     (r"(vision_model\.)?embeddings\.position_ids", "computed from the config"),
@@ -87,9 +88,32 @@ def magvitv2_name(original: str, stages: int = 5) -> str:
     return re.sub(r"(up_blocks\.\d+)\.upsample", r"\1.upsamplers.0", name)
 
 
+def vqgan_name(original: str, stages: int = 5) -> str:
+    """
+    Our name of a weight of taming-transformers' VQGAN. It is named as MAGVIT-v2 is, and has attention in its stages.
+
+    The number of `stages` is needed as in [`magvitv2_name`].
+    """
+    name = re.sub(r"^quantize\.embedding\.weight$", "quantizer.codebook", magvitv2_name(original, stages))
+    name = re.sub(r"down\.(\d+)\.attn\.(\d+)", r"down_blocks.\1.attentions.\2", name)
+    name = re.sub(r"(up_blocks\.\d+)\.attn\.(\d+)", r"\1.attentions.\2", name)
+    name = re.sub(r"(attentions\.\d+)\.norm\b", r"\1.group_norm", name)
+    name = re.sub(r"(attentions\.\d+)\.proj_out", r"\1.to_out.0", name)
+    return re.sub(r"(attentions\.\d+)\.([qkv])\b", r"\1.to_\2", name)
+
+
+def diffusers_vq_name(original: str) -> str:
+    """Our name of a weight of diffusers' `VQModel`. Old files have other names in their attention."""
+    old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    name = re.sub(
+        r"(attentions\.\d+)\.(query|key|value|proj_attn)\b", lambda match: f"{match[1]}.{old[match[2]]}", original
+    )
+    return re.sub(r"^quantize\.embedding\.weight$", "quantizer.codebook", name)
+
+
 def is_attention_kernel(original: str) -> bool:
     """Whether the original has a 1x1 convolution (out, in, 1, 1) where we have a matrix (out, in)."""
-    return bool(re.search(r"attn_1\.(q|k|v|proj_out)\.weight$", original))
+    return bool(re.search(r"attn(_1|\.\d+)\.(q|k|v|proj_out)\.weight$", original))
 
 
 def clip_vision_name(original: str) -> str:

@@ -25,7 +25,8 @@ class Conversation:
     time uses a conversation; several conversations may share the pipeline.
 
     Args:
-        pipe ([`ShowoAnyToAnyPipeline`]): its model must not change during the conversation.
+        pipe ([`ShowoAnyToAnyPipeline`]): its model must not change during the conversation. Its adapters may change between
+            turns: the next turn then reads all messages again.
         messages: earlier messages.
     """
 

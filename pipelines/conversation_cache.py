@@ -5,6 +5,7 @@ from transformers import DynamicCache
 
 from showo_hf.models.modeling_showo import ShowoForCausalLM
 from showo_hf.models.omni_attention import image_block_ids
+from showo_hf.utils.adapters import adapter_version
 
 from .encoded_prompts import EncodedPrompts
 from .kv_cache import crop_to
@@ -15,7 +16,8 @@ class ConversationCache:
     The token ids of a conversation that the model has read, with their keys and values.
 
     Args:
-        model ([`ShowoForCausalLM`]): the model that reads. It must not change.
+        model ([`ShowoForCausalLM`]): the model that reads. It must not change, except that [`reuse_prefix`] drops what
+            was read with other adapters.
     """
 
     def __init__(self, model: ShowoForCausalLM):
@@ -24,6 +26,7 @@ class ConversationCache:
         self.cache = DynamicCache(config=model.config.text_config)
         #: The prompt that guidance leads away from; encoded when the first image is generated.
         self.unconditional: EncodedPrompts | None = None
+        self.adapter_version = adapter_version(model)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -42,6 +45,9 @@ class ConversationCache:
 
         An image is kept whole or not at all, because its positions see each other.
         """
+        if self.adapter_version != adapter_version(self.model):
+            self.crop(0)
+            self.unconditional, self.adapter_version = None, adapter_version(self.model)
         pairs = zip(self.ids, ids, strict=False)
         known = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), min(len(self.ids), len(ids)))
         known = min(known, len(ids) - 1)

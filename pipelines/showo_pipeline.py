@@ -1,6 +1,7 @@
 """The base of the pipelines: components, checks, and what comes before and after the denoising loop."""
 
 import contextlib
+import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from showo_hf.models.modeling_showo import ShowoForCausalLM
 from showo_hf.models.modeling_showo_lfq import ShowoLFQTokenizer
 from showo_hf.processing.processing_showo import ShowoProcessor, check_texts
 from showo_hf.schedulers.scheduling_utils import check_filter, check_generators
+from showo_hf.utils.adapters import adapter_names, without_adapters
 from showo_hf.utils.saved_folders import hub_options
 from showo_hf.utils.validation import check_count, check_number, is_integer
 
@@ -26,6 +28,7 @@ from .call_state import SamplingParams, latest_call, running_call
 from .encoded_prompts import EncodedPrompts
 from .guidance import check_guidance
 from .hub import download_pipeline, with_installed_classes
+from .lora import ShowoLoraMixin
 from .prompts import Prompt, check_prompt, is_plain, load_prompt_masks, token_weights
 from .scheduler_adapter import check_scheduler, check_scheduler_arguments
 from .text_sampling import warpers
@@ -47,7 +50,7 @@ class ShowoImagePipelineOutput(BaseOutput):
     images: list[Image.Image] | np.ndarray | torch.Tensor
 
 
-class ShowoPipeline(DiffusionPipeline):
+class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
     """
     Base of the Show-o pipelines. All state of a call lives in the call, so threads may share a pipeline.
 
@@ -327,7 +330,17 @@ class ShowoPipeline(DiffusionPipeline):
         return with_installed_classes(loaded, "showo_hf")
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """Save the pipeline, as in diffusers. `model/` also gets the processor's files, so that transformers loads it."""
+        """
+        Save the pipeline, as in diffusers. `model/` also gets the processor's files, so that transformers loads it.
+
+        Adapters are not part of it, except those that are fused: `save_lora_weights` saves them.
+        """
+        if adapter_names(self.model):
+            # transformers would save the adapters in place of the model.
+            plain = copy.copy(self)
+            plain.model = without_adapters(self.model)
+            plain.save_pretrained(save_directory, *args, **kwargs)
+            return
         # The processor comes first, because diffusers may upload the folder at the end of saving.
         self.processor.save_pretrained(f"{save_directory}/model")
         super().save_pretrained(save_directory, *args, **kwargs)

@@ -9,8 +9,9 @@ import pytest
 import tiny
 import torch
 from golden.seeded_weights import seeded_tensor
-from hub_server import hub  # noqa: F401
+from hub_server import hub, hub_here  # noqa: F401
 from safetensors.torch import load_file
+from tiny_adapters import adapters  # noqa: F401
 from transformers import AutoTokenizer, PhiConfig
 
 from showo_hf import (

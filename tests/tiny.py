@@ -12,6 +12,8 @@ from showo_hf import (
     ShowoLFQTokenizerConfig,
     ShowoProcessor,
     ShowoT2IPipeline,
+    ShowoVQTokenizer,
+    ShowoVQTokenizerConfig,
 )
 from showo_hf.models.configuration_showo import SPECIAL_TOKEN_NAMES
 from showo_hf.processing.processing_showo import add_showo_tokens, showo_image_processor
@@ -41,6 +43,33 @@ def lfq_config(stages=3, **kwargs) -> ShowoLFQTokenizerConfig:
 def lfq(seed=0, **kwargs) -> ShowoLFQTokenizer:
     torch.manual_seed(seed)
     return ShowoLFQTokenizer(lfq_config(**kwargs)).eval()
+
+
+def vq_config(stages=3, **kwargs) -> ShowoVQTokenizerConfig:
+    """As many codes as [`lfq_config`] has, and attention in the last stage."""
+    options = {
+        "codebook_size": CODES,
+        "codebook_dim": 4,
+        "latent_channels": 8,
+        "encoder_block_out_channels": [8] * (stages - 1) + [16],
+        "decoder_block_out_channels": [8] * (stages - 1) + [16],
+        "encoder_layers_per_block": [1] * stages,
+        "decoder_layers_per_block": [1] * (stages - 1) + [2],
+        "encoder_block_attention": [False] * (stages - 1) + [True],
+        "decoder_block_attention": [False] * (stages - 1) + [True],
+        "norm_num_groups": 4,
+        "sample_size": SIDE * 2 ** (stages - 1),
+    }
+    return ShowoVQTokenizerConfig(**(options | kwargs))
+
+
+def vq(seed=0, **kwargs) -> ShowoVQTokenizer:
+    """A tokenizer whose codebook has about the size of its latents, so that images use many codes."""
+    torch.manual_seed(seed)
+    model = ShowoVQTokenizer(vq_config(**kwargs)).eval()
+    with torch.no_grad():
+        model.quantizer.codebook.normal_(std=0.5)
+    return model
 
 
 def text_config(backbone: str, vocab_size: int, **kwargs):

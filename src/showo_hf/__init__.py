@@ -13,8 +13,10 @@ from transformers import (
 
 from .models.configuration_showo import ShowoConfig
 from .models.configuration_showo_lfq import ShowoLFQTokenizerConfig
+from .models.configuration_showo_vq import ShowoVQTokenizerConfig
 from .models.modeling_showo import ShowoForCausalLM
 from .models.modeling_showo_lfq import ShowoLFQTokenizer
+from .models.modeling_showo_vq import ShowoVQTokenizer
 from .processing.processing_showo import ShowoProcessor
 from .schedulers import (
     EntropyBoundScheduler,
@@ -27,7 +29,9 @@ from .schedulers import (
 
 AutoConfig.register("showo", ShowoConfig, exist_ok=True)
 AutoConfig.register("showo_lfq", ShowoLFQTokenizerConfig, exist_ok=True)
+AutoConfig.register("showo_vq", ShowoVQTokenizerConfig, exist_ok=True)
 AutoModel.register(ShowoLFQTokenizerConfig, ShowoLFQTokenizer, exist_ok=True)
+AutoModel.register(ShowoVQTokenizerConfig, ShowoVQTokenizer, exist_ok=True)
 AutoModelForCausalLM.register(ShowoConfig, ShowoForCausalLM, exist_ok=True)
 AutoModelForImageTextToText.register(ShowoConfig, ShowoForCausalLM, exist_ok=True)
 AutoModelForMultimodalLM.register(ShowoConfig, ShowoForCausalLM, exist_ok=True)
@@ -83,6 +87,8 @@ __all__ = [
     "ShowoProcessor",
     "ShowoScoreOutput",
     "ShowoT2IPipeline",
+    "ShowoVQTokenizer",
+    "ShowoVQTokenizerConfig",
     "ShowoImagePipelineOutput",
     "ShowoImg2ImgPipeline",
     "ShowoInpaintPipeline",

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import tiny
 import torch
+from onnxruntime import InferenceSession
 from PIL import Image
 from torch.nn.functional import mse_loss
 
@@ -20,6 +21,7 @@ from showo_hf import EMBEDDED_MODEL, HaltonScheduler, MaskAndReplaceScheduler, M
 from showo_hf.conversion.errors import ConversionError
 from showo_hf.conversion.export_onnx import SCHEDULER_SETTINGS, check_scheduler, export_onnx, main
 from showo_hf.conversion.onnx_generate import Draws, OnnxShowo, softmax
+from showo_hf.conversion.onnx_graphs import image_decoder_graph, image_encoder_graph, write_graph
 from showo_hf.utils.metrics import psnr, psnr_from_mse
 
 
@@ -187,6 +189,21 @@ def test_the_image_tokenizer_encodes_and_decodes(eager, runner, grid):
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
     assert runner.encode(images, grid).shape == tokens.shape
     assert runner.encode(images).shape == (2, tiny.SIDE, tiny.SIDE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+@torch.no_grad()
+def test_an_image_tokenizer_with_a_codebook_of_vectors(distance, tmp_path):
+    tokenizer = tiny.vq(distance=distance)
+    write_graph(image_encoder_graph(tokenizer), tmp_path / "encoder.onnx")
+    write_graph(image_decoder_graph(tokenizer), tmp_path / "decoder.onnx")
+    pixels = torch.rand(3, 3, 8, 20, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = tokenizer.encode(pixels).image_tokens
+    (tokens,) = InferenceSession(tmp_path / "encoder.onnx").run(None, {"pixel_values": pixels.numpy()})
+    assert np.array_equal(tokens, expected.numpy()) and len(np.unique(tokens)) > 3
+    (decoded,) = InferenceSession(tmp_path / "decoder.onnx").run(None, {"image_tokens": tokens})
+    np.testing.assert_allclose(decoded, tokenizer.decode(expected).sample.numpy(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow

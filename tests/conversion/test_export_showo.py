@@ -40,7 +40,9 @@ def assert_same(found, expected):
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     forms=st.tuples(st.sampled_from(["safetensors", "bin", "sharded bin"]), st.sampled_from(["safetensors", "bin"])),
     keys=st.dictionaries(
-        st.text("abc_", min_size=1, max_size=6), st.integers() | st.booleans() | st.none() | st.text()
+        st.text("abc_", min_size=1, max_size=6),
+        # Absolute paths are cut to their last part.
+        st.integers() | st.booleans() | st.none() | st.text().filter(lambda text: not text.startswith("/")),
     ),
 )
 def test_conversion_and_export_restore_the_original(

@@ -1,14 +1,19 @@
 """Each entry of `private_interfaces` still finds what it relies on. A failure says what the library changed."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
 from accelerate import cpu_offload_with_hook
 from accelerate.hooks import remove_hook_from_module
 from diffusers import AmusedScheduler, DDIMScheduler
-from transformers import LlamaForCausalLM
+from torch import nn
+from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from showo_hf.utils.private_interfaces import (
+    OwnCheckpoints,
+    ShardedByItself,
     TextOnlyAssistant,
     default_config_entries,
     has_offload_hook,
@@ -82,3 +87,70 @@ def test_accelerate_marks_an_offloaded_module():
     assert has_offload_hook(module), "accelerate no longer keeps its hook in `_hf_hook`; see `has_offload_hook`"
     remove_hook_from_module(module)
     assert not has_offload_hook(module)
+
+
+class Calls(OwnCheckpoints, Trainer):
+    """A Trainer that records what it is asked to write and to read."""
+
+    def __init__(self, folder, **kwargs):
+        self.calls = []
+        args = TrainingArguments(
+            str(folder), max_steps=2, save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True
+        )
+        super().__init__(nn.Linear(1, 1), args, train_dataset=[{"x": torch.ones(1)}] * 8, **kwargs)
+
+    def compute_loss(self, model, inputs, **kwargs):
+        return model(inputs["x"]).mean()
+
+    def save_checkpoint(self):
+        self.calls.append("save")
+
+    def load_weights(self, folder):
+        self.calls.append("weights")
+
+    def load_optimizers(self, folder):
+        self.calls.append("optimizers")
+
+    def load_random_state(self, folder):
+        self.calls.append("random state")
+
+
+class SaveAlways(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save = True
+
+
+def test_the_trainer_asks_its_own_methods_for_checkpoints(tmp_path):
+    trainer = Calls(tmp_path, callbacks=[SaveAlways()])
+    trainer.args.remove_unused_columns = False
+    trainer.train()
+    assert trainer.calls == ["save", "save"], "the Trainer no longer calls `_save_checkpoint`; see `OwnCheckpoints`"
+    assert [file.name for file in tmp_path.iterdir()] == [], "the Trainer writes files past `OwnCheckpoints`"
+
+
+def test_the_trainer_asks_its_own_methods_when_it_resumes(tmp_path):
+    trainer = Calls(tmp_path)
+    trainer.args.remove_unused_columns = False
+    trainer.state.global_step, trainer.state.train_batch_size = 1, 8
+    trainer.state.save_to_json(str(tmp_path / "trainer_state.json"))
+    trainer.args.ignore_data_skip = True
+    trainer.train(resume_from_checkpoint=str(tmp_path))
+    assert trainer.state.global_step == 2
+    assert trainer.calls == ["weights", "optimizers", "random state"], (
+        "the Trainer loads checkpoints in another way; see `OwnCheckpoints`"
+    )
+
+
+class OfTwoParts(nn.Linear):
+    """A model that says that two processes share it."""
+
+    tp_size = 2
+    config = SimpleNamespace(distributed_config=SimpleNamespace(dp_size=1))
+
+
+def test_the_trainer_makes_no_mesh_for_a_model_that_is_divided_already(tmp_path):
+    class Divided(ShardedByItself, Trainer):
+        pass
+
+    args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    assert Divided(OfTwoParts(1, 1), args).accelerator.parallelism_config is None

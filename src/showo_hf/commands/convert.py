@@ -1,4 +1,4 @@
-"""`showo-hf convert`: convert original Show-o weights to a pipeline folder."""
+"""`showo-hf convert`: convert original Show-o weights to a pipeline folder, or an image tokenizer to a folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 from typing import Any
 
 from showo_hf.conversion.command_line import (
-    SOURCE,
     add_image_tokenizer_argument,
     add_output_arguments,
     add_verify_argument,
@@ -15,11 +14,14 @@ from showo_hf.conversion.command_line import (
 )
 from showo_hf.utils.argument_types import positive_integer
 
+from .errors import UsageError
+
 
 EXAMPLES = """\
 examples:
   showo-hf convert --showo showlab/show-o --image-tokenizer showlab/magvitv2 --text-tokenizer microsoft/phi-1_5 \\
     --output show-o-hf
+  showo-hf convert --image-tokenizer kandinsky-community/kandinsky-2-2-decoder-movq --output movq-hf
 """
 
 
@@ -27,20 +29,31 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "convert",
         help="original Show-o weights to a pipeline folder",
-        description="Convert an original Show-o checkpoint to a folder that ShowoT2IPipeline.from_pretrained loads.",
+        description="Convert an original Show-o checkpoint to a folder that ShowoT2IPipeline.from_pretrained loads. With "
+        "--image-tokenizer alone, convert an image tokenizer to a folder that AutoModel.from_pretrained loads.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--showo", **SOURCE, help="the transformer: a folder, a file or a Hub name, for example showlab/show-o")
+    add(
+        "--showo",
+        metavar="PATH_OR_HUB_ID",
+        help="the transformer: a folder, a file or a Hub name, for example showlab/show-o",
+    )
     add_image_tokenizer_argument(parser)
-    add("--text-tokenizer", **SOURCE, help="the text tokenizer, for example microsoft/phi-1_5")
+    add("--text-tokenizer", metavar="PATH_OR_HUB_ID", help="the text tokenizer, for example microsoft/phi-1_5")
     add("--clip-vision", metavar="PATH_OR_HUB_ID", help="for the CLIP-ViT variant: openai/clip-vit-large-patch14-336")
     add(
         "--num-image-tokens",
         type=positive_integer,
         metavar="N",
         help="number of tokens of an image, if the checkpoint does not name it",
+    )
+    add(
+        "--image-size",
+        type=positive_integer,
+        metavar="PIXELS",
+        help="side of the training images of an image tokenizer that is converted alone (default: 256)",
     )
     add(
         "--with-code",
@@ -53,23 +66,60 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Convert. The folder's name goes to stdout, the report to stderr."""
-    from showo_hf.conversion.convert_showo import convert_showo
+    """
+    Convert. The folder's name goes to stdout, the report to stderr.
+
+    Raises:
+        UsageError: if only one of `--showo` and `--text-tokenizer` is given, or neither is and another option needs
+            them, or both are and `--image-size` is given.
+    """
+    check_options(options)
+    shared = {
+        "dtype": torch_dtype(options.dtype),
+        "max_shard_size": options.max_shard_size,
+        "overwrite": options.overwrite,
+        "verify": options.verify,
+        "repo_id": options.push_to_hub,
+    }
 
     def convert() -> str:
+        if options.showo is None:
+            from showo_hf.conversion.convert_image_tokenizer import convert_image_tokenizer
+
+            size = {} if options.image_size is None else {"sample_size": options.image_size}
+            return convert_image_tokenizer(options.image_tokenizer, options.output, **size, **shared)
+        from showo_hf.conversion.convert_showo import convert_showo
+
         return convert_showo(
             options.showo,
             options.image_tokenizer,
             options.text_tokenizer,
             options.output,
             clip_vision=options.clip_vision,
-            dtype=torch_dtype(options.dtype),
-            max_shard_size=options.max_shard_size,
-            overwrite=options.overwrite,
-            verify=options.verify,
             num_image_tokens=options.num_image_tokens,
             with_code=options.with_code,
-            repo_id=options.push_to_hub,
+            **shared,
         )
 
     return run_conversion(convert, options.output, options.push_to_hub, options.private)
+
+
+def check_options(options: argparse.Namespace):
+    """Raise `UsageError` unless the options are those of a whole model or those of an image tokenizer alone."""
+    if options.showo is not None:
+        if options.text_tokenizer is None:
+            raise UsageError("`--showo` needs `--text-tokenizer`, for example microsoft/phi-1_5")
+        if options.image_size is not None:
+            raise UsageError(
+                "`--image-size` is for an image tokenizer alone; with `--showo`, give `--num-image-tokens`"
+            )
+        return
+    given = {
+        "--text-tokenizer": options.text_tokenizer,
+        "--clip-vision": options.clip_vision,
+        "--num-image-tokens": options.num_image_tokens,
+        "--with-code": options.with_code,
+    }
+    wrong = [f"`{name}`" for name, value in given.items() if value]
+    if wrong:
+        raise UsageError(f"{', '.join(wrong)} needs `--showo`; without it only the image tokenizer is converted")

@@ -7,12 +7,42 @@ from transformers.configuration_utils import SubConfigSpec
 
 from ..utils.saved_folders import CheckedConfig
 from .configuration_showo_lfq import ShowoLFQTokenizerConfig
+from .configuration_showo_vq import ShowoVQTokenizerConfig
 
 
 #: Show-o's special tokens in the published order. They follow the pad token in the vocabulary.
 SPECIAL_TOKEN_NAMES = ("soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg")
 #: The arguments of [`ShowoConfig`] that hold the ids of the pad token, the special tokens and the mask token.
 SPECIAL_TOKEN_ARGUMENTS = tuple(f"{name}_token_id" for name in ("pad", *SPECIAL_TOKEN_NAMES, "mask"))
+
+
+#: The configs of image tokenizers, by `model_type`.
+IMAGE_TOKENIZER_CONFIGS = {config.model_type: config for config in (ShowoLFQTokenizerConfig, ShowoVQTokenizerConfig)}
+
+
+class ImageTokenizerSpec(SubConfigSpec):
+    """
+    The config of an image tokenizer, whose class depends on `model_type`.
+
+    `SubConfigSpec(AutoConfig, ...)` would need the classes to be registered. They are not where the package's code is
+    loaded with `trust_remote_code=True`.
+    """
+
+    def create_subconfig(self, key: str, subconfig: Any = None, **kwargs) -> tuple[Any, dict[str, Any]]:
+        """
+        Same as in transformers.
+
+        Raises:
+            ValueError: if a `dict` names another `model_type`.
+        """
+        if isinstance(subconfig, dict):
+            model_type = subconfig.get("model_type", self.model_type)
+            if model_type not in IMAGE_TOKENIZER_CONFIGS:
+                raise ValueError(
+                    f"`{key}` must have a `model_type` of {', '.join(IMAGE_TOKENIZER_CONFIGS)}, got {model_type!r}."
+                )
+            subconfig = IMAGE_TOKENIZER_CONFIGS[model_type](**subconfig)
+        return super().create_subconfig(key, subconfig, **kwargs)
 
 
 class ShowoConfig(CheckedConfig):
@@ -28,8 +58,9 @@ class ShowoConfig(CheckedConfig):
             The decoder. Its `vocab_size` is the size of the whole vocabulary, image tokens included.
         vision_config (`CLIPVisionConfig` or `dict`, *optional*):
             A CLIP vision tower, for the variant that reads images as continuous features.
-        image_tokenizer_config (`ShowoLFQTokenizerConfig` or `dict`, *optional*):
-            The image tokenizer of the model. Without one the model reads and writes only image tokens, not pixels.
+        image_tokenizer_config (`ShowoLFQTokenizerConfig`, `ShowoVQTokenizerConfig` or `dict`, *optional*):
+            The image tokenizer of the model. A `dict` without a `model_type` is a `ShowoLFQTokenizerConfig`. Without an
+            image tokenizer the model reads and writes only image tokens, not pixels.
         codebook_size (`int`, defaults to 8192): number of image tokens in the vocabulary.
         num_image_tokens (`int`, defaults to 256): tokens of an image at the trained size; the grid is square.
         max_text_length (`int`, defaults to 128): ids of the text part of a text-to-image sequence. `sot` and `eot`
@@ -59,7 +90,7 @@ class ShowoConfig(CheckedConfig):
     sub_configs_defaults: ClassVar[dict[str, Any]] = {
         "text_config": SubConfigSpec(AutoConfig, "phi", {"vocab_size": 58498, "qk_layernorm": True}),
         "vision_config": SubConfigSpec(CLIPVisionConfig, optional=True),
-        "image_tokenizer_config": SubConfigSpec(ShowoLFQTokenizerConfig, optional=True),
+        "image_tokenizer_config": ImageTokenizerSpec(ShowoLFQTokenizerConfig, optional=True),
     }
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
@@ -127,7 +158,7 @@ class ShowoConfig(CheckedConfig):
                 "`continuous_latents` needs an `image_tokenizer_config` and no `vision_config`, got "
                 f"{type(self.image_tokenizer_config).__name__} and {type(self.vision_config).__name__}."
             )
-        return self.image_tokenizer_config.codebook_bits
+        return self.image_tokenizer_config.codebook_channels
 
     def check_vocabulary(self):
         """Raise `ValueError` if image tokens, mask token and special tokens overlap or exceed the vocabulary."""

@@ -1,9 +1,9 @@
-"""Configuration of the image tokenizer."""
+"""Configuration of the image tokenizer with a lookup-free quantizer."""
 
-from ..utils.saved_folders import CheckedConfig
+from .configuration_image_tokenizer import ShowoImageTokenizerConfig
 
 
-class ShowoLFQTokenizerConfig(CheckedConfig):
+class ShowoLFQTokenizerConfig(ShowoImageTokenizerConfig):
     r"""
     Configuration of a [`ShowoLFQTokenizer`]: MAGVIT-v2's convolutional encoder and decoder around a lookup-free
     quantizer (LFQ), "Language Model Beats Diffusion: Tokenizer is Key to Visual Generation", arXiv:2310.05737.
@@ -56,39 +56,27 @@ class ShowoLFQTokenizerConfig(CheckedConfig):
     ):
         if not 1 <= codebook_bits <= 24:
             raise ValueError(f"`codebook_bits` must be from 1 to 24, got {codebook_bits}.")
-        stages = {
-            "encoder_block_out_channels": list(encoder_block_out_channels),
-            "decoder_block_out_channels": list(decoder_block_out_channels),
-            "encoder_layers_per_block": list(encoder_layers_per_block),
-            "decoder_layers_per_block": list(decoder_layers_per_block),
-        }
-        if len({len(values) for values in stages.values()}) > 1:
-            raise ValueError(f"These lists need one value per stage, so they must be equally long: {stages}.")
-        if not encoder_block_out_channels:
-            raise ValueError("`encoder_block_out_channels` must have at least one stage, got none.")
         if not entropy_temperature > 0:
             raise ValueError(f"`entropy_temperature` must be above 0, got {entropy_temperature}.")
-        channels = {*encoder_block_out_channels, *decoder_block_out_channels}
-        undivided = sorted(c for c in channels if c % norm_num_groups)
-        if undivided:
-            raise ValueError(
-                f"`norm_num_groups` ({norm_num_groups}) must divide all channel counts, but does not divide {undivided}."
-            )
-        self.in_channels = in_channels
-        self.codebook_bits = codebook_bits
-        for name, values in stages.items():
-            setattr(self, name, values)
-        self.norm_num_groups = norm_num_groups
-        self.mid_block_attention = mid_block_attention
-        self.sample_size = sample_size
-        self.commitment_weight = commitment_weight
-        self.entropy_weight = entropy_weight
         if entropy_over not in ("bits", "codes"):
             raise ValueError(f"`entropy_over` must be 'bits' or 'codes', got {entropy_over!r}.")
+        self.codebook_bits = codebook_bits
+        self.entropy_weight = entropy_weight
         self.entropy_over = entropy_over
         self.entropy_temperature = entropy_temperature
-        self.initializer_range = initializer_range
-        super().__init__(**kwargs)
+        super().__init__(
+            in_channels=in_channels,
+            encoder_block_out_channels=encoder_block_out_channels,
+            decoder_block_out_channels=decoder_block_out_channels,
+            encoder_layers_per_block=encoder_layers_per_block,
+            decoder_layers_per_block=decoder_layers_per_block,
+            norm_num_groups=norm_num_groups,
+            mid_block_attention=mid_block_attention,
+            sample_size=sample_size,
+            commitment_weight=commitment_weight,
+            initializer_range=initializer_range,
+            **kwargs,
+        )
 
     @property
     def codebook_size(self) -> int:
@@ -96,6 +84,6 @@ class ShowoLFQTokenizerConfig(CheckedConfig):
         return 2**self.codebook_bits
 
     @property
-    def downsampling(self) -> int:
-        """Pixels per token along each axis."""
-        return 2 ** (len(self.encoder_block_out_channels) - 1)
+    def codebook_channels(self) -> int:
+        """Channels of the latents and of a codebook entry: one for each bit."""
+        return self.codebook_bits

@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
 from .configuration_showo import ShowoConfig
-from .modeling_showo_lfq import ShowoLFQTokenizer
+from .image_tokenizer import ShowoImageTokenizer
 
 
 class ShowoImageMixin:
@@ -20,7 +20,7 @@ class ShowoImageMixin:
 
     # Attributes of the model that these methods use.
     config: ShowoConfig
-    image_tokenizer: ShowoLFQTokenizer | None
+    image_tokenizer: ShowoImageTokenizer | None
     vision_tower: CLIPVisionModel | None
     mm_projector: nn.Module | None
     get_input_embeddings: Callable[[], nn.Module]
@@ -59,7 +59,7 @@ class ShowoImageMixin:
         """
         return self.require_image_tokenizer("image_tokens").decode(image_tokens).sample
 
-    def require_image_tokenizer(self, argument: str) -> ShowoLFQTokenizer:
+    def require_image_tokenizer(self, argument: str) -> ShowoImageTokenizer:
         """The image tokenizer. Raises `ValueError`, which names the argument that needs it, if there is none."""
         if self.image_tokenizer is None:
             raise ValueError(f"`{argument}` need an image tokenizer, and this model's config has none.")
@@ -99,7 +99,7 @@ class ShowoImageMixin:
 
     @torch.no_grad()
     def latent_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The image tokenizer's latents of pixels (images, 3, H, W), as (images, tokens, bits)."""
+        """The image tokenizer's latents of pixels (images, 3, H, W), as (images, tokens, channels)."""
         return self.image_tokenizer.encode(pixel_values).latents.flatten(2).transpose(1, 2)
 
     @torch.no_grad()

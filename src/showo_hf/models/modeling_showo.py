@@ -17,12 +17,19 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .backbone import add_qk_norm, fuse_activations, plan_with_whole_heads
+from .backbone import add_qk_norm, cast_norms_once, fuse_activations, plan_with_whole_heads
 from .configuration_showo import ShowoConfig
 from .generation_showo import ShowoGenerationMixin
 from .image_inputs import ShowoImageMixin
+from .image_tokenizer import ShowoImageTokenizer
+from .losses import linear_cross_entropy, scored_positions
 from .modeling_showo_lfq import ShowoLFQTokenizer
-from .omni_attention import image_block_ids, seen_by_all, starts_with
+from .modeling_showo_vq import ShowoVQTokenizer
+from .omni_attention import image_block_ids, seen_by_all
+
+
+#: The classes of image tokenizers, by `model_type`.
+IMAGE_TOKENIZERS = {"showo_lfq": ShowoLFQTokenizer, "showo_vq": ShowoVQTokenizer}
 
 
 @dataclass
@@ -36,11 +43,16 @@ class ShowoCausalLMOutputWithPast(CausalLMOutputWithPast):
             is `codebook_size` with `codebook_only=True`. None in training with `labels`.
         loss_t2i, loss_lm, loss_mmu (`torch.Tensor` of shape `()`, *optional*): mean cross-entropy, in nats, of the
             image labels, of the text labels, and of answers about images. None if a batch has no such label.
+        count_t2i, count_lm, count_mmu (`torch.LongTensor` of shape `()`, *optional*): numbers of these labels, to
+            average over several batches. None where the loss is None.
     """
 
     loss_t2i: torch.Tensor | None = None
     loss_lm: torch.Tensor | None = None
     loss_mmu: torch.Tensor | None = None
+    count_t2i: torch.LongTensor | None = None
+    count_lm: torch.LongTensor | None = None
+    count_mmu: torch.LongTensor | None = None
 
 
 class ShowoPreTrainedModel(PreTrainedModel):
@@ -51,7 +63,10 @@ class ShowoPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     output_modalities = ("text",)  # of `generate`; the pipelines generate images
     supports_gradient_checkpointing = True
-    _no_split_modules = ["PhiDecoderLayer", "LlamaDecoderLayer", "CLIPEncoderLayer", "ResnetBlock2D", "UNetMidBlock2D"]
+    _no_split_modules = [
+        *("PhiDecoderLayer", "LlamaDecoderLayer", "CLIPEncoderLayer"),
+        *ShowoImageTokenizer._no_split_modules,
+    ]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -89,6 +104,7 @@ class ShowoForCausalLM(ShowoPreTrainedModel, ShowoImageMixin, ShowoGenerationMix
         if config.qk_layernorm:
             add_qk_norm(self.model)
         fuse_activations(self.model)
+        cast_norms_once(self.model)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
         self.vision_tower = self.mm_projector = self.image_tokenizer = None
         if config.vision_config is not None:
@@ -100,7 +116,8 @@ class ShowoForCausalLM(ShowoPreTrainedModel, ShowoImageMixin, ShowoGenerationMix
                 nn.Linear(config.hidden_size, config.hidden_size),
             )
         if config.image_tokenizer_config is not None:
-            self.image_tokenizer = ShowoLFQTokenizer(config.image_tokenizer_config).requires_grad_(False)
+            tokenizer_class = IMAGE_TOKENIZERS[config.image_tokenizer_config.model_type]
+            self.image_tokenizer = tokenizer_class(config.image_tokenizer_config).requires_grad_(False)
         arguments = {*inspect.signature(self.forward).parameters, *inspect.signature(self.model.forward).parameters}
         #: The keyword arguments of `forward`, its own and the backbone's. The losses do not use `num_items_in_batch`.
         self.known_arguments = arguments.union(TransformersKwargs.__annotations__) - {"kwargs", "num_items_in_batch"}
@@ -178,6 +195,8 @@ class ShowoForCausalLM(ShowoPreTrainedModel, ShowoImageMixin, ShowoGenerationMix
             or_mask_function = seen_by_all(columns)
         elif block_sequence_ids is None and input_ids is not None and (past_length == 0 or input_ids.shape[1] > 1):
             block_sequence_ids = F.pad(image_block_ids(input_ids, self.config), (past_length, 0), value=-1)
+            if self.training and not torch.compiler.is_compiling() and not (block_sequence_ids >= 0).any():
+                block_sequence_ids = None  # rows of text alone, for which sdpa needs no mask if there are no pads
         elif block_sequence_ids is not None and block_sequence_ids.shape[1] <= past_length:
             block_sequence_ids = None  # all new positions are text, so sdpa needs no mask if there are no pads
         return create_causal_mask(
@@ -346,44 +365,32 @@ class ShowoForCausalLM(ShowoPreTrainedModel, ShowoImageMixin, ShowoGenerationMix
         self, hidden_states: torch.Tensor, input_ids: torch.LongTensor, labels: torch.LongTensor
     ) -> dict[str, torch.Tensor | None]:
         """
-        The three losses and their weighted sum. Logits are computed at labelled positions only.
-
-        An image label is predicted at its own position, for `loss_t2i`. A text label is predicted from the position
-        before: for `loss_mmu` in a row that starts with `mmu`, for `loss_lm` in other rows. Text labels of rows that
-        start with `t2i` do not count. In all other rows a labelled `soi` counts as text as well, because the model
-        starts an image by predicting it.
+        The three losses, the numbers of their labels, and the weighted sum. Logits are computed at labelled positions
+        only. [`losses.scored_positions`] says which labels count for which loss.
         """
-        config = self.config
         input_ids, labels = input_ids.to(hidden_states.device), labels.to(hidden_states.device)
-        scored = labels != -100
-        in_image = image_block_ids(input_ids, config) >= 0
-        # For attention the task token belongs to the block, but it is not part of the image.
-        in_image &= input_ids != config.mmu_token_id
-        is_mmu = starts_with(input_ids, config.mmu_token_id, config.pad_token_id).unsqueeze(-1)
-        is_t2i = starts_with(input_ids, config.t2i_token_id, config.pad_token_id).unsqueeze(-1)
-        is_text = ~in_image | (input_ids == config.soi_token_id)
-        text = (scored & is_text & ~is_t2i)[:, 1:]
-        next_labels = labels[:, 1:]
-        losses = {
-            "loss_t2i": self.mean_cross_entropy(hidden_states, labels, scored & in_image),
-            "loss_lm": self.mean_cross_entropy(hidden_states[:, :-1], next_labels, text & ~is_mmu),
-            "loss_mmu": self.mean_cross_entropy(hidden_states[:, :-1], next_labels, text & is_mmu),
-        }
-        weighted = [
-            getattr(config, f"loss_weight_{name[5:]}") * loss for name, loss in losses.items() if loss is not None
-        ]
+        results = {}
+        weighted = []
+        for name, scored in scored_positions(input_ids, labels, self.config).items():
+            # A text label is predicted from the position before.
+            predictors = scored if name == "t2i" else F.pad(scored[:, 1:], (0, 1))
+            loss = self.mean_cross_entropy(hidden_states[predictors], labels[scored])
+            results[f"loss_{name}"] = loss
+            results[f"count_{name}"] = None if loss is None else scored.sum()
+            if loss is not None:
+                weighted.append(getattr(self.config, f"loss_weight_{name}") * loss)
         # Without labels the loss is a zero with a gradient, so that a trainer can continue.
-        losses["loss"] = sum(weighted) if weighted else hidden_states.sum() * 0.0
-        return losses
+        results["loss"] = sum(weighted) if weighted else hidden_states.sum() * 0.0
+        return results
 
-    def mean_cross_entropy(
-        self, hidden_states: torch.Tensor, labels: torch.LongTensor, scored: torch.BoolTensor
-    ) -> torch.Tensor | None:
-        """Mean cross-entropy in float32 over the positions in `scored`, or None if there are none."""
-        if not scored.any():
+    def mean_cross_entropy(self, hidden_states: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor | None:
+        """Mean cross-entropy in float32 of hidden states (scored, hidden), or None if there are none."""
+        if not len(labels):
             return None
-        logits = self.compute_logits(hidden_states[scored])  # (scored, vocab_size)
-        return F.cross_entropy(logits.float(), labels[scored])
+        head = self.lm_head
+        if has_plain_weight(head, hidden_states):
+            return linear_cross_entropy(hidden_states, head.weight, head.bias, labels)
+        return F.cross_entropy(self.compute_logits(hidden_states).float(), labels)  # (scored, vocab_size)
 
 
 def has_plain_weight(head: nn.Module, hidden_states: torch.Tensor) -> bool:
@@ -395,6 +402,7 @@ def has_plain_weight(head: nn.Module, hidden_states: torch.Tensor) -> bool:
     return (
         type(head) is nn.Linear
         and type(head.weight) in (nn.Parameter, torch.Tensor)
+        and head.weight.shape == (head.out_features, head.in_features)  # DeepSpeed leaves an empty one
         and head.weight.device == hidden_states.device
         and head.weight.dtype == hidden_states.dtype
     )

@@ -24,6 +24,19 @@ NOT_SUPPORTED = (
     errno.EACCES,
 )  # errors on some file systems
 
+#: The open handles of locks. A forked process closes its copies: it would keep the locks when this process is killed.
+LOCK_HANDLES: set[int] = set()
+
+
+def close_lock_handles():
+    """Close the copies of the lock handles in a forked process. The locks stay with its parent."""
+    while LOCK_HANDLES:
+        os.close(LOCK_HANDLES.pop())
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=close_lock_handles)
+
 
 @contextlib.contextmanager
 def atomic_folder(target: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
@@ -133,6 +146,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
+    LOCK_HANDLES.add(handle)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -143,7 +157,9 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
                 raise
         yield
     finally:
-        os.close(handle)
+        if handle in LOCK_HANDLES:
+            LOCK_HANDLES.remove(handle)
+            os.close(handle)
 
 
 def sync_folder(folder: Path):

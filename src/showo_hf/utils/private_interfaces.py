@@ -3,7 +3,7 @@
 `tests/utils/test_private_interfaces.py` fails with a clear sentence when a library changes what an entry relies on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -62,3 +62,55 @@ def has_offload_hook(module: Any) -> bool:
     Reason: accelerate keeps its hook in a private attribute, and no public function returns it.
     """
     return hasattr(module, "_hf_hook")
+
+
+class OwnCheckpoints:
+    """
+    A mixin for `transformers.Trainer` whose checkpoints the subclass writes and reads itself.
+
+    Reason: the Trainer writes optimizer, schedule and random state as pickles, and offers no public method that does
+    it. This class relies on the Trainer calling the methods below, and no others, for what it writes and reads. The
+    Trainer calls `_load_from_checkpoint` before the model is wrapped, then `_load_optimizer_and_scheduler` and
+    `_load_scaler`, and `_load_rng_state` before the first step.
+
+    A subclass defines `save_checkpoint()`, `load_weights(folder)`, `load_optimizers(folder)` and
+    `load_random_state(folder)`.
+    """
+
+    save_checkpoint: Callable[[], None]
+    load_weights: Callable[[str], None]
+    load_optimizers: Callable[[str], None]
+    load_random_state: Callable[[str], None]
+
+    def _save_checkpoint(self, model: Any, trial: Any):
+        self.save_checkpoint()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None):
+        self.load_weights(resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None):
+        if checkpoint is not None:
+            self.load_optimizers(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None):
+        """`load_optimizers` loads the gradient scaler as well."""
+
+    def _load_rng_state(self, checkpoint: str | None):
+        if checkpoint is not None:
+            self.load_random_state(checkpoint)
+
+
+class ShardedByItself:
+    """
+    A mixin for `transformers.Trainer` that trains a tensor-parallel model on the CPU as well.
+
+    Reason: for a model with a `tp_size`, the Trainer makes accelerate check a mesh that only GPUs may have. The model is
+    divided already, so accelerate has nothing to do with it. This class relies on the Trainer calling
+    `_build_accelerator_args` for the arguments of `accelerate.Accelerator`, with the mesh as `parallelism_config`.
+    """
+
+    def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
+        arguments = super()._build_accelerator_args(**kwargs)  # type: ignore[misc]
+        if (getattr(self.model, "tp_size", None) or 1) > 1:  # type: ignore[attr-defined]
+            arguments.pop("parallelism_config", None)
+        return arguments

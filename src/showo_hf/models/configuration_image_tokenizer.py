@@ -1,0 +1,79 @@
+"""What the configurations of the image tokenizers share."""
+
+from collections.abc import Sequence
+
+from ..utils.saved_folders import CheckedConfig
+
+
+class ShowoImageTokenizerConfig(CheckedConfig):
+    r"""
+    The shared part of [`ShowoLFQTokenizerConfig`] and [`ShowoVQTokenizerConfig`]: the convolutional encoder and decoder.
+
+    A subclass also has `codebook_size`, the number of codebook entries, and `codebook_channels`, the channels of the
+    latents and of a codebook entry.
+
+    Args:
+        in_channels (`int`): channels of an image.
+        encoder_block_out_channels (`list[int]`): channels of the encoder's stages, full size first. Each stage except
+            the last halves height and width.
+        decoder_block_out_channels (`list[int]`): channels of the decoder's stages, also full size first.
+        encoder_layers_per_block (`list[int]`): residual blocks in each stage of the encoder, full size first.
+        decoder_layers_per_block (`list[int]`): residual blocks in each stage of the decoder, full size first.
+        norm_num_groups (`int`): groups of every group norm. All channel counts must be multiples.
+        mid_block_attention (`bool`): whether the lowest resolution has self-attention.
+        sample_size (`int`): height and width of the training images, in pixels.
+        commitment_weight (`float`): weight of the mean squared distance between latents and their quantized values.
+
+    Raises:
+        ValueError: for lists of different lengths, for no stage at all, or for channel counts that `norm_num_groups`
+            does not divide.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        encoder_block_out_channels: Sequence[int],
+        decoder_block_out_channels: Sequence[int],
+        encoder_layers_per_block: Sequence[int],
+        decoder_layers_per_block: Sequence[int],
+        norm_num_groups: int,
+        mid_block_attention: bool,
+        sample_size: int,
+        commitment_weight: float,
+        initializer_range: float,
+        **kwargs,
+    ):
+        stages = {
+            "encoder_block_out_channels": list(encoder_block_out_channels),
+            "decoder_block_out_channels": list(decoder_block_out_channels),
+            "encoder_layers_per_block": list(encoder_layers_per_block),
+            "decoder_layers_per_block": list(decoder_layers_per_block),
+        }
+        self.set_stages(stages)
+        if not encoder_block_out_channels:
+            raise ValueError("`encoder_block_out_channels` must have at least one stage, got none.")
+        channels = {*encoder_block_out_channels, *decoder_block_out_channels}
+        undivided = sorted(c for c in channels if c % norm_num_groups)
+        if undivided:
+            raise ValueError(
+                f"`norm_num_groups` ({norm_num_groups}) must divide all channel counts, but does not divide {undivided}."
+            )
+        self.in_channels = in_channels
+        self.norm_num_groups = norm_num_groups
+        self.mid_block_attention = mid_block_attention
+        self.sample_size = sample_size
+        self.commitment_weight = commitment_weight
+        self.initializer_range = initializer_range
+        super().__init__(**kwargs)
+
+    def set_stages(self, stages: dict[str, list]):
+        """Set lists with one value per stage. Raises `ValueError` unless all of them are equally long."""
+        if len({len(values) for values in stages.values()}) > 1:
+            raise ValueError(f"These lists need one value per stage, so they must be equally long: {stages}.")
+        for name, values in stages.items():
+            setattr(self, name, values)
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per token along each axis."""
+        return 2 ** (len(self.encoder_block_out_channels) - 1)
