@@ -1,4 +1,4 @@
-"""How good is the embedded model? Prints the numbers of docs/training.md. Run from the repository root:
+"""How good is the embedded model? Prints the numbers of docs/embedded_model.md. Run from the repository root:
 
     python -m recipes.emoji.emoji --output data/emoji --size 96
     python -m benchmarks.embedded_quality --data data/emoji
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from recipes.emoji.captions import canonical_caption
 from recipes.emoji.emoji import EmojiDataset, load_emoji
-from recipes.emoji.train_image_tokenizer import to_pixel_values
+from recipes.emoji.image_tokens import to_pixel_values
 from showo_hf import EMBEDDED_MODEL, ShowoLFQTokenizer, ShowoT2IPipeline
 from showo_hf.utils.metrics import psnr
 

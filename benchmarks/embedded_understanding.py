@@ -1,4 +1,4 @@
-"""How well does the embedded model understand emoji? Prints the tables of docs/training.md. Run from the root:
+"""How well does the embedded model understand emoji? Prints the tables of docs/embedded_model.md. Run from the root:
 
     python -m recipes.emoji.emoji --output data/emoji --size 96
     python -m benchmarks.embedded_understanding --data data/emoji

@@ -32,12 +32,13 @@ def wait_for(device: str):
 
 
 def paired_seconds(
-    functions: dict[str, Callable[[], object]], repeats: int, device: str = "cpu"
+    functions: dict[str, Callable[[], object]], repeats: int, device: str = "cpu", warm_up: bool = True
 ) -> dict[str, list[float]]:
     """
     Time the functions in turn, `repeats` times after one warm-up. The speed of a machine drifts, but hardly within a turn.
+    With `warm_up=False`, the functions have run before.
     """
-    for function in functions.values():
+    for function in functions.values() if warm_up else ():
         function()
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):

@@ -7,13 +7,26 @@ import os
 import sys
 import traceback
 
-from .commands import ask, caption, chat, convert, export, extend, generate, info, inpaint, vary
+from .commands import ask, caption, chat, convert, export, extend, generate, info, inpaint, tokenize, train, vary
 from .commands.errors import UsageError
 from .commands.info import package_version
 
 
 GOOD, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # exit codes
-COMMANDS = (generate, inpaint, extend, vary, caption, ask, chat, convert, export, info)  # in the order of the help
+COMMANDS = (
+    generate,
+    inpaint,
+    extend,
+    vary,
+    caption,
+    ask,
+    chat,
+    train,
+    tokenize,
+    convert,
+    export,
+    info,
+)  # in the order of the help
 
 EXAMPLES = """\
 examples:

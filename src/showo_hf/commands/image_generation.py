@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from PIL import Image
 
-    from ..models.modeling_showo_lfq import ShowoLFQTokenizer
+    from ..models.image_tokenizer import ShowoImageTokenizer
 
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -219,7 +219,7 @@ class StepRecorder:
 
 
 def step_images(
-    tokenizer: ShowoLFQTokenizer, steps: list[torch.Tensor], finished: list[Image.Image]
+    tokenizer: ShowoImageTokenizer, steps: list[torch.Tensor], finished: list[Image.Image]
 ) -> list[list[Image.Image]]:
     """
     The images after every step, mid-grey where tokens are masked.

@@ -33,7 +33,6 @@ def mask_tokens(
     return torch.where(masked, mask_id, image_tokens), masked
 
 
-def drop_conditions(texts: list[str], share: float, generator: torch.Generator) -> list[str]:
-    """Replace a random share of the texts by "", so that the model also learns the unconditional case of guidance."""
-    dropped = torch.rand(len(texts), generator=generator) < share
-    return ["" if drop else text for text, drop in zip(texts, dropped.tolist(), strict=True)]
+def row_generator(noise_seed: int) -> torch.Generator:
+    """The source of all random draws about a row, on the CPU. So a row does not depend on its batch."""
+    return torch.Generator().manual_seed(noise_seed)

@@ -1,0 +1,83 @@
+"""Write an untrained model, which the training of the transformer starts from. Run from the repository root:
+
+    python -m recipes.emoji.fresh_model --image-tokenizer checkpoints/image-tokenizer \
+        --text-tokenizer checkpoints/text-tokenizer --output checkpoints/fresh
+
+The output is a pipeline folder.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from showo_hf.models.configuration_showo import ShowoConfig
+from showo_hf.models.modeling_showo import ShowoForCausalLM
+from showo_hf.models.modeling_showo_lfq import ShowoLFQTokenizer
+from showo_hf.pipelines import ShowoT2IPipeline
+from showo_hf.processing.processing_showo import ShowoProcessor, add_showo_tokens, showo_image_processor
+from showo_hf.schedulers import MaskGITScheduler
+from showo_hf.training.text_models import vocabulary_options
+from showo_hf.utils.atomic_folder import atomic_folder
+
+
+def build_processor(text_tokenizer: PreTrainedTokenizerFast, image_tokenizer: ShowoLFQTokenizer) -> ShowoProcessor:
+    """A processor for images of the size that the image tokenizer was trained on."""
+    size = image_tokenizer.config.sample_size
+    return ShowoProcessor(
+        showo_image_processor(size),
+        add_showo_tokens(text_tokenizer),
+        codebook_size=image_tokenizer.config.codebook_size,
+        num_image_tokens=(size // image_tokenizer.config.downsampling) ** 2,
+    )
+
+
+def small_config(processor: ShowoProcessor, **text_options) -> ShowoConfig:
+    """A Llama backbone with QK-Norm, as in the embedded model, with the vocabulary of the processor."""
+    options = {
+        "hidden_size": 320,
+        "intermediate_size": 864,
+        "num_hidden_layers": 7,
+        "num_attention_heads": 5,
+        "num_key_value_heads": 5,
+        "max_position_embeddings": 2048,
+        **text_options,
+    }
+    return ShowoConfig(
+        text_config=LlamaConfig(vocab_size=processor.mask_token_id + 1, **options),
+        tie_word_embeddings=True,
+        **vocabulary_options(processor),
+    )
+
+
+def fresh_pipeline(
+    image_tokenizer: ShowoLFQTokenizer, text_tokenizer: PreTrainedTokenizerFast, seed: int = 0, **text_options
+) -> ShowoT2IPipeline:
+    """A pipeline with an untrained transformer. `text_options` override entries of the backbone's config."""
+    processor = build_processor(text_tokenizer, image_tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ShowoForCausalLM(small_config(processor, **text_options))
+    model.config.image_tokenizer_config = image_tokenizer.config
+    model.image_tokenizer = image_tokenizer.requires_grad_(False)
+    return ShowoT2IPipeline(model.eval(), processor, MaskGITScheduler(mask_token_id=processor.codebook_size))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Write an untrained model.")
+    parser.add_argument("--image-tokenizer", default="checkpoints/image-tokenizer", help="a trained image tokenizer")
+    parser.add_argument("--text-tokenizer", default="checkpoints/text-tokenizer", help="a trained text tokenizer")
+    parser.add_argument("--output", default="checkpoints/fresh", help="folder for the pipeline")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights")
+    options = parser.parse_args(arguments)
+    image_tokenizer = ShowoLFQTokenizer.from_pretrained(options.image_tokenizer, dtype=torch.float32).eval()
+    text_tokenizer = PreTrainedTokenizerFast.from_pretrained(options.text_tokenizer)
+    pipe = fresh_pipeline(image_tokenizer, text_tokenizer, options.seed)
+    with atomic_folder(Path(options.output), overwrite=True) as folder:
+        pipe.save_pretrained(folder)
+    print(f"{sum(weight.numel() for weight in pipe.model.parameters()):,} parameters")
+
+
+if __name__ == "__main__":
+    main()

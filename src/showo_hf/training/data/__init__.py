@@ -1,0 +1,1 @@
+"""Examples from folders, tables, tars and stored tokens, in an order that survives interruptions."""

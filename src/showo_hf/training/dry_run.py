@@ -1,0 +1,140 @@
+"""`showo-hf train ... --dry-run`: what a run would do, without doing it. It writes no files."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from showo_hf.pipelines import ShowoT2IPipeline
+
+from .arguments import training_arguments
+from .checkpoints import checkpoint_root
+from .configs import FinetuneConfig, ImageTokenizerConfig, RunConfig
+from .data.loader import StepLoader
+from .image_tokenizers import first_images, load_image_tokenizer, reconstruction_losses
+from .losses import LossSums, backward_by_part, step_counts
+from .optimizers import MuonWithAdamW
+from .plan import MemoryOptions, ModelSizes, TaskRows, format_plan, measure_step_time, parameter_counts
+from .rows import IGNORED, Part
+from .run_checks import check_data, check_model
+from .showo_training import data_of, load_pipeline, prepare_model, row_builder
+
+
+def plan_of(config: RunConfig) -> str:
+    """
+    The plan of a run, as text: parameters, tokens, memory, devices, and the time of a step, which is measured on this
+    machine with the run's first rows. The weights that it changes are thrown away.
+    """
+    args = training_arguments(config, checkpoint_root(Path(config.output)))
+    if isinstance(config, FinetuneConfig):
+        check_model(config)
+    check_data(config)
+    plan: Callable[..., str] = plan_of_image_tokenizer if isinstance(config, ImageTokenizerConfig) else plan_of_showo
+    return plan(config, args)
+
+
+def plan_of_showo(config: FinetuneConfig, args: TrainingArguments) -> str:
+    """The plan of a Show-o model's training."""
+    pipe = load_pipeline(config)
+    prepare_model(config, pipe)
+    parts = first_parts(config, pipe)
+    sizes = ModelSizes.of(pipe.model.config)
+    ranks = args.world_size
+    strategy = "none" if ranks == 1 else "tp" if config.tp_size > 1 else "fsdp" if config.fsdp_size > 1 else "ddp"
+    options = MemoryOptions(
+        compute_bytes=2 if args.bf16 or args.fp16 else 4,
+        ema=config.ema_decay is not None,
+        checkpointing=bool(args.gradient_checkpointing),
+        strategy=strategy,
+        ranks=ranks,
+        device=args.device.type,
+    )
+    return format_plan(
+        parameter_counts(pipe.model),
+        sizes,
+        [rows_of(part) for part in parts.values()],
+        options,
+        accumulation=args.gradient_accumulation_steps,
+        data_ranks=ranks // config.tp_size,
+        steps=config.steps,
+        step_time=measure_step_time(training_step(config, pipe, parts, args)),
+    )
+
+
+def plan_of_image_tokenizer(config: ImageTokenizerConfig, args: TrainingArguments) -> str:
+    """The plan of an image tokenizer's training. Its memory is not estimated."""
+    model = load_image_tokenizer(config)
+    pixels = first_images(config, model).pixel_values.to(args.device)
+    model.to(args.device).train()
+    optimizer = new_optimizer(config, model, args)
+
+    def step():
+        with torch.autocast(args.device.type, dtype_of(args), enabled=args.bf16 or args.fp16):
+            losses, _ = reconstruction_losses(model, pixels)
+        sum(losses.values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    seconds = measure_step_time(step).median
+    count = sum(weight.numel() for weight in model.parameters())
+    size, side = model.config.sample_size, model.config.sample_size // model.config.downsampling
+    images = config.batch_size * args.gradient_accumulation_steps * args.world_size
+    lines = [
+        f"parameters      {count:,}, all trained",
+        f"images          {size} x {size} pixels as {side} x {side} tokens of {model.config.codebook_bits} bits",
+        f"images a step   {images:,}",
+        f"devices         {args.world_size}",
+        f"time of a step  {seconds:.3g} s on this machine",
+        f"time of the run {seconds * config.steps / 3600:.3g} h for {config.steps:,} steps",
+    ]
+    return "\n".join(lines)
+
+
+def first_parts(config: FinetuneConfig, pipe: ShowoT2IPipeline) -> dict[str, Part]:
+    """The first rows of the run, with the images as tokens."""
+    builder = row_builder(config, pipe)
+    loader = StepLoader(data_of(config, config.data), builder, seed=config.seed, max_broken=config.max_broken)
+    parts, _ = next(iter(loader))
+    with torch.no_grad():
+        return {
+            task: part if part.complete else builder.finish(part, pipe.model.encode_images(part.pixel_values))
+            for task, part in parts.items()
+        }
+
+
+def rows_of(part: Part) -> TaskRows:
+    """The sizes of a part."""
+    rows, length = part.input_ids.shape
+    return TaskRows(part.task, rows, length, int((part.labels != IGNORED).sum()))
+
+
+def new_optimizer(config: RunConfig, model: torch.nn.Module, args: TrainingArguments) -> torch.optim.Optimizer:
+    """The optimizer of the run."""
+    if config.muon:
+        return MuonWithAdamW(model, lr=args.learning_rate, weight_decay=args.weight_decay)
+    optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    return optimizer_class([weight for weight in model.parameters() if weight.requires_grad], **options)
+
+
+def dtype_of(args: TrainingArguments) -> torch.dtype:
+    """The dtype of mixed precision, if it is on."""
+    return torch.bfloat16 if args.bf16 else torch.float16
+
+
+def training_step(config: FinetuneConfig, pipe: ShowoT2IPipeline, parts: dict[str, Part], args: TrainingArguments):
+    """A function that runs a step on the same rows each time."""
+    model = pipe.model.to(args.device).train()
+    optimizer = new_optimizer(config, model, args)
+    counts = step_counts([parts])
+    autocast = partial(torch.autocast, args.device.type, dtype_of(args), enabled=args.bf16 or args.fp16)
+
+    def step():
+        backward_by_part(
+            model, parts, counts, dict.fromkeys(parts, 1.0), args.device, LossSums(), forward_context=autocast
+        )
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step

@@ -1,0 +1,189 @@
+"""The result of a run: a pipeline folder or the folder of an adapter, with its card, and its way to the Hub."""
+
+import copy
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from showo_hf import EMBEDDED_MODEL
+from showo_hf.pipelines import ShowoT2IPipeline
+
+from ..utils.atomic_folder import atomic_folder
+from .configs import ConceptConfig, FinetuneConfig, LoraConfig, RunConfig
+from .parallel import whole_pipeline
+from .periodic_publishing import PeriodicPublisher
+from .publishing import check_destination, publish
+from .recipe_files import build_config, read_recipe, shipped_recipes
+from .samples import Samples, blind_guesses
+from .trainer import ShowoTrainer
+from .training_card import DataSource, FinalLoss, RunSummary, write_training_card
+
+
+def check_push(config: RunConfig):
+    """
+    Check, before the training, that the result can be pushed. A Hub that cannot be reached is a warning.
+
+    Raises:
+        ValueError, PublishError: if the name is wrong or may not be written to.
+    """
+    if config.push_to_hub is None:
+        return
+    warning = check_destination(config.push_to_hub, config.training.get("hub_token")).warning
+    if warning is not None:
+        print(f"showo-hf: {warning}", file=sys.stderr, flush=True)
+
+
+def write_result(config: FinetuneConfig, pipe: ShowoT2IPipeline, folder: Path):
+    """Write the trained pipeline, or its adapter, into an empty folder."""
+    if isinstance(config, LoraConfig) and not config.merge:
+        from .adapters import save_adapter
+
+        base = EMBEDDED_MODEL if config.model == "embedded" else config.model
+        save_adapter(pipe.model, folder, base, overwrite=True)
+        return
+    pipe.save_pretrained(folder)
+    tidy_config(folder / "model" / "config.json")
+
+
+def save_result(config: FinetuneConfig, pipe: ShowoT2IPipeline, trainer: ShowoTrainer):
+    """Write the output folder with its card, and push it."""
+    if isinstance(config, LoraConfig) and config.merge:
+        from .adapters import merge_adapter
+
+        merge_adapter(pipe.model)
+    whole = whole_pipeline(pipe)
+    if not trainer.is_world_process_zero():
+        return
+    summary = run_summary(config, pipe, trainer)
+    pipe = whole
+    if not isinstance(config, LoraConfig) or config.merge:
+        pipe.to(getattr(torch, config.save_dtype))
+    output = Path(config.output)
+    with atomic_folder(output, overwrite=True) as folder:
+        write_result(config, pipe, folder)
+        write_training_card(folder, summary, config.push_to_hub, log_file(config))
+    publish_result(config, summary.steps)
+
+
+def publish_result(config: RunConfig, step: int):
+    """Push the output folder, if the recipe says so."""
+    if config.push_to_hub is None:
+        return
+    result = publish(Path(config.output), config.push_to_hub, **hub_options(config), commit_message=f"Step {step}")
+    print(f"showo-hf: {result.message}", file=sys.stderr, flush=True)
+
+
+def hub_options(config: RunConfig) -> dict[str, Any]:
+    """The options of a push that `TrainingArguments` names."""
+    training = config.training
+    return {
+        "private": bool(training.get("hub_private_repo")),
+        "token": training.get("hub_token"),
+        "revision": training.get("hub_revision"),
+    }
+
+
+def log_file(config: RunConfig) -> Path:
+    """The log of a run, beside its output."""
+    output = Path(config.output)
+    return output.with_name(output.name + "-log.jsonl")
+
+
+class PushResults(TrainerCallback):
+    """Pushes the result so far in the background, every `push_steps`. Only the first process does."""
+
+    def __init__(self, config: FinetuneConfig, pipe: ShowoT2IPipeline):
+        self.config, self.pipe = config, pipe
+        self.publisher = PeriodicPublisher(config.push_to_hub, config.output, **hub_options(config))
+        self.trainer: Any = None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self.config.push_steps or state.global_step >= state.max_steps:
+            return
+        with self.trainer.averaged_weights():
+            whole = whole_pipeline(self.pipe)
+            if not state.is_world_process_zero:
+                return
+            with self.publisher.new(f"Step {state.global_step}") as folder:
+                write_result(self.config, whole, folder)
+                summary = run_summary(self.config, self.pipe, self.trainer)
+                write_training_card(folder, summary, self.config.push_to_hub, log_file(self.config))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.publisher.close()
+
+
+def run_summary(config: FinetuneConfig, pipe: ShowoT2IPipeline, trainer: ShowoTrainer) -> RunSummary:
+    """What the card tells about a run."""
+    args, model = trainer.args, pipe.model
+    settings = {**asdict(config), **config.training}
+    del settings["training"]
+    shipped = shipped_settings(config) if config.recipe in shipped_recipes() else {}
+    samples = trainer.samples.last if trainer.samples is not None and trainer.samples.last else Samples(0)
+    batch = config.rows_per_step * args.gradient_accumulation_steps
+    ranks = args.world_size // config.tp_size
+    device = "CPU" if args.device.type == "cpu" else torch.cuda.get_device_name()
+    threads = f", {torch.get_num_threads()} threads" if args.device.type == "cpu" else ""
+    return RunSummary(
+        recipe=config.recipe,
+        kind="adapter" if isinstance(config, LoraConfig) and not config.merge else "pipeline",
+        settings=settings,
+        base_model=EMBEDDED_MODEL if config.model == "embedded" else config.model,
+        steps=trainer.state.global_step,
+        samples_seen=trainer.state.global_step * batch * ranks,
+        seconds=trainer.seconds,
+        device=f"{args.world_size} x {device}{threads}" if args.world_size > 1 else f"{device}{threads}",
+        dtype="bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
+        trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        total_parameters=sum(p.numel() for p in model.parameters()),
+        data=[DataSource(str(source["path"]), task=task) for task, listed in config.data.items() for source in listed],
+        losses=final_losses(trainer, blind_guesses(config.objective, pipe)),
+        samples=samples.images,
+        answers=[(question, text) for _, question, text in samples.answers],
+        tasks=tuple(config.data),
+        shipped_settings=shipped,
+        licence=config.licence,
+        seed=config.seed,
+        resumed=trainer.seconds_before > 0,
+    )
+
+
+def shipped_settings(config: FinetuneConfig) -> dict[str, Any]:
+    """The settings of a shipped recipe, without those that each run gives."""
+    given = {"output": "out", "steps": 1, "data": dict.fromkeys(config.data, "x"), "word": "x"}
+    entries = given | {name: value for name, value in read_recipe(config.recipe).items() if name != "output"}
+    if not isinstance(config, ConceptConfig):
+        del entries["word"]
+    shipped = asdict(build_config(config.recipe, entries))
+    return {
+        name: value for name, value in {**shipped, **shipped["training"]}.items() if name not in (*given, "training")
+    }
+
+
+def final_losses(trainer: ShowoTrainer, guesses: dict[str, float]) -> list[FinalLoss]:
+    """The last logged losses of training and validation."""
+    train: dict[str, float] = {}
+    validation: dict[str, float] = {}
+    for row in copy.copy(trainer.state.log_history):
+        train |= {name: value for name, value in row.items() if name in guesses}
+        validation |= {name[5:]: value for name, value in row.items() if name.removeprefix("eval_") in guesses}
+    validation = {name: value for name, value in validation.items() if name in guesses}
+    return [FinalLoss(name, train.get(name), validation.get(name), guesses[name]) for name in guesses if name in train]
+
+
+def tidy_config(file: Path):
+    """
+    Set the dtype to load in to float32, which is fast on any CPU, whatever dtype the weights are stored in. Remove paths
+    of this machine.
+    """
+    without_folders = json.loads(
+        file.read_text(encoding="utf-8"),
+        object_hook=lambda config: {name: value for name, value in config.items() if name != "_name_or_path"},
+    )
+    config = without_folders | {"dtype": "float32"}
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

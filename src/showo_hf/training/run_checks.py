@@ -1,0 +1,145 @@
+"""What is checked before a run: its model, its data, its folders, and the options of the checkpoint it continues from."""
+
+import re
+import tempfile
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from .checkpoints import checkpoint_folders, loading, newest_intact, read_json
+from .concepts import concept_source
+from .configs import ConceptConfig, FinetuneConfig, RunConfig
+from .data.sources import DataSource, open_source
+from .errors import TrainingError
+from .recipe_files import nearest
+
+
+#: Options that a resumed run may change, because they do not change the weights of the next step.
+FREE_OPTIONS = frozenset(
+    "recipe output resume push_to_hub push_steps max_minutes prompts questions sample_steps sample_guidance max_broken"
+    " bad_step bad_step_norm bad_step_limit save_dtype fsdp_size tp_size merge validation_data validation_rows"
+    " keep_best early_stop licence".split()
+)
+FREE_ARGUMENTS = re.compile(
+    r"(gradient_accumulation_steps|logging|save|report|hub|eval|dataloader|log_|disable|run_name|project|trackio|debug"
+    r"|ddp|fsdp|deepspeed|parallelism|use_cpu)"
+)
+
+
+def check_model(config: FinetuneConfig):
+    """Raise `ValueError` if `model` is neither a pipeline folder nor a name on the Hub."""
+    folder = Path(config.model)
+    if folder.is_dir() and not (folder / "model_index.json").is_file():
+        raise ValueError(f"`model` must be a folder with a model_index.json, but '{folder}' has none.")
+    if not folder.is_dir() and not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", config.model):
+        raise ValueError(f"`model` must be a pipeline folder, a name on the Hub, or 'embedded', got '{config.model}'.")
+
+
+def check_data(config: RunConfig):
+    """
+    Open the data that lies on this machine, before a model is loaded.
+
+    Raises:
+        FileNotFoundError, ValueError: if it does not exist, or lacks a column.
+    """
+    known = {one.name for one in fields(DataSource)}
+    for name, sources in (("data", config.data), ("validation_data", config.validation_data or {})):
+        for task, listed in sources.items():
+            for one in listed:
+                for key in one:
+                    if key not in known:
+                        raise ValueError(f"There is no key `{name}.{key}`{nearest(str(key), known)}.")
+                source = DataSource(**one)
+                if isinstance(config, ConceptConfig):
+                    concept_source(config, task, one)
+                    continue
+                is_name = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source.path) is not None
+                if Path(source.path).exists() or not is_name:
+                    open_source(source, task)
+
+
+def check_output(output: Path, root: Path):
+    """Create the folder of the checkpoints, and raise `TrainingError` if the results of a run cannot be written."""
+    for folder in (output, root):
+        if folder.exists() and not folder.is_dir():
+            raise TrainingError(f"`output` must be a folder, but '{folder}' is a file.")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for folder in (root, output.parent):
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+    except OSError as error:
+        raise TrainingError(
+            f"`output` must be in a folder that can be written to; '{output.parent}' cannot ({error.strerror})."
+        ) from error
+
+
+def check_replaced(output: Path, model: str | None, resumed: Path | None):
+    """
+    Raise `TrainingError` if the result would replace a folder that is not an earlier result of the same run.
+
+    Args:
+        model: the model that is trained.
+        resumed: the checkpoint that the run continues from. Without one, no result is the run's own.
+    """
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    is_result = any((output / name).is_file() for name in ("model_index.json", "adapter_config.json", "config.json"))
+    is_model = model is not None and Path(model).is_dir() and Path(model).resolve() == output.resolve()
+    if resumed is None or not is_result or is_model:
+        what = "is the model that is trained" if is_model else "is not a result of this run"
+        raise TrainingError(f"The folder '{output}' exists and {what}. Give another `output`, or delete the folder.")
+
+
+def resume_folder(config: RunConfig, args: TrainingArguments, root: Path) -> Path | None:
+    """The checkpoint that the run continues from, or None for a new run."""
+    if not config.resume:
+        if checkpoint_folders(root):
+            raise TrainingError(
+                f"'{root.name}' holds checkpoints, and `resume` is false. Delete that folder, or give another `output`."
+            )
+        return None
+    folder = newest_intact(root)
+    if folder is not None:
+        saved = read_json(folder / "settings.json")
+        with loading(folder / "settings.json"):
+            saved = dict(saved)
+        check_same_options(saved, options_of(config, rows_factor(config, args)))
+    return folder
+
+
+def rows_factor(config: RunConfig, args: TrainingArguments) -> int:
+    """How many times `batch_size` the rows of a step are: the groups of devices with data of their own, accumulated."""
+    return args.world_size // getattr(config, "tp_size", 1) * args.gradient_accumulation_steps
+
+
+def options_of(config: RunConfig, factor: int = 1) -> dict[str, Any]:
+    """
+    The options of a run that decide its weights, as JSON holds them.
+
+    Args:
+        factor: see [`rows_factor`]. `batch_size` tells the rows of a whole step, so that a run can go on with another
+            number of devices.
+    """
+    own = {name: value for name, value in asdict(config).items() if name not in FREE_OPTIONS and name != "training"}
+    rows = config.batch_size
+    own["batch_size"] = {task: n * factor for task, n in rows.items()} if isinstance(rows, dict) else rows * factor
+    training = {name: value for name, value in config.training.items() if not FREE_ARGUMENTS.match(name)}
+    return {**own, **training}
+
+
+def check_same_options(saved: dict[str, Any], current: dict[str, Any]):
+    """Raise `TrainingError` unless a run has the options of its checkpoint."""
+    differing = [
+        f"`{name}` was {saved.get(name)!r} and is {current.get(name)!r}"
+        for name in sorted({*saved, *current})
+        if saved.get(name) != current.get(name)
+    ]
+    if differing:
+        steps = " The learning rate depends on `steps`." if saved.get("steps") != current.get("steps") else ""
+        raise TrainingError(
+            f"The checkpoint was made with other options: {'; '.join(differing)}.{steps} Give these options again, or "
+            "another `output`."
+        )

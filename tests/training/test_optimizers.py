@@ -1,0 +1,116 @@
+import copy
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from showo_hf.training.checkpoints import (
+    load_optimizer,
+    optimizer_tensors,
+    parameter_names,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from showo_hf.training.optimizers import MuonWithAdamW, inner_matrices
+
+
+def small_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3))
+
+
+def train(model, optimizer, steps, first=0, schedule=None):
+    for step in range(first, first + steps):
+        ids = torch.randint(5, (8,), generator=torch.Generator().manual_seed(step))
+        loss = (model(ids) - nn.functional.one_hot(ids % 3, 3)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+    return loss.item()
+
+
+def weights(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def test_each_parameter_is_updated_as_its_own_optimizer_does_it():
+    model, reference = small_model(), small_model()
+    combined = MuonWithAdamW(model, lr=0.02, weight_decay=0.1, betas=(0.9, 0.98))
+    matrices = [reference[1].weight, reference[3].weight]
+    muon = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    vectors = [p for p in reference.parameters() if p.ndim == 1]
+    groups = [{"params": [reference[0].weight], "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, lr=0.02, betas=(0.9, 0.98), fused=True)
+    for step in range(4):
+        train(model, combined, 1, step)
+        ids = torch.randint(5, (8,), generator=torch.Generator().manual_seed(step))
+        reference.zero_grad()
+        (reference(ids) - nn.functional.one_hot(ids % 3, 3)).square().mean().backward()
+        muon.step()
+        adamw.step()
+    for name, value in weights(reference).items():
+        assert torch.equal(weights(model)[name], value)
+
+
+def test_training_lowers_the_loss():
+    model = small_model()
+    optimizer = MuonWithAdamW(model, lr=0.02)
+    before = train(model, optimizer, 1)
+    assert train(model, optimizer, 150) < 0.2 * before
+
+
+def test_a_schedule_changes_the_learning_rate_of_both():
+    model = small_model()
+    optimizer = MuonWithAdamW(model, lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0 if step else 1.0)
+    train(model, optimizer, 1, schedule=schedule)
+    stopped = weights(model)
+    train(model, optimizer, 3, first=1, schedule=schedule)
+    assert all(torch.equal(value, stopped[name]) for name, value in weights(model).items())
+
+
+def test_a_checkpoint_restores_it_exactly(tmp_path):
+    model = small_model()
+    optimizer = MuonWithAdamW(model, lr=0.02, weight_decay=0.1)
+    train(model, optimizer, 3)
+    names = parameter_names(optimizer, model)
+    tensors, document = optimizer_tensors(optimizer, names)
+    write_tensors(tmp_path / "optimizer.safetensors", tensors)
+    write_json(tmp_path / "optimizer.json", document)
+    tensors, document = read_tensors(tmp_path / "optimizer.safetensors"), read_json(tmp_path / "optimizer.json")
+    resumed = copy.deepcopy(model)
+    fresh = MuonWithAdamW(resumed, lr=0.5, weight_decay=0.3)
+    load_optimizer(fresh, parameter_names(fresh, resumed), tensors, document)
+    train(model, optimizer, 3, first=3)
+    train(resumed, fresh, 3, first=3)
+    for name, value in weights(model).items():
+        assert torch.equal(weights(resumed)[name], value)
+
+
+@pytest.mark.parametrize("backbone", ["phi", "llama"])
+def test_muon_gets_only_the_inner_matrices(backbone):
+    model = tiny.showo(backbone)
+    model.lm_head.requires_grad_(True)
+    optimizer = MuonWithAdamW(model, lr=0.1, weight_decay=0.3)
+    by_name: dict[str, set[int]] = {"adamw": set(), "muon": set()}
+    for group in optimizer.param_groups:
+        by_name[group["optimizer"]] |= {id(p) for p in group["params"]}
+        assert all((p.ndim >= 2) == (group["weight_decay"] == 0.3) for p in group["params"])
+    assert by_name["muon"] == {id(p) for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2}
+    assert by_name["muon"] | by_name["adamw"] == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_frozen_matrices_are_not_trained():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
+    assert inner_matrices(model) == [model[0].weight]
+
+
+def test_a_model_of_one_kind_of_parameters_needs_one_optimizer():
+    linear = nn.Linear(3, 2, bias=False)
+    assert list(MuonWithAdamW(linear, lr=0.1).parts) == ["muon"]
+    assert list(MuonWithAdamW(nn.LayerNorm(3), lr=0.1).parts) == ["adamw"]

@@ -1,0 +1,195 @@
+import dataclasses
+
+import pytest
+import yaml
+from transformers import TrainingArguments
+
+from showo_hf.training.configs import KINDS, OTHER_NAMES, REFUSED, FinetuneConfig, config_keys
+from showo_hf.training.recipe_files import RecipeError, load_recipe, read_recipe, shipped_recipes
+
+
+GIVEN = ("data=images", "output=model", "steps=5")
+
+
+def test_every_shipped_recipe_loads_with_the_keys_that_it_needs():
+    recipes = shipped_recipes()
+    assert {"finetune", "lora", "concept", "instruct", "stage1", "stage2", "stage3", "instruct1", "instruct2"} <= set(
+        recipes
+    )
+    for name, description in recipes.items():
+        entries = read_recipe(name)
+        rows = entries["batch_size"]
+        sources = [f"data={dict.fromkeys(rows, 'x')}" if isinstance(rows, dict) else "data=x"]
+        word = ["word=sks"] if entries["kind"] == "concept" else []
+        steps = ["steps=7"] if "steps" not in entries else []
+        config = load_recipe(name, [*sources, *word, *steps, "output=out"])
+        assert type(config) is KINDS[entries["kind"]]
+        assert description.endswith(".") and len(description) < 100
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rows", "rate", "steps", "warmup"),
+    [
+        ("stage1", (15, 4, 10), 1e-4, 500_000, 5000),
+        ("stage2", (10, 4, 10), 1e-4, 1_000_000, 5000),
+        ("stage3", (10, 4, 10), 2e-5, 50_000, 5000),
+        ("instruct1", (4, 2, 7), 2e-5, 10_000, 1000),
+        ("instruct2", (4, 2, 6), 5e-5, 14_000, 1000),
+        ("instruct1-512", (5, 2, 5), 2e-5, 14_000, 1000),
+        ("instruct2-512", (5, 2, 5), 5e-5, 16_000, 1000),
+    ],
+)
+def test_the_stages_are_as_published(recipe, rows, rate, steps, warmup):
+    config = load_recipe(recipe, ["data={t2i: a, lm: b, mmu: c}", "output=out"])
+    assert tuple(config.batch_size.values()) == rows
+    assert config.steps == steps
+    assert config.loss_weights == {"t2i": 1.0, "lm": 0.1, "mmu": 1.0, "mixed": 1.0}
+    assert (config.condition_dropout, config.masking_schedule, config.ema_decay) == (0.1, "cosine", None)
+    published = {
+        "learning_rate": rate,
+        "warmup_steps": warmup,
+        "lr_scheduler_type": "cosine",
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_epsilon": 1e-8,
+        "weight_decay": 0.01,
+        "max_grad_norm": 0.0,
+        "bf16": True,
+    }
+    assert {name: config.training[name] for name in published} == published
+    assert config.image_size == (512 if "512" in recipe else None)
+
+
+def test_values_take_the_types_of_their_keys():
+    config = load_recipe("finetune", [*GIVEN, "learning_rate=1e-4", "save_steps=50", "seed=3", "resume=false"])
+    assert config.training["learning_rate"] == 1e-4
+    assert (config.seed, config.resume) == (3, False)
+    assert config.data == {"t2i": [{"path": "images"}]}
+    assert config.batch_size == {"t2i": 8}
+
+
+def test_entries_of_mappings_are_set_one_by_one():
+    config = load_recipe("stage1", ["data={t2i: a, lm: b, mmu: c}", "output=out", "batch_size.t2i=2"])
+    assert config.batch_size == {"t2i": 2, "lm": 4, "mmu": 10}
+
+
+def test_sources_can_be_lists_with_weights():
+    config = load_recipe("finetune", ["data=[a, {path: b, weight: 3}]", "output=out", "steps=5"])
+    assert config.data == {"t2i": [{"path": "a"}, {"path": "b", "weight": 3}]}
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (("stepz=5",), "no key `stepz` in a recipe of the kind 'finetune'; did you mean 'steps'?"),
+        (("learning_rat=5",), "did you mean 'learning_rate'?"),
+        (("max_steps=5",), "`max_steps` is called `steps` in a recipe, which is given as well"),
+        (("hub_model_id=a/b",), "`hub_model_id` is called `push_to_hub` in a recipe."),
+        (("label_smoothing_factor=0.1",), "`label_smoothing_factor` has no effect here"),
+        (("steps=six",), "`steps` is given twice"),
+        (("seed=one",), "`seed` must be a whole number, got 'one'"),
+        (("bf16=maybe",), "`bf16` must be true or false, got 'maybe'"),
+        (("ema_decay=2",), "`ema_decay` must be a number from 0 to 1, got 2.0"),
+        (("batch_size=0",), "`batch_size.t2i` must be an integer of at least 1, got 0"),
+        (("batch_size.lm=4",), "`batch_size` must name the tasks of `data` (t2i), got lm"),
+        (("keep_best=true",), "need `validation_data`"),
+        (("objective=dreams",), "`objective` must be one of masked, mask_and_replace, got 'dreams'"),
+        (("prompts",), "must be key=value, got 'prompts'"),
+        (("prompts=[a",), "The value of `prompts` is not YAML"),
+        (("bad_step=ignore",), "`bad_step` must be one of skip, stop"),
+        (("prompts=[1]",), "`prompts` must be a list of texts, got [1]"),
+        (("questions=[1]",), "`questions` must be pairs of an image file and a question, got [1]"),
+        (("questions=[[a.png, 1]]",), "`questions` must be pairs"),
+        (("trained='['",), "`trained` must be a regular expression, got '['"),
+        (("masking_schedule=wavy",), "`masking_schedule` must be one of"),
+        (("sample_guidance=.nan",), "`sample_guidance` must be a finite number"),
+    ],
+)
+def test_wrong_entries_are_refused_with_what_is_allowed(entries, message):
+    with pytest.raises(RecipeError) as error:
+        load_recipe("finetune", [*GIVEN, *entries])
+    assert message in str(error.value)
+
+
+def test_a_template_that_is_no_text_is_refused():
+    with pytest.raises(RecipeError, match=r"`templates` must be a list of texts, got \[1\]"):
+        load_recipe("concept", [*GIVEN, "word=sks", "templates=[1]"])
+
+
+def test_loss_weights_that_are_not_given_are_the_published_ones():
+    config = load_recipe("finetune", ["data={t2i: a, mmu: b}", "output=out", "steps=5", "loss_weights.t2i=3"])
+    assert config.loss_weights == {"t2i": 3, "lm": 0.1, "mmu": 1.0, "mixed": 1.0}
+
+
+@pytest.mark.parametrize("missing", ["data", "output", "steps"])
+def test_what_is_missing_is_named(missing):
+    with pytest.raises(RecipeError, match=f"`{missing}` is missing"):
+        load_recipe("finetune", [entry for entry in GIVEN if not entry.startswith(missing)])
+
+
+def test_an_unknown_recipe_is_refused_with_the_nearest():
+    with pytest.raises(RecipeError, match="no recipe 'lroa'; did you mean 'lora'?"):
+        load_recipe("lroa", GIVEN)
+
+
+def test_a_file_is_a_recipe_and_can_stand_on_another(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("# Mine.\nbase: lora\nrank: 4\nlearning_rate: 1e-3\n", encoding="utf-8")
+    config = load_recipe(str(file), GIVEN)
+    assert (config.rank, config.training["learning_rate"]) == (4, 1e-3)
+    assert config.training["warmup_steps"] == 20  # of the shipped recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kind: lara\n", "`kind` must be one of .*; did you mean 'lora'?"),
+        ("[1, 2]\n", "must be a mapping"),
+        ("a: [\n", "is not YAML"),
+        ("kind: !!python/object/apply:os.system ['true']\n", "is not YAML"),
+    ],
+)
+def test_files_that_are_no_recipes_are_refused(tmp_path, text, message):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(str(file), GIVEN)
+
+
+def test_a_recipe_that_stands_on_itself_is_refused(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"base: {file}\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="its own `base`"):
+        load_recipe(str(file), GIVEN)
+
+
+def test_every_name_that_is_refused_or_renamed_is_one_of_transformers():
+    theirs = {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert set(OTHER_NAMES) <= theirs
+    assert set(REFUSED) <= theirs
+    assert set(OTHER_NAMES.values()) <= set(config_keys("finetune"))
+
+
+def test_the_docstrings_name_every_key():
+    for kind in KINDS:
+        classes = [one for one in KINDS[kind].__mro__ if issubclass(one, FinetuneConfig.__mro__[1])]
+        documented = "\n".join(one.__doc__ for one in classes)
+        for name in config_keys(kind):
+            assert f" {name} (" in documented or f" {name}," in documented or f", {name} (" in documented, (kind, name)
+
+
+def test_shipped_recipes_hold_no_entry_twice():
+    class Strict(yaml.SafeLoader):
+        pass
+
+    def mapping(loader, node, deep=False):
+        keys = [loader.construct_object(key) for key, _ in node.value]
+        assert len(keys) == len(set(keys)), keys
+        return yaml.SafeLoader.construct_mapping(loader, node, deep)
+
+    Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    from importlib import resources
+
+    for name in shipped_recipes():
+        text = (resources.files("showo_hf.training") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+        yaml.load(text, Loader=Strict)

@@ -1,0 +1,234 @@
+import json
+import shutil
+import time
+
+import pytest
+import small_run
+import torch
+
+from showo_hf import ShowoT2IPipeline
+from showo_hf.training.checkpoints import checkpoint_root
+from showo_hf.training.run import TrainingError, Unfinished
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with a finished run."""
+    folder = tmp_path_factory.mktemp("finished")
+    small_run.run(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    """A copy of the finished run."""
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+# Results
+
+
+def test_the_result_is_a_pipeline(finished):
+    pipe = ShowoT2IPipeline.from_pretrained(finished / "out")
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe("a red apple", num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images
+    assert images[0].size == (16, 16)
+    names = sorted(path.name for path in finished.iterdir())
+    assert names == ["out", "out-checkpoints", "out-log.jsonl"]
+
+
+def test_a_finished_run_trains_nothing_and_gives_the_same_folder(folder, finished):
+    before = small_run.files_of(folder)
+    small_run.run(folder)
+    after = small_run.files_of(folder)
+    assert set(before) == set(after)
+    changed = [name for name in before if before[name] != after[name]]
+    assert changed in ([], ["out/README.md"])  # which names the time
+    shutil.rmtree(folder / "out")
+    small_run.run(folder)
+    assert set(small_run.files_of(folder)) == set(before)
+    assert small_run.same_weights(small_run.weights(folder / "out"), small_run.weights(finished / "out"))
+    card = (folder / "out" / "README.md").read_text()
+    assert "6 steps" in card or "| steps" in card or "6" in card
+
+
+def test_two_runs_give_the_same_files(finished, tmp_path):
+    small_run.run(tmp_path)
+    first, second = small_run.files_of(finished / "out"), small_run.files_of(tmp_path / "out")
+    assert set(first) == set(second)
+    assert [name for name in first if first[name] != second[name]] in ([], ["README.md"])
+    small_run.run(tmp_path / "other", seed=1)
+    assert not small_run.same_weights(
+        small_run.weights(tmp_path / "other" / "out"), small_run.weights(tmp_path / "out")
+    )
+
+
+def test_max_minutes_stops_and_the_same_command_continues(tmp_path, finished):
+    with pytest.raises(Unfinished) as caught:
+        small_run.run(tmp_path, max_minutes=1e-9)
+    assert caught.value.step == 1 and caught.value.signal is None
+    assert not (tmp_path / "out").exists()
+    assert small_run.checkpoints(tmp_path) == ["checkpoint-1"]
+    small_run.run(tmp_path)
+    assert small_run.same_weights(small_run.weights(tmp_path / "out"), small_run.weights(finished / "out"))
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"learning_rate": 2e-3}, "`learning_rate` was 0.001 and is 0.002"),
+        ({"batch_size": 2}, "`batch_size` was {'t2i': 4} and is {'t2i': 2}"),
+        ({"seed": 1}, "`seed` was 0 and is 1"),
+        ({"condition_dropout": 0.2}, "`condition_dropout` was 0.1 and is 0.2"),
+        ({"ema_decay": None}, "`ema_decay` was 0.9 and is None"),
+        ({"gradient_accumulation_steps": 2}, "`batch_size` was {'t2i': 4} and is {'t2i': 8}"),
+        ({"kind": "lora"}, "`rank` was None and is 16"),
+        ({"steps": 12}, "`steps` was 6 and is 12. The learning rate depends on `steps`."),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_other_options_than_those_of_the_checkpoint_are_refused(folder, not_loaded, changes, named):
+    before = small_run.files_of(folder)
+    with pytest.raises(TrainingError) as caught:
+        small_run.run(folder, **changes)
+    assert named in str(caught.value)
+    assert small_run.files_of(folder) == before
+
+
+def test_options_that_do_not_change_the_weights_may_change(tmp_path, finished):
+    with pytest.raises(Unfinished):
+        small_run.run(tmp_path, max_minutes=1e-9)
+    small_run.run(
+        tmp_path,
+        save_steps=5,
+        logging_steps=2,
+        save_total_limit=1,
+        max_minutes=10,
+        bad_step="skip",
+        max_broken=3,
+        dataloader_num_workers=1,
+        validation_data=str(small_run.shared() / "images"),
+        eval_steps=3,
+        save_dtype="bfloat16",
+    )
+    result = small_run.weights(tmp_path / "out")
+    expected = {name: value.bfloat16() for name, value in small_run.weights(finished / "out").items()}
+    assert small_run.same_weights(result, expected)
+    assert small_run.checkpoints(tmp_path) == ["checkpoint-6"]
+
+
+def test_keep_best_may_be_switched_on_later(tmp_path):
+    options = small_run.validated(eval_steps=1, steps=4)
+    with pytest.raises(Unfinished):
+        small_run.run(tmp_path, **{**options, "keep_best": False}, max_minutes=1e-9)
+    small_run.run(tmp_path, **options)
+    best = json.loads((tmp_path / "out-checkpoints" / "best" / "best.json").read_text())
+    assert best["step"] > 1
+
+
+def test_without_resume_checkpoints_are_refused(folder, not_loaded):
+    before = small_run.files_of(folder)
+    with pytest.raises(TrainingError, match="'out-checkpoints' holds checkpoints, and `resume` is false"):
+        small_run.run(folder, resume=False)
+    assert small_run.files_of(folder) == before
+
+
+def test_evaluation_at_the_start_is_not_repeated_by_a_resumed_run(tmp_path):
+    options = small_run.validated(eval_on_start=True, keep_best=None, steps=3, eval_steps=1)
+    with pytest.raises(Unfinished):
+        small_run.run(tmp_path, **options, max_minutes=1e-9)
+    small_run.run(tmp_path, **options)
+    assert [row["step"] for row in small_run.log_rows(tmp_path) if "eval_loss" in row] == [0, 1, 2, 3]
+
+
+# Outputs and data
+
+
+def test_a_folder_that_is_not_a_result_of_the_run_is_not_replaced(tmp_path, not_loaded):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("the only copy")
+    with pytest.raises(TrainingError, match="The folder '.*out' exists and is not a result of this run"):
+        small_run.run(tmp_path)
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "the only copy"
+
+
+def test_another_pipeline_is_not_replaced(tmp_path, not_loaded):
+    shutil.copytree(small_run.shared() / "model", tmp_path / "out")
+    before = small_run.files_of(tmp_path / "out")
+    with pytest.raises(TrainingError, match="is not a result of this run"):
+        small_run.run(tmp_path)
+    with pytest.raises(TrainingError, match="is the model that is trained"):
+        small_run.run(tmp_path, model=str(tmp_path / "out"))
+    assert small_run.files_of(tmp_path / "out") == before
+
+
+def test_a_folder_with_other_files_is_not_replaced_by_a_resumed_run(folder, not_loaded):
+    (folder / "out" / "model_index.json").unlink()
+    with pytest.raises(TrainingError, match="is not a result of this run"):
+        small_run.run(folder)
+
+
+def test_an_empty_folder_is_used(tmp_path):
+    (tmp_path / "out").mkdir()
+    small_run.run(tmp_path, steps=1)
+    assert (tmp_path / "out" / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["out", "out-checkpoints"])
+def test_files_in_the_place_of_folders_are_refused(tmp_path, not_loaded, name):
+    (tmp_path / name).write_text("a file")
+    with pytest.raises(TrainingError, match=f"`output` must be a folder, but '.*{name}' is a file"):
+        small_run.run(tmp_path)
+    assert (tmp_path / name).read_text() == "a file"
+
+
+def test_an_output_below_a_file_is_refused(tmp_path, not_loaded):
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(TrainingError, match="`output` must be in a folder that can be written to; .*Not a directory"):
+        small_run.run(tmp_path / "file" / "below")
+
+
+def test_an_output_in_a_system_folder_is_refused(tmp_path, not_loaded):
+    """Not even the administrator can create folders in /proc."""
+    with pytest.raises(TrainingError, match="`output` must be in a folder that can be written to; '/proc' cannot"):
+        small_run.run(tmp_path, output="/proc/showo-out")
+
+
+def test_missing_data_is_refused_before_the_model_is_loaded(tmp_path, not_loaded):
+    started = time.monotonic()
+    with pytest.raises(FileNotFoundError, match="got '.*no-such-folder'"):
+        small_run.run(tmp_path, data=str(tmp_path / "no-such-folder"))
+    with pytest.raises(FileNotFoundError, match="got '.*no-such-folder'"):
+        small_run.run(tmp_path, validation_data=str(tmp_path / "no-such-folder"))
+    images = small_run.write_images(tmp_path / "images")
+    with pytest.raises(ValueError, match="must have a column 'caption' for t2i, but its columns are image, text"):
+        small_run.run(tmp_path, data={"t2i": {"path": str(images), "text_column": "caption"}})
+    (images / "metadata.jsonl").unlink()
+    with pytest.raises(ValueError, match="must have a metadata.jsonl"):
+        small_run.run(tmp_path, data=str(images))
+    assert time.monotonic() - started < 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
+
+
+def test_a_model_with_other_weights_is_refused(folder, tmp_path):
+    """The folder of the model was replaced by another one."""
+    model = small_run.shared() / "model"
+    (folder / "out-checkpoints" / "checkpoint-6").rename(tmp_path / "away")
+    shutil.copytree(model, tmp_path / "kept")
+    try:
+        config = json.loads((model / "model" / "config.json").read_text())
+        config["text_config"]["num_hidden_layers"] = 1
+        (model / "model" / "config.json").write_text(json.dumps(config))
+        with pytest.raises(Exception, match="is of another model: .* tensors differ"):
+            small_run.run(folder)
+    finally:
+        shutil.rmtree(model)
+        shutil.copytree(tmp_path / "kept", model)
+
+
+def test_the_folder_of_checkpoints_lies_beside_the_output(tmp_path):
+    assert checkpoint_root(tmp_path / "a.b") == tmp_path / "a.b-checkpoints"

@@ -1,0 +1,143 @@
+"""What a run checks and changes of its model and of its data, on tiny models and real files."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import small_run
+import tiny
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from showo_hf import MaskGITScheduler, ShowoT2IPipeline
+from showo_hf.processing.processing_showo import showo_image_processor
+from showo_hf.training.configs import ConceptConfig
+from showo_hf.training.data.sources import DataSource
+from showo_hf.training.data.tokenizing import TokenizeOptions, store_tokens
+from showo_hf.training.dry_run import plan_of
+from showo_hf.training.run import run_recipe
+from showo_hf.training.showo_training import data_of
+
+
+SIZE = tiny.SIDE * tiny.FACTOR
+
+
+def test_the_result_has_the_size_of_the_training_images(tmp_path):
+    """Without it, a model that learned 512 pixels would go on to make images of 256."""
+    small_run.run(tmp_path, steps=1, image_size=2 * SIZE, prompts=["red"])
+    pipe = ShowoT2IPipeline.from_pretrained(tmp_path / "out")
+    assert pipe.model.config.num_image_tokens == pipe.processor.num_image_tokens == (2 * tiny.SIDE) ** 2
+    assert pipe("red", num_inference_steps=1).images[0].size == (2 * SIZE, 2 * SIZE)
+    with Image.open(tmp_path / "out-samples" / "step-1-0.png") as sample:
+        assert sample.size == (2 * SIZE, 2 * SIZE)
+
+
+def test_a_size_that_the_image_tokenizer_cannot_encode_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`image_size` must be a multiple of 4, got 18"):
+        small_run.run(tmp_path, image_size=18)
+
+
+@pytest.mark.parametrize("entry", ["data", "validation_data"])
+def test_stored_tokens_of_images_of_another_size_are_refused(tmp_path, entry):
+    model = ShowoT2IPipeline.from_pretrained(small_run.shared() / "model").model
+    source = DataSource(str(small_run.shared() / "images"))
+    store_tokens(
+        TokenizeOptions(source),
+        tmp_path / "tokens",
+        lambda process: (model.image_tokenizer, showo_image_processor(2 * SIZE)),
+    )
+    with pytest.raises(ValueError, match="holds images of 8 x 8 tokens, but those of the run have 4 x 4"):
+        small_run.run(tmp_path, **{entry: str(tmp_path / "tokens")})
+    if entry == "data":
+        small_run.run(tmp_path, data=str(tmp_path / "tokens"), image_size=2 * SIZE, steps=1)
+
+
+def test_a_model_that_reads_images_as_features_is_not_trained_on_questions(tmp_path):
+    processor = tiny.clip_processor()
+    model = tiny.clip_showo(processor.pad_token_id)
+    scheduler = MaskGITScheduler(mask_token_id=tiny.CODES)
+    ShowoT2IPipeline(model, processor, scheduler).save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="`data.mmu` must be left out, because `model` reads images as continuous"):
+        small_run.run(tmp_path, model=str(tmp_path / "model"), task="mmu")
+
+
+@pytest.mark.parametrize("entry", ["data", "validation_data"])
+def test_an_unknown_key_of_a_source_is_refused_with_the_nearest(tmp_path, entry, not_loaded):
+    source = {"path": str(small_run.shared() / "images"), "text_colum": "text"}
+    with pytest.raises(ValueError, match=f"no key `{entry}.text_colum`; did you mean 'text_column'"):
+        small_run.run(tmp_path, **{entry: source})
+
+
+# Concepts
+
+
+def concept(folder: Path, **changes) -> ConceptConfig:
+    """The config of a concept of two folders of images, with a third one for validation."""
+    for number, name in enumerate(("first", "second", "third")):
+        (folder / name).mkdir()
+        Image.new("RGB", (SIZE, SIZE), small_run.COLOURS[number]).save(folder / name / f"{name} ü.png")
+    entries = {
+        "kind": "concept",
+        "word": "owl",
+        "kind_of": "bird",
+        "data": [str(folder / "first"), str(folder / "second")],
+        "validation_data": str(folder / "third"),
+        "ema_decay": None,
+    }
+    return small_run.config(folder, **{**entries, **changes})
+
+
+def test_each_folder_of_a_concept_keeps_its_images(tmp_path):
+    config = concept(tmp_path)
+    training, validation = data_of(config, config.data), data_of(config, config.validation_data)
+    found = [
+        source.example(source.table[0], "key", 0) for data in (training, validation) for source in data["t2i"].sources
+    ]
+    colours = [Image.new("RGB", (1, 1), colour).getpixel((0, 0)) for colour in small_run.COLOURS[:3]]
+    assert [example.image.getpixel((0, 0)) for example in found] == colours
+    assert all(example.text == ["owl bird", "a owl bird", "a picture of a owl bird"] for example in found)
+
+
+def test_a_concept_is_trained_and_planned_without_further_files(tmp_path):
+    config = concept(tmp_path, steps=1)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    plan_of(config)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    run_recipe(config)
+    assert not (tmp_path / "out-data").exists()
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+
+
+def test_a_concept_without_images_is_refused_before_the_model_is_loaded(tmp_path, not_loaded):
+    config = concept(tmp_path)
+    (tmp_path / "second" / "second ü.png").unlink()
+    with pytest.raises(ValueError, match="`data` must be a folder of images, got '.*second', which holds none"):
+        run_recipe(config)
+
+
+# Pickles
+
+
+def as_pickle(folder: Path, name: str):
+    """Store the weights of a folder as a pickle instead."""
+    torch.save(load_file(folder / "model.safetensors"), folder / name)
+    (folder / "model.safetensors").unlink()
+
+
+def test_the_weights_of_a_model_are_not_read_from_a_pickle(tmp_path):
+    shutil.copytree(small_run.shared() / "model", tmp_path / "model")
+    as_pickle(tmp_path / "model" / "model", "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        small_run.run(tmp_path, model=str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("recipe", ["stage", "lfq-tokenizer"])
+def test_the_weights_of_an_image_tokenizer_are_not_read_from_a_pickle(tmp_path, recipe):
+    tiny.lfq().save_pretrained(tmp_path / "tokenizer")
+    as_pickle(tmp_path / "tokenizer", "pytorch_model.bin")
+    folder = str(tmp_path / "tokenizer")
+    options = {"text_model": "none", "image_tokenizer": folder} if recipe == "stage" else {"model": folder}
+    with pytest.raises(OSError, match="safetensors"):
+        small_run.run(tmp_path, kind=recipe, **options)
