@@ -136,7 +136,7 @@ def write_own_images(folder: Path, pipe: ShowoT2IPipeline, options: argparse.Nam
     names = (things.judged * options.kept)[: options.kept]
     styles = [STYLES[number % len(STYLES)] for number in range(options.kept)]
     prompts = [prompt(name, style) for name, style in zip(names, styles, strict=True)]
-    seed = options.seed + 1000  # other noise than that of the measured images
+    seed = options.seed + 1000  # other noise than the measured images have
     images = generate(pipe, prompts, seed, options.batch_size, num_inference_steps=options.steps)
     write_images(folder, names, styles, images)
 
@@ -148,7 +148,7 @@ def cpu_seconds() -> float:
 
 
 def train(pipe: ShowoT2IPipeline, options: argparse.Namespace, things: Things) -> Path:
-    """Train by the command line in a process of its own. Prints the time, with that of the model's own images."""
+    """Train by the command line in a process of its own. Prints the time, in which the model also makes its own images."""
     start, cpu = time.perf_counter(), cpu_seconds()
     new, own, adapter = (options.output / name for name in ("images", "own-images", "adapter"))
     write_images(new, things.trained, [NEW] * len(things.trained), things.pictures(things.trained, NEW))

@@ -104,8 +104,8 @@ class ShowoVQTokenizer(ShowoImageTokenizer):
         """
         Move the entries if they learn by EMA, and restart dead entries at latents of the batch.
 
-        Call it after the backward pass. In a process group, every process must call it; the result is that of all their
-        latents. An optimizer's moments of a restarted entry stay as they are.
+        Call it after the backward pass. In a process group, every process must call it, and the
+        latents of all of them count. An optimizer's moments of a restarted entry stay as they are.
 
         Args:
             latents (`torch.Tensor` of shape `(batch, channels, h, w)`): as from [`encode`].

@@ -221,7 +221,7 @@ def multi_scale_loss(prediction: torch.Tensor, target: torch.Tensor, scales: int
 
 def tokenizer_config(config: ImageTokenizerConfig) -> ShowoLFQTokenizerConfig:
     """
-    The configuration of the trained tokenizer: that of `model`, or else of the published one, with the recipe's changes.
+    The configuration of the trained tokenizer: `model`'s, or else the published one's, with the recipe's changes.
 
     Raises:
         ValueError: for an entry of `architecture` that does not exist, and for values that the configuration refuses.

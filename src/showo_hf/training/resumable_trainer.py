@@ -385,7 +385,7 @@ class ResumableTrainer(OwnCheckpoints, ShardedByItself, Trainer):
                 self.accelerator.scaler.load_state_dict(scaler)
 
     def load_random_state(self, folder: str):
-        """Restore the random state of this process; if the checkpoint has none for it, that of the first one."""
+        """Restore the random state of this process, or of the first process if the checkpoint has none for this one."""
         where, rank = Path(folder), self.args.process_index
         if not (where / f"random-{rank}.json").exists():
             rank = 0

@@ -281,7 +281,7 @@ def test_a_process_ends_while_a_loop_is_open(workers, end):
         ({"num_workers": -1}, "`num_workers`"),
         ({"prefetch": 0}, "`prefetch`"),
         ({"tasks": {}}, "`tasks` must hold at least one task"),
-        ({"seed": 1}, "`seed` must be that of the saved position, 0, got 1"),
+        ({"seed": 1}, "`seed` must equal the saved position's, 0, got 1"),
         (
             {"tasks": {"mmu": TaskData((text_table(3),), 1)}},
             "`tasks` must be those of the saved position, lm, got mmu",

@@ -144,7 +144,7 @@ class StepLoader:
     def check_state(self, state: State) -> None:
         """Raise `ValueError` unless `state` is of the same seed, tasks and sources."""
         if state["seed"] != self.seed:
-            raise ValueError(f"`seed` must be that of the saved position, {state['seed']}, got {self.seed}.")
+            raise ValueError(f"`seed` must equal the saved position's, {state['seed']}, got {self.seed}.")
         if set(state["tasks"]) != set(self.sources):
             saved = ", ".join(state["tasks"])
             raise ValueError(f"`tasks` must be those of the saved position, {saved}, got {', '.join(self.sources)}.")
