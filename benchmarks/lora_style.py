@@ -51,12 +51,15 @@ DRAWN_FROM = "twemoji"
 STYLE_WORD = {**{style: words[0] for style, words in STYLE_ADJECTIVES.items()}, NEW: "ink"}
 #: Generated images by a label and the style.
 Images = dict[tuple[str, str], torch.Tensor]
-#: Captions of a training image; one is drawn each time. The first is the one of the measured prompts.
+#: Captions of a training image; one is drawn each time. The first is the one of the measured prompts. The last two name
+#: the style alone, so that it is learnt apart from the hundred things that it is shown on.
 CAPTIONS = (
     "{thing}, {style} style",
     "{thing} in {style} style",
     "{bare}, {style} style",
     "{style} emoji of {thing}",
+    "{style} style",
+    "emoji in {style} style",
 )
 
 
