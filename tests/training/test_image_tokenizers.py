@@ -10,17 +10,11 @@ from PIL import Image, ImageDraw
 from showo_hf import ShowoLFQTokenizer
 from showo_hf.models.configuration_showo_lfq import ShowoLFQTokenizerConfig
 from showo_hf.processing.processing_showo import showo_image_processor
-from showo_hf.training.configs import ImageTokenizerConfig
 from showo_hf.training.data.examples import Example
 from showo_hf.training.dry_run import plan_of
-from showo_hf.training.image_tokenizers import (
-    ImageBuilder,
-    load_image_tokenizer,
-    load_matching_weights,
-    multi_scale_loss,
-    reconstruction_losses,
-    tokenizer_config,
-)
+from showo_hf.training.image_batches import ImageBuilder
+from showo_hf.training.image_configs import ImageTokenizerConfig
+from showo_hf.training.image_tokenizers import load_image_tokenizer, load_matching_weights, tokenizer_config
 from showo_hf.training.recipe_files import RecipeError, load_recipe
 from showo_hf.training.run import TrainingError, Unfinished, run_recipe
 
@@ -122,7 +116,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(images, tmp_path):
 def test_a_dry_run_prints_a_plan_and_writes_nothing(images, tmp_path):
     plan = plan_of(recipe(images, tmp_path / "out", steps=3600, muon=True))
     parameters = sum(weight.numel() for weight in load_image_tokenizer(recipe(images, tmp_path / "x")).parameters())
-    assert f"{parameters:,}, all trained" in plan and "16 x 16 pixels as 8 x 8 tokens of 4 bits" in plan
+    assert f"{parameters:,}, all trained" in plan and "16 x 16 pixels as 8 x 8 tokens of 16 codes" in plan
     assert "images a step   3" in plan and "time of the run" in plan
     assert not list(tmp_path.iterdir())
 

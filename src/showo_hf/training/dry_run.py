@@ -11,9 +11,10 @@ from showo_hf.pipelines import ShowoT2IPipeline
 
 from .arguments import training_arguments
 from .checkpoints import checkpoint_root
-from .configs import FinetuneConfig, ImageTokenizerConfig, RunConfig
+from .configs import FinetuneConfig, RunConfig
 from .data.loader import StepLoader
-from .image_tokenizers import first_images, load_image_tokenizer, reconstruction_losses
+from .image_configs import ImageTokenizerConfig
+from .image_tokenizers import first_images, load_image_tokenizer, tokenizer_losses
 from .losses import LossSums, backward_by_part, step_counts
 from .optimizers import MuonWithAdamW
 from .plan import MemoryOptions, ModelSizes, TaskRows, format_plan, measure_step_time, parameter_counts
@@ -69,21 +70,31 @@ def plan_of_image_tokenizer(config: ImageTokenizerConfig, args: TrainingArgument
     pixels = first_images(config, model).pixel_values.to(args.device)
     model.to(args.device).train()
     optimizer = new_optimizer(config, model, args)
+    objective = tokenizer_losses(config, args.device, args.learning_rate)
+    autocast = partial(torch.autocast, args.device.type, dtype_of(args), enabled=args.bf16 or args.fp16)
 
     def step():
-        with torch.autocast(args.device.type, dtype_of(args), enabled=args.bf16 or args.fp16):
-            losses, _ = reconstruction_losses(model, pixels)
-        sum(losses.values()).backward()
+        with autocast():
+            made = objective.of(model, pixels)
+            if objective.adversary is not None:
+                objective.add_adversarial(made, pixels, model.decoder.conv_out.weight)
+            if config.loss_weights["token_cycle"]:
+                objective.add_token_cycle(model, made)
+        sum(made.losses.values()).backward()
+        if objective.adversary is not None:
+            objective.adversary.learn(pixels, made.sample, forward_context=autocast)
+            objective.adversary.step(schedule=1.0)
         optimizer.step()
         optimizer.zero_grad()
 
     seconds = measure_step_time(step).median
     count = sum(weight.numel() for weight in model.parameters())
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     size, side = model.config.sample_size, model.config.sample_size // model.config.downsampling
     images = config.batch_size * args.gradient_accumulation_steps * args.world_size
     lines = [
-        f"parameters      {count:,}, all trained",
-        f"images          {size} x {size} pixels as {side} x {side} tokens of {model.config.codebook_bits} bits",
+        f"parameters      {count:,}, {'all' if trained == count else f'{trained:,}'} trained",
+        f"images          {size} x {size} pixels as {side} x {side} tokens of {model.config.codebook_size:,} codes",
         f"images a step   {images:,}",
         f"devices         {args.world_size}",
         f"time of a step  {seconds:.3g} s on this machine",

@@ -11,9 +11,10 @@ from ..utils.atomic_folder import locked
 from .arguments import training_arguments
 from .callbacks import StopSignals, step_callbacks
 from .checkpoints import checkpoint_root, clean, system_errors
-from .configs import FinetuneConfig, ImageTokenizerConfig, RunConfig
+from .configs import FinetuneConfig, RunConfig
 from .data.loader import merge_states
 from .errors import TrainingError
+from .image_configs import ImageTokenizerConfig
 from .image_tokenizers import (
     ImageTokenizerTrainer,
     image_tokenizer_trainer,
