@@ -176,7 +176,9 @@ def test_two_processes_train_as_one(tmp_path):
         first, second = (load_file(checkpoint(folder, 8) / f"{name}.safetensors") for folder in (one, two))
         assert set(first) == set(second)
         for key, value in first.items():
-            torch.testing.assert_close(value, second[key], rtol=0, atol=2e-3, msg=lambda text, key=key: f"{key} {text}")
+            torch.testing.assert_close(
+                value, second[key], rtol=0, atol=2e-3, msg=lambda text, key=key: f"{key} {text}"
+            )
 
 
 @pytest.mark.slow

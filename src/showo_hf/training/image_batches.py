@@ -106,6 +106,11 @@ def image_loader(
     )
 
 
+def first_images(config: ImageRunConfig, builder: ImageBuilder) -> Images:
+    """The first images of a run."""
+    return next(iter(image_loader(config, builder)))[0]
+
+
 def validation_images(config: ImageRunConfig, builder: ImageBuilder) -> list[Images] | None:
     """The first images of the validation data, each once, or None without such data."""
     if config.validation_data is None:

@@ -202,7 +202,7 @@ def add_to(sums: LossSums, made: Reconstruction, count: int):
 
 
 def resized(pixels: torch.Tensor, size: int | None) -> torch.Tensor:
-    """Images (batch, 3, H, W) in [-1, 1] at another size, (batch, 3, size, size). Frequencies that do not fit are left out."""
+    """Images (batch, 3, H, W) in [-1, 1] at another size, (batch, 3, size, size), without aliasing."""
     if size is None or pixels.shape[-1] == size:
         return pixels
     return F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
@@ -314,12 +314,6 @@ def image_tokenizer_trainer(
     validation = validation_images(config, ImageBuilder(showo_image_processor(model.config.sample_size)))
     objective = tokenizer_losses(config, args.device, args.learning_rate)
     return ImageTokenizerTrainer(model, args, settings, data, config, objective, validation, callbacks)
-
-
-def first_images(config: ImageTokenizerConfig, model: ShowoImageTokenizer) -> Images:
-    """The first images of a run, at the size of the result."""
-    builder = ImageBuilder(showo_image_processor(model.config.sample_size), config.mirror, config.shift)
-    return next(iter(image_loader(config, builder)))[0]
 
 
 def save_image_tokenizer(config: ImageTokenizerConfig, trainer: ImageTokenizerTrainer):

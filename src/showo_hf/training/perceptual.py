@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from torch.nn import functional as F
 from transformers import AutoModelForImageClassification
 
 
@@ -149,8 +148,7 @@ class ClassifierFeatures(nn.Module):
         with torch.no_grad():
             expected = self.maps(other)
         distances = [
-            difference_of_features(own, map_).sum(1).mean()
-            for own, map_ in zip(self.maps(one), expected, strict=True)
+            difference_of_features(own, map_).sum(1).mean() for own, map_ in zip(self.maps(one), expected, strict=True)
         ]
         return torch.stack(distances).mean()
 
