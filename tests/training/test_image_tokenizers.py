@@ -264,7 +264,7 @@ def test_the_shipped_recipes_have_the_published_weights():
         (["image_size={10: 32}"], "from step 0 on"),
         (["image_size={0: 0}"], "`image_size.0`"),
         (["image_size=a"], "`image_size`"),
-        (["trained=["], "`trained` must be a regular expression"),
+        (["trained='('"], "`trained` must be a regular expression"),
         (["pixel_scales=0"], "`pixel_scales`"),
         (["codebook_size=5"], "no key `codebook_size`"),
     ],
