@@ -267,6 +267,8 @@ def size_schedule(sizes: Any) -> int | list[list[int]] | None:
         if sizes is not None:
             check_count("image_size", sizes)
         return sizes
+    # A key of `image_size.5000=128` is a text.
+    sizes = {int(step) if str(step).isdigit() else step: size for step, size in sizes.items()}
     for step, size in sizes.items():
         check_count("image_size (a step)", step, least=0)
         check_count(f"image_size.{step}", size)
