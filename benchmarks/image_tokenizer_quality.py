@@ -50,10 +50,12 @@ def load_tokenizer(path: str) -> ShowoImageTokenizer:
 
 
 def load_images(folder: Path, size: int, count: int | None) -> torch.Tensor:
-    """The images of a folder and its subfolders, in the order of their names, (images, 3, size, size) in [-1, 1]."""
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)[:count]
+    """The images of a folder and its subfolders, (images, 3, size, size) in [-1, 1]: all, or `count` of all parts of it."""
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
     if not files:
         raise SystemExit(f"`--images` must be a folder with images, but '{folder}' has none.")
+    count = min(count or len(files), len(files))
+    files = [files[number * len(files) // count] for number in range(count)]
     processor = showo_image_processor(size)
     images = [load_image(str(file), "images") for file in files]
     return processor(images=images, return_tensors="pt")["pixel_values"]
@@ -87,6 +89,7 @@ def detail_ratios(images: torch.Tensor, originals: torch.Tensor) -> torch.Tensor
 
 
 def batches(values: torch.Tensor, size: int = 32) -> Iterator[torch.Tensor]:
+    """Parts of the images."""
     return iter(values.split(size))
 
 
@@ -175,7 +178,7 @@ def main():
     parser.add_argument("tokenizers", nargs="+", metavar="TOKENIZER")
     parser.add_argument("--images", type=Path, required=True, help="folder of images held out of every training")
     parser.add_argument("--size", type=int, help="width and height in pixels")
-    parser.add_argument("--count", type=int, help="use the first so many images")
+    parser.add_argument("--count", type=int, help="use so many images, spread evenly over the names")
     options = parser.parse_args()
     print_table(HEADER, table(options.tokenizers, options.images, options.size, options.count))
 

@@ -49,7 +49,9 @@ class PlainLoop:
             for large, decay in ((True, args.weight_decay), (False, 0.0))
         ]
         betas = (args.adam_beta1, args.adam_beta2)
-        self.optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon, fused=True
+        )
         self.discriminator = None
         if objective.adversary is not None:
             self.discriminator = copy.deepcopy(objective.adversary.discriminator)
