@@ -35,11 +35,12 @@ def plan_of(config: RunConfig) -> str:
     if isinstance(config, FinetuneConfig):
         check_model(config)
     check_data(config)
-    if isinstance(config, ImageTokenizerConfig):
-        return plan_of_image_tokenizer(config, args)
-    if isinstance(config, ImageClassifierConfig):
-        return plan_of_image_classifier(config, args)
-    return plan_of_showo(config, args)
+    plans: dict[type[RunConfig], Callable[..., str]] = {
+        FinetuneConfig: plan_of_showo,
+        ImageTokenizerConfig: plan_of_image_tokenizer,
+        ImageClassifierConfig: plan_of_image_classifier,
+    }
+    return next(plan for kind, plan in plans.items() if isinstance(config, kind))(config, args)
 
 
 def plan_of_showo(config: FinetuneConfig, args: TrainingArguments) -> str:

@@ -1,7 +1,7 @@
 """What an image tokenizer is trained for: images that come back as they were, from tokens that are used evenly."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ def log_cosh_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tenso
     return (size + F.softplus(-2 * size) - math.log(2)).mean()
 
 
-PIXEL_LOSSES = {"l1": F.l1_loss, "mse": F.mse_loss, "log_cosh": log_cosh_loss}
+PIXEL_LOSSES: dict[str, Callable[..., torch.Tensor]] = {"l1": F.l1_loss, "mse": F.mse_loss, "log_cosh": log_cosh_loss}
 
 
 def pixel_loss(
