@@ -45,7 +45,9 @@ def assert_same_runs(first, second, step):
         assert one.read_bytes() == other.read_bytes(), name
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("vq-gradient", "lfq"))) for name in CASES]
+)
 def test_a_run_that_is_stopped_after_each_step_gives_the_same_weights(tmp_path, case):
     options = small_run.validated(save_steps=3, **CASES[case])
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
