@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..utils.validation import shown
 from .image_reader import MAX_PIXELS, check_file_size, max_file_size, read_image_content, read_image_file
 
 
@@ -81,7 +82,7 @@ def read_image(image: str | Path | bytes | Image.Image, name: str, max_pixels: i
     """Load an image completely, with its EXIF orientation applied, in an 8-bit mode. Raises as [`load_image`]."""
     if not isinstance(image, (str, Path, bytes, Image.Image)):
         raise TypeError(
-            f"`{name}` must hold PIL images, arrays, tensors, paths or URLs, got {type(image).__name__}: {image!r:.80}."
+            f"`{name}` must hold PIL images, arrays, tensors, paths or URLs, got {type(image).__name__}: {shown(image)}."
         )
     try:
         if isinstance(image, Image.Image):
