@@ -55,9 +55,12 @@ def with_installed_classes(config: dict[str, Any], package: str) -> dict[str, An
         if not config["_class_name"]:
             raise ValueError("`_class_name` in `model_index.json` must name a class, got an empty list.")
         config = config | {"_class_name": config["_class_name"][-1]}
+    for name, value in config.items():
+        if isinstance(value, (list, tuple)) and not all(isinstance(part, (str, bool, type(None))) for part in value):
+            raise ValueError(f"`{name}` in `model_index.json` must name a library and a class, got {value!r:.80}.")
     components = {
         name: [f"{package}.{COMPONENT_MODULES[value[1]]}", value[1]]
         for name, value in config.items()
-        if isinstance(value, (list, tuple)) and len(value) == 2 and str(value[1]) in COMPONENT_MODULES
+        if isinstance(value, (list, tuple)) and len(value) == 2 and value[1] in COMPONENT_MODULES
     }
     return config | components

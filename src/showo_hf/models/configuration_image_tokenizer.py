@@ -7,7 +7,7 @@ from ..utils.validation import check_sizes
 
 
 #: No image tokenizer comes near these sizes.
-LARGEST = {
+LARGEST_TOKENIZER = {
     "in_channels": 1024,
     "sample_size": 2**14,
     "encoder_block_out_channels": 2**14,
@@ -79,7 +79,7 @@ class ShowoImageTokenizerConfig(CheckedConfig):
         self.sample_size = sample_size
         self.commitment_weight = commitment_weight
         self.initializer_range = initializer_range
-        check_sizes(self, LARGEST)
+        check_sizes(self, LARGEST_TOKENIZER)
         super().__init__(**kwargs)
 
     def set_stages(self, stages: dict[str, list]):

@@ -18,7 +18,7 @@ SPECIAL_TOKEN_ARGUMENTS = tuple(f"{name}_token_id" for name in ("pad", *SPECIAL_
 
 
 #: No model of this family comes near these sizes.
-LARGEST = {
+LARGEST_MODEL = {
     "num_image_tokens": 2**20,
     "max_text_length": 2**20,
     "codebook_size": 2**24,
@@ -144,9 +144,9 @@ class ShowoConfig(CheckedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        check_sizes(self, LARGEST)
+        check_sizes(self, LARGEST_MODEL)
         for part in (self.text_config, self.vision_config):
-            check_sizes(part, LARGEST)
+            check_sizes(part, LARGEST_MODEL)
         if self.image_token_id is None:
             self.image_token_id = self.sov_token_id
         if self.image_feature_size is None:
