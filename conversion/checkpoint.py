@@ -18,7 +18,7 @@ STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
 SAFETENSORS = (".safetensors",)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SUBFOLDERS = ("", "unwrapped_model")  # the second is where the original's training saves its weights
-PART = re.compile(r"(.+)-(\d{1,9})-of-(\d{1,9})(\.\w+)")
+PART = re.compile(r"(.+)-(\d{1,18})-of-(\d{1,18})(\.\w+)")
 DDP_PREFIX = "module."
 MAX_PICKLE = 2**25  # bytes; the pickle of 1,000 tensors takes 100 KB
 
@@ -313,7 +313,7 @@ def indexed_files(index: Path) -> list[WeightsFile]:
         if expected != found:
             raise ConversionError(
                 f"'{index.name}' does not match '{printable(name)}': missing in the file "
-                f"[{examples(sorted(expected - found))}], missing in the index [{examples(sorted(found - expected))}]"
+                f"[{examples(map(repr, sorted(expected - found)))}], missing in the index [{examples(map(repr, sorted(found - expected)))}]"
             )
     return files
 
