@@ -122,9 +122,12 @@ class ShowoMMUPipeline(ShowoPipeline):
         check_count("max_new_tokens", max_new_tokens, most=MAX_COUNT)
         check_generators(generator, max(num_images, num_prompts))
         self.check_text_sampling("temperature", do_sample, temperature, top_k, top_p)
-        self.check_generate_kwargs(generate_kwargs or {})
+        for name in ("num_beams", "num_return_sequences"):
+            if name in (generate_kwargs or {}):
+                check_count(name, (generate_kwargs or {})[name], most=MAX_COUNT)
         if do_sample and (generate_kwargs or {}).get("num_return_sequences", 1) != 1:
             raise ValueError("`num_return_sequences` must be 1 with `do_sample=True`; repeat the prompt instead.")
+        self.check_generate_kwargs(generate_kwargs or {})
 
     def check_generate_kwargs(self, options: dict[str, Any]):
         """Raise `TypeError` for arguments that `generate` has not or the pipeline sets, `ValueError` for wrong values."""
@@ -135,14 +138,12 @@ class ShowoMMUPipeline(ShowoPipeline):
         others = {*inspect.signature(GenerationMixin.generate).parameters, "tokenizer", "assistant_tokenizer"}
         if unknown := sorted(options.keys() - settings.keys() - others):
             raise TypeError(f"`{unknown[0]}` is not an argument of `generate`.")
-        for name in ("num_beams", "num_return_sequences"):
-            if name in options:
-                check_count(name, options[name], most=MAX_COUNT)
-        for name in options.keys() & settings.keys():
-            try:
-                GenerationConfig(**{name: options[name]}).validate()
-            except (ValueError, TypeError, AttributeError) as error:
-                raise ValueError(f"`{name}` is refused by `generate`: {error}") from error
+        together = {name: options[name] for name in options if name in settings}
+        try:
+            GenerationConfig(**together).validate()
+        except (ValueError, TypeError, AttributeError) as error:
+            named = ", ".join(f"`{name}`" for name in together)
+            raise ValueError(f"{named} cannot be used by `generate`: {error}") from error
 
     def check_grid(self, grid: torch.LongTensor):
         """Raise `ValueError` for token grids (h, w) that the model does not read, or that are out of range."""
