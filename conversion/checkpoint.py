@@ -311,9 +311,10 @@ def indexed_files(index: Path) -> list[WeightsFile]:
         expected = {tensor for tensor, file_name in mapping.items() if file_name == name}
         found = set(file.names)
         if expected != found:
+            lost, extra = (examples(map(repr, sorted(names))) for names in (expected - found, found - expected))
             raise ConversionError(
-                f"'{index.name}' does not match '{printable(name)}': missing in the file "
-                f"[{examples(map(repr, sorted(expected - found)))}], missing in the index [{examples(map(repr, sorted(found - expected)))}]"
+                f"'{index.name}' does not match '{printable(name)}': missing in the file [{lost}], "
+                f"missing in the index [{extra}]"
             )
     return files
 
