@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from showo_hf.schedulers.scheduling_utils import Generators
-from showo_hf.utils.validation import check_count
+from showo_hf.utils.validation import MAX_COUNT, check_count
 
 from .call_state import SamplingParams, one_offloaded_call
 from .denoising import denoise
@@ -51,7 +51,7 @@ class ShowoImg2ImgPipeline(ShowoEditingPipeline):
         """Raise `ValueError` or `TypeError` for arguments that are not allowed. Nothing is read or changed."""
         self.check_components()
         check_prompt(prompt, negative_prompt)
-        check_count("num_images_per_prompt", num_images_per_prompt)
+        check_count("num_images_per_prompt", num_images_per_prompt, most=MAX_COUNT)
         num_prompts = len(regional_prompts(prompt))
         self.check_sampling_params(params, num_prompts * num_images_per_prompt)
         self.check_remasking(strength, remasking)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from showo_hf.schedulers.scheduling_utils import Generators
-from showo_hf.utils.validation import check_count
+from showo_hf.utils.validation import MAX_COUNT, check_count
 
 from .call_state import SamplingParams, one_offloaded_call
 from .denoising import denoise
@@ -48,13 +48,14 @@ class ShowoT2IPipeline(ShowoPipeline):
         """Raise `ValueError` or `TypeError` for arguments that are not allowed. Nothing is read or changed."""
         self.check_components()
         check_prompt(prompt, negative_prompt)
-        check_count("num_images_per_prompt", num_images_per_prompt)
+        check_count("num_images_per_prompt", num_images_per_prompt, most=MAX_COUNT)
         batch_size = len(regional_prompts(prompt)) * num_images_per_prompt
         self.check_sampling_params(params, batch_size)
         self.check_output_type(output_type)
         self.check_size(height, width)
         if latents is not None:
             self.check_token_grids("latents", latents, batch_size, self.mask_token_id)
+            self.check_grid_size("latents", tuple(latents.shape[1:]))
             found = (latents.shape[1] * self.patch, latents.shape[2] * self.patch)
             wanted = (height or found[0], width or found[1])
             if wanted != found:

@@ -22,7 +22,17 @@ from showo_hf.processing.processing_showo import ShowoProcessor, check_texts
 from showo_hf.schedulers.scheduling_utils import check_filter, check_generators
 from showo_hf.utils.adapters import adapter_names, without_adapters
 from showo_hf.utils.saved_folders import hub_options
-from showo_hf.utils.validation import check_count, check_number, is_integer
+from showo_hf.utils.validation import (
+    MAX_COUNT,
+    MAX_SCALE,
+    check_callable,
+    check_choice,
+    check_count,
+    check_flag,
+    check_number,
+    is_integer,
+    shown,
+)
 
 from .call_state import SamplingParams, latest_call, running_call
 from .encoded_prompts import EncodedPrompts
@@ -35,6 +45,9 @@ from .text_sampling import warpers
 
 
 logger = logging.get_logger(__name__)
+
+#: An image has at most this many times the trained number of tokens. Each window of the trained size is a whole call.
+MAX_GRID = 256
 
 
 @dataclass
@@ -145,16 +158,18 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
 
     def check_sampling_params(self, params: SamplingParams, batch_size: int):
         """Raise `ValueError` or `TypeError` for sampling parameters that are not allowed."""
-        check_count("num_inference_steps", params.num_inference_steps)
+        check_count("num_inference_steps", params.num_inference_steps, most=MAX_COUNT)
         check_guidance(params.guidance_scale, params.guidance_schedule, params.guidance_interval)
         if params.temperature is not None:
-            check_number("temperature", params.temperature)
+            check_number("temperature", params.temperature, most=MAX_SCALE)
         check_generators(params.generator, batch_size)
         check_scheduler_arguments(self.scheduler, params.num_inference_steps, params.temperature, params.generator)
-        if params.callback_on_step_end is not None and not callable(params.callback_on_step_end):
-            got = type(params.callback_on_step_end).__name__
-            raise TypeError(f"`callback_on_step_end` must be callable or None, got {got}.")
-        unknown = set(params.callback_tensor_inputs) - set(self._callback_tensor_inputs)
+        if params.callback_on_step_end is not None:
+            check_callable("callback_on_step_end", params.callback_on_step_end, "pipe", "step", "timestep", "tensors")
+        names = params.callback_tensor_inputs
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"`callback_on_step_end_tensor_inputs` must be a list of names, got {shown(names)}.")
+        unknown = set(names) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` must be among {list(self._callback_tensor_inputs)}, "
@@ -163,8 +178,7 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
 
     def check_output_type(self, output_type: str):
         """Raise `ValueError` for an unknown `output_type`, or one that needs a missing image tokenizer."""
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
+        check_choice("output_type", output_type, ("pil", "np", "pt", "latent"))
         if self.image_tokenizer is None and output_type != "latent":
             raise ValueError(
                 f"`output_type` must be 'latent' for a model without an image tokenizer, got {output_type!r}."
@@ -180,7 +194,16 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
             )
         for name, value in (("height", height), ("width", width)):
             if value is not None and (not is_integer(value) or value < self.patch or value % self.patch):
-                raise ValueError(f"`{name}` must be a positive multiple of {self.patch} pixels, got {value}.")
+                raise ValueError(f"`{name}` must be a positive multiple of {self.patch} pixels, got {shown(value)}.")
+        trained = [side * self.patch for side in self.default_grid]
+        self.check_grid_size("height and width", (height or trained[0], width or trained[1]), self.patch)
+
+    def check_grid_size(self, name: str, size: tuple[int, int], unit: int = 1):
+        """Raise `ValueError` for a size, in `unit`s of a token, that takes far more tokens than the trained one."""
+        most = MAX_GRID * self.model.config.num_image_tokens
+        if size[0] * size[1] > most * unit**2:
+            found = f"{shown(size[0] // unit)}x{shown(size[1] // unit)}"
+            raise ValueError(f"`{name}` must take at most {most:,} image tokens, got {found}.")
 
     def check_token_grids(self, name: str, grids: Any, batch_size: int, largest: int):
         """Raise `ValueError` unless `grids` is int64 (batch_size, h, w) with image tokens from 0 to `largest`."""
@@ -200,7 +223,8 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
         self, name: str, do_sample: bool, temperature: float, top_k: int | None, top_p: float | None
     ):
         """Raise `ValueError` for text sampling parameters that are not allowed. Warn of those that have no effect."""
-        check_number(name, temperature)
+        check_flag("do_sample", do_sample)
+        check_number(name, temperature, most=MAX_SCALE)
         if temperature == 0:
             raise ValueError(f"`{name}` must be above 0, got 0; use `do_sample=False` for the likeliest words.")
         check_filter(top_k, top_p)

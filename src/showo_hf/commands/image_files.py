@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 #: The image files of a folder. Files named on the command line are read whatever their suffix.
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 def is_url(name: str) -> bool:

@@ -11,6 +11,7 @@ from transformers import BatchFeature, CLIPImageProcessorPil, PreTrainedTokenize
 from transformers.processing_utils import ProcessorMixin
 
 from ..models.configuration_showo import SPECIAL_TOKEN_ARGUMENTS, SPECIAL_TOKEN_NAMES
+from ..utils.validation import check_unicode, shown
 from .images import flatten_images, is_token_grid, load_image
 from .processor_kwargs import (
     ShowoProcessorKwargs,
@@ -484,11 +485,12 @@ class ShowoProcessor(ProcessorMixin):
 def check_texts(name: str, texts) -> list[str]:
     """One or several texts as a list; `TypeError` or `ValueError` for anything else."""
     if isinstance(texts, str):
-        return [texts]
+        texts = [texts]
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"`{name}` must be a text or a list of texts, got {type(texts).__name__}: {texts!r:.80}.")
+        raise TypeError(f"`{name}` must be a text or a list of texts, got {type(texts).__name__}: {shown(texts)}.")
     if not texts:
         raise ValueError(f"`{name}` must hold at least one text, got an empty list.")
+    check_unicode(name, texts)
     return list(texts)
 
 
