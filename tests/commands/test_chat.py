@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 
 from showo_hf import ShowoAnyToAnyPipeline, cli
-from showo_hf.commands.chat import Chat, Screen, image_name, stop_on_interrupt
+from showo_hf.commands.chat import Chat, image_name, is_sensible
+from showo_hf.commands.chat_screen import Screen, stop_on_interrupt
 from showo_hf.commands.conversation_files import read_conversation
 
 
