@@ -7,6 +7,7 @@ seconds. Help, version, completion and usage errors need none of them. So this m
 """
 
 import sys
+import warnings
 from importlib.util import find_spec, module_from_spec
 from threading import RLock
 from types import ModuleType
@@ -41,9 +42,15 @@ def prepare() -> None:
         sys.modules["showo_hf"] = package
 
 
+def one_line(message: Warning | str, category: type[Warning], *place: object) -> str:
+    """A warning in one line, without the line of code that gave it: `warnings.formatwarning` of the command."""
+    return f"showo-hf: warning: {' '.join(str(message).split())}\n"
+
+
 def main() -> int:
     """Run the command on the arguments of the process, and return its exit code."""
     prepare()
+    warnings.formatwarning = one_line
     from showo_hf.cli import main as run
 
     return run()

@@ -36,7 +36,13 @@ def bare(tmp_path_factory) -> float:
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["--version"], ["generate", "--help"], ["chat", "--scheduler", "help"], ["--print-completion", "bash"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["generate", "--help"],
+        ["chat", "--scheduler", "help"],
+        ["--print-completion", "bash"],
+    ],
     ids=" ".join,
 )
 def test_what_needs_no_model_starts_fast(words, bare, tmp_path):

@@ -152,7 +152,8 @@ def test_a_missing_image_does_not_stop_the_others(caption, said, capsys):
     assert caption("a.png", "nope.png", "b.png") == cli.FAILED
     printed = capsys.readouterr()
     assert printed.out.splitlines() == [
-        f"{name}: {' '.join(text.split())}" for name, text in zip(["a.png", "b.png"], said("a.png", "b.png"), strict=True)
+        f"{name}: {' '.join(text.split())}"
+        for name, text in zip(["a.png", "b.png"], said("a.png", "b.png"), strict=True)
     ]
     assert printed.err == "showo-hf: error: 'nope.png' cannot be read: no such file\n"
 

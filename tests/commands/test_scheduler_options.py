@@ -13,7 +13,15 @@ from PIL import Image
 
 from showo_hf import MaskGITScheduler, ShowoAnyToAnyPipeline, ShowoT2IPipeline, cli
 from showo_hf.commands.errors import UsageError
-from showo_hf.commands.scheduler_options import KNOWN, check_scheduler, fits, option_values, parse_value, set_scheduler, settings_of
+from showo_hf.commands.scheduler_options import (
+    KNOWN,
+    check_scheduler,
+    fits,
+    option_values,
+    parse_value,
+    set_scheduler,
+    settings_of,
+)
 from showo_hf.schedulers import SCHEDULERS
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 PROMPT = "> "
 MOST_IMAGES = 1000
 MANY_REPEATS = 4  # a word this often in a row makes no sense
+SENTENCE = 4  # words; shorter answers, such as "yes.", may well come twice
 
 COMMANDS_HELP = """\
 /image PATH      attach an image (file or URL) to the next message; can be repeated
@@ -232,7 +233,7 @@ class Chat:
         self.session = self.pipe.start(list(before))
         self.sources = list(sources)
         self.attachments: list[Attachment] = []
-        self.previous_answer = ""
+        self.previous = ("", "")  # the last message and its answer
         self.lost_answers = 0  # in a row
 
     def resume(self, before: list[Message], sources: list[dict[str, str]]) -> None:
@@ -341,15 +342,16 @@ class Chat:
             print_status("(no answer)")
         elif done.finish_reason == "length":
             print_status("(the answer reached a limit: --max-new-tokens, or the context length of the model)")
-        self.offer_new(done.message["content"])
+        self.offer_new(text, done.message["content"])
 
-    def offer_new(self, content: list[dict[str, Any]]) -> None:
-        """Offer a new conversation after two answers in a row that make no sense."""
+    def offer_new(self, asked: str, content: list[dict[str, Any]]) -> None:
+        """Offer a new conversation after two answers in a row that make no sense, or repeat the previous sentence."""
         words = " ".join(part["text"] for part in content if part["type"] == "text")
         pictures = any(part["type"] == "image" for part in content)
-        makes_sense = pictures or (is_sensible(words) and words != self.previous_answer)
-        self.lost_answers = 0 if makes_sense else self.lost_answers + 1
-        self.previous_answer = words
+        repeated = len(words.split()) >= SENTENCE and self.previous[0] != asked and self.previous[1] == words
+        lost = not pictures and (repeated or not is_sensible(words))
+        self.lost_answers = self.lost_answers + 1 if lost else 0
+        self.previous = (asked, words)
         if self.lost_answers == 2:
             print_status("(the model seems to have lost the thread; /new starts a new conversation)")
             self.lost_answers = 0
