@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from showo_hf import ShowoAnyToAnyPipeline, cli
-from showo_hf.commands.chat import Chat, image_name
+from showo_hf.commands.chat import Chat, image_name, is_sensible
 from showo_hf.commands.chat_screen import Screen, stop_on_interrupt
 from showo_hf.commands.conversation_files import read_conversation
 
@@ -105,7 +105,8 @@ def test_answers_in_text_and_images(chat, pipe, capfd):
         assert (pixels(f"image-{index}.png") == np.asarray(image)).all()
 
 
-def test_the_steps_of_an_image_go_to_stderr(chat, capfd):
+def test_the_steps_of_an_image_go_to_stderr_of_a_terminal(chat, monkeypatch, capfd):
+    monkeypatch.setattr("showo_hf.commands.chat_screen.on_terminal", lambda: True)
     assert chat("two hearts", options=("--steps", "5")) == cli.GOOD
     printed = capfd.readouterr()
     assert printed.out.splitlines() == ["a heart:", "image-0.png", "one more:", "image-1.png"]
@@ -310,9 +311,9 @@ def test_the_screen_starts_image_names_on_a_new_line(capsys):
     screen = Screen(quiet=True)
     for piece in (" one", " two\n", "  three"):
         screen.text(piece)
-    screen.image(Path("a.png"))
+    screen.image(Path("a.png"), Image.new("RGB", (1, 1)))
     screen.text(" ")
-    screen.image(Path("b.png"))
+    screen.image(Path("b.png"), Image.new("RGB", (1, 1)))
     screen.text(" four\n\n")
     screen.close()
     screen.close()
