@@ -526,6 +526,7 @@ def test_new_is_offered_after_two_answers_without_sense(turns, offers, pipe, cap
         if "/new starts a new conversation" in capfd.readouterr().err:
             found.append(number)
     assert found == offers
+    chat.begin()
     chat.offer_new("what?", [])
     chat.begin()
     chat.offer_new("what?", [])
