@@ -134,7 +134,7 @@ def run(options: argparse.Namespace) -> int:
     check_scheduler_values(options)
     interactive = sys.stdin.isatty()
     with suppress(AttributeError):  # another stream than a file
-        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is one bad message
+        cast("Any", sys.stdin).reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is one bad message
     pipe = load_pipeline(options.model, options.dtype, device, options.quiet, "ShowoAnyToAnyPipeline")
     set_scheduler(pipe, options)
     pipe.set_progress_bar_config(disable=True)  # `Screen` shows the steps, below the text

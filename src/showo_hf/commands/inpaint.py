@@ -38,7 +38,7 @@ EXAMPLES = """\
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    parser = generation_parser(
+    parser: Any = generation_parser(
         subparsers,
         "inpaint",
         "generate a part of an image again",
