@@ -1,7 +1,5 @@
 """Show-o models that understand and generate images, as standard Hugging Face classes."""
 
-from pathlib import Path
-
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -25,6 +23,7 @@ from .schedulers import (
     MaskGITScheduler,
     RemaskingScheduler,
 )
+from .utils.embedded_model import EMBEDDED_MODEL
 
 
 AutoConfig.register("showo", ShowoConfig, exist_ok=True)
@@ -59,9 +58,6 @@ from showo_hf.pipelines import (  # noqa: E402
 
 
 __version__ = "0.1.0"
-
-#: Folder of the model that is shipped with the package; any `from_pretrained` takes it.
-EMBEDDED_MODEL = str(Path(__file__).parent / "checkpoints" / "showo-emoji")
 
 __all__ = [
     "EMBEDDED_MODEL",
