@@ -109,3 +109,22 @@ def check_sizes(config: Any, limits: Mapping[str, int]):
                 raise ValueError(
                     f"`{name}` of a {type(config).__name__} must be at most {most:,}, got {shown(sizes)}."
                 )
+
+
+def check_texts(name: str, texts) -> list[str]:
+    """One or several texts as a list; `TypeError` or `ValueError` for anything else."""
+    if isinstance(texts, str):
+        texts = [texts]
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"`{name}` must be a text or a list of texts, got {type(texts).__name__}: {shown(texts)}.")
+    if not texts:
+        raise ValueError(f"`{name}` must hold at least one text, got an empty list.")
+    check_unicode(name, texts)
+    return list(texts)
+
+
+def check_equal_length(**named: Sequence):
+    """Raise `ValueError` unless the two named sequences are equally long."""
+    (first, one), (second, other) = named.items()
+    if len(one) != len(other):
+        raise ValueError(f"`{first}` and `{second}` must be equally many, got {len(one)} and {len(other)}.")
