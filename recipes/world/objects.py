@@ -59,7 +59,7 @@ class CutOut:
     colour: str | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Objects:
     """
     All cut-outs.
