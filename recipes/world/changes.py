@@ -160,7 +160,7 @@ KINDS_OF_CHANGE: dict[str, Callable[[Scene, SceneMaker], Change | None]] = {
 
 def change(scene: Scene, maker: SceneMaker, kind: str | None = None, split: str = "train") -> Change | None:
     """
-    A random change of a scene, of one kind or of any, after which all combinations are of the split; None if none is.
+    A random change of a scene, of one kind or of any, after which it is in the split or in "train"; None if none is.
 
     Args:
         scene: the scene before.
@@ -174,7 +174,7 @@ def change(scene: Scene, maker: SceneMaker, kind: str | None = None, split: str 
             made = KINDS_OF_CHANGE[one](scene, maker)
             if made is None:
                 break
-            if made.scene.split == split and maker.fits(made.scene) and _inside(made.scene.items):
+            if made.scene.split in ("train", split) and maker.fits(made.scene) and _inside(made.scene.items):
                 return made
     return None
 

@@ -82,21 +82,22 @@ class Talker:
 
     Args:
         maker: draws the scenes.
+        split: "train" for trained combinations alone; otherwise the first scene has an unseen one of this split.
     """
 
-    def __init__(self, maker: SceneMaker):
-        self.maker, self.rng = maker, maker.rng
+    def __init__(self, maker: SceneMaker, split: str = "train"):
+        self.maker, self.rng, self.split = maker, maker.rng, split
 
     def conversation(self, turns: int, images: int = 4) -> list[Turn]:
         """
-        A conversation of trained combinations.
+        A conversation.
 
         Args:
             turns: number of turns.
             images: at most so many images.
         """
         rng, made = self.rng, [small_talk(self.rng)] if self.rng.random() < 0.15 else []
-        scene = self.maker.scene()
+        scene = self.maker.scene(self.split)
         if rng.random() < 0.35:
             question = Asker(scene, rng).ask()
             made.append(Turn("ask", question.text, question.answer, shown=scene))
@@ -112,7 +113,7 @@ class Talker:
     def _next(self, scene: Scene, full: bool) -> Turn:
         draw = self.rng.random()
         if not full and draw < 0.4:
-            changed = change(scene, self.maker)
+            changed = change(scene, self.maker, split=self.split)
             if changed is not None:
                 return Turn("change", changed.text, announced(changed.scene), made=changed.scene)
         if not full and draw < 0.48:

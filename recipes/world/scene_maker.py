@@ -69,15 +69,16 @@ class SceneMaker:
         is measured with such scenes is this combination alone.
 
         Args:
-            split: "train", "validation" or "test".
+            split: "train", "validation" or "test"; "any" for all scenes, as a judge of images is trained on them.
             kind: a key of [`KIND_WEIGHTS`]; a random one by default.
 
         Raises:
-            ValueError: for a kind without held-out combinations in a split other than "train".
+            ValueError: for a kind without held-out combinations in the split "validation" or "test".
         """
-        if split != "train" and kind is not None and kind not in KEY_KINDS:
+        unseen = split in ("validation", "test")
+        if unseen and kind is not None and kind not in KEY_KINDS:
             raise ValueError(f"`kind` must be one of {', '.join(KEY_KINDS)} in the split {split}, got {kind!r}")
-        kinds = KIND_WEIGHTS if split == "train" else {one: KIND_WEIGHTS[one] for one in KEY_KINDS}
+        kinds = {one: KIND_WEIGHTS[one] for one in KEY_KINDS} if unseen else KIND_WEIGHTS
         kind = kind or self.rng.choices(list(kinds), list(kinds.values()))[0]
         make: Callable[[], Scene] = getattr(self, kind)
         for _ in range(_ATTEMPTS):
@@ -198,8 +199,8 @@ class SceneMaker:
 
 def belongs(scene: Scene, kind: str, split: str) -> bool:
     """Whether a scene is in a split: for one other than "train", by the combination that its kind is about alone."""
-    if split == "train":
-        return scene.split == "train"
+    if split in ("train", "any"):
+        return split == "any" or scene.split == "train"
     about = {one for one in scene.combinations if one.kind in KEY_KINDS[kind]}
     others: set[Combination] = set(scene.combinations - about)
     if kind in ("two_objects", "binding"):  # the relation of an unseen pair is unseen too
