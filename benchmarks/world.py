@@ -156,8 +156,9 @@ class Benchmark:
                 "detail": detail(through) / detail(pixels),
             }
         nearest = self.once("nearest", lambda: NearestByWords(self.objects, self.options.known_scenes))
-        answers = [exactly(nearest.answer(prompt.text)) for prompt in prompts]
-        result["nearest"] = {"right": sum(map(is_right, prompts, answers)) / len(prompts)}
+        for name, asked in {"nearest": prompts, "nearest, trained": self.prompts("train", kind)}.items():
+            answers = [exactly(nearest.answer(prompt.text)) for prompt in asked]
+            result[name] = {"right": sum(map(is_right, asked, answers)) / len(asked)}
         return result
 
     def images(self, split: str, kind: str) -> dict[str, Any]:
@@ -218,7 +219,11 @@ class Benchmark:
             )
             for kind in KINDS
         }
-        columns = [name for name in ("real", "tokenizer", "nearest") if all(name in one for one in made.values())]
+        columns = [
+            name
+            for name in ("real", "tokenizer", "nearest", "nearest, trained")
+            if all(name in one for one in made.values())
+        ]
         rows = [[kind, *(percent(one[name]["right"]) for name in columns)] for kind, one in made.items()]
         return [f"{self.options.split}, right", *columns], rows
 

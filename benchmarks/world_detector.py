@@ -23,6 +23,10 @@ NAMES, COLOURS = list(THINGS), [None, *PALETTE]
 SIZES = (0, SMALL_CELLS, LARGE_CELLS)  # of the thing whose middle is in a cell; 0 for no thing
 HEADS = {"size": len(SIZES), "thing": len(NAMES), "colour": len(COLOURS), "style": len(STYLES)}
 FOUND_ABOVE = 0.5  # probability of a thing
+_LARGE_SHARE, _LARGE_KINDS = (
+    0.4,
+    ("single", "colours"),
+)  # so many more scenes of one large thing, which are else too few
 _PRESENCE_WEIGHT = torch.tensor([1.0, 8.0, 8.0])
 
 
@@ -114,7 +118,11 @@ def train_detector(
             break
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * (1 - done)
-        scenes = [maker.scene("any") for _ in range(batch_size)]
+        kinds = [
+            kind if maker.rng.random() < _LARGE_SHARE else None
+            for kind in maker.rng.choices(_LARGE_KINDS, k=batch_size)
+        ]
+        scenes = [maker.scene("any", kind) for kind in kinds]
         pixels = to_pixel_values(np.stack([draw(scene, objects) for scene in scenes]))
         loss = detector_loss(model(worsened(pixels, generator)), scenes)
         optimizer.zero_grad()
