@@ -42,7 +42,7 @@ from safetensors.torch import load_file, save_file
 
 from recipes.emoji.captions import STYLE_ADJECTIVES, with_article
 from recipes.emoji.emoji import STYLES, EmojiDataset, load_emoji
-from recipes.emoji.image_tokens import to_pixel_values
+from recipes.image_tokens import to_pixel_values
 from showo_hf import EMBEDDED_MODEL, ShowoT2IPipeline
 
 

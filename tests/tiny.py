@@ -3,7 +3,7 @@
 import torch
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, PhiConfig
 
-from recipes.emoji.text_tokenizer import train_text_tokenizer
+from recipes.byte_pairs import train_text_tokenizer
 from showo_hf import (
     MaskGITScheduler,
     ShowoConfig,

@@ -86,7 +86,9 @@ class ShowoVQTokenizer(ShowoImageTokenizer):
         """Tokens (batch, h, w) to codebook entries (batch, channels, h, w) in the model's dtype."""
         return self.quantizer.entries(image_tokens).movedim(-1, 1).to(self.dtype)
 
-    def quantizer_losses(self, latents: torch.Tensor, codes: torch.Tensor) -> dict[str, torch.Tensor]:
+    def quantizer_losses(
+        self, latents: torch.Tensor, codes: torch.Tensor, pixel_values: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         """The commitment loss of latents and their entries (batch, channels, h, w), and the loss of the codebook."""
         losses = {"commitment_loss": self.config.commitment_weight * mean_squared_distance(latents, codes.detach())}
         if self.config.codebook_learning == "gradient":
