@@ -13,7 +13,10 @@ import yaml
 from transformers import TrainingArguments
 
 from .configs import KINDS, OTHER_NAMES, REFUSED, RunConfig, config_keys
+from .decoder_config import DiffusionDecoderConfig
 
+
+KINDS["diffusion-decoder"] = DiffusionDecoderConfig
 
 #: What a value of each type is called in messages.
 TYPE_NAMES = {

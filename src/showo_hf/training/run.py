@@ -13,6 +13,8 @@ from .callbacks import StopSignals, step_callbacks
 from .checkpoints import checkpoint_root, clean, system_errors
 from .configs import FinetuneConfig, ImageTokenizerConfig, RunConfig
 from .data.loader import merge_states
+from .decoder_config import DiffusionDecoderConfig
+from .diffusion_decoder import FrozenTokenizer, diffusion_decoder_trainer, load_decoder, load_tokenizer, save_decoder
 from .errors import TrainingError
 from .image_tokenizers import (
     ImageTokenizerTrainer,
@@ -85,7 +87,7 @@ def run_processes(config: RunConfig) -> Path:
         resumed = from_first(lambda: start_folder(config, args, root))
         signals = stack.enter_context(StopSignals())
         step = 0 if resumed is None else saved_step(resumed)
-        build: Build = image_tokenizer_run if isinstance(config, ImageTokenizerConfig) else showo_run
+        build = build_of(config)
         trainer, save = build(config, args, root, resumed, signals)
         stop_before_training(args, step, signals)
         if resumed is not None and is_finished(config, step, saved_since(resumed)):
@@ -135,6 +137,29 @@ def image_tokenizer_run(
         callback.trainer = trainer
     trainer.remove_callback(PrinterCallback)
     return trainer, lambda: save_image_tokenizer(config, trainer)
+
+
+def diffusion_decoder_run(
+    config: DiffusionDecoderConfig, args: TrainingArguments, root: Path, resumed: Path | None, signals: StopSignals
+) -> tuple[ResumableTrainer, Callable[[], None]]:
+    """The Trainer of a diffusion decoder, and what saves its result."""
+    tokenizer = FrozenTokenizer(load_tokenizer(config.model), config.cached_images, bf16=args.bf16)
+    decoder = load_decoder(config, tokenizer)
+    callbacks, _ = step_callbacks(config, args, 0 if resumed is None else saved_step(resumed), signals)
+    position = None if resumed is None else merge_states(saved_position(resumed))
+    settings = settings_of(config, args, root)
+    trainer = diffusion_decoder_trainer(config, args, decoder, tokenizer, settings, position, callbacks)
+    for callback in callbacks:
+        callback.trainer = trainer
+    trainer.remove_callback(PrinterCallback)
+    return trainer, lambda: save_decoder(config, trainer)
+
+
+def build_of(config: RunConfig) -> Build:
+    """What builds the Trainer of a recipe's kind."""
+    if isinstance(config, ImageTokenizerConfig):
+        return image_tokenizer_run
+    return diffusion_decoder_run if isinstance(config, DiffusionDecoderConfig) else showo_run
 
 
 def is_finished(config: RunConfig, step: int, since: int) -> bool:
