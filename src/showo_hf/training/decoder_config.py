@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from .configs import RunConfig, by_task, check_choice
 from ..models.configuration_diffusion_decoder import PREDICTION_TYPES, STARTS
 from ..utils.validation import check_count, check_number
+from .configs import RunConfig, by_task, check_choice
 
 
 WEIGHTINGS = ("simple", "bound")

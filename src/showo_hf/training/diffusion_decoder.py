@@ -152,21 +152,14 @@ class DiffusionDecoderTrainer(ResumableTrainer):
 
     def loss(self, model: nn.Module, images: SeededImages) -> torch.Tensor:
         """The loss of a batch. Its parts are added to the sums of the log."""
-        decoder, device = self.accelerator.unwrap_model(self.model), self.args.device
-        pixels = images.pixel_values.to(device)
+        decoder = self.accelerator.unwrap_model(self.model)
+        pixels, share = images.pixel_values.to(self.args.device), 1.0
         if not len(pixels):  # every device must take part in the backward pass
-            pixels, seeds, share = pixels.new_zeros(1, *pixels.shape[1:]), [0], 0.0
-        else:
-            seeds, share = images.noise_seeds, 1.0
-        codes, decoded = self.tokenizer(pixels)
-        draws = draw_noise(decoder, decoder.to_denoised(pixels, decoded), seeds)
+            pixels, share = pixels.new_zeros(1, *pixels.shape[1:]), 0.0
         with self.compute_loss_context_manager():
-            prediction = model(draws.noised, draws.timestep, codes, decoded).float()
-        losses = decoder_losses(self.config, decoder, draws, prediction)
+            losses = batch_losses(self.config, model, decoder, self.tokenizer, pixels, images.noise_seeds or [0])
         if share:
-            estimate = decoder.to_pixels(draws.expectation(decoder, prediction.detach()), decoded).clamp(-1, 1)
-            found = {**losses, "psnr": psnr(estimate, pixels).clamp(max=100.0).mean()}
-            for name, value in found.items():
+            for name, value in losses.items():
                 self.sums.add(TASK, name, value, len(pixels))
         return share * (losses["loss_diffusion"] + self.config.image_weight * losses["loss_image"])
 
@@ -236,6 +229,29 @@ def draw_noise(decoder: ShowoDiffusionDecoder, denoised: torch.Tensor, seeds: Se
     alphas = decoder.scheduler.alphas_cumprod.to(denoised.device)
     timestep = (times * len(alphas)).long()
     return NoisedImages(denoised, noise, q_sample(denoised, noise, timestep, alphas), timestep)
+
+
+def batch_losses(
+    config: DiffusionDecoderConfig,
+    model: nn.Module,
+    decoder: ShowoDiffusionDecoder,
+    tokenizer: FrozenTokenizer,
+    pixels: torch.Tensor,
+    seeds: Sequence[int],
+) -> dict[str, torch.Tensor]:
+    """
+    The losses of images (batch, 3, H, W), see [`decoder_losses`], and "psnr", that of the expected images in dB.
+
+    Args:
+        model: `decoder`, or a wrapper of it.
+        seeds: the seed of each image's random draws.
+    """
+    codes, decoded = tokenizer(pixels)
+    draws = draw_noise(decoder, decoder.to_denoised(pixels, decoded), seeds)
+    prediction = model(draws.noised, draws.timestep, codes, decoded).float()
+    estimate = decoder.to_pixels(draws.expectation(decoder, prediction.detach()), decoded).clamp(-1, 1)
+    quality = psnr(estimate, pixels).clamp(max=100.0).mean()
+    return {**decoder_losses(config, decoder, draws, prediction), "psnr": quality}
 
 
 def decoder_losses(
@@ -331,7 +347,9 @@ def architecture(config: DiffusionDecoderConfig, tokenizer: ShowoImageTokenizer)
         "num_inference_steps": config.decoder_steps,
         "low_band_sigma": config.low_band_sigma,
     }
-    allowed = [name for name in inspect.signature(ShowoDiffusionDecoderConfig).parameters if name not in (*fixed, "kwargs")]
+    allowed = [
+        name for name in inspect.signature(ShowoDiffusionDecoderConfig).parameters if name not in (*fixed, "kwargs")
+    ]
     for name in config.architecture:
         if name not in allowed:
             hint = nearest(name, allowed)

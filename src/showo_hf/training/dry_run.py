@@ -13,6 +13,8 @@ from .arguments import training_arguments
 from .checkpoints import checkpoint_root
 from .configs import FinetuneConfig, ImageTokenizerConfig, RunConfig
 from .data.loader import StepLoader
+from .decoder_config import DiffusionDecoderConfig
+from .diffusion_decoder import FrozenTokenizer, batch_losses, load_decoder, load_tokenizer, new_loader
 from .image_tokenizers import first_images, load_image_tokenizer, reconstruction_losses
 from .losses import LossSums, backward_by_part, step_counts
 from .optimizers import MuonWithAdamW
@@ -31,8 +33,11 @@ def plan_of(config: RunConfig) -> str:
     if isinstance(config, FinetuneConfig):
         check_model(config)
     check_data(config)
-    plan: Callable[..., str] = plan_of_image_tokenizer if isinstance(config, ImageTokenizerConfig) else plan_of_showo
-    return plan(config, args)
+    plans: dict[type[RunConfig], Callable[..., str]] = {
+        ImageTokenizerConfig: plan_of_image_tokenizer,
+        DiffusionDecoderConfig: plan_of_diffusion_decoder,
+    }
+    return plans.get(type(config), plan_of_showo)(config, args)
 
 
 def plan_of_showo(config: FinetuneConfig, args: TrainingArguments) -> str:
@@ -87,6 +92,37 @@ def plan_of_image_tokenizer(config: ImageTokenizerConfig, args: TrainingArgument
         f"images a step   {images:,}",
         f"devices         {args.world_size}",
         f"time of a step  {seconds:.3g} s on this machine",
+        f"time of the run {seconds * config.steps / 3600:.3g} h for {config.steps:,} steps",
+    ]
+    return "\n".join(lines)
+
+
+def plan_of_diffusion_decoder(config: DiffusionDecoderConfig, args: TrainingArguments) -> str:
+    """The plan of a diffusion decoder's training. Its memory is not estimated."""
+    tokenizer = FrozenTokenizer(load_tokenizer(config.model), config.batch_size, bf16=args.bf16)
+    decoder = load_decoder(config, tokenizer)
+    images = next(iter(new_loader(config, decoder.config.sample_size)))[0]
+    pixels = images.pixel_values.to(args.device)
+    tokenizer.tokenizer.to(args.device)
+    decoder.to(args.device).train()
+    optimizer = new_optimizer(config, decoder, args)
+
+    def step():
+        with torch.autocast(args.device.type, dtype_of(args), enabled=args.bf16 or args.fp16):
+            losses = batch_losses(config, decoder, decoder, tokenizer, pixels, images.noise_seeds)
+        (losses["loss_diffusion"] + config.image_weight * losses["loss_image"]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    seconds = measure_step_time(step).median
+    size, side = decoder.config.sample_size, decoder.config.sample_size // decoder.config.downsampling
+    lines = [
+        f"parameters      {sum(weight.numel() for weight in decoder.parameters()):,}, all trained",
+        f"images          {size} x {size} pixels from {side} x {side} tokens, residual scale "
+        f"{decoder.config.residual_scale:g}",
+        f"images a step   {config.batch_size * args.gradient_accumulation_steps * args.world_size:,}",
+        f"devices         {args.world_size}",
+        f"time of a step  {seconds:.3g} s on this machine, without that of the image tokenizer",
         f"time of the run {seconds * config.steps / 3600:.3g} h for {config.steps:,} steps",
     ]
     return "\n".join(lines)
