@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from benchmarks.measuring import print_table
 from diffusers.utils import make_image_grid
-from measuring import print_table
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
