@@ -200,6 +200,7 @@ def main():
     rows = data.held_out_indices[: options.images]
     if options.images:
         rows = np.random.RandomState(0).permutation(data.held_out_indices)[: options.images]
+    rows = rows[(laplacian_variance(to_pixel_values(data.images[rows])) > 0).numpy()]  # a blank image has no detail
     styles = np.array([data.records[row].style for row in rows])
     originals = to_pixel_values(data.images[rows])
     model = ShowoForCausalLM.from_pretrained(options.model, dtype=torch.float32)

@@ -85,7 +85,10 @@ def pixels(seed=0, batch=2) -> torch.Tensor:
     return torch.rand(batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-@pytest.mark.parametrize("prediction_type", ["flow_prediction", "epsilon", "v_prediction"])
+@pytest.mark.parametrize(
+    "prediction_type",
+    ["flow_prediction", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("epsilon", "v_prediction"))],
+)
 def test_a_folder_of_images_becomes_a_decoder(images, tokenizer, tmp_path, prediction_type):
     output = tmp_path / "decoder"
     options = {"steps": 12, "learning_rate": 0.01, "validation_data": images, "eval_steps": 6, "eval_on_start": True}
@@ -106,6 +109,7 @@ def test_a_folder_of_images_becomes_a_decoder(images, tokenizer, tmp_path, predi
     assert {"eval_loss_image", "eval_psnr"} <= checks[0].keys()
 
 
+@pytest.mark.slow
 def test_a_trained_decoder_is_closer_to_the_images_than_the_tokenizer(images, tokenizer, tmp_path):
     run_recipe(recipe(images, tokenizer, tmp_path / "out", steps=25, learning_rate=0.01))
     decoder = ShowoDiffusionDecoder.from_pretrained(tmp_path / "out").eval()
@@ -120,7 +124,7 @@ def to_pixels(file) -> torch.Tensor:
     return torch.tensor(list(image.tobytes())).view(SIZE, SIZE, 3).movedim(-1, 0) / 127.5 - 1
 
 
-@pytest.mark.parametrize("cached", [0, 5])
+@pytest.mark.parametrize("cached", [pytest.param(0, marks=pytest.mark.slow), 5])
 def test_a_stopped_run_goes_on_to_the_same_weights(images, tokenizer, tmp_path, cached):
     """Whatever is kept in memory: the resumed run has to encode again what the stopped one knew."""
     options = {"mirror": True, "cached_images": cached, "ema_decay": 0.5}
