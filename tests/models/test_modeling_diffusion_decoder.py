@@ -111,6 +111,20 @@ def test_steps_by_default_are_the_configs_and_none_return_the_image():
     assert decoder.decode(codes, image, 0).sample is image
 
 
+def test_steps_of_a_flow_are_equally_long(monkeypatch):
+    codes, image = inputs(1)
+    decoder = tiny.image_decoder()
+    times, forward = [], decoder.forward
+
+    def watched(sample, timestep, codes, image):
+        times.append(float(timestep))
+        return forward(sample, timestep, codes, image)
+
+    monkeypatch.setattr(decoder, "forward", watched)
+    decoder.decode(codes, image, 4, generators(1))
+    assert times == [1000.0, 750.0, 500.0, 250.0]
+
+
 def test_one_step_with_its_own_low_band_is_the_expectation():
     """After one step of a flow nothing is left but the expectation, so both bands are the same."""
     codes, image = inputs()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from diffusers import SchedulerMixin, UNet2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -227,7 +227,11 @@ class ShowoDiffusionDecoder(PreTrainedModel):
         if steps == 0:
             return ShowoDiffusionDecoderOutput(sample=image)
         scheduler = copy.deepcopy(self.scheduler)
-        scheduler.set_timesteps(steps, device=image.device)
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            # By default its last step starts next to the end, so that two steps are hardly more than one.
+            scheduler.set_timesteps(sigmas=[1 - step / steps for step in range(steps)], device=image.device)
+        else:
+            scheduler.set_timesteps(steps, device=image.device)
         noise = randn_tensor(image.shape, generator=generator, device=image.device, dtype=torch.float32)
         sample = noise * getattr(scheduler, "init_noise_sigma", 1.0)
         stepping = {} if isinstance(generator, list) and not draws_noise(scheduler) else {"generator": generator}
