@@ -24,7 +24,8 @@ class SamplingParams:
     """
     Sampling parameters of a call; see [`ShowoT2IPipeline.__call__`].
 
-    `begin_index` is the first step that runs; the steps before it are skipped.
+    `begin_index` is the first step that runs; the steps before it are skipped. `decoder_steps` are the steps of the
+    diffusion decoder: None for its own number, 0 to leave it out.
     """
 
     num_inference_steps: int = 18
@@ -36,6 +37,7 @@ class SamplingParams:
     callback_on_step_end: Callable | None = None
     callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",)
     begin_index: int = 0
+    decoder_steps: int | None = None
 
     @property
     def do_classifier_free_guidance(self) -> bool:

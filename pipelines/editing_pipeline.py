@@ -14,6 +14,7 @@ from showo_hf.schedulers.masking_schedules import get_masking_schedule
 from showo_hf.schedulers.scheduling_utils import Generators, sample_uniform
 from showo_hf.utils.validation import check_choice, check_flag, check_share, shown
 
+from .call_state import SamplingParams
 from .denoising import PromptContext, predict_logits
 from .encoded_prompts import EncodedPrompts
 from .masks import choose_masked, paste_original
@@ -246,6 +247,7 @@ class ShowoEditingPipeline(ShowoPipeline):
         edited: torch.BoolTensor,
         preserve_pixels: bool,
         output_type: str,
+        params: SamplingParams,
     ):
         """
         Decode image tokens (batch, h, w) to images of `output_type`.
@@ -254,8 +256,8 @@ class ShowoEditingPipeline(ShowoPipeline):
         """
         preserved = ~edited.flatten(1).any(1) | preserve_pixels  # (batch,)
         if output_type == "latent" or source.pixels is None or not bool(preserved.any()):
-            return self.decode_latents(latents, output_type)
-        pixels = self.decode_pixels(latents)
+            return self.decode_latents(latents, output_type, params.generator, params.decoder_steps)
+        pixels = self.decode_pixels(latents, params.generator, params.decoder_steps)
         pixels = torch.where(preserved[:, None, None, None], paste_original(pixels, source.pixels, edited), pixels)
         return self.image_processor.postprocess(pixels, output_type=output_type)
 

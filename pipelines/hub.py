@@ -11,6 +11,7 @@ from showo_hf.utils.saved_folders import hub_options
 #: The module of each class that `model_index.json` may name. It takes the place of the module that a folder names: a
 #: folder that brings its own code (`showo-hf convert --with-code`) is loaded without running it.
 COMPONENT_MODULES = {
+    "ShowoDiffusionDecoder": "models.modeling_diffusion_decoder",
     "ShowoForCausalLM": "models.modeling_showo",
     "ShowoProcessor": "processing.processing_showo",
     "EntropyBoundScheduler": "schedulers.scheduling_entropy_bound",

@@ -76,6 +76,7 @@ class ShowoImg2ImgPipeline(ShowoEditingPipeline):
         temperature: float | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
+        decoder_steps: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
@@ -106,6 +107,7 @@ class ShowoImg2ImgPipeline(ShowoEditingPipeline):
             generator=generator,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            decoder_steps=decoder_steps,
         )
         self.check_inputs(
             prompt=prompt,
@@ -156,7 +158,7 @@ class ShowoImg2ImgPipeline(ShowoEditingPipeline):
             latents = step.latents
 
         # 7. Decode the tokens to pixels
-        images = self.decode_edited(latents, source, edited, preserve_pixels=False, output_type=output_type)
+        images = self.decode_edited(latents, source, edited, False, output_type, params)
 
         # 8. Offload the model
         self.maybe_free_model_hooks()

@@ -139,6 +139,7 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
         temperature: float | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
+        decoder_steps: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
@@ -177,6 +178,7 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
             generator=generator,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            decoder_steps=decoder_steps,
         )
         self.check_inputs(
             prompt=prompt,
@@ -239,7 +241,7 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
             latents = step.latents
 
         # 7. Decode the tokens to pixels
-        images = self.decode_edited(latents, source, edited, preserve_pixels, output_type)
+        images = self.decode_edited(latents, source, edited, preserve_pixels, output_type, params)
         if padding_mask_crop is not None:
             changed = bool(edited.any())
             images = [self.paste_crop(images[0], whole_image, masks[0], box) if changed else whole_image]

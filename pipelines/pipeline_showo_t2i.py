@@ -96,6 +96,7 @@ class ShowoT2IPipeline(ShowoPipeline):
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         latents: torch.LongTensor | None = None,
+        decoder_steps: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
@@ -124,6 +125,8 @@ class ShowoT2IPipeline(ShowoPipeline):
                 list, each image is the one that its generator gives alone.
             latents (`torch.LongTensor` of shape `(batch, h, w)`, *optional*): a starting grid. Its known tokens stay, and
                 tokens equal to `scheduler.config.mask_token_id` are filled in.
+            decoder_steps (`int`, *optional*): steps of the image decoder, if the pipeline has one. By default the number in
+                the decoder's config; 0 leaves it out.
             output_type (`str`, defaults to `"pil"`): "pil", "np", "pt", or "latent" for the token grid.
             return_dict (`bool`, defaults to `True`): return a [`ShowoImagePipelineOutput`] instead of a tuple.
             callback_on_step_end (`Callable`, *optional*): called as `f(pipe, step, timestep, tensors)` after each step. A
@@ -145,6 +148,7 @@ class ShowoT2IPipeline(ShowoPipeline):
             generator=generator,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            decoder_steps=decoder_steps,
         )
         self.check_inputs(
             prompt=prompt,
@@ -177,7 +181,7 @@ class ShowoT2IPipeline(ShowoPipeline):
             latents = step.latents
 
         # 5. Decode the tokens to pixels
-        images = self.decode_latents(latents, output_type=output_type)
+        images = self.decode_latents(latents, output_type, generator, decoder_steps)
 
         # 6. Offload the model
         self.maybe_free_model_hooks()

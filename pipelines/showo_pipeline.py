@@ -16,10 +16,11 @@ from PIL import Image
 from transformers import DynamicCache
 
 from showo_hf.models.configuration_showo import ShowoConfig
+from showo_hf.models.modeling_diffusion_decoder import ShowoDiffusionDecoder
 from showo_hf.models.modeling_showo import ShowoForCausalLM
 from showo_hf.models.modeling_showo_lfq import ShowoLFQTokenizer
 from showo_hf.processing.processing_showo import ShowoProcessor, check_texts
-from showo_hf.schedulers.scheduling_utils import check_filter, check_generators
+from showo_hf.schedulers.scheduling_utils import Generators, check_filter, check_generators
 from showo_hf.utils.adapters import adapter_names, without_adapters
 from showo_hf.utils.saved_folders import hub_options
 from showo_hf.utils.validation import (
@@ -73,14 +74,22 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
         model ([`ShowoForCausalLM`]): the transformer, with its image tokenizer.
         processor ([`ShowoProcessor`]): text tokenizer and sequence builder.
         scheduler ([`MaskGITScheduler`] or another discrete scheduler): decides which tokens are filled in at each step.
+        image_decoder ([`ShowoDiffusionDecoder`], *optional*): makes sharper pixels of image tokens, by diffusion.
     """
 
-    model_cpu_offload_seq = "model"
+    model_cpu_offload_seq = "model->image_decoder"
+    _optional_components = ["image_decoder"]
     _callback_tensor_inputs = ("latents",)
 
-    def __init__(self, model: ShowoForCausalLM, processor: ShowoProcessor, scheduler):
+    def __init__(
+        self,
+        model: ShowoForCausalLM,
+        processor: ShowoProcessor,
+        scheduler,
+        image_decoder: ShowoDiffusionDecoder | None = None,
+    ):
         super().__init__()
-        self.register_modules(model=model, processor=processor, scheduler=scheduler)
+        self.register_modules(model=model, processor=processor, scheduler=scheduler, image_decoder=image_decoder)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
 
     @property
@@ -145,8 +154,9 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
     # Checks
 
     def check_components(self):
-        """Raise `ValueError` unless the processor and the scheduler fit the model."""
+        """Raise `ValueError` unless the processor, the scheduler and the image decoder fit the model."""
         self.check_processor()
+        self.check_image_decoder()
         check_scheduler(self.scheduler, self.mask_token_id)
 
     def check_processor(self):
@@ -156,12 +166,27 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
             if ours != theirs:
                 raise ValueError(f"`processor` and `model` do not fit: `{name}` is {ours} and {theirs}.")
 
+    def check_image_decoder(self):
+        """Raise `ValueError` unless the image decoder, if there is one, takes the codes of the model's tokenizer."""
+        if self.image_decoder is None or self.image_tokenizer is None:
+            return
+        for name in ("codebook_channels", "downsampling", "in_channels"):
+            ours, theirs = getattr(self.image_decoder.config, name), getattr(self.image_tokenizer.config, name)
+            if ours != theirs:
+                raise ValueError(f"`image_decoder` and `model` do not fit: `{name}` is {ours} and {theirs}.")
+
     def check_sampling_params(self, params: SamplingParams, batch_size: int):
         """Raise `ValueError` or `TypeError` for sampling parameters that are not allowed."""
         check_count("num_inference_steps", params.num_inference_steps, most=MAX_COUNT)
         check_guidance(params.guidance_scale, params.guidance_schedule, params.guidance_interval)
         if params.temperature is not None:
             check_number("temperature", params.temperature, most=MAX_SCALE)
+        if params.decoder_steps is not None:
+            check_count("decoder_steps", params.decoder_steps, least=0, most=MAX_COUNT)
+        if params.decoder_steps and self.image_decoder is None:
+            raise ValueError(
+                f"`decoder_steps` must be None or 0 for a pipeline without an image decoder, got {params.decoder_steps}."
+            )
         check_generators(params.generator, batch_size)
         check_scheduler_arguments(self.scheduler, params.num_inference_steps, params.temperature, params.generator)
         if params.callback_on_step_end is not None:
@@ -290,23 +315,42 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
         )
 
     @torch.no_grad()
-    def decode_latents(self, latents: torch.LongTensor, output_type: str = "pil"):
+    def decode_latents(
+        self,
+        latents: torch.LongTensor,
+        output_type: str = "pil",
+        generator: Generators = None,
+        decoder_steps: int | None = None,
+    ):
         """
         Decode image tokens to images of `output_type`. Masked tokens become mid-grey pixels.
 
         Args:
             latents (`torch.LongTensor` of shape `(batch, h, w)`): image tokens, the codebook size where masked.
             output_type (`str`): "pil", "np", "pt", or "latent" to return `latents`.
+            generator (`torch.Generator` or a list with one per image, *optional*): draws the image decoder's noise.
+            decoder_steps (`int`, *optional*): steps of the image decoder; by default its own number. 0 leaves it out.
         """
         if output_type == "latent":
             return latents
-        return self.image_processor.postprocess(self.decode_pixels(latents), output_type=output_type)
+        pixels = self.decode_pixels(latents, generator, decoder_steps)
+        return self.image_processor.postprocess(pixels, output_type=output_type)
 
-    def decode_pixels(self, latents: torch.LongTensor) -> torch.Tensor:
-        """Decode image tokens (batch, h, w) to float32 pixels (batch, 3, H, W) in [-1, 1], 0 where masked."""
+    def decode_pixels(
+        self, latents: torch.LongTensor, generator: Generators = None, decoder_steps: int | None = None
+    ) -> torch.Tensor:
+        """
+        Decode image tokens (batch, h, w) to float32 pixels (batch, 3, H, W) in [-1, 1], 0 where masked.
+
+        With an image decoder, its steps refine what the image tokenizer decodes; see [`decode_latents`].
+        """
         latents = latents.to(self._execution_device)
         masked = latents == self.mask_token_id
-        pixels = self.model.decode_images(latents.masked_fill(masked, 0)).float()
+        tokens = latents.masked_fill(masked, 0)
+        pixels = self.model.decode_images(tokens).float()
+        if self.image_decoder is not None and decoder_steps != 0:
+            codes = self.model.image_codes(tokens)
+            pixels = self.image_decoder.decode(codes, pixels, decoder_steps, generator).sample
         if not bool(masked.any()):
             return pixels
         hidden = masked[:, None].repeat_interleave(self.patch, 2).repeat_interleave(self.patch, 3)
@@ -331,7 +375,7 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
         folder = pretrained_model_name_or_path
         try:
             if not os.path.isdir(folder):
-                components = {"model", "processor", "scheduler"} - kwargs.keys()
+                components = {"model", "processor", "scheduler", "image_decoder"} - kwargs.keys()
                 folder = download_pipeline(folder, cls.config_name, components, kwargs)
             pipe = super().from_pretrained(folder, **kwargs)
         except (OSError, ValueError):

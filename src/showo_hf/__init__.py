@@ -9,9 +9,11 @@ from transformers import (
     AutoProcessor,
 )
 
+from .models.configuration_diffusion_decoder import ShowoDiffusionDecoderConfig
 from .models.configuration_showo import ShowoConfig
 from .models.configuration_showo_lfq import ShowoLFQTokenizerConfig
 from .models.configuration_showo_vq import ShowoVQTokenizerConfig
+from .models.modeling_diffusion_decoder import ShowoDiffusionDecoder
 from .models.modeling_showo import ShowoForCausalLM
 from .models.modeling_showo_lfq import ShowoLFQTokenizer
 from .models.modeling_showo_vq import ShowoVQTokenizer
@@ -27,8 +29,10 @@ from .utils.embedded_model import EMBEDDED_MODEL
 
 
 AutoConfig.register("showo", ShowoConfig, exist_ok=True)
+AutoConfig.register("showo_diffusion_decoder", ShowoDiffusionDecoderConfig, exist_ok=True)
 AutoConfig.register("showo_lfq", ShowoLFQTokenizerConfig, exist_ok=True)
 AutoConfig.register("showo_vq", ShowoVQTokenizerConfig, exist_ok=True)
+AutoModel.register(ShowoDiffusionDecoderConfig, ShowoDiffusionDecoder, exist_ok=True)
 AutoModel.register(ShowoLFQTokenizerConfig, ShowoLFQTokenizer, exist_ok=True)
 AutoModel.register(ShowoVQTokenizerConfig, ShowoVQTokenizer, exist_ok=True)
 AutoModelForCausalLM.register(ShowoConfig, ShowoForCausalLM, exist_ok=True)
@@ -74,6 +78,8 @@ __all__ = [
     "ShowoAnyToAnyPipeline",
     "ShowoAnyToAnyPipelineOutput",
     "ShowoConfig",
+    "ShowoDiffusionDecoder",
+    "ShowoDiffusionDecoderConfig",
     "ShowoExtrapolatePipeline",
     "ShowoForCausalLM",
     "ShowoLFQTokenizer",

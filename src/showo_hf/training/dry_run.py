@@ -14,6 +14,8 @@ from .arguments import training_arguments
 from .checkpoints import checkpoint_root
 from .configs import FinetuneConfig, RunConfig
 from .data.loader import StepLoader
+from .decoder_config import DiffusionDecoderConfig
+from .diffusion_decoder import batch_losses, image_builder, load_models
 from .image_batches import ImageBuilder, first_images
 from .image_classifiers import load_classifier
 from .image_configs import ImageClassifierConfig, ImageRunConfig, ImageTokenizerConfig
@@ -39,6 +41,7 @@ def plan_of(config: RunConfig) -> str:
         FinetuneConfig: plan_of_showo,
         ImageTokenizerConfig: plan_of_image_tokenizer,
         ImageClassifierConfig: plan_of_image_classifier,
+        DiffusionDecoderConfig: plan_of_diffusion_decoder,
     }
     return next(plan for kind, plan in plans.items() if isinstance(config, kind))(config, args)
 
@@ -142,6 +145,28 @@ def plan_of_images(
         f"time of the run {seconds * config.steps / 3600:.3g} h for {config.steps:,} steps",
     ]
     return "\n".join(lines)
+
+
+def plan_of_diffusion_decoder(config: DiffusionDecoderConfig, args: TrainingArguments) -> str:
+    """The plan of a diffusion decoder's training. Its memory is not estimated, and its time is without the tokenizer's."""
+    decoder, tokenizer = load_models(config)
+    tokenizer.capacity = max(tokenizer.capacity, config.batch_size)
+    images = first_images(config, image_builder(config, decoder))
+    pixels = images.pixel_values.to(args.device)
+    tokenizer.tokenizer.to(args.device)
+    decoder.to(args.device).train()
+    optimizer = new_optimizer(config, decoder, args)
+
+    def step():
+        with torch.autocast(args.device.type, dtype_of(args), enabled=args.bf16 or args.fp16):
+            losses, _ = batch_losses(config, decoder, decoder, tokenizer, pixels, images.noise_seeds)
+        sum(losses.values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    size, side = decoder.config.sample_size, decoder.config.sample_size // decoder.config.downsampling
+    what = f"{size} x {size} pixels from {side} x {side} tokens, residual scale {decoder.config.residual_scale:g}"
+    return plan_of_images(config, args, decoder, what, step)
 
 
 def first_parts(config: FinetuneConfig, pipe: ShowoT2IPipeline) -> dict[str, Part]:

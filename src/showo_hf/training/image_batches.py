@@ -24,11 +24,17 @@ class Images:
         keys: names of the images.
         pixel_values: (batch, 3, H, W) in [-1, 1].
         labels: (batch,) int64 classes, or empty where images have none.
+        noise_seeds: the seed of each image's random draws.
     """
 
     keys: list[str]
     pixel_values: torch.Tensor
     labels: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    noise_seeds: list[int] = field(default_factory=list)
+
+    def first(self, count: int) -> "Images":
+        """At most the first `count` images."""
+        return Images(self.keys[:count], self.pixel_values[:count], self.labels[:count], self.noise_seeds[:count])
 
 
 @dataclass
@@ -57,7 +63,7 @@ class ImageBuilder:
             return Images([], torch.zeros(0, 3, size["height"], size["width"]))
         pixels = self.processor(images=[row.image for row in rows], return_tensors="pt")["pixel_values"]
         moved = [self.moved(image, row.noise_seed) for image, row in zip(pixels, rows, strict=True)]
-        images = Images([row.key for row in rows], torch.stack(moved))
+        images = Images([row.key for row in rows], torch.stack(moved), noise_seeds=[row.noise_seed for row in rows])
         if self.classes is not None:
             images.labels = torch.tensor([self.classes[class_name(row)] for row in rows])
         return images
@@ -125,6 +131,5 @@ def validation_images(config: ImageRunConfig, builder: ImageBuilder) -> list[Ima
     steps = iter(loader)
     for first in range(0, wanted, config.batch_size):
         images, _ = next(steps)
-        kept = slice(wanted - first)
-        batches.append(Images(images.keys[kept], images.pixel_values[kept], images.labels[kept]))
+        batches.append(images.first(wanted - first))
     return batches

@@ -3,6 +3,7 @@
 import dataclasses
 
 from .configs import ConceptConfig, FinetuneConfig, LoraConfig, RunConfig, StageConfig
+from .decoder_config import DiffusionDecoderConfig
 from .image_configs import ImageClassifierConfig, LFQTrainingConfig, VQTrainingConfig
 
 
@@ -15,6 +16,7 @@ KINDS: dict[str, type[RunConfig]] = {
     "lfq-tokenizer": LFQTrainingConfig,
     "vq-tokenizer": VQTrainingConfig,
     "image-classifier": ImageClassifierConfig,
+    "diffusion-decoder": DiffusionDecoderConfig,
 }
 
 

@@ -13,6 +13,8 @@ from .callbacks import StopSignals, step_callbacks
 from .checkpoints import checkpoint_root, clean, system_errors
 from .configs import FinetuneConfig, RunConfig
 from .data.loader import merge_states
+from .decoder_config import DiffusionDecoderConfig
+from .diffusion_decoder import diffusion_decoder_trainer, load_models, save_decoder
 from .errors import TrainingError
 from .image_classifiers import image_classifier_trainer, load_classifier, save_image_classifier
 from .image_configs import ImageClassifierConfig, ImageRunConfig, ImageTokenizerConfig
@@ -33,6 +35,7 @@ Build = Callable[..., tuple[ResumableTrainer, Callable[[], None]]]
 IMAGE_RUNS: dict[type[ImageRunConfig], tuple[Callable, Callable, Callable]] = {
     ImageTokenizerConfig: (load_image_tokenizer, image_tokenizer_trainer, save_image_tokenizer),
     ImageClassifierConfig: (load_classifier, image_classifier_trainer, save_image_classifier),
+    DiffusionDecoderConfig: (load_models, diffusion_decoder_trainer, save_decoder),
 }
 
 
