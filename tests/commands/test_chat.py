@@ -373,7 +373,7 @@ def test_a_stopped_answer_changes_nothing(where, interrupt_when, capfd):
         more = capfd.readouterr()
         printed["out"] += more.out
         printed["err"] += more.err
-        return bool(printed["out"]) if where == "words" else "image 1" in printed["err"]
+        return bool(printed["out"])  # a word, or the path of the first image
 
     with interrupt_when(begun):
         assert chat.run_line("tell me a story")
