@@ -291,7 +291,7 @@ def test_progress_is_shown_on_stderr_unless_disabled(processor, capsys):
 
 
 def test_components_rebuild_the_pipeline(pipe):
-    assert set(pipe.components) == {"model", "processor", "scheduler"}
+    assert set(pipe.components) == {"model", "processor", "scheduler", "image_decoder"}
     assert pipe.image_tokenizer is pipe.model.image_tokenizer
     again = ShowoT2IPipeline(**pipe.components)
     again.set_progress_bar_config(disable=True)

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin, UNet2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
