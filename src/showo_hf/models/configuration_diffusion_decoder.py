@@ -8,8 +8,8 @@ from diffusers import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
-    SchedulerMixin,
 )
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..utils.saved_folders import CheckedConfig
 from ..utils.validation import check_count, check_number
