@@ -51,9 +51,8 @@ def records() -> list[dict]:
         (["a.png", "p"], "'p' is an image"),
         (["a.png", "https://example.org/b.png"], "is an image"),
         (["c.png", "what?"], "'c.png'"),
-        (["a.png", ""], "a question must contain words"),
-        (["a.png", "-Q", "what?", "-Q", " "], "a question must contain words"),
-        (["a.png", "what?", "-Q", "what?"], "'what?' does not exist"),
+        (["a.png", ""], "`QUESTION` must contain words"),
+        (["a.png", "-Q", "what?", "-Q", " "], "`QUESTION` must contain words"),
         (["a.png", "what?", "--choices", "yes"], "--choices"),
         (["a.png", "what?", "--choices", "yes", "yes "], "--choices"),
         (["a.png", "what?", "--choices", "yes", ""], "--choices"),
@@ -62,6 +61,12 @@ def records() -> list[dict]:
 )
 def test_invalid_arguments_are_refused(arguments, named, refused):
     refused(["ask", *arguments], named)
+
+
+def test_a_word_that_is_no_image_is_left_out_where_questions_are_options(ask, capsys):
+    assert ask("a.png", "what?", "-Q", "what?") == cli.FAILED
+    printed = capsys.readouterr()
+    assert printed.out.startswith("a.png") and "'what?'" in printed.err
 
 
 def test_a_question(ask, pipe, capsys):

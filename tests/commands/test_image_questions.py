@@ -137,14 +137,14 @@ def test_batches_are_loaded_in_order_and_one_ahead():
     Path("3.png").write_bytes(Path("3.png").read_bytes()[:40])
     jobs = [Job(name, ASKED[:1]) for name in names]
     before = threading.active_count()
-    with closing(loaded_batches(jobs, 2)) as loaded:
+    with closing(loaded_batches(batches(jobs, 2))) as loaded:
         questions, first = next(loaded)
         assert questions == [ASKED[0]]
         assert [one.name for one in first] == names[:2]
         rest = [one for _, batch in loaded for one in batch]
     assert [one.name for one in rest] == names[2:]
     assert [one.name for one in rest if one.image is None] == ["3.png"]
-    with closing(loaded_batches(jobs, 1)) as loaded:
+    with closing(loaded_batches(batches(jobs, 1))) as loaded:
         next(loaded)  # stopping early leaves no threads
     assert threading.active_count() == before
 

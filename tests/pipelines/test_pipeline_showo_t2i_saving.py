@@ -16,7 +16,7 @@ from hub_server import environment_of
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 import showo_hf
-from showo_hf import MaskGITScheduler, ShowoForCausalLM, ShowoProcessor, ShowoT2IPipeline
+from showo_hf import MaskGITScheduler, ShowoDiffusionDecoder, ShowoForCausalLM, ShowoProcessor, ShowoT2IPipeline
 from showo_hf.pipelines.hub import COMPONENT_MODULES, weight_patterns, with_installed_classes
 from showo_hf.schedulers import SCHEDULERS
 
@@ -110,7 +110,7 @@ def test_diffusers_does_not_run_code_without_trust_remote_code(folder):
 
 
 def test_the_map_names_the_module_of_each_component_class():
-    classes = [ShowoForCausalLM, ShowoProcessor, *SCHEDULERS.values()]
+    classes = [ShowoForCausalLM, ShowoDiffusionDecoder, ShowoProcessor, *SCHEDULERS.values()]
     assert COMPONENT_MODULES == {
         component_class.__name__: component_class.__module__.removeprefix("showo_hf.") for component_class in classes
     }

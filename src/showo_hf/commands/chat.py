@@ -20,7 +20,7 @@ from .conversation_files import Message, conversation_text, read_conversation
 from .errors import CommandError, UsageError
 from .files import check_output, replace_file, save_numbered
 from .image_files import is_url, load
-from .image_generation import MOST_STEPS, seed_of
+from .image_generation import MOST_STEPS, drawn_seed, tell_seed
 from .image_questions import MOST_NEW_TOKENS
 from .model_loading import add_loading_options, check_model, choose_device, load_package, load_pipeline
 from .scheduler_options import add_scheduler_options, check_scheduler, check_scheduler_values, set_scheduler
@@ -138,7 +138,8 @@ def run(options: argparse.Namespace) -> int:
     pipe = load_pipeline(options.model, options.dtype, device, options.quiet, "ShowoAnyToAnyPipeline")
     set_scheduler(pipe, options)
     pipe.set_progress_bar_config(disable=True)  # `Screen` shows the steps, below the text
-    seed = seed_of(options)
+    seed = drawn_seed(options)
+    tell_seed(options, seed)
     chat = Chat(pipe, options, seed, interactive)
     if options.load is not None:
         chat.resume(before, sources)

@@ -195,7 +195,7 @@ def generate_images(
     check_scheduler_values(options)
     extra = arguments_of(options)
     pipe = ready_pipeline(options, device, kind)
-    seed = seed_of(options)
+    seed = drawn_seed(options)
     outputs = numbered(options.output, options.num)
     save = getattr(options, "save_steps", None)
     step_outputs = numbered(save, options.num) if save else []
@@ -207,6 +207,8 @@ def generate_images(
         seeds = range(seed + batch.start, seed + batch.stop)
         arguments = {**pipeline_arguments(options), **extra, "num_images_per_prompt": len(seeds)}
         images = call_pipeline(pipe, options.prompt, seeds, arguments, limit.before(recorder))
+        if not start:  # what the pipeline refuses has no seed
+            tell_seed(options, seed)
         for path, image in zip(outputs[batch], images, strict=True):
             replace_file(path, image.save)
             print(path, flush=True)
@@ -231,13 +233,15 @@ def ready_pipeline(options: argparse.Namespace, device: str, kind: str) -> Diffu
     return pipe
 
 
-def seed_of(options: argparse.Namespace) -> int:
-    """The seed of the options, or a new one, which is printed."""
-    if options.seed is not None:
-        return options.seed
-    seed = secrets.randbelow(2**32)
-    print(f"seed {seed}", file=sys.stderr, flush=True)
-    return seed
+def drawn_seed(options: argparse.Namespace) -> int:
+    """The seed of the options, or a new one."""
+    return secrets.randbelow(2**32) if options.seed is None else options.seed
+
+
+def tell_seed(options: argparse.Namespace, seed: int):
+    """Print a seed that the user did not choose."""
+    if options.seed is None:
+        print(f"seed {seed}", file=sys.stderr, flush=True)
 
 
 def pipeline_arguments(options: argparse.Namespace) -> dict[str, Any]:

@@ -18,11 +18,12 @@ from .image_generation import (
     BATCH_SIZE,
     call_pipeline,
     check_settings,
+    drawn_seed,
     draws_by_image,
     pipeline_arguments,
     ready_pipeline,
-    seed_of,
     size_of,
+    tell_seed,
 )
 from .info import package_version
 from .model_loading import choose_device, load_package, on_terminal
@@ -167,7 +168,8 @@ def open_folder(options: argparse.Namespace) -> int:
             raise UsageError(
                 f"`--output` must be an empty folder or one of an earlier run, but {quoted(folder)} has other files"
             )
-        before = settings | {"seed": seed_of(options)}
+        before = settings | {"seed": drawn_seed(options)}
+        tell_seed(options, before["seed"])
         text = json.dumps(before, indent=2) + "\n"
         replace_file(folder / SETTINGS, lambda path: path.write_text(text, encoding="utf-8"))
     if options.seed is not None:
