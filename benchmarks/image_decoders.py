@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from recipes.emoji.emoji import EmojiDataset, load_emoji
-from recipes.emoji.image_tokens import move, to_pixel_values
+from recipes.image_tokens import move, to_pixel_values
 from showo_hf import EMBEDDED_MODEL, ShowoDiffusionDecoder, ShowoForCausalLM
 from showo_hf.models.modeling_diffusion_decoder import gaussian_blur
 from showo_hf.utils.metrics import psnr
