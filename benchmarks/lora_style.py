@@ -314,7 +314,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, default=50, help="number of held-out names")
     parser.add_argument("--judged", type=int, default=350, help="number of further names that the judge is trained on")
     parser.add_argument("--checked", type=int, default=150, help="number of names that the judge is checked with")
-    parser.add_argument("--kept", type=int, default=100, help="number of own images of old styles in the training")
+    parser.add_argument("--kept", type=int, default=600, help="number of own images of old styles in the training")
     parser.add_argument("--kept-weight", type=float, default=1.0, help="their share of the rows, relative to new ones")
     parser.add_argument("--old", type=int, default=100, help="number of images of each old style")
     parser.add_argument("--steps", type=int, default=8, help="denoising steps")
