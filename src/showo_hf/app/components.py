@@ -31,9 +31,10 @@ class PaintedImage(gr.ImageEditor):
 
     is_template = True
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def bounded(self) -> PaintedImage:
+        """This component, with a bound on the paintings that it keeps. (Gradio reads the signature of `__init__`.)"""
         self.blob_storage = LastOnes(MAX_PAINTINGS)
+        return self
 
     def preprocess(self, payload: Any) -> dict[str, Any] | None:
         if payload is None:

@@ -48,9 +48,11 @@ class CreateTab:
                 with gr.Row():
                     self.make = gr.Button("Make", variant="primary", min_width=120)
                     self.stop = gr.Button("Stop", variant="stop", min_width=80)
+                gr.Markdown("Press an example to use its words.", visible=bool(self.space.thumbnails))
                 self.examples = gr.Gallery(
                     value=list(self.space.thumbnails) or None,
-                    label="Examples: press one to use its words",
+                    label="Examples",
+                    show_label=False,
                     columns=3,
                     allow_preview=False,
                     interactive=False,
@@ -77,7 +79,8 @@ class CreateTab:
                 self.status = status_line()
                 self.stage = stage_component("Steps of the image")
                 self.gallery = gr.Gallery(
-                    label="Images",
+                    label="Finished images",
+                    show_label=False,
                     columns=2,
                     height="auto",
                     format="png",

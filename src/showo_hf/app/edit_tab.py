@@ -37,12 +37,13 @@ class EditTab:
                     sources=("upload", "clipboard"),
                     brush=gr.Brush(colors=["#ff2d87"], color_mode="fixed", default_size=40),
                     layers=False,
+                    interactive=True,
                     transforms=(),
                     canvas_size=(480, 480),
                     height=560,
                     format="png",
                     buttons=["fullscreen"],
-                )
+                ).bounded()
                 prompt = gr.Textbox(
                     label="What the finished image should show",
                     placeholder=self.space.facts.examples[0],
@@ -76,7 +77,7 @@ class EditTab:
                     format="png",
                     interactive=False,
                     buttons=["download", "fullscreen"],
-                    height=420,
+                    max_height=420,
                     visible=False,
                     elem_classes="showo-slider",
                 )

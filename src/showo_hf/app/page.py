@@ -79,6 +79,14 @@ def theme() -> gr.themes.Base:
         block_info_text_color_dark="*neutral_300",
         body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_300",
+        input_border_width="1px",
+        input_border_color="*neutral_400",
+        input_border_color_dark="*neutral_500",
+        checkbox_border_color="*neutral_500",
+        checkbox_border_color_dark="*neutral_400",
+        button_secondary_border_color="*neutral_400",
+        button_secondary_border_color_dark="*neutral_500",
+        button_border_width="1px",
         input_placeholder_color="*neutral_500",
         input_placeholder_color_dark="*neutral_400",
     )
@@ -141,7 +149,9 @@ def build_demo(space: Space) -> gr.Blocks:
             toggle = gr.Button("Light or dark", size="sm", min_width=120, scale=0)
         gr.Markdown(space.facts.line(space.seconds, device), elem_classes="showo-facts")
         visit_gallery = gr.Gallery(
-            label="Images of this visit: press one to choose it",
+            label="Images of this visit",
+            show_label=False,
+            elem_classes="showo-visit",
             columns=6,
             height="auto",
             format="png",

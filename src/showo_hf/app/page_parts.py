@@ -63,6 +63,7 @@ class Shared:
     def build_visit(self) -> None:
         """Make the gallery of the visit, below the tabs."""
         with gr.Accordion("Images of this visit", open=False):
+            gr.Markdown("Press an image to choose it.")
             self.visit_gallery.render()
             self.visit_status = gr.HTML("", elem_classes="showo-status-box")
             self.visit_chosen = gr.State(None)
