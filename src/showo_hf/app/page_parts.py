@@ -87,4 +87,4 @@ def for_editor(source: Any, max_bytes: int) -> dict[str, Any] | None:
     factor = EDITOR_SIDE / max(image.size)
     if factor > 1:
         image = image.resize((round(image.width * factor), round(image.height * factor)))
-    return {"background": image, "layers": [], "composite": image}
+    return {"background": image, "layers": [], "composite": None}
