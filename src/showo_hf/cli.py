@@ -7,7 +7,21 @@ import os
 import sys
 import traceback
 
-from .commands import ask, caption, chat, convert, export, extend, generate, info, inpaint, space, tokenize, train, vary
+from .commands import (
+    ask,
+    caption,
+    chat,
+    convert,
+    export,
+    extend,
+    generate,
+    info,
+    inpaint,
+    space,
+    tokenize,
+    train,
+    vary,
+)
 from .commands.errors import UsageError
 from .commands.info import package_version
 

@@ -19,7 +19,8 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def space(pipe):
-    return build_space(pipe, SpaceOptions(jobs_per_minute=1000, requests_per_minute=10_000), warm_up=False)
+    options = SpaceOptions(jobs_per_session=8, jobs_per_address=8, jobs_per_minute=1000, requests_per_minute=10_000)
+    return build_space(pipe, options, warm_up=False)
 
 
 @pytest.fixture(scope="module")

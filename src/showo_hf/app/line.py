@@ -90,7 +90,8 @@ class Line:
     Gives each kind of work one thread, and lets the visitors take turns.
 
     The first job of every address comes before the second job of any, and of the first ones that of the address that was
-    served least recently. So one who sends many waits longer, not the others. All methods but the work itself run in the server's event loop.
+    served least recently. So one who sends many waits longer, not the others. All methods but the work itself run in the
+    server's event loop.
 
     Args:
         options ([`SpaceOptions`]): the limits.

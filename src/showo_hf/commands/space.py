@@ -154,7 +154,7 @@ def readme(title: str, model: str | None) -> str:
 
 
 def requirements(wheel: str, space: str | None) -> str:
-    """The requirements. The Hub installs them before it has the files of the Space, so they name the wheel's address there."""
+    """The requirements. The Hub installs them before it has the files of the Space, so they name the wheel's address."""
     if space is None:
         return f"./{wheel}[app]\n"
     return f"showo-hf[app] @ https://huggingface.co/spaces/{space}/resolve/main/{wheel}\n"
