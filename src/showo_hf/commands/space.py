@@ -36,7 +36,7 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 README = """\
 ---
-title: {title}
+title: {quoted}
 colorFrom: indigo
 colorTo: blue
 sdk: gradio
@@ -150,7 +150,7 @@ def build_wheel(folder: Path) -> Path:
 def readme(title: str, model: str | None) -> str:
     """The README with the head that the Hub reads."""
     models = f"models:\n- {model}\n" if model else ""
-    return README.format(title=json.dumps(title)[1:-1], gradio=package_version("gradio"), models=models)
+    return README.format(title=title, quoted=json.dumps(title), gradio=package_version("gradio"), models=models)
 
 
 def requirements(wheel: str, space: str | None) -> str:
