@@ -18,10 +18,10 @@ from tempfile import TemporaryDirectory
 
 import httpx
 import torch
+from benchmarks.measuring import PROCESS
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from benchmarks.measuring import PROCESS
 from showo_hf import ShowoImg2ImgPipeline, ShowoMMUPipeline
 from showo_hf.app import SpaceOptions, build_demo, build_space, launch, load_pipeline
 
