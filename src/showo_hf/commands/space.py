@@ -134,7 +134,7 @@ def build_wheel(folder: Path) -> Path:
     for name in SOURCES:
         path = checkout() / name
         if path.is_dir():
-            shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "*.pyi"))
+            shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("*.pyc", "*.egg-info", "*.pyi"))
         elif path.is_file():
             source.mkdir(exist_ok=True)
             shutil.copyfile(path, source / name)
