@@ -79,7 +79,10 @@ class AskTab:
                     said += event.text
                     yield {self.chat: [*asked, {"role": "assistant", "content": said}], self.status: status("...")}
                 elif isinstance(event, Answered):
-                    done = {self.status: status("Stopped." if event.stopped else "Ready."), self.question: ""}
+                    done: dict[Any, Any] = {
+                        self.status: status("Stopped." if event.stopped else "Ready."),
+                        self.question: "",
+                    }
                     if not said:
                         done[self.chat] = [*asked, {"role": "assistant", "content": "(no answer)"}]
                     yield {**done, self.messages: event.messages}

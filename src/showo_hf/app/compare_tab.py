@@ -61,13 +61,13 @@ class CompareTab:
         """Draw both images, one after the other."""
         space = self.space
         try:
-            seed = new_seed() if fresh or seed is None else seed
+            first: Any = new_seed() if fresh or seed is None else seed  # `checked` refuses what is no whole number
             both = [
-                space.engine.checked(DrawSettings(prompt, steps=steps, guidance=guidance, sampler=sampler, seed=seed))
+                space.engine.checked(DrawSettings(prompt, steps=steps, guidance=guidance, sampler=sampler, seed=first))
                 for sampler, steps, guidance in (values[:3], values[3:])
             ]
             times: list[str] = []
-            yield {self.status: status("Starting ..."), self.seed: seed}
+            yield {self.status: status("Starting ..."), self.seed: first}
             for letter, settings, stage in zip("AB", both, self.stages, strict=True):
                 film = Film(f"{letter}: {settings.prompt}, {settings.sampler}")
                 finished = False
@@ -89,7 +89,7 @@ class CompareTab:
                 if not finished:
                     yield {self.status: status("Stopped.")}
                     return
-            yield {self.status: status(f"Done: {', '.join(times)}. Seed {seed}.")}
+            yield {self.status: status(f"Done: {', '.join(times)}. Seed {first}.")}
         except Refusal as error:
             yield {self.status: refused(error)}
 

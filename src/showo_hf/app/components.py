@@ -36,7 +36,7 @@ class PaintedImage(gr.ImageEditor):
         self.blob_storage = LastOnes(MAX_PAINTINGS)
         return self
 
-    def preprocess(self, payload: Any) -> dict[str, Any] | None:
+    def preprocess(self, payload: Any) -> Any:
         if payload is None:
             return None
         found = payload if payload.id is None else self.blob_storage.pop(payload.id, None)

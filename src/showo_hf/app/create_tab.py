@@ -161,7 +161,8 @@ class CreateTab:
 
     def wire(self, demo: gr.Blocks) -> None:
         """Connect the components."""
-        controls, hidden = self.controls, {"show_progress": "hidden", "api_visibility": "private"}
+        controls = self.controls
+        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         drawn = [
             self.status,
             self.stage,
@@ -215,4 +216,6 @@ def settings_of_link(query: dict[str, str]) -> DrawSettings:
         values |= {name: kind(query[name]) for name, kind in kinds.items() if query.get(name)}
     except ValueError:
         raise Refusal("The link holds settings that are no numbers.") from None
-    return DrawSettings(**values, **({"sampler": query["sampler"]} if query.get("sampler") else {}))
+    if query.get("sampler"):
+        values["sampler"] = query["sampler"]
+    return DrawSettings(**values)

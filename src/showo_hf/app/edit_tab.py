@@ -174,7 +174,7 @@ class EditTab:
 
     def wire(self, demo: gr.Blocks) -> None:
         """Connect the components."""
-        hidden = {"show_progress": "hidden", "api_visibility": "private"}
+        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         outputs = [
             self.status,
             self.stage,

@@ -124,7 +124,8 @@ class Engine:
         own = self.pipe.scheduler
         if sampler == OWN_SAMPLER:
             return own
-        return SCHEDULERS[sampler].from_config(own.config, mask_token_id=self.pipe.mask_token_id)
+        kind: Any = SCHEDULERS[sampler]
+        return kind.from_config(own.config, mask_token_id=self.pipe.mask_token_id)
 
     def takes_temperature(self, sampler: str) -> bool:
         """Whether a sampler has a temperature. The pipelines refuse one for those that have none."""
@@ -323,6 +324,7 @@ class Engine:
                     filled = 1 - (grid == pipe.mask_token_id).float().mean().item()
                     job.emit(Step(event.step + 1, event.num_steps, filled, picture))
                 elif isinstance(event, ImageDone):
+                    assert isinstance(event.image, Image.Image)  # as `output_type` is "pil"
                     job.emit(Drawn([event.image], time.monotonic() - start))
                 elif isinstance(event, AnswerDone):
                     break

@@ -56,7 +56,7 @@ class Job:
         seconds (`float`): the time that the job has, from when it starts.
     """
 
-    emit: Callable[[Any], None]
+    emit: Callable[[Any], Any]
     seconds: float
     stop_requested: threading.Event = field(default_factory=threading.Event)
     started: float = 0.0

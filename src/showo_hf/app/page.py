@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def draw_examples(space: Space) -> None:
             asked = DrawSettings(**{**vars(settings), "prompt": prompt})
             (drawn,) = [
                 event
-                for event in collect(lambda job, asked=asked: space.engine.draw(job, asked, previews=False))
+                for event in collect(partial(space.engine.draw, settings=asked, previews=False))
                 if isinstance(event, Drawn)
             ]
             space.thumbnails.append((drawn.images[0], prompt))

@@ -45,7 +45,7 @@ class Shared:
 
     def wire_actions(self, buttons: dict[str, gr.Button], chosen: gr.State, status: gr.HTML) -> None:
         """Connect the buttons of [`action_row`] to the image whose path `chosen` holds."""
-        hidden = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        hidden: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
         def to_edit(path: str | None) -> dict:
             if path is None:
@@ -71,7 +71,7 @@ class Shared:
 
     def wire(self) -> None:
         """Connect the gallery of the visit."""
-        hidden = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        hidden: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         self.visit_gallery.select(choose_visited, self.visit, self.visit_chosen, **hidden)
         self.wire_actions(self.visit_actions, self.visit_chosen, self.visit_status)
 

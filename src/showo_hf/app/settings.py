@@ -81,7 +81,7 @@ class SpaceOptions:
             text = environment.get(name, "").strip()
             if not text:
                 continue
-            kind = type(field.default)
+            kind: Any = type(field.default)
             try:
                 values[field.name] = kind(text)
             except ValueError:
