@@ -101,7 +101,7 @@ def visit_tabs(page: Page) -> Iterator[str]:
     status_is(page, "Ready.")
     yield "ask"
     open_tab(page, "Chat")
-    page.get_by_role("textbox", name="Message").fill("show me a red apple, then a pear.")
+    page.locator("#showo-chat-box textarea").fill("show me a red apple, then a pear.")
     page.keyboard.press("Enter")
     status_is(page, "Step")
     status_is(page, "Ready.")

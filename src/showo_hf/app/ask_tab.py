@@ -35,6 +35,7 @@ class AskTab:
                     height=320,
                     buttons=["fullscreen"],
                     alt_text="The image that the questions are about",
+                    elem_id="showo-ask-image",
                 )
                 self.caption = gr.Button("Caption")
             with gr.Column(scale=3, min_width=320):

@@ -44,6 +44,7 @@ class ChatTab:
             file_types=["image"],
             file_count="multiple",
             sources=["upload"],
+            elem_id="showo-chat-box",
             submit_btn=True,
         )
         with gr.Row():
