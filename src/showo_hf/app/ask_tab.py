@@ -36,6 +36,7 @@ class AskTab:
                     buttons=["fullscreen"],
                     alt_text="The image that the questions are about",
                     elem_id="showo-ask-image",
+                    placeholder="Drop an image file here to upload",
                 )
                 self.caption = gr.Button("Caption")
             with gr.Column(scale=3, min_width=320):
