@@ -16,7 +16,7 @@ from benchmarks.measuring import print_table
 
 from recipes.emoji.captions import canonical_caption
 from recipes.emoji.emoji import EmojiDataset, load_emoji
-from recipes.emoji.image_tokens import to_pixel_values
+from recipes.image_tokens import to_pixel_values
 from showo_hf import (
     EMBEDDED_MODEL,
     ShowoExtrapolatePipeline,

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from recipes.emoji.captions import canonical_caption
 from recipes.emoji.emoji import EmojiDataset, load_emoji
-from recipes.emoji.image_tokens import to_pixel_values
+from recipes.image_tokens import to_pixel_values
 from showo_hf import EMBEDDED_MODEL, ShowoLFQTokenizer, ShowoT2IPipeline
 from showo_hf.utils.metrics import psnr
 

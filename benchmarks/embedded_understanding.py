@@ -27,8 +27,8 @@ from benchmarks.measuring import print_table
 from PIL import Image
 from tqdm.auto import tqdm
 
+from recipes.colours import main_colour
 from recipes.emoji.captions import CANONICAL_STYLE, canonical_caption, with_article
-from recipes.emoji.colours import main_colour
 from recipes.emoji.conversations import (
     ALL_KINDS,
     ANSWERED_COLOURS,

@@ -42,7 +42,7 @@ from safetensors.torch import load_file, save_file
 
 from recipes.emoji.captions import STYLE_ADJECTIVES, with_article
 from recipes.emoji.emoji import STYLES, EmojiDataset, load_emoji
-from recipes.emoji.image_tokens import to_pixel_values
+from recipes.image_tokens import to_pixel_values
 from showo_hf import EMBEDDED_MODEL, ShowoT2IPipeline
 
 
@@ -51,12 +51,15 @@ DRAWN_FROM = "twemoji"
 STYLE_WORD = {**{style: words[0] for style, words in STYLE_ADJECTIVES.items()}, NEW: "ink"}
 #: Generated images by a label and the style.
 Images = dict[tuple[str, str], torch.Tensor]
-#: Captions of a training image; one is drawn each time. The first is the one of the measured prompts.
+#: Captions of a training image; one is drawn each time. The first is the one of the measured prompts. The last two name
+#: the style alone, so that it is learnt apart from the hundred things that it is shown on.
 CAPTIONS = (
     "{thing}, {style} style",
     "{thing} in {style} style",
     "{bare}, {style} style",
     "{style} emoji of {thing}",
+    "{style} style",
+    "emoji in {style} style",
 )
 
 
@@ -136,7 +139,7 @@ def write_own_images(folder: Path, pipe: ShowoT2IPipeline, options: argparse.Nam
     names = (things.judged * options.kept)[: options.kept]
     styles = [STYLES[number % len(STYLES)] for number in range(options.kept)]
     prompts = [prompt(name, style) for name, style in zip(names, styles, strict=True)]
-    seed = options.seed + 1000  # other noise than that of the measured images
+    seed = options.seed + 1000  # other noise than the measured images have
     images = generate(pipe, prompts, seed, options.batch_size, num_inference_steps=options.steps)
     write_images(folder, names, styles, images)
 
@@ -148,7 +151,7 @@ def cpu_seconds() -> float:
 
 
 def train(pipe: ShowoT2IPipeline, options: argparse.Namespace, things: Things) -> Path:
-    """Train by the command line in a process of its own. Prints the time, with that of the model's own images."""
+    """Train by the command line in a process of its own. Prints the time, in which the model also makes its own images."""
     start, cpu = time.perf_counter(), cpu_seconds()
     new, own, adapter = (options.output / name for name in ("images", "own-images", "adapter"))
     write_images(new, things.trained, [NEW] * len(things.trained), things.pictures(things.trained, NEW))

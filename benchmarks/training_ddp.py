@@ -40,7 +40,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def step_seconds(processes: int, steps: int, small: bool) -> float:
-    """The median time of a step in this process, one of `processes`, whose environment is that of a launcher."""
+    """The median time of a step in this process, one of `processes`, which a launcher's environment describes."""
     torch.set_num_threads(2 // processes)
     rows = {name: count // processes for name, count in ROWS.items()}
     step = Step("ours", SMALL if small else FULL, torch.float32, rows, False, "cpu")
@@ -63,7 +63,7 @@ def step_seconds(processes: int, steps: int, small: bool) -> float:
 
 
 def measured_seconds(processes: int, options: argparse.Namespace) -> float:
-    """The time of a step of new processes: that of the slowest."""
+    """The time of a step of new processes, which the slowest decides."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]

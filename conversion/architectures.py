@@ -11,9 +11,10 @@ from transformers import CLIPVisionConfig, PhiConfig
 
 from showo_hf.models.configuration_showo import SPECIAL_TOKEN_NAMES, ShowoConfig
 from showo_hf.models.configuration_showo_lfq import ShowoLFQTokenizerConfig
+from showo_hf.utils.validation import shown
 
 from .checkpoint import Checkpoint
-from .errors import ConversionError
+from .errors import ConversionError, examples
 
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -65,7 +66,7 @@ def infer_showo_config(
     text_ids = offset - len(SPECIAL_ORDER)
     sizes = {"vocab_size": vocab_size, "llm_vocab_size": text_ids}
     wrong = [
-        f"`{name}` is {original[name]} (weights: {size})"
+        f"`{name}` is {shown(original[name])} (weights: {size})"
         for name, size in sizes.items()
         if original.get(name, size) != size
     ]
@@ -137,7 +138,7 @@ def read_clip_vision_config(folder: Path, config: dict) -> CLIPVisionConfig:
     """The vision config of a CLIP checkpoint, or the config of a vision tower alone."""
     kind = config.get("model_type")
     if kind not in ("clip", "clip_vision_model"):
-        raise ConversionError(f"'{folder}' must be a CLIP model or its vision tower, got `model_type` {kind!r}")
+        raise ConversionError(f"'{folder}' must be a CLIP model or its vision tower, got `model_type` {shown(kind)}")
     return CLIPVisionConfig.from_dict(config.get("vision_config", {}) if kind == "clip" else config)
 
 
@@ -146,7 +147,7 @@ def shape_of(shapes: Shapes, name: str, dimensions: int, size: int | None = None
     shape = shapes.get(name)
     if shape is None:
         raise ConversionError(
-            f"the weights lack `{name}`; they hold {len(shapes)} tensors, for example {', '.join(sorted(shapes)[:5])}"
+            f"the weights lack `{name}`; they hold {len(shapes)} tensors, for example {examples(sorted(shapes)[:5])}"
         )
     if len(shape) != dimensions:
         raise ConversionError(f"`{name}` must have {dimensions} dimensions, got shape {list(shape)}")
@@ -155,7 +156,10 @@ def shape_of(shapes: Shapes, name: str, dimensions: int, size: int | None = None
 
 def count_stages(shapes: Shapes, pattern: str) -> int:
     """The number of indices that `pattern` finds in names; `ConversionError` unless they are 0, 1, 2 and so on."""
-    numbers = {int(match[1]) for name in shapes if (match := re.match(pattern, name))}
+    found = {match[1] for name in shapes if (match := re.match(pattern, name))}
+    if too_long := [number for number in found if len(number) > 9]:
+        raise ConversionError(f"names like '{pattern}' must count from 0, got a number of {len(too_long[0]):,} digits")
+    numbers = {int(number) for number in found}
     if numbers != set(range(len(numbers))):
         raise ConversionError(f"names like '{pattern}' must count from 0 without a gap, got {sorted(numbers)[:50]}")
     return len(numbers)
@@ -165,7 +169,7 @@ def read_size(config: dict, name: str, default: int) -> int:
     """A positive integer in a checkpoint's config; `ConversionError` for anything else."""
     value = config.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-        raise ConversionError(f"`{name}` in config.json must be a positive integer, got {value!r}")
+        raise ConversionError(f"`{name}` in config.json must be a positive integer, got {shown(value)}")
     return value
 
 

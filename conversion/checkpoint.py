@@ -4,21 +4,23 @@ import itertools
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .errors import ConversionError
+from .errors import ConversionError, examples, printable
 
 
 STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
 SAFETENSORS = (".safetensors",)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SUBFOLDERS = ("", "unwrapped_model")  # the second is where the original's training saves its weights
-PART = re.compile(r"(.+)-(\d+)-of-(\d+)(\.\w+)")
+PART = re.compile(r"(.+)-(\d{1,18})-of-(\d{1,18})(\.\w+)")
 DDP_PREFIX = "module."
+MAX_PICKLE = 2**25  # bytes; the pickle of 1,000 tensors takes 100 KB
 
 # The names of dtypes in the format, see https://github.com/huggingface/safetensors#format.
 DTYPES = {
@@ -52,7 +54,9 @@ class SafetensorsFile:
     def dtype(self, name: str) -> torch.dtype:
         found = self.file.get_slice(name).get_dtype()
         if found not in DTYPES:
-            raise ConversionError(f"`{name}` in '{self.path.name}' has dtype {found}, which is not supported")
+            raise ConversionError(
+                f"`{printable(name)}` in '{self.path.name}' has dtype {found}, which is not supported"
+            )
         return DTYPES[found]
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -68,6 +72,7 @@ class PickleFile:
 
     def __init__(self, path: Path):
         self.path = path
+        check_archive(path)
         try:
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         except pickle.UnpicklingError as error:
@@ -81,6 +86,7 @@ class PickleFile:
                 f"into memory. Found: {first_sentence(error)}"
             ) from error
         self.tensors = flat_tensors(content, path.name)
+        check_storages(self.tensors, path)
         self.names = list(self.tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -100,7 +106,7 @@ def first_sentence(error: Exception) -> str:
     """The part of torch's message that names the fault, without the advice to trust the file."""
     text = str(error)
     found = re.search(r"(Unsupported global: GLOBAL \S+|Unsupported operand \d+)", text)
-    return found[0] if found else text.split("\n")[0].split(". ")[0][:200]
+    return printable(found[0] if found else text.split("\n")[0].split(". ")[0])
 
 
 def flat_tensors(content, file_name: str) -> dict[str, torch.Tensor]:
@@ -110,14 +116,69 @@ def flat_tensors(content, file_name: str) -> dict[str, torch.Tensor]:
         content = wrapped[0] if wrapped else content
     if not isinstance(content, dict):
         raise ConversionError(f"'{file_name}' must hold tensors by name, got a {type(content).__name__}")
-    others = {
-        key: type(value).__name__
+    others = [
+        f"{key!r:.80} ({type(value).__name__})"
         for key, value in content.items()
         if not (isinstance(value, torch.Tensor) and isinstance(key, str))
-    }
+    ]
     if others or not content:
-        raise ConversionError(f"'{file_name}' must only hold tensors by name, but also holds {others or 'nothing'}")
+        raise ConversionError(
+            f"'{file_name}' must only hold tensors by name, but also holds {examples(others) or 'nothing'}"
+        )
     return {name: tensor.detach() for name, tensor in content.items()}  # a parameter may come with a gradient
+
+
+def check_archive(path: Path):
+    """
+    Raise `ConversionError` for a zip archive whose parts are compressed, or whose pickle is very large.
+
+    torch writes parts as they are. A compressed part of a few megabytes could unpack to any size.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # torch says what is wrong
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise ConversionError(f"'{path.name}' is a damaged archive: {printable(error)}") from error
+    compressed = [one.filename for one in parts if one.file_size != one.compress_size or one.compress_type]
+    if compressed:
+        raise ConversionError(
+            f"'{path.name}' has compressed parts, which torch does not write: {examples(compressed)}"
+        )
+    large = [one for one in parts if one.filename.endswith(".pkl") and one.file_size > MAX_PICKLE]
+    if large:
+        raise ConversionError(
+            f"'{path.name}' has a pickle of {large[0].file_size:,} bytes, and at most {MAX_PICKLE:,} are read"
+        )
+
+
+def check_storages(tensors: dict[str, torch.Tensor], path: Path):
+    """Raise `ConversionError` unless the numbers of all tensors lie in the file."""
+    for name, tensor in tensors.items():
+        if why := why_not_plain(tensor):
+            raise ConversionError(f"`{printable(name)}` in '{path.name}' cannot be read: {why}")
+    planned = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    most = 2 * path.stat().st_size + 2**20  # tied weights stand in the file once
+    if planned > most:
+        raise ConversionError(
+            f"the tensors of '{path.name}' take {planned:,} bytes, and the file has {path.stat().st_size:,}: many of them "
+            "share their numbers"
+        )
+
+
+def why_not_plain(tensor: torch.Tensor) -> str | None:
+    """Why a tensor is not one whose numbers lie in the file, row by row or in another order; None if it is."""
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return "it is sparse or nested"
+    if tensor.is_meta or tensor.is_quantized:
+        return "it is quantized, or has no numbers"
+    if tensor.is_neg() or tensor.is_conj():
+        return "its numbers are stored with another sign"
+    size, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if size > stored:
+        return f"its shape {list(tensor.shape)} takes {size:,} bytes, and {stored:,} are stored"
+    return None
 
 
 class Checkpoint:
@@ -153,7 +214,7 @@ class Checkpoint:
                     twice.append(ours)
                 self.locations[ours] = (file, name)
         if twice:
-            raise ConversionError(f"several files hold the same tensors: {', '.join(sorted(twice))}")
+            raise ConversionError(f"several files hold the same tensors: {examples(sorted(twice))}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.locations)
@@ -229,7 +290,7 @@ def find_weights(folder: Path) -> tuple[Path, list[WeightsFile]]:
     names = sorted(path.name for path in folder.iterdir())[:10]
     raise ConversionError(
         f"'{folder}' holds no weights: none of {', '.join(STEMS)} with {', '.join(SAFETENSORS + PICKLES)}, whole or in "
-        f"parts; it holds {', '.join(names) or 'nothing'}"
+        f"parts; it holds {examples(names, 10) or 'nothing'}"
     )
 
 
@@ -241,18 +302,19 @@ def indexed_files(index: Path) -> list[WeightsFile]:
     names = sorted(set(mapping.values()))
     outside = [name for name in names if not is_plain_file_name(name)]
     if outside:
-        raise ConversionError(f"'{index.name}' names files outside the checkpoint's folder: {', '.join(outside)}")
+        raise ConversionError(f"'{index.name}' names files outside the checkpoint's folder: {examples(outside)}")
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
-        raise ConversionError(f"'{index.name}' names files that do not exist: {', '.join(missing)}")
+        raise ConversionError(f"'{index.name}' names files that do not exist: {examples(missing)}")
     files = [open_weights(index.parent / name) for name in names]
     for name, file in zip(names, files, strict=True):
         expected = {tensor for tensor, file_name in mapping.items() if file_name == name}
         found = set(file.names)
         if expected != found:
+            lost, extra = (examples(map(repr, sorted(names))) for names in (expected - found, found - expected))
             raise ConversionError(
-                f"'{index.name}' does not match '{name}': missing in the file {sorted(expected - found)}, "
-                f"missing in the index {sorted(found - expected)}"
+                f"'{index.name}' does not match '{printable(name)}': missing in the file [{lost}], "
+                f"missing in the index [{extra}]"
             )
     return files
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from showo_hf.utils.argument_types import DTYPES, shard_size
+from showo_hf.utils.argument_types import DTYPES, shard_size, user_path
 
 from .errors import ConversionError, UploadError
 
@@ -31,7 +31,14 @@ def add_verify_argument(parser: argparse.ArgumentParser):
 def add_output_arguments(parser: argparse.ArgumentParser, max_shard_size: str = "5GB"):
     """Add the options of every command that writes weights."""
     add = parser.add_argument
-    add("--output", required=True, metavar="FOLDER", help="output folder, written atomically")
+    add(
+        "-o",
+        "--output",
+        required=True,
+        type=lambda text: str(user_path(text)),
+        metavar="FOLDER",
+        help="output folder, written atomically",
+    )
     add("--dtype", choices=DTYPES, help="dtype of the saved weights (default: the dtype of the source)")
     add(
         "--max-shard-size",
@@ -43,6 +50,7 @@ def add_output_arguments(parser: argparse.ArgumentParser, max_shard_size: str = 
     add("--overwrite", action="store_true", help="replace the output if it exists")
     add("--push-to-hub", metavar="ORG/NAME", help="upload the finished folder to this repository")
     add("--private", action="store_true", help="make that repository private, if it is new")
+    add("-q", "--quiet", action="store_true", help="no report")
 
 
 def torch_dtype(name: str | None):
@@ -53,7 +61,7 @@ def torch_dtype(name: str | None):
 
 
 def run_conversion(
-    convert: Callable[[], str], output: str, push_to_hub: str | None = None, private: bool = False
+    convert: Callable[[], str], output: str, push_to_hub: str | None = None, private: bool = False, quiet: bool = False
 ) -> int:
     """
     Run a conversion, and upload its folder if `push_to_hub` names a repository.
@@ -63,6 +71,7 @@ def run_conversion(
     Args:
         convert: writes `output` and returns the report.
         output: the folder that `convert` writes.
+        quiet: print no report.
 
     Returns:
         The exit code 0.
@@ -76,7 +85,9 @@ def run_conversion(
 
     if push_to_hub:
         validate_repo_id(push_to_hub)
-    print(convert(), file=sys.stderr)
+    report = convert()
+    if not quiet:
+        print(report, file=sys.stderr)
     print(output)
     if push_to_hub:
         try:

@@ -15,6 +15,7 @@ from showo_hf.utils.atomic_folder import atomic_folder, check_target
 
 from .architectures import infer_lfq_config
 from .checkpoint import Checkpoint
+from .errors import ConversionError
 from .model_card import origin_of, write_tokenizer_card
 from .output import check_output, write_model
 from .plan import ConversionPlan
@@ -75,7 +76,12 @@ def infer_image_tokenizer_config(checkpoint: Checkpoint, sample_size: int = 256)
     Raises:
         ConversionError: if the checkpoint is of no known kind, or of one that cannot be converted.
     """
-    return infer_vq_config(checkpoint, sample_size) if is_vq(checkpoint) else infer_lfq_config(checkpoint, sample_size)
+    try:
+        return (infer_vq_config if is_vq(checkpoint) else infer_lfq_config)(checkpoint, sample_size)
+    except ConversionError:
+        raise
+    except ValueError as error:  # of the config: the sizes in the checkpoint are not those of a model
+        raise ConversionError(f"the image tokenizer cannot be converted: {error}") from error
 
 
 def add_image_tokenizer(

@@ -73,12 +73,15 @@ def convert_showo(
     origin = origin_of(named, sources["showo"], repo_id)
     showo_weights, tokenizer_weights = Checkpoint(sources["showo"]), Checkpoint(sources["image_tokenizer"])
     clip = Checkpoint(sources["clip_vision"]) if clip_vision is not None else None
-    config = infer_showo_config(
-        showo_weights,
-        infer_image_tokenizer_config(tokenizer_weights),
-        read_clip_vision_config(clip.folder, clip.config) if clip is not None else None,
-        num_image_tokens,
-    )
+    try:
+        config = infer_showo_config(
+            showo_weights,
+            infer_image_tokenizer_config(tokenizer_weights),
+            read_clip_vision_config(clip.folder, clip.config) if clip is not None else None,
+            num_image_tokens,
+        )
+    except ValueError as error:  # of a config: the sizes in the checkpoint are not those of a model
+        raise ConversionError(str(error)) from error
     if clip is not None and config.vision_config is None:
         raise ConversionError("`--clip-vision` was given, but this Show-o has no `mm_projector` to use a tower")
     config.image_tokenizer_config.sample_size = image_size(config)

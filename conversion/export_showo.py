@@ -92,7 +92,7 @@ def read_our_config(folder: Path) -> ShowoConfig:
     file = folder / "config.json"
     kind = read_json_object(file).get("model_type") if file.is_file() else None
     if kind != "showo":
-        raise ConversionError(f"'{folder}' must be a Show-o saved by this package, got `model_type` {kind!r}")
+        raise ConversionError(f"'{folder}' must be a Show-o saved by this package, got `model_type` {kind!r:.80}")
     config = ShowoConfig.from_pretrained(folder)
     text = config.text_config
     if text.model_type != "phi" or config.tie_word_embeddings or not config.lm_head_bias or not text.qk_layernorm:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .checkpoint import Checkpoint
-from .errors import ConversionError
+from .errors import EXAMPLES, ConversionError, examples, printable
 from .weight_names import DropRules, why_dropped
 
 
@@ -76,21 +76,23 @@ class ConversionPlan:
         """
         Raise `ConversionError` unless the tensors are exactly those of `model`, which may be on the meta device.
 
-        The message lists every tensor that is missing, unexpected, or of another shape.
+        The message counts the tensors that are missing, unexpected, or of another shape, and lists five of each.
         """
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         found = {name: tuple(source.meta().shape) for name, source in self.sources.items()}
         problems = [f"missing: {name} {list(expected[name])}" for name in sorted(expected.keys() - found.keys())]
         extra = [*self.extra, *(self.sources[name].name for name in found.keys() - expected.keys())]
-        problems += [f"unexpected: {name}" for name in sorted(extra)]
+        problems += [f"unexpected: {printable(name)}" for name in sorted(extra)]
         problems += [
-            f"wrong shape: {self.sources[name].name} {list(found[name])}, must be {list(expected[name])}"
+            f"wrong shape: {printable(self.sources[name].name)} {list(found[name])}, must be {list(expected[name])}"
             for name in sorted(expected.keys() & found.keys())
             if expected[name] != found[name]
         ]
         dtypes = {source.name: source.checkpoint.dtype(source.name) for source in self.sources.values()}
         problems += [
-            f"not a floating-point dtype: {name} {dtype}" for name, dtype in dtypes.items() if dtype not in FLOATS
+            f"not a floating-point dtype: {printable(name)} {dtype}"
+            for name, dtype in dtypes.items()
+            if dtype not in FLOATS
         ]
         raise_all("the weights do not match the model", problems)
 
@@ -108,14 +110,14 @@ class ConversionPlan:
     def check_finite(self):
         """Raise `ConversionError` if tensors read so far contain NaN or Inf."""
         names = sorted(self.sources[name].name for name in self.not_finite)
-        raise_all("the weights are damaged", [f"NaN or Inf in {name}" for name in names])
+        raise_all("the weights are damaged", [f"NaN or Inf in {printable(name)}" for name in names])
 
     def report(self) -> str:
         """A few lines on which tensors were converted and which were dropped."""
         lines = [f"{len(self.sources)} tensors converted"]
         for reason in dict.fromkeys(self.dropped.values()):
             names = [name for name, why in self.dropped.items() if why == reason]
-            lines.append(f"{len(names)} dropped ({reason}): {', '.join(names)}")
+            lines.append(f"{len(names)} dropped ({reason}): {examples(names)}")
         return "\n".join(lines)
 
 
@@ -129,7 +131,20 @@ def all_finite(tensor: torch.Tensor) -> bool:
 
 
 def raise_all(title: str, problems: Iterable[str]):
-    """Raise one `ConversionError` that lists all problems, if there are any."""
+    """
+    Raise one `ConversionError` for all problems, if there are any.
+
+    Of each kind, which is what stands before the first colon, it lists five and counts the others.
+    """
     problems = list(problems)
-    if problems:
-        raise ConversionError(f"{title} ({len(problems)}):\n  " + "\n  ".join(problems))
+    if not problems:
+        return
+    kinds: dict[str, list[str]] = {}
+    for problem in problems:
+        kinds.setdefault(problem.partition(":")[0] if ":" in problem else "", []).append(problem)
+    lines = []
+    for kind, same in kinds.items():
+        lines += same[:EXAMPLES]
+        if len(same) > EXAMPLES:
+            lines.append(f"{kind}{': ' if kind else ''}{len(same) - EXAMPLES:,} more")
+    raise ConversionError(f"{title} ({len(problems):,}):\n  " + "\n  ".join(lines))

@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 
 from .checkpoint import PICKLES, SAFETENSORS, STEMS, SUBFOLDERS
-from .errors import ConversionError
+from .errors import ConversionError, examples, printable
 
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -33,7 +33,7 @@ def local_source(argument: str, path_or_hub_id: str, weights: bool = True) -> Pa
     if not HUB_ID.fullmatch(path_or_hub_id):
         raise ConversionError(
             f"`{argument}` must be a folder or file on this machine, or a Hub name such as showlab/show-o, "
-            f"got '{path_or_hub_id}'"
+            f"got '{printable(path_or_hub_id)}'"
         )
     patterns = list(SMALL_FILES)
     try:
@@ -58,4 +58,4 @@ def weight_patterns(files: Iterable[str]) -> list[str]:
         pattern = re.compile(names + f"(?:{'|'.join(map(re.escape, suffixes))})")
         if found := [name for name in files if pattern.fullmatch(name)]:
             return found
-    raise ConversionError(f"the repository has no weights, but {', '.join(sorted(files)[:10]) or 'nothing'}")
+    raise ConversionError(f"the repository has no weights, but {examples(sorted(files), 10) or 'nothing'}")

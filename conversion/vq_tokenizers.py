@@ -16,7 +16,7 @@ from showo_hf.models.configuration_showo_vq import ShowoVQTokenizerConfig
 
 from .architectures import Shapes, count_stages, shape_of, without_paths
 from .checkpoint import Checkpoint
-from .errors import ConversionError
+from .errors import ConversionError, examples
 from .plan import ConversionPlan
 from .weight_names import VQ_DROPPED, diffusers_vq_name, is_attention_kernel, vqgan_name
 
@@ -92,9 +92,9 @@ def diffusers_options(found: dict[str, Any]) -> dict[str, Any]:
         )
     attention = {}
     for name, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
-        unknown = sorted(set(config[name]) - set(known))
+        unknown = sorted({str(kind) for kind in config[name]} - set(known))
         if unknown:
-            raise ConversionError(f"`{name}` must be of {', '.join(known)}, got {', '.join(unknown)}")
+            raise ConversionError(f"`{name}` must be of {', '.join(known)}, got {examples(unknown)}")
         attention[name] = [known[kind] for kind in config[name]]
     stages, layers = len(config["block_out_channels"]), config["layers_per_block"]
     return {

@@ -83,7 +83,7 @@ def magvitv2_name(original: str, stages: int = 5) -> str:
     def reverse(match: re.Match) -> str:
         return f"up_blocks.{stages - 1 - int(match[1])}."
 
-    name = re.sub(r"up\.(\d+)\.", reverse, name)
+    name = re.sub(r"up\.(\d{1,9})\.", reverse, name)
     name = re.sub(r"(up_blocks\.\d+)\.block\.(\d+)", r"\1.resnets.\2", name)
     return re.sub(r"(up_blocks\.\d+)\.upsample", r"\1.upsamplers.0", name)
 

@@ -14,6 +14,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from showo_hf.schedulers.scheduling_utils import Generators
 from showo_hf.utils.private_interfaces import has_offload_hook
+from showo_hf.utils.validation import check_flag
 
 from .guidance import guidance_at
 
@@ -23,7 +24,8 @@ class SamplingParams:
     """
     Sampling parameters of a call; see [`ShowoT2IPipeline.__call__`].
 
-    `begin_index` is the first step that runs; the steps before it are skipped.
+    `begin_index` is the first step that runs; the steps before it are skipped. `decoder_steps` are the steps of the
+    diffusion decoder: None for its own number, 0 to leave it out.
     """
 
     num_inference_steps: int = 18
@@ -35,6 +37,7 @@ class SamplingParams:
     callback_on_step_end: Callable | None = None
     callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",)
     begin_index: int = 0
+    decoder_steps: int | None = None
 
     @property
     def do_classifier_free_guidance(self) -> bool:
@@ -55,7 +58,8 @@ class SamplingParams:
         """Names of the callback's tensors. A [`PipelineCallback`] brings its own."""
         if isinstance(self.callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             return self.callback_on_step_end.tensor_inputs
-        return self.callback_on_step_end_tensor_inputs or ()
+        names = self.callback_on_step_end_tensor_inputs
+        return () if names is None else names
 
 
 @dataclass
@@ -136,10 +140,15 @@ OFFLOAD_LOCK = RLock()
 
 
 def one_offloaded_call(call: Callable) -> Callable:
-    """Decorate a pipeline's call: calls of offloaded pipelines run one after the other, others at the same time."""
+    """
+    Decorate a pipeline's call: calls of offloaded pipelines run one after the other, others at the same time.
+
+    It also checks `return_dict`, which calls use when the work is done.
+    """
 
     @wraps(call)
     def wrapper(self, *args, **kwargs):
+        check_flag("return_dict", kwargs.get("return_dict", True))
         if not has_offload_hook(self.model):
             return call(self, *args, **kwargs)
         with OFFLOAD_LOCK:

@@ -113,7 +113,9 @@ class Conversation:
                 if step.interrupted:
                     finish_reason = "interrupted"
                 if not bool((step.latents == pipe.mask_token_id).any()):
-                    image = pipe.decode_latents(step.latents, params.output_type)[0]
+                    image = pipe.decode_latents(
+                        step.latents, params.output_type, params.generator, params.decoder_steps
+                    )[0]
                     yield answer.add_image(image, step.latents[0].cpu())
                 if step.interrupted:
                     break

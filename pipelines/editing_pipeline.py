@@ -12,8 +12,9 @@ from PIL import Image
 from showo_hf.processing.images import flatten_images, is_token_grid, load_image
 from showo_hf.schedulers.masking_schedules import get_masking_schedule
 from showo_hf.schedulers.scheduling_utils import Generators, sample_uniform
-from showo_hf.utils.validation import check_share
+from showo_hf.utils.validation import check_choice, check_flag, check_share, shown
 
+from .call_state import SamplingParams
 from .denoising import PromptContext, predict_logits
 from .encoded_prompts import EncodedPrompts
 from .masks import choose_masked, paste_original
@@ -60,10 +61,11 @@ class ShowoEditingPipeline(ShowoPipeline):
         if is_token_image(image):
             grids = stack_grids(image)
             self.check_token_grids("image", grids, 1 if len(grids) == 1 else num_prompts, self.mask_token_id - 1)
+            self.check_grid_size("image", tuple(grids.shape[1:]))
             if height is not None or width is not None:
                 raise ValueError(
                     "`height` and `width` must be None for an `image` of tokens, which has its own size, "
-                    f"got {height} and {width}."
+                    f"got {shown(height)} and {shown(width)}."
                 )
             return
         if self.image_tokenizer is None:
@@ -80,11 +82,11 @@ class ShowoEditingPipeline(ShowoPipeline):
     def check_remasking(self, strength: float, remasking: str):
         """Raise `ValueError` for a strength outside [0, 1] or an unknown way of remasking."""
         check_share("strength", strength)
-        if remasking not in REMASKING:
-            raise ValueError(f"`remasking` must be one of {list(REMASKING)}, got {remasking!r}.")
+        check_choice("remasking", remasking, REMASKING)
 
     def check_preserve_pixels(self, preserve_pixels: bool, image: Any, output_type: str):
-        """Raise `ValueError` if there are no pixels to preserve."""
+        """Raise `TypeError` for what is no bool, `ValueError` if there are no pixels to preserve."""
+        check_flag("preserve_pixels", preserve_pixels)
         if preserve_pixels and output_type == "latent":
             raise ValueError(
                 "`preserve_pixels` must be False for `output_type='latent'`, which has no pixels, got True."
@@ -112,6 +114,7 @@ class ShowoEditingPipeline(ShowoPipeline):
                 "`image` must hold images of one aspect ratio unless `height` and `width` are given, "
                 f"got sizes {sorted(sizes)}."
             )
+        self.check_grid_size("image", next(iter(sizes)), self.patch)
         return images
 
     def working_size(self, size: tuple[int, int], height: int | None, width: int | None) -> tuple[int, int]:
@@ -132,6 +135,15 @@ class ShowoEditingPipeline(ShowoPipeline):
             )
         scale = max(trained[0] / size[0], trained[1] / size[1])
         return whole_patches(size[0] * scale), whole_patches(size[1] * scale)
+
+    def grid_of(
+        self, images: list[Image.Image] | torch.LongTensor, height: int | None, width: int | None
+    ) -> tuple[int, int]:
+        """Rows and columns of tokens at which loaded images are edited."""
+        if isinstance(images, torch.Tensor):
+            return images.shape[1], images.shape[2]
+        size = self.working_size((images[0].height, images[0].width), height, width)
+        return size[0] // self.patch, size[1] // self.patch
 
     def prepare_source(
         self,
@@ -235,6 +247,7 @@ class ShowoEditingPipeline(ShowoPipeline):
         edited: torch.BoolTensor,
         preserve_pixels: bool,
         output_type: str,
+        params: SamplingParams,
     ):
         """
         Decode image tokens (batch, h, w) to images of `output_type`.
@@ -243,8 +256,8 @@ class ShowoEditingPipeline(ShowoPipeline):
         """
         preserved = ~edited.flatten(1).any(1) | preserve_pixels  # (batch,)
         if output_type == "latent" or source.pixels is None or not bool(preserved.any()):
-            return self.decode_latents(latents, output_type)
-        pixels = self.decode_pixels(latents)
+            return self.decode_latents(latents, output_type, params.generator, params.decoder_steps)
+        pixels = self.decode_pixels(latents, params.generator, params.decoder_steps)
         pixels = torch.where(preserved[:, None, None, None], paste_original(pixels, source.pixels, edited), pixels)
         return self.image_processor.postprocess(pixels, output_type=output_type)
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from showo_hf.utils.validation import check_number
+from showo_hf.utils.validation import MAX_SCALE, check_choice, check_number, shown
 
 
 def guide(guidance_scale: float, conditional: torch.Tensor, unconditional: torch.Tensor | None = None) -> torch.Tensor:
@@ -49,12 +49,11 @@ def guidance_at(
 
 def check_guidance(guidance_scale: float, schedule: str, interval: tuple[float, float]):
     """Raise `ValueError` if the scale is not a number, the schedule is unknown, or the interval is not within [0, 1]."""
-    check_number("guidance_scale", guidance_scale)
-    if schedule not in GUIDANCE_SCHEDULES:
-        raise ValueError(f"`guidance_schedule` must be one of {sorted(GUIDANCE_SCHEDULES)}, got {schedule!r}.")
+    check_number("guidance_scale", guidance_scale, most=MAX_SCALE)
+    check_choice("guidance_schedule", schedule, GUIDANCE_SCHEDULES)
     if not isinstance(interval, (list, tuple)) or len(interval) != 2:
-        raise ValueError(f"`guidance_interval` must be two numbers, got {interval!r}.")
+        raise ValueError(f"`guidance_interval` must be two numbers, got {shown(interval)}.")
     for end in interval:
         check_number("guidance_interval", end)
     if not interval[0] <= interval[1] <= 1:
-        raise ValueError(f"`guidance_interval` must be two rising numbers in [0, 1], got {interval!r}.")
+        raise ValueError(f"`guidance_interval` must be two rising numbers in [0, 1], got {shown(interval)}.")

@@ -11,6 +11,7 @@ from showo_hf.utils.saved_folders import hub_options
 #: The module of each class that `model_index.json` may name. It takes the place of the module that a folder names: a
 #: folder that brings its own code (`showo-hf convert --with-code`) is loaded without running it.
 COMPONENT_MODULES = {
+    "ShowoDiffusionDecoder": "models.modeling_diffusion_decoder",
     "ShowoForCausalLM": "models.modeling_showo",
     "ShowoProcessor": "processing.processing_showo",
     "EntropyBoundScheduler": "schedulers.scheduling_entropy_bound",
@@ -49,8 +50,15 @@ def weight_patterns(variant: str | None = None, use_safetensors: bool | None = N
 
 def with_installed_classes(config: dict[str, Any], package: str) -> dict[str, Any]:
     """Let the config of `model_index.json` name the classes of an installed `package` instead of code in the folder."""
+    if not isinstance(config, dict):
+        raise ValueError(f"`model_index.json` must hold a JSON object, got a {type(config).__name__}.")
     if isinstance(config.get("_class_name"), (list, tuple)):
+        if not config["_class_name"]:
+            raise ValueError("`_class_name` in `model_index.json` must name a class, got an empty list.")
         config = config | {"_class_name": config["_class_name"][-1]}
+    for name, value in config.items():
+        if isinstance(value, (list, tuple)) and not all(isinstance(part, (str, bool, type(None))) for part in value):
+            raise ValueError(f"`{name}` in `model_index.json` must name a library and a class, got {value!r:.80}.")
     components = {
         name: [f"{package}.{COMPONENT_MODULES[value[1]]}", value[1]]
         for name, value in config.items()

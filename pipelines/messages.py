@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from showo_hf.processing.images import is_token_grid, load_image
+from showo_hf.processing.processing_showo import check_texts
+from showo_hf.utils.validation import shown
 
 
 Message: TypeAlias = dict[str, Any]
@@ -34,16 +36,18 @@ def normalize_message(message: Any, codebook_size: int) -> Message:
     if isinstance(message, str):
         message = {"role": "user", "content": message}
     if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-        raise TypeError(f"`messages` must hold dicts with 'role' and 'content', got {message!r:.80}.")
+        raise TypeError(f"`messages` must hold dicts with 'role' and 'content', got {shown(message)}.")
     role, content = message["role"], message["content"]
-    if role not in ROLES:
-        raise ValueError(f"`messages` must have roles among {list(ROLES)}, got {role!r}.")
+    if not isinstance(role, str) or role not in ROLES:
+        raise ValueError(f"`messages` must have roles among {list(ROLES)}, got {shown(role)}.")
     if isinstance(content, (list, tuple)):
         content = [normalize_part(part, codebook_size) for part in content]
         if role == "system" and any(part["type"] == "image" for part in content):
             raise ValueError("`messages` can have images from 'user' and 'assistant', got one from 'system'.")
     elif not isinstance(content, str):
         raise TypeError(f"`messages` must have a text or a list of parts as 'content', got {type(content).__name__}.")
+    else:
+        check_texts("messages", content)
     return {"role": role, "content": content}
 
 
@@ -51,12 +55,13 @@ def normalize_part(part: Any, codebook_size: int) -> dict[str, Any]:
     """Check one part of a message; see [`normalize_messages`]."""
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
+        check_texts("messages", part["text"])
         return {"type": "text", "text": part["text"]}
     images = [part[key] for key in IMAGE_KEYS if part.get(key) is not None] if kind == "image" else []
     if len(images) != 1:
         raise ValueError(
             "`messages` must have parts {'type': 'text', 'text': ...} or {'type': 'image'} with one of "
-            f"{list(IMAGE_KEYS)}, got {part!r:.80}."
+            f"{list(IMAGE_KEYS)}, got {shown(part)}."
         )
     image = images[0]
     if is_token_grid(image) and (image.numel() == 0 or image.min() < 0 or image.max() >= codebook_size):

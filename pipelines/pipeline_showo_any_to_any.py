@@ -53,6 +53,7 @@ class AnswerParams:
     top_k: int | None = None
     top_p: float | None = None
     generator: Generators = None
+    decoder_steps: int | None = None
     output_type: str = "pil"
     callback_on_step_end: Callable | None = None
     callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",)
@@ -67,6 +68,7 @@ class AnswerParams:
             generator=self.generator,
             callback_on_step_end=self.callback_on_step_end,
             callback_on_step_end_tensor_inputs=self.callback_on_step_end_tensor_inputs,
+            decoder_steps=self.decoder_steps,
         )
 
 
@@ -242,6 +244,7 @@ class ShowoAnyToAnyPipeline(ShowoPipeline):
         top_k: int | None = None,
         top_p: float | None = None,
         generator: Generators = None,
+        decoder_steps: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
@@ -266,7 +269,10 @@ class ShowoAnyToAnyPipeline(ShowoPipeline):
             text_temperature (`float`, defaults to 1.0), top_k (`int`, *optional*), top_p (`float`, *optional*): how to
                 sample the words, as in transformers.
             generator (`torch.Generator`, *optional*): makes the answer repeatable. All draws come from it in the order of
-                the answer: with `do_sample` one per text id, `soi` and `eot` included; and the scheduler's at each step.
+                the answer: with `do_sample` one per text id, `soi` and `eot` included; the scheduler's at each step; and
+                the image decoder's after each image.
+            decoder_steps (`int`, *optional*): steps of the image decoder, if the pipeline has one. By default the number in
+                the decoder's config; 0 leaves it out.
             output_type (`str`, defaults to `"pil"`): "pil", "np", "pt", or "latent" for token grids.
             return_dict (`bool`, defaults to `True`): return a [`ShowoAnyToAnyPipelineOutput`] instead of a tuple.
             callback_on_step_end (`Callable`, *optional*): called as `f(pipe, step, timestep, tensors)` after each step of
@@ -291,6 +297,7 @@ class ShowoAnyToAnyPipeline(ShowoPipeline):
             top_k=top_k,
             top_p=top_p,
             generator=generator,
+            decoder_steps=decoder_steps,
             output_type=output_type,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from showo_hf.schedulers.scheduling_utils import Generators
-from showo_hf.utils.validation import check_count, is_integer
+from showo_hf.utils.validation import MAX_COUNT, check_count, is_integer, shown
 
 from .call_state import SamplingParams, one_offloaded_call
 from .denoising import denoise
@@ -59,16 +59,16 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
         """Raise `ValueError` or `TypeError` for arguments that are not allowed. Nothing is read or changed."""
         self.check_components()
         check_prompt(prompt, negative_prompt)
-        check_count("num_images_per_prompt", num_images_per_prompt)
+        check_count("num_images_per_prompt", num_images_per_prompt, most=MAX_COUNT)
         num_prompts = len(regional_prompts(prompt))
         self.check_sampling_params(params, num_prompts * num_images_per_prompt)
         self.check_output_type(output_type)
         directions = as_directions(direction)
-        check_count("rounds", rounds)
+        check_count("rounds", rounds, most=MAX_COUNT)
         most = (self.shortest_side(directions) - 1) * self.patch  # a window must see a part of the image
         if extent is not None and (not is_integer(extent) or extent % self.patch or not 0 < extent <= most):
             raise ValueError(
-                f"`extent` must be a multiple of {self.patch} pixels from {self.patch} to {most}, got {extent!r}."
+                f"`extent` must be a multiple of {self.patch} pixels from {self.patch} to {most}, got {shown(extent)}."
             )
         self.check_image(image, num_prompts, height, width)
         self.check_preserve_pixels(preserve_pixels, image, output_type)
@@ -118,6 +118,7 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
         temperature: float | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
+        decoder_steps: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
@@ -153,6 +154,7 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
             generator=generator,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            decoder_steps=decoder_steps,
         )
         self.check_inputs(
             prompt=prompt,
@@ -172,15 +174,16 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
         # 2. Load the images and the masks of regional prompts
         regional = load_prompt_masks(prompt)
         images = self.load_images(image, height, width)
+        directions = as_directions(direction)
+        extent_tokens = extent // self.patch if extent else max(1, self.shortest_side(directions) // 2)
+        regions = grown_regions(self.grid_of(images, height, width), directions * rounds, extent_tokens)
+        self.check_grid_size("rounds", (regions[-1][0].stop, regions[-1][1].stop))
 
         # 3. Encode the images to tokens
         batch_size = len(regional) * num_images_per_prompt
         source = self.prepare_source(images, batch_size, height, width)
 
         # 4. Pad them with masked tokens, and plan the windows of all rounds
-        directions = as_directions(direction)
-        extent_tokens = extent // self.patch if extent else max(1, self.shortest_side(directions) // 2)
-        regions = grown_regions(tuple(source.tokens.shape[1:]), directions * rounds, extent_tokens)
         source, new = self.extend(source, regions)
         latents = self.prepare_latents(source.tokens, new)
         windows = [(window, list(range(batch_size))) for window in self.plan_rounds(regions)]
@@ -199,7 +202,7 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
             latents = step.latents
 
         # 7. Decode the tokens to pixels
-        images = self.decode_edited(latents, source, new, preserve_pixels, output_type)
+        images = self.decode_edited(latents, source, new, preserve_pixels, output_type, params)
 
         # 8. Offload the model
         self.maybe_free_model_hooks()
@@ -212,8 +215,12 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
 def as_directions(direction: str | Sequence[str]) -> list[str]:
     """The `direction` of a call as a list. `ValueError` unless it holds sides of an image."""
     directions = [direction] if isinstance(direction, str) else direction
-    if not isinstance(directions, Sequence) or not directions or any(one not in SIDES for one in directions):
-        raise ValueError(f"`direction` must be one of {list(SIDES)}, or a list of them, got {direction!r}.")
+    if (
+        not isinstance(directions, Sequence)
+        or not directions
+        or not all(isinstance(one, str) and one in SIDES for one in directions)
+    ):
+        raise ValueError(f"`direction` must be one of {list(SIDES)}, or a list of them, got {shown(direction)}.")
     return list(directions)
 
 

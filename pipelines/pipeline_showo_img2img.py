@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from showo_hf.schedulers.scheduling_utils import Generators
-from showo_hf.utils.validation import check_count
+from showo_hf.utils.validation import MAX_COUNT, check_count
 
 from .call_state import SamplingParams, one_offloaded_call
 from .denoising import denoise
@@ -51,7 +51,7 @@ class ShowoImg2ImgPipeline(ShowoEditingPipeline):
         """Raise `ValueError` or `TypeError` for arguments that are not allowed. Nothing is read or changed."""
         self.check_components()
         check_prompt(prompt, negative_prompt)
-        check_count("num_images_per_prompt", num_images_per_prompt)
+        check_count("num_images_per_prompt", num_images_per_prompt, most=MAX_COUNT)
         num_prompts = len(regional_prompts(prompt))
         self.check_sampling_params(params, num_prompts * num_images_per_prompt)
         self.check_remasking(strength, remasking)
@@ -76,6 +76,7 @@ class ShowoImg2ImgPipeline(ShowoEditingPipeline):
         temperature: float | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
+        decoder_steps: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
@@ -106,6 +107,7 @@ class ShowoImg2ImgPipeline(ShowoEditingPipeline):
             generator=generator,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            decoder_steps=decoder_steps,
         )
         self.check_inputs(
             prompt=prompt,
@@ -156,7 +158,7 @@ class ShowoImg2ImgPipeline(ShowoEditingPipeline):
             latents = step.latents
 
         # 7. Decode the tokens to pixels
-        images = self.decode_edited(latents, source, edited, preserve_pixels=False, output_type=output_type)
+        images = self.decode_edited(latents, source, edited, False, output_type, params)
 
         # 8. Offload the model
         self.maybe_free_model_hooks()

@@ -10,7 +10,7 @@ from PIL import Image
 
 from showo_hf.processing.images import flatten_images
 from showo_hf.schedulers.scheduling_utils import Generators
-from showo_hf.utils.validation import check_count
+from showo_hf.utils.validation import MAX_COUNT, check_count
 
 from .call_state import SamplingParams, one_offloaded_call
 from .denoising import denoise
@@ -60,7 +60,7 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
         """Raise `ValueError` or `TypeError` for arguments that are not allowed. Nothing is read or changed."""
         self.check_components()
         check_prompt(prompt, negative_prompt)
-        check_count("num_images_per_prompt", num_images_per_prompt)
+        check_count("num_images_per_prompt", num_images_per_prompt, most=MAX_COUNT)
         num_prompts = len(regional_prompts(prompt))
         batch_size = num_prompts * num_images_per_prompt
         self.check_sampling_params(params, batch_size)
@@ -74,7 +74,7 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
                 f"`mask_image` must be one mask or one for each of the {num_prompts} prompts, got {num_masks}."
             )
         if padding_mask_crop is not None:
-            check_count("padding_mask_crop", padding_mask_crop, least=0)
+            check_count("padding_mask_crop", padding_mask_crop, least=0, most=MAX_COUNT)
             if is_token_image(image) or output_type != "pil" or batch_size > 1:
                 got = f"{batch_size} and {output_type!r} (number of images and `output_type`)"
                 raise ValueError(
@@ -139,6 +139,7 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
         temperature: float | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
+        decoder_steps: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
@@ -177,6 +178,7 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
             generator=generator,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            decoder_steps=decoder_steps,
         )
         self.check_inputs(
             prompt=prompt,
@@ -239,7 +241,7 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
             latents = step.latents
 
         # 7. Decode the tokens to pixels
-        images = self.decode_edited(latents, source, edited, preserve_pixels, output_type)
+        images = self.decode_edited(latents, source, edited, preserve_pixels, output_type, params)
         if padding_mask_crop is not None:
             changed = bool(edited.any())
             images = [self.paste_crop(images[0], whole_image, masks[0], box) if changed else whole_image]

@@ -1,5 +1,6 @@
 """Questions about images: many at once, each image read once, and given answers scored."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +9,12 @@ from typing import Any
 import torch
 from diffusers.utils import BaseOutput
 from torch.nn import functional as F
-from transformers import BatchFeature, DynamicCache, LogitsProcessorList
+from transformers import BatchFeature, DynamicCache, GenerationConfig, GenerationMixin, LogitsProcessorList
 
 from showo_hf.processing.images import flatten_images, is_token_grid, load_image
 from showo_hf.processing.processing_showo import check_texts
 from showo_hf.schedulers.scheduling_utils import Generators, check_generators
-from showo_hf.utils.validation import check_count
+from showo_hf.utils.validation import MAX_COUNT, check_count, shown
 
 from .call_state import one_offloaded_call
 from .kv_cache import join_rows, select_rows
@@ -97,7 +98,7 @@ class ShowoMMUPipeline(ShowoPipeline):
         images: Any,
         prompts: str | list[str],
         batch_size: int,
-        max_new_tokens: int | None = None,
+        max_new_tokens: int = 1,
         do_sample: bool = False,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -107,7 +108,7 @@ class ShowoMMUPipeline(ShowoPipeline):
     ):
         """Raise `ValueError` or `TypeError` for arguments that are not allowed. Nothing is read or changed."""
         self.check_processor()
-        check_count("batch_size", batch_size)
+        check_count("batch_size", batch_size, most=MAX_COUNT)
         num_images, num_prompts = len(flatten_images(images)), len(check_texts("prompts", prompts))
         if not num_images:
             raise ValueError("`images` must hold at least one image, got none.")
@@ -118,15 +119,31 @@ class ShowoMMUPipeline(ShowoPipeline):
         for image in flatten_images(images):
             if is_token_grid(image):
                 self.check_grid(image)
-        if max_new_tokens is not None:
-            check_count("max_new_tokens", max_new_tokens)
+        check_count("max_new_tokens", max_new_tokens, most=MAX_COUNT)
         check_generators(generator, max(num_images, num_prompts))
         self.check_text_sampling("temperature", do_sample, temperature, top_k, top_p)
-        reserved = sorted(RESERVED_ARGUMENTS & (generate_kwargs or {}).keys())
-        if reserved:
-            raise TypeError(f"{reserved} cannot be passed to `generate`, because the pipeline sets them.")
+        for name in ("num_beams", "num_return_sequences"):
+            if name in (generate_kwargs or {}):
+                check_count(name, (generate_kwargs or {})[name], most=MAX_COUNT)
         if do_sample and (generate_kwargs or {}).get("num_return_sequences", 1) != 1:
             raise ValueError("`num_return_sequences` must be 1 with `do_sample=True`; repeat the prompt instead.")
+        self.check_generate_kwargs(generate_kwargs or {})
+
+    def check_generate_kwargs(self, options: dict[str, Any]):
+        """Raise `TypeError` for arguments that `generate` has not or the pipeline sets, `ValueError` for wrong values."""
+        reserved = sorted(RESERVED_ARGUMENTS & options.keys())
+        if reserved:
+            raise TypeError(f"{reserved} cannot be passed to `generate`, because the pipeline sets them.")
+        settings = vars(GenerationConfig())
+        others = {*inspect.signature(GenerationMixin.generate).parameters, "tokenizer", "assistant_tokenizer"}
+        if unknown := sorted(options.keys() - settings.keys() - others):
+            raise TypeError(f"`{unknown[0]}` is not an argument of `generate`.")
+        together = {name: options[name] for name in options if name in settings}
+        try:
+            GenerationConfig(**together).validate()
+        except (ValueError, TypeError, AttributeError) as error:
+            named = ", ".join(f"`{name}`" for name in together)
+            raise ValueError(f"{named} cannot be used by `generate`: {error}") from error
 
     def check_grid(self, grid: torch.LongTensor):
         """Raise `ValueError` for token grids (h, w) that the model does not read, or that are out of range."""
@@ -398,9 +415,9 @@ class ShowoMMUPipeline(ShowoPipeline):
     def check_answers(self, answers: list[list[str]] | list[str], num_questions: int) -> list[list[str]]:
         """One list of answers per question. `ValueError` or `TypeError` for anything else."""
         if not isinstance(answers, (list, tuple)) or not answers:
-            raise TypeError(f"`answers` must be a list of texts, or one list for each question, got {answers!r:.80}.")
+            raise TypeError(f"`answers` must be a list of texts, or one list for each question, got {shown(answers)}.")
         shared = all(isinstance(answer, str) for answer in answers)
-        choices = [check_texts("answers", list(one)) for one in ([answers] * num_questions if shared else answers)]
+        choices = [check_texts("answers", one) for one in ([answers] * num_questions if shared else answers)]
         if len(choices) != num_questions:
             raise ValueError(
                 f"`answers` must be one list for each of the {num_questions} questions, got {len(choices)}."

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from showo_hf.schedulers.scheduling_utils import Generators
-from showo_hf.utils.validation import check_count
+from showo_hf.utils.validation import MAX_COUNT, check_count
 
 from .call_state import SamplingParams, one_offloaded_call
 from .denoising import denoise
@@ -48,13 +48,14 @@ class ShowoT2IPipeline(ShowoPipeline):
         """Raise `ValueError` or `TypeError` for arguments that are not allowed. Nothing is read or changed."""
         self.check_components()
         check_prompt(prompt, negative_prompt)
-        check_count("num_images_per_prompt", num_images_per_prompt)
+        check_count("num_images_per_prompt", num_images_per_prompt, most=MAX_COUNT)
         batch_size = len(regional_prompts(prompt)) * num_images_per_prompt
         self.check_sampling_params(params, batch_size)
         self.check_output_type(output_type)
         self.check_size(height, width)
         if latents is not None:
             self.check_token_grids("latents", latents, batch_size, self.mask_token_id)
+            self.check_grid_size("latents", tuple(latents.shape[1:]))
             found = (latents.shape[1] * self.patch, latents.shape[2] * self.patch)
             wanted = (height or found[0], width or found[1])
             if wanted != found:
@@ -95,6 +96,7 @@ class ShowoT2IPipeline(ShowoPipeline):
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         latents: torch.LongTensor | None = None,
+        decoder_steps: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
@@ -123,6 +125,8 @@ class ShowoT2IPipeline(ShowoPipeline):
                 list, each image is the one that its generator gives alone.
             latents (`torch.LongTensor` of shape `(batch, h, w)`, *optional*): a starting grid. Its known tokens stay, and
                 tokens equal to `scheduler.config.mask_token_id` are filled in.
+            decoder_steps (`int`, *optional*): steps of the image decoder, if the pipeline has one. By default the number in
+                the decoder's config; 0 leaves it out.
             output_type (`str`, defaults to `"pil"`): "pil", "np", "pt", or "latent" for the token grid.
             return_dict (`bool`, defaults to `True`): return a [`ShowoImagePipelineOutput`] instead of a tuple.
             callback_on_step_end (`Callable`, *optional*): called as `f(pipe, step, timestep, tensors)` after each step. A
@@ -144,6 +148,7 @@ class ShowoT2IPipeline(ShowoPipeline):
             generator=generator,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            decoder_steps=decoder_steps,
         )
         self.check_inputs(
             prompt=prompt,
@@ -176,7 +181,7 @@ class ShowoT2IPipeline(ShowoPipeline):
             latents = step.latents
 
         # 5. Decode the tokens to pixels
-        images = self.decode_latents(latents, output_type=output_type)
+        images = self.decode_latents(latents, output_type, generator, decoder_steps)
 
         # 6. Offload the model
         self.maybe_free_model_hooks()

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 
 from showo_hf.processing.processing_showo import check_texts
-from showo_hf.utils.validation import is_number
+from showo_hf.utils.validation import is_number, shown
 
 from .masks import average_mask, crop_mask, load_mask
 
@@ -66,7 +66,7 @@ def check_prompt(prompt: Prompt | Sequence[Prompt], negative_prompt: str | Seque
         if not isinstance(part.text, str):
             raise TypeError(f"`prompt` must have a text in each `RegionalPrompt`, got {type(part.text).__name__}.")
         if not is_number(part.weight) or not math.isfinite(part.weight):
-            raise ValueError(f"`prompt` must have finite weights, got {part.weight!r} for {part.text!r:.40}.")
+            raise ValueError(f"`prompt` must have finite weights, got {shown(part.weight)} for {part.text!r:.40}.")
     if negative_prompt is not None:
         negative = check_texts("negative_prompt", negative_prompt)
         if len(negative) not in (1, len(prompts)):

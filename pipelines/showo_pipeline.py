@@ -16,13 +16,24 @@ from PIL import Image
 from transformers import DynamicCache
 
 from showo_hf.models.configuration_showo import ShowoConfig
+from showo_hf.models.modeling_diffusion_decoder import ShowoDiffusionDecoder
 from showo_hf.models.modeling_showo import ShowoForCausalLM
 from showo_hf.models.modeling_showo_lfq import ShowoLFQTokenizer
 from showo_hf.processing.processing_showo import ShowoProcessor, check_texts
-from showo_hf.schedulers.scheduling_utils import check_filter, check_generators
+from showo_hf.schedulers.scheduling_utils import Generators, check_filter, check_generators
 from showo_hf.utils.adapters import adapter_names, without_adapters
 from showo_hf.utils.saved_folders import hub_options
-from showo_hf.utils.validation import check_count, check_number, is_integer
+from showo_hf.utils.validation import (
+    MAX_COUNT,
+    MAX_SCALE,
+    check_callable,
+    check_choice,
+    check_count,
+    check_flag,
+    check_number,
+    is_integer,
+    shown,
+)
 
 from .call_state import SamplingParams, latest_call, running_call
 from .encoded_prompts import EncodedPrompts
@@ -35,6 +46,9 @@ from .text_sampling import warpers
 
 
 logger = logging.get_logger(__name__)
+
+#: An image has at most this many times the trained number of tokens. Each window of the trained size is a whole call.
+MAX_GRID = 256
 
 
 @dataclass
@@ -60,14 +74,22 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
         model ([`ShowoForCausalLM`]): the transformer, with its image tokenizer.
         processor ([`ShowoProcessor`]): text tokenizer and sequence builder.
         scheduler ([`MaskGITScheduler`] or another discrete scheduler): decides which tokens are filled in at each step.
+        image_decoder ([`ShowoDiffusionDecoder`], *optional*): makes sharper pixels of image tokens, by diffusion.
     """
 
-    model_cpu_offload_seq = "model"
+    model_cpu_offload_seq = "model->image_decoder"
+    _optional_components = ["image_decoder"]
     _callback_tensor_inputs = ("latents",)
 
-    def __init__(self, model: ShowoForCausalLM, processor: ShowoProcessor, scheduler):
+    def __init__(
+        self,
+        model: ShowoForCausalLM,
+        processor: ShowoProcessor,
+        scheduler,
+        image_decoder: ShowoDiffusionDecoder | None = None,
+    ):
         super().__init__()
-        self.register_modules(model=model, processor=processor, scheduler=scheduler)
+        self.register_modules(model=model, processor=processor, scheduler=scheduler, image_decoder=image_decoder)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
 
     @property
@@ -132,8 +154,9 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
     # Checks
 
     def check_components(self):
-        """Raise `ValueError` unless the processor and the scheduler fit the model."""
+        """Raise `ValueError` unless the processor, the scheduler and the image decoder fit the model."""
         self.check_processor()
+        self.check_image_decoder()
         check_scheduler(self.scheduler, self.mask_token_id)
 
     def check_processor(self):
@@ -143,18 +166,35 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
             if ours != theirs:
                 raise ValueError(f"`processor` and `model` do not fit: `{name}` is {ours} and {theirs}.")
 
+    def check_image_decoder(self):
+        """Raise `ValueError` unless the image decoder, if there is one, takes the codes of the model's tokenizer."""
+        if self.image_decoder is None or self.image_tokenizer is None:
+            return
+        for name in ("codebook_channels", "downsampling", "in_channels"):
+            ours, theirs = getattr(self.image_decoder.config, name), getattr(self.image_tokenizer.config, name)
+            if ours != theirs:
+                raise ValueError(f"`image_decoder` and `model` do not fit: `{name}` is {ours} and {theirs}.")
+
     def check_sampling_params(self, params: SamplingParams, batch_size: int):
         """Raise `ValueError` or `TypeError` for sampling parameters that are not allowed."""
-        check_count("num_inference_steps", params.num_inference_steps)
+        check_count("num_inference_steps", params.num_inference_steps, most=MAX_COUNT)
         check_guidance(params.guidance_scale, params.guidance_schedule, params.guidance_interval)
         if params.temperature is not None:
-            check_number("temperature", params.temperature)
+            check_number("temperature", params.temperature, most=MAX_SCALE)
+        if params.decoder_steps is not None:
+            check_count("decoder_steps", params.decoder_steps, least=0, most=MAX_COUNT)
+        if params.decoder_steps and self.image_decoder is None:
+            raise ValueError(
+                f"`decoder_steps` must be None or 0 for a pipeline without an image decoder, got {params.decoder_steps}."
+            )
         check_generators(params.generator, batch_size)
         check_scheduler_arguments(self.scheduler, params.num_inference_steps, params.temperature, params.generator)
-        if params.callback_on_step_end is not None and not callable(params.callback_on_step_end):
-            got = type(params.callback_on_step_end).__name__
-            raise TypeError(f"`callback_on_step_end` must be callable or None, got {got}.")
-        unknown = set(params.callback_tensor_inputs) - set(self._callback_tensor_inputs)
+        if params.callback_on_step_end is not None:
+            check_callable("callback_on_step_end", params.callback_on_step_end, "pipe", "step", "timestep", "tensors")
+        names = params.callback_tensor_inputs
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"`callback_on_step_end_tensor_inputs` must be a list of names, got {shown(names)}.")
+        unknown = set(names) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` must be among {list(self._callback_tensor_inputs)}, "
@@ -163,8 +203,7 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
 
     def check_output_type(self, output_type: str):
         """Raise `ValueError` for an unknown `output_type`, or one that needs a missing image tokenizer."""
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
+        check_choice("output_type", output_type, ("pil", "np", "pt", "latent"))
         if self.image_tokenizer is None and output_type != "latent":
             raise ValueError(
                 f"`output_type` must be 'latent' for a model without an image tokenizer, got {output_type!r}."
@@ -180,7 +219,16 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
             )
         for name, value in (("height", height), ("width", width)):
             if value is not None and (not is_integer(value) or value < self.patch or value % self.patch):
-                raise ValueError(f"`{name}` must be a positive multiple of {self.patch} pixels, got {value}.")
+                raise ValueError(f"`{name}` must be a positive multiple of {self.patch} pixels, got {shown(value)}.")
+        trained = [side * self.patch for side in self.default_grid]
+        self.check_grid_size("height and width", (height or trained[0], width or trained[1]), self.patch)
+
+    def check_grid_size(self, name: str, size: tuple[int, int], unit: int = 1):
+        """Raise `ValueError` for a size, in `unit`s of a token, that takes far more tokens than the trained one."""
+        most = MAX_GRID * self.model.config.num_image_tokens
+        if size[0] * size[1] > most * unit**2:
+            found = f"{shown(size[0] // unit)}x{shown(size[1] // unit)}"
+            raise ValueError(f"`{name}` must take at most {most:,} image tokens, got {found}.")
 
     def check_token_grids(self, name: str, grids: Any, batch_size: int, largest: int):
         """Raise `ValueError` unless `grids` is int64 (batch_size, h, w) with image tokens from 0 to `largest`."""
@@ -200,7 +248,8 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
         self, name: str, do_sample: bool, temperature: float, top_k: int | None, top_p: float | None
     ):
         """Raise `ValueError` for text sampling parameters that are not allowed. Warn of those that have no effect."""
-        check_number(name, temperature)
+        check_flag("do_sample", do_sample)
+        check_number(name, temperature, most=MAX_SCALE)
         if temperature == 0:
             raise ValueError(f"`{name}` must be above 0, got 0; use `do_sample=False` for the likeliest words.")
         check_filter(top_k, top_p)
@@ -266,23 +315,42 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
         )
 
     @torch.no_grad()
-    def decode_latents(self, latents: torch.LongTensor, output_type: str = "pil"):
+    def decode_latents(
+        self,
+        latents: torch.LongTensor,
+        output_type: str = "pil",
+        generator: Generators = None,
+        decoder_steps: int | None = None,
+    ):
         """
         Decode image tokens to images of `output_type`. Masked tokens become mid-grey pixels.
 
         Args:
             latents (`torch.LongTensor` of shape `(batch, h, w)`): image tokens, the codebook size where masked.
             output_type (`str`): "pil", "np", "pt", or "latent" to return `latents`.
+            generator (`torch.Generator` or a list with one per image, *optional*): draws the image decoder's noise.
+            decoder_steps (`int`, *optional*): steps of the image decoder; by default its own number. 0 leaves it out.
         """
         if output_type == "latent":
             return latents
-        return self.image_processor.postprocess(self.decode_pixels(latents), output_type=output_type)
+        pixels = self.decode_pixels(latents, generator, decoder_steps)
+        return self.image_processor.postprocess(pixels, output_type=output_type)
 
-    def decode_pixels(self, latents: torch.LongTensor) -> torch.Tensor:
-        """Decode image tokens (batch, h, w) to float32 pixels (batch, 3, H, W) in [-1, 1], 0 where masked."""
+    def decode_pixels(
+        self, latents: torch.LongTensor, generator: Generators = None, decoder_steps: int | None = None
+    ) -> torch.Tensor:
+        """
+        Decode image tokens (batch, h, w) to float32 pixels (batch, 3, H, W) in [-1, 1], 0 where masked.
+
+        With an image decoder, its steps refine what the image tokenizer decodes; see [`decode_latents`].
+        """
         latents = latents.to(self._execution_device)
         masked = latents == self.mask_token_id
-        pixels = self.model.decode_images(latents.masked_fill(masked, 0)).float()
+        tokens = latents.masked_fill(masked, 0)
+        pixels = self.model.decode_images(tokens).float()
+        if self.image_decoder is not None and decoder_steps != 0:
+            codes = self.model.image_codes(tokens)
+            pixels = self.image_decoder.decode(codes, pixels, decoder_steps, generator).sample
         if not bool(masked.any()):
             return pixels
         hidden = masked[:, None].repeat_interleave(self.patch, 2).repeat_interleave(self.patch, 3)
@@ -307,7 +375,7 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
         folder = pretrained_model_name_or_path
         try:
             if not os.path.isdir(folder):
-                components = {"model", "processor", "scheduler"} - kwargs.keys()
+                components = {"model", "processor", "scheduler", "image_decoder"} - kwargs.keys()
                 folder = download_pipeline(folder, cls.config_name, components, kwargs)
             pipe = super().from_pretrained(folder, **kwargs)
         except (OSError, ValueError):

@@ -18,11 +18,11 @@ def warpers(temperature: float = 1.0, top_k: int | None = None, top_p: float | N
     """The logits warpers of transformers, in its order. Skips warpers without effect."""
     found = LogitsProcessorList()
     if temperature != 1.0:
-        found.append(TemperatureLogitsWarper(temperature))
+        found.append(TemperatureLogitsWarper(float(temperature)))
     if top_k:
-        found.append(TopKLogitsWarper(top_k))
+        found.append(TopKLogitsWarper(int(top_k)))
     if top_p is not None and top_p < 1.0:
-        found.append(TopPLogitsWarper(top_p))
+        found.append(TopPLogitsWarper(float(top_p)))
     return found
 
 

@@ -3,10 +3,12 @@
 import torch
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, PhiConfig
 
-from recipes.emoji.text_tokenizer import train_text_tokenizer
+from recipes.byte_pairs import train_text_tokenizer
 from showo_hf import (
     MaskGITScheduler,
     ShowoConfig,
+    ShowoDiffusionDecoder,
+    ShowoDiffusionDecoderConfig,
     ShowoForCausalLM,
     ShowoLFQTokenizer,
     ShowoLFQTokenizerConfig,
@@ -70,6 +72,21 @@ def vq(seed=0, **kwargs) -> ShowoVQTokenizer:
     with torch.no_grad():
         model.quantizer.codebook.normal_(std=0.5)
     return model
+
+
+def image_decoder(seed=0, **kwargs) -> ShowoDiffusionDecoder:
+    """A decoder for the tokens of [`lfq`], with weights so large that its image differs from the tokenizer's."""
+    options = {
+        "codebook_channels": BITS,
+        "downsampling": FACTOR,
+        "sample_size": SIDE * FACTOR,
+        "patch_size": 2,
+        "block_out_channels": [8, 16],
+        "norm_num_groups": 4,
+        "num_inference_steps": 2,
+    }
+    torch.manual_seed(seed)
+    return ShowoDiffusionDecoder(ShowoDiffusionDecoderConfig(**(options | kwargs))).eval()
 
 
 def text_config(backbone: str, vocab_size: int, **kwargs):

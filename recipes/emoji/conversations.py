@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from recipes.colours import COLOUR_NAMES
 from recipes.emoji.captions import CANONICAL_STYLE, canonical_caption, caption, with_article
-from recipes.emoji.colours import COLOUR_NAMES
 from recipes.emoji.emoji import STYLES, EmojiRecord
 
 

@@ -10,13 +10,8 @@ import argparse
 import io
 import json
 import os
-import shutil
-import subprocess
-import tarfile
-import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from recipes.emoji.emoji_names import TONES, plain_ascii, readable_name, readable_synonyms, readable_tone
+from recipes.npm_packages import fetch_package, read_json, read_members, write_licences
 from showo_hf.utils.atomic_folder import atomic_folder
 
 
@@ -38,7 +34,6 @@ STYLES = tuple(IMAGE_PACKAGES)
 
 HELD_OUT_ONE_IN = 20
 FILLED = 7 / 8  # longer side of an image relative to the canvas; leaves a margin
-_LICENCE_STEMS = ("LICENSE", "LICENCE", "NOTICE", "README")
 
 
 @dataclass(frozen=True)
@@ -88,50 +83,6 @@ class EmojiDataset:
 def is_held_out(unified: str, style: str) -> bool:
     """Whether a base emoji in one style is held out, with all of its skin tones."""
     return zlib.crc32(f"{unified}|{style}".encode()) % HELD_OUT_ONE_IN == 0
-
-
-def fetch_package(name: str, version: str, cache: str | os.PathLike) -> Path:
-    """The archive of an npm package in the folder `cache`. `npm pack` fetches it if it is missing.
-
-    Raises:
-        RuntimeError: if npm is missing or cannot fetch the package.
-    """
-    cache = Path(cache)
-    archive = cache / f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
-    if archive.exists():
-        return archive
-    cache.mkdir(parents=True, exist_ok=True)
-    # npm writes into a temporary folder, so that an interrupted download does not look like a cached archive.
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
-        command = [shutil.which("npm") or "npm", "pack", f"{name}@{version}", "--silent", "--pack-destination", folder]
-        try:
-            subprocess.run(command, check=True, capture_output=True, text=True)
-        except FileNotFoundError as error:
-            raise RuntimeError(f"fetching {name}@{version} needs the command `npm`, which was not found") from error
-        except subprocess.CalledProcessError as error:
-            raise RuntimeError(f"`{' '.join(command[:3])}` failed: {error.stderr.strip()}") from error
-        os.replace(Path(folder) / archive.name, archive)
-    return archive
-
-
-def read_members(archive: Path, prefix: str, suffix: str = "") -> Iterator[tuple[str, bytes]]:
-    """Yield (path, content) of the regular files of a .tgz that match `prefix` and `suffix`."""
-    with tarfile.open(archive, "r:gz") as tar:
-        for member in tar:
-            if member.isfile() and member.name.startswith(prefix) and member.name.endswith(suffix):
-                yield member.name, tar.extractfile(member).read()
-
-
-def read_json(archive: Path, path: str):
-    """Read one JSON file of a .tgz.
-
-    Raises:
-        ValueError: if the archive has no such file.
-    """
-    for name, content in read_members(archive, path):
-        if name == path:
-            return json.loads(content)
-    raise ValueError(f"`archive` {archive.name} has no file {path}")
 
 
 def _key(code: str) -> str:
@@ -259,7 +210,7 @@ def prepare_emoji(output: str | os.PathLike, size: int = 64, cache: str | os.Pat
 
     with atomic_folder(output, overwrite=True) as folder:
         _write(folder, pairs, size)
-        _write_licences(folder / "licences", [*archives.values(), name_archive])
+        write_licences(folder / "licences", [*archives.values(), name_archive])
     return output
 
 
@@ -271,16 +222,6 @@ def _write(folder: Path, pairs: list[tuple[EmojiRecord, bytes]], size: int) -> N
             images[row] = draw_image(content, size)
             lines.write(json.dumps(asdict(record)) + "\n")
     images.flush()
-
-
-def _write_licences(folder: Path, archives: list[Path]) -> None:
-    for archive in archives:
-        for path, content in read_members(archive, "package/"):
-            name = path.removeprefix("package/")
-            if "/" not in name and name.upper().startswith(_LICENCE_STEMS):
-                target = folder / archive.stem / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(content)
 
 
 def load_emoji(folder: str | os.PathLike) -> EmojiDataset:

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
+from recipes.colours import main_colour
 from recipes.emoji.captions import caption
-from recipes.emoji.colours import main_colour
 from recipes.emoji.conversations import (
     Message,
     Scene,
@@ -33,7 +33,7 @@ from recipes.emoji.conversations import (
     story,
 )
 from recipes.emoji.emoji import EmojiRecord, load_emoji
-from recipes.emoji.image_tokens import encode_views
+from recipes.image_tokens import encode_views
 from showo_hf.models.modeling_showo_lfq import ShowoLFQTokenizer
 from showo_hf.utils.atomic_folder import atomic_folder
 from showo_hf.utils.validation import check_count

@@ -1,7 +1,5 @@
 """Show-o models that understand and generate images, as standard Hugging Face classes."""
 
-from pathlib import Path
-
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -11,9 +9,11 @@ from transformers import (
     AutoProcessor,
 )
 
+from .models.configuration_diffusion_decoder import ShowoDiffusionDecoderConfig
 from .models.configuration_showo import ShowoConfig
 from .models.configuration_showo_lfq import ShowoLFQTokenizerConfig
 from .models.configuration_showo_vq import ShowoVQTokenizerConfig
+from .models.modeling_diffusion_decoder import ShowoDiffusionDecoder
 from .models.modeling_showo import ShowoForCausalLM
 from .models.modeling_showo_lfq import ShowoLFQTokenizer
 from .models.modeling_showo_vq import ShowoVQTokenizer
@@ -25,11 +25,14 @@ from .schedulers import (
     MaskGITScheduler,
     RemaskingScheduler,
 )
+from .utils.embedded_model import EMBEDDED_MODEL
 
 
 AutoConfig.register("showo", ShowoConfig, exist_ok=True)
+AutoConfig.register("showo_diffusion_decoder", ShowoDiffusionDecoderConfig, exist_ok=True)
 AutoConfig.register("showo_lfq", ShowoLFQTokenizerConfig, exist_ok=True)
 AutoConfig.register("showo_vq", ShowoVQTokenizerConfig, exist_ok=True)
+AutoModel.register(ShowoDiffusionDecoderConfig, ShowoDiffusionDecoder, exist_ok=True)
 AutoModel.register(ShowoLFQTokenizerConfig, ShowoLFQTokenizer, exist_ok=True)
 AutoModel.register(ShowoVQTokenizerConfig, ShowoVQTokenizer, exist_ok=True)
 AutoModelForCausalLM.register(ShowoConfig, ShowoForCausalLM, exist_ok=True)
@@ -60,9 +63,6 @@ from showo_hf.pipelines import (  # noqa: E402
 
 __version__ = "0.1.0"
 
-#: Folder of the model that is shipped with the package; any `from_pretrained` takes it.
-EMBEDDED_MODEL = str(Path(__file__).parent / "checkpoints" / "showo-emoji")
-
 __all__ = [
     "EMBEDDED_MODEL",
     "AnswerDone",
@@ -78,6 +78,8 @@ __all__ = [
     "ShowoAnyToAnyPipeline",
     "ShowoAnyToAnyPipelineOutput",
     "ShowoConfig",
+    "ShowoDiffusionDecoder",
+    "ShowoDiffusionDecoderConfig",
     "ShowoExtrapolatePipeline",
     "ShowoForCausalLM",
     "ShowoLFQTokenizer",

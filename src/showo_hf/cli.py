@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import traceback
+from collections.abc import Callable
 
 from .commands import (
     ask,
@@ -22,8 +23,11 @@ from .commands import (
     train,
     vary,
 )
+from .commands.completion import add_completion
 from .commands.errors import UsageError
 from .commands.info import package_version
+from .commands.saved_model import asked_model, help_numbers
+from .commands.texts import one_sentence
 
 
 GOOD, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # exit codes
@@ -56,7 +60,8 @@ examples:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command on `arguments`, by default those of the process, and return its exit code."""
-    options = build_parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    options = build_parser(asked_model(words)).parse_args(words)
     try:
         return options.run(options)
     except KeyboardInterrupt:
@@ -69,15 +74,33 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             traceback.print_exc()
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"showo-hf: error: {message}", file=sys.stderr)
+        print(f"showo-hf: error: {one_sentence(error)}", file=sys.stderr)
         return USAGE if isinstance(error, UsageError) else FAILED
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` with subcommands that can allow options between positional arguments (`intermixed`)."""
+    """
+    An `ArgumentParser` whose errors are one line, and whose help names the defaults of the model that is asked for.
+
+    A subcommand may allow options between positional arguments (`intermixed`).
+    """
 
     intermixed = False
+    numbers: Callable[[], dict[str, str]] = dict  # what stands for the words in braces in the help
+
+    def __init__(self, *args, **kwargs):
+        self.arguments: list[argparse.Action] = []
+        self.commands: list[Parser] = []
+        super().__init__(*args, **kwargs)
+
+    def add_argument(self, *args, **kwargs) -> argparse.Action:
+        action = super().add_argument(*args, **kwargs)
+        self.arguments.append(action)
+        return action
+
+    def all_arguments(self) -> list[argparse.Action]:
+        """The arguments of this parser and of its commands."""
+        return [*self.arguments, *(action for command in self.commands for action in command.arguments)]
 
     def parse_known_args(self, args=None, namespace=None):  # argparse calls this for a subcommand
         if not self.intermixed:
@@ -88,21 +111,47 @@ class Parser(argparse.ArgumentParser):
         finally:
             self.intermixed = True
 
+    def format_help(self) -> str:
+        text = super().format_help()
+        for word, number in self.numbers().items():
+            text = text.replace(word, number)
+        return text
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command. The parsed options contain the function of the chosen command as `run`."""
+    def error(self, message: str):
+        # Without argparse's usage, which is many lines long and hides the error.
+        self.exit(USAGE, f"{self.prog}: error: {one_sentence(ValueError(message))} (see {self.prog} --help)\n")
+
+
+class Version(argparse.Action):
+    """Prints the version. It is looked up only then."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(f"showo-hf {package_version('showo-hf') or 'unknown'}")
+        parser.exit(GOOD)
+
+
+def build_parser(model: str | None = None) -> argparse.ArgumentParser:
+    """
+    The parser of the whole command. The parsed options contain the function of the chosen command as `run`.
+
+    Args:
+        model: the model whose defaults the help names; None for the embedded one.
+    """
     parser = Parser(
         prog="showo-hf",
         description="Text to image and image to text with a Show-o model. A small one is embedded in the package.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"showo-hf {package_version('showo-hf') or 'unknown'}")
+    parser.add_argument("--version", action=Version, nargs=0, help="show the version and exit")
+    add_completion(parser)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         subparser = command.add_parser(subparsers)
         subparser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         subparser.set_defaults(run=command.run)
+        subparser.numbers = lambda: help_numbers(model)
+        parser.commands.append(subparser)
     return parser
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from small_emoji import RECORDS, THINGS, make_record
 
-from recipes.emoji.colours import main_colour
+from recipes.colours import main_colour
 from recipes.emoji.conversations import Question, kinds_of
 from recipes.emoji.emoji import load_emoji
 from showo_hf import ShowoMMUPipeline

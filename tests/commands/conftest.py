@@ -41,7 +41,9 @@ def refused(empty_folder, capsys) -> Callable[[list[str], str], None]:
         assert code == cli.USAGE
         assert printed.out == ""
         assert "Traceback" not in printed.err
-        assert named in printed.err.splitlines()[-1]
+        lines = printed.err.splitlines()
+        assert named in lines[-1]
+        assert len(lines) <= 3 and len(lines[-1]) < 700 and not any(line.startswith("seed ") for line in lines)
         assert sorted(empty_folder.rglob("*")) == before
 
     return check

@@ -3,12 +3,14 @@
 import json
 import os
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from showo_hf import ShowoMMUPipeline, cli
+from showo_hf.commands import image_questions
 from showo_hf.commands.caption import DEFAULT_PROMPT
 from showo_hf.processing.images import load_image
 
@@ -67,7 +69,13 @@ def json_records(text: str) -> list[dict]:
     [
         ([], "IMAGE"),
         (["missing.png"], "missing.png"),
-        (["here.png", "missing.png"], "missing.png"),
+        (["missing.png", "gone.png"], "'missing.png' does not exist, nor do the 1 others"),
+        (["long " * 2000], "... "),
+        (["a\0b"], "does not exist"),
+        (["here.png", "--prompt", "caf\udce9"], "`--prompt` must be text in UTF-8"),
+        (["here.png", "--batch-size", "99999"], "from 1 to 4096"),
+        (["here.png", "--dtype", "float16", "--device", "cpu"], "--dtype float16"),
+        (["here.png", "--model", "here.png"], "'here.png' is a file"),
         ([""], "''"),
         (["empty"], "'empty' contains no images"),
         (["nested"], "--recursive"),
@@ -98,7 +106,7 @@ def test_an_error_of_the_pipeline_is_a_usage_error(caption, capsys):
     assert caption("a.png", "--prompt", "very long " * 200) == cli.USAGE
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert "max_new_tokens" in printed.err.splitlines()[-1]
+    assert "--max-new-tokens" in printed.err.splitlines()[-1]
 
 
 # What is printed
@@ -139,9 +147,23 @@ def test_json(caption, said, capsys):
     assert json_records(capsys.readouterr().out) == [{"image": "a.png", "prompt": "what?", "text": "an owl."}]
 
 
-def test_several_images_show_a_progress_bar_unless_quiet(taught_folder, capfd):
+def test_a_missing_image_does_not_stop_the_others(caption, said, capsys):
+    paint("a.png", "b.png")
+    assert caption("a.png", "nope.png", "b.png") == cli.FAILED
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [
+        f"{name}: {' '.join(text.split())}"
+        for name, text in zip(["a.png", "b.png"], said("a.png", "b.png"), strict=True)
+    ]
+    assert printed.err == "showo-hf: error: 'nope.png' cannot be read: no such file\n"
+
+
+def test_several_images_show_a_progress_bar_on_a_terminal_unless_quiet(taught_folder, monkeypatch, capfd):
     paint("a.png", "b.png", "c.png")
     options = ["--model", taught_folder, "--device", "cpu", "--max-new-tokens", "2"]
+    assert cli.main(["caption", "a.png", "b.png", *options]) == cli.GOOD
+    assert "reading" not in capfd.readouterr().err
+    monkeypatch.setattr(image_questions, "on_terminal", lambda: True)
     assert cli.main(["caption", "a.png", "b.png", "c.png", *options]) == cli.GOOD
     printed = capfd.readouterr()
     assert "reading: 100%" in printed.err and "3/3" in printed.err
@@ -249,7 +271,7 @@ def results(name: str = "out.jsonl") -> list[dict]:
     return json_records(Path(name).read_text(encoding="utf-8"))
 
 
-def test_a_second_run_only_appends_new_images(caption, said, capsys):
+def test_a_second_run_only_appends_new_images(caption, said, taught_folder, capsys):
     paint("p/a.png", "p/c.png")
     assert caption("p", "-o", "out.jsonl") == cli.GOOD
     printed = capsys.readouterr()
@@ -263,11 +285,20 @@ def test_a_second_run_only_appends_new_images(caption, said, capsys):
     assert caption("p", "-o", "out.jsonl") == cli.GOOD
     assert Path("out.jsonl").read_bytes().startswith(first)
     assert [record["image"] for record in results()] == ["p/a.png", "p/c.png", "p/b.png"]
+    settings = json.loads(Path("out.settings.json").read_text(encoding="utf-8"))
+    assert settings == {
+        "model": taught_folder, "dtype": "float32", "max_new_tokens": 6, "showo_hf": version("showo-hf")
+    }  # fmt: skip
     # If every question is answered, no model is loaded.
     complete = Path("out.jsonl").read_bytes()
+    Path("out.settings.json").unlink()
     assert cli.main(["caption", "p", "-o", "out.jsonl", "--model", broken_model()]) == cli.GOOD
     assert "3 skipped, 0 done, 0 failed" in capsys.readouterr().err
     assert Path("out.jsonl").read_bytes() == complete
+    # Other settings need another file.
+    assert caption("p", "-o", "out.jsonl") == cli.USAGE
+    assert f"holds answers with model 'broken', and {taught_folder!r}"[:50] in capsys.readouterr().err
+    Path("out.settings.json").unlink()
     # Another prompt is another question.
     assert caption("p", "-o", "out.jsonl", "--prompt", "what?") == cli.GOOD
     assert len(results()) == 6

@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 
 from showo_hf import ShowoAnyToAnyPipeline, cli
-from showo_hf.commands.chat import Chat, Screen, image_name, stop_on_interrupt
+from showo_hf.commands.chat import Chat, image_name, is_sensible
+from showo_hf.commands.chat_screen import Screen, stop_on_interrupt
 from showo_hf.commands.conversation_files import read_conversation
 
 
@@ -104,7 +105,8 @@ def test_answers_in_text_and_images(chat, pipe, capfd):
         assert (pixels(f"image-{index}.png") == np.asarray(image)).all()
 
 
-def test_the_steps_of_an_image_go_to_stderr(chat, capfd):
+def test_the_steps_of_an_image_go_to_stderr_of_a_terminal(chat, monkeypatch, capfd):
+    monkeypatch.setattr("showo_hf.commands.chat_screen.on_terminal", lambda: True)
     assert chat("two hearts", options=("--steps", "5")) == cli.GOOD
     printed = capfd.readouterr()
     assert printed.out.splitlines() == ["a heart:", "image-0.png", "one more:", "image-1.png"]
@@ -309,9 +311,9 @@ def test_the_screen_starts_image_names_on_a_new_line(capsys):
     screen = Screen(quiet=True)
     for piece in (" one", " two\n", "  three"):
         screen.text(piece)
-    screen.image(Path("a.png"))
+    screen.image(Path("a.png"), Image.new("RGB", (1, 1)))
     screen.text(" ")
-    screen.image(Path("b.png"))
+    screen.image(Path("b.png"), Image.new("RGB", (1, 1)))
     screen.text(" four\n\n")
     screen.close()
     screen.close()
@@ -478,3 +480,80 @@ def test_in_a_terminal(endless_folder):
     assert terminal.process.wait(timeout=60) == 0
     os.close(terminal.master)
     assert files() == ["apple.png", "said.json"]
+
+
+# Help for a conversation that is lost, and images in the terminal
+
+
+@pytest.mark.parametrize(
+    ("text", "sensible"),
+    [
+        ("an owl.", True),
+        ("", False),
+        (" ... !", False),
+        ("no no no no", False),
+        ("no, no, no.", True),
+        ("7", True),
+        ("一只猫头鹰", True),
+    ],
+)
+def test_answers_that_make_sense(text, sensible):
+    assert is_sensible(text) is sensible
+
+
+def text(words: str) -> list[dict]:
+    return [{"type": "text", "text": words}]
+
+
+@pytest.mark.parametrize(
+    ("turns", "offers"),
+    [
+        ([("hi", text("an owl.")), ("what?", text(".")), ("and?", [])], [3]),
+        ([("hi", []), ("what?", text("an owl.")), ("and?", [])], []),
+        ([("hi", []), ("what?", []), ("and?", []), ("so?", [])], [2, 4]),
+        ([("hi", text("it is a red apple.")), ("what?", text("it is a red apple.")), ("and?", text("."))], [3]),
+        ([("hi", text("it is a red apple.")), ("hi", text("it is a red apple.")), ("and?", text("."))], []),
+        ([("is it food?", text("yes.")), ("is it red?", text("yes.")), ("is it big?", text("yes."))], []),
+        ([("hi", []), ("draw", [{"type": "image", "image": None}]), ("and?", [])], []),
+    ],
+)
+def test_new_is_offered_after_two_answers_without_sense(turns, offers, pipe, capfd):
+    options = argparse.Namespace(output=Path(), quiet=True)
+    chat = Chat(pipe, options, seed=3, interactive=False)
+    found = []
+    for number, (asked, content) in enumerate(turns, start=1):
+        chat.offer_new(asked, content)
+        if "/new starts a new conversation" in capfd.readouterr().err:
+            found.append(number)
+    assert found == offers
+    chat.begin()
+    chat.offer_new("what?", [])
+    chat.begin()
+    chat.offer_new("what?", [])
+    assert capfd.readouterr().err == ""  # a new conversation counts from the beginning
+
+
+def test_a_conversation_offers_new(chat, monkeypatch, capfd):
+    monkeypatch.setattr("showo_hf.commands.chat.is_sensible", lambda text: False)
+    assert chat("what?", "what?", "/new", "what?") == cli.GOOD
+    printed = capfd.readouterr()
+    assert printed.err.count("/new starts a new conversation") == 1
+
+
+def test_an_image_is_shown_above_its_path(capfd):
+    image = Image.new("RGB", (8, 8))
+    for protocol, shown in [(None, "image-0.png\n"), (lambda image: f"<{image.size}>", "<(8, 8)>\nimage-0.png\n")]:
+        screen = Screen(quiet=True, protocol=protocol)
+        screen.image(Path("image-0.png"), image)
+        assert capfd.readouterr().out == shown
+
+
+@pytest.mark.parametrize("line", [b"caf\xe9", b"an \x00 owl", b"\xed\xa0\x80"])
+def test_a_line_that_is_no_text_is_one_error_and_the_next_is_answered(line, taught_folder, monkeypatch, capfd):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(line + b"\nwhat?\n"), encoding="utf-8"))
+    options = ["--model", taught_folder, "--device", "cpu", "--seed", "3", "--quiet"]
+    assert cli.main(["chat", *options]) == cli.FAILED
+    printed = capfd.readouterr()
+    assert len(printed.out.splitlines()) == 1
+    (error,) = [line for line in printed.err.splitlines() if "error" in line]
+    assert error.startswith("showo-hf: error: `message` must be text")

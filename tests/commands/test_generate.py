@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from showo_hf import EMBEDDED_MODEL, cli
-from showo_hf.commands import image_generation
+from showo_hf.commands import image_steps, model_loading
 from showo_hf.commands.files import replace_file
 from showo_hf.commands.info import model_facts
 
@@ -44,7 +44,7 @@ def trained_size() -> int:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ([], "prompt"),
+        ([], "--output"),
         ([PROMPT], "--output"),
         ([PROMPT, "-o", "apple"], ".png"),
         ([PROMPT, "-o", "apple.bmp"], "apple.bmp"),
@@ -64,10 +64,32 @@ def trained_size() -> int:
         ([PROMPT, "-o", "a.png", "--device", "abacus"], "--device"),
         ([PROMPT, "-o", "a.png", "--model", "folder.png"], "model_index.json"),
         ([PROMPT, "-o", "a.png", "--model", "./missing"], "./missing"),
+        ([PROMPT, "-o", "a.png", "--model", "nope"], "'nope'"),
+        ([PROMPT, "-o", "a.png", "--model", "apple.png"], "'apple.png' is a file"),
+        ([PROMPT, "-o", "a.png", "--model", "m" * 5000], "no folder 'mmm"),
+        ([PROMPT, "-o", "a.png", "--dtype", "float16", "--device", "cpu"], "--dtype float16"),
+        ([PROMPT, "-o", "a.png", "--size", "97"], "`--size` must be multiples of 8"),
+        ([PROMPT, "-o", "a.png", "--size", "100000"], "at most 16384"),
+        ([PROMPT, "-o", "a.png", "--size", "16384"], "67,108,864 pixels"),
+        ([PROMPT, "-o", "a.png", "--num", "1000000"], "from 1 to 100000"),
+        ([PROMPT, "-o", "a.png", "--steps", "9" * 20], "from 1 to 10000"),
+        ([PROMPT, "-o", "a.png", "--steps", "9" * 9000], "from 1 to 10000"),
+        ([PROMPT, "-o", "a.png", "--seed", str(2**63 - 1), "--num", "2"], "`--seed` and `--num`"),
+        ([PROMPT, "-o", "a.png", "--guidance", "1e38"], "from 0 to 1000"),
+        ([PROMPT, "-o", "a" * 300 + ".png"], "File name too long"),
+        ([PROMPT, "-o", "a.png/b.png"], "does not exist"),
+        (["", "-o", "a.png"], "`prompt` must contain words, got ''"),
+        (["  \n", "-o", "a.png"], "`prompt` must contain words"),
+        (["an\0owl", "-o", "a.png"], "NUL"),
+        (["caf\udce9", "-o", "a.png"], "UTF-8"),
+        ([PROMPT, "-o", "a.png", "--negative-prompt", "caf\udce9"], "`--negative-prompt` must be text in UTF-8"),
+        ([PROMPT, "-o", "a.png", "--prompts", "b.txt"], "not both"),
+        (["-o", "a.png"], "a prompt is needed"),
     ],
 )
 def test_invalid_arguments_are_refused(arguments, named, refused):
     Path("folder.png").mkdir()
+    Path("apple.png").touch()
     refused(["generate", *arguments], named)
 
 
@@ -79,19 +101,19 @@ def three_frames() -> list[Image.Image]:
 
 
 def test_an_animation_pauses_on_its_last_frame():
-    replace_file(Path("steps.gif"), partial(image_generation.save_steps, three_frames()))
+    replace_file(Path("steps.gif"), partial(image_steps.save_steps, three_frames()))
     with Image.open("steps.gif") as film:
         frames = [
             (frame.convert("RGB").getpixel((0, 0)), frame.info["duration"]) for frame in ImageSequence.Iterator(film)
         ]
-    usual, last = image_generation.FRAME_MILLISECONDS, image_generation.LAST_FRAME_MILLISECONDS
+    usual, last = image_steps.FRAME_MILLISECONDS, image_steps.LAST_FRAME_MILLISECONDS
     assert frames == [((255, 0, 0), usual), ((0, 255, 0), usual), ((0, 0, 255), last)]
 
 
 def test_a_strip_shows_the_frames_side_by_side():
-    replace_file(Path("steps.png"), partial(image_generation.save_steps, three_frames()))
+    replace_file(Path("steps.png"), partial(image_steps.save_steps, three_frames()))
     strip = pixels("steps.png")
-    assert strip.shape == (16, 3 * 24 + 2 * image_generation.STRIP_GAP, 3)
+    assert strip.shape == (16, 3 * 24 + 2 * image_steps.STRIP_GAP, 3)
     assert [strip[0, column].tolist() for column in (0, 24, 26, 52)] == [
         [255, 0, 0], [255, 255, 255], [0, 255, 0], [0, 0, 255],
     ]  # fmt: skip
@@ -106,7 +128,7 @@ def test_step_images_are_grey_where_tokens_are_masked():
     second[:, 1, 2] = mask
     finished = [Image.new("RGB", (width * 4, height * 4), colour) for colour in ("red", "blue")]
 
-    films = image_generation.step_images(tokenizer, [first, second, last], finished)
+    films = image_steps.step_images(tokenizer, [first, second, last], finished)
 
     assert [len(film) for film in films] == [3, 3]
     assert [film[-1] for film in films] == finished
@@ -126,21 +148,25 @@ def test_step_images_are_grey_where_tokens_are_masked():
 
 
 def test_generate(capfd):
-    assert (
-        cli.main(["generate", PROMPT, "-o", "apple.png", "--seed", "7", "--steps", "4", "--device", "cpu"]) == cli.GOOD
-    )
+    arguments = ["generate", PROMPT, "-o", "apple.png", "--seed", "7", "--steps", "4", "--device", "cpu"]
+    assert cli.main(arguments) == cli.GOOD
     printed = capfd.readouterr()
     assert printed.out == "apple.png\n"
-    assert "4/4" in printed.err
+    assert printed.err == ""  # progress bars go to terminals only
     assert files() == ["apple.png"]
     size = trained_size()
     assert pixels("apple.png").shape == (size, size, 3)
     assert pixels("apple.png").std() > 10  # not a plain colour
 
 
-def test_quiet_leaves_stderr_empty(capfd):
-    assert cli.main(["generate", PROMPT, "-o", "apple.png", "--seed", "7", *FAST]) == cli.GOOD
-    assert "%|" not in capfd.readouterr().err
+def test_a_terminal_sees_progress_unless_quiet(monkeypatch, capfd):
+    monkeypatch.setattr(model_loading, "on_terminal", lambda: True)
+    arguments = ["generate", PROMPT, "-o", "apple.png", "--seed", "7", *FAST]
+    assert cli.main(arguments) == cli.GOOD
+    assert capfd.readouterr().err == ""
+    assert cli.main([word for word in arguments if word != "--quiet"]) == cli.GOOD
+    told = capfd.readouterr().err
+    assert told.startswith("loading the embedded model ...\n") and "4/4" in told
 
 
 def test_a_seed_repeats_an_image_alone_and_in_a_batch(capfd):
@@ -206,7 +232,7 @@ def test_save_steps_ends_in_the_image(capfd):
     first = strip[:, :width]
     assert (first == 128).all(-1).mean() > 0.5  # after one step of four, most tokens are masked
     with Image.open("steps-1.gif") as film:
-        assert film.n_frames == 1 + (strip.shape[1] - width) // (width + image_generation.STRIP_GAP)
+        assert film.n_frames == 1 + (strip.shape[1] - width) // (width + image_steps.STRIP_GAP)
 
 
 @pytest.mark.parametrize("more", [["--size", "61x67"]])

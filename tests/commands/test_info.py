@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from showo_hf import EMBEDDED_MODEL, cli
-from showo_hf.commands.info import count_parameters, model_facts
+from showo_hf.commands import info
+from showo_hf.commands.info import count_parameters, free_bytes, model_facts
 
 
 def test_info_as_json_and_as_text(capsys):
@@ -23,10 +24,32 @@ def test_info_as_json_and_as_text(capsys):
     assert all(value is not None for value in model.values()), model
     assert model["megabytes"] < 45
 
+    assert Path(facts["cache"]["folder"]).name == "hub" and facts["cache"]["offline"] in (True, False)
+    assert all(size > 0 for size in facts["free_disk"].values()) and len(facts["free_disk"]) == 3
+    assert "image" not in facts
+
     assert cli.main(["info"]) == cli.GOOD
     text = capsys.readouterr().out
     assert version("torch") in text
     assert f"{model['parameters']:,}" in text
+
+
+def test_check_makes_an_image_on_every_device(monkeypatch, capsys):
+    assert cli.main(["info", "--check", "--json"]) == cli.GOOD
+    facts = json.loads(capsys.readouterr().out)
+    assert list(facts["image"]) == [device["name"] for device in facts["devices"]]
+    assert all(0 < seconds < 600 for seconds in facts["image"].values())
+
+    def broken(*arguments, **options):
+        raise RuntimeError("no driver\n  at all")
+
+    monkeypatch.setattr(info, "load_pipeline", broken)
+    assert cli.main(["info", "--check"]) == cli.FAILED
+    assert "an image\n  cpu              no driver at all\n" in capsys.readouterr().out
+
+
+def test_free_space_of_a_folder_that_is_not_made_yet():
+    assert free_bytes(Path("a/b/c")) == free_bytes(Path())
 
 
 def test_model_facts_of_an_empty_folder():

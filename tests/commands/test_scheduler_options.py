@@ -13,7 +13,15 @@ from PIL import Image
 
 from showo_hf import MaskGITScheduler, ShowoAnyToAnyPipeline, ShowoT2IPipeline, cli
 from showo_hf.commands.errors import UsageError
-from showo_hf.commands.scheduler_options import check_scheduler, fits, option_values, parse_value, set_scheduler
+from showo_hf.commands.scheduler_options import (
+    KNOWN,
+    check_scheduler,
+    fits,
+    option_values,
+    parse_value,
+    set_scheduler,
+    settings_of,
+)
 from showo_hf.schedulers import SCHEDULERS
 
 
@@ -161,13 +169,20 @@ def test_settings_of_the_previous_scheduler_are_kept(pipe):
     assert pipe.scheduler is before
 
 
+def test_the_table_of_schedulers_is_what_the_classes_say():
+    assert {name: known.name for name, known in KNOWN.items()} == {n: kind.__name__ for n, kind in SCHEDULERS.items()}
+    for name, kind in SCHEDULERS.items():
+        assert KNOWN[name].settings == settings_of(kind)
+        assert list(KNOWN[name].settings) == list(settings_of(kind))
+
+
 def some_scheduler(mask_token_id=1, flag=False, count=3, share=0.5, rule="linear", other=None):
     """Options of all types."""
 
 
 def test_values_are_json_or_text():
     given = [("flag", "true"), ("count", "7"), ("share", "1"), ("rule", "12"), ("other", "[1, 2]"), ("rule", "pow2")]
-    assert option_values(some_scheduler, given) == {
+    assert option_values("one", settings_of(some_scheduler), given) == {
         "flag": True, "count": 7, "share": 1, "rule": "pow2", "other": [1, 2],
     }  # fmt: skip
     assert parse_value("rule", "12", "linear") == "12"
@@ -186,12 +201,13 @@ def test_values_are_json_or_text():
         ("share", "true", "a number"),
         ("share", "half", "a number"),
         ("share", "1e999", "a number"),
+        ("share", "1" + 400 * "0", "a number"),
         ("share", "null", "a number"),
     ],
 )
 def test_values_of_another_type_are_refused(name, text, wanted):
-    with pytest.raises(UsageError, match=f"{name} must be {wanted}, got '{text}'"):
-        option_values(some_scheduler, [(name, text)])
+    with pytest.raises(UsageError, match=f"{name} must be {wanted}, got '{text[:20]}"):
+        option_values("one", settings_of(some_scheduler), [(name, text)])
 
 
 def test_defaults_of_every_scheduler_are_values_of_their_own_types():

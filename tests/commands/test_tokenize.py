@@ -58,7 +58,7 @@ def test_images_become_tokens_of_the_embedded_model(images, capsys):
         (["images", "-o", "images/0.png"], "`--output` must be a folder"),
         (["images", "-o", "tokens", "--dtype", "bfloat16"], "`--dtype` must be float32"),
         (["images", "-o", "tokens", "--model", "images"], "`--model` must be a folder with a model_index.json"),
-        (["images", "-o", "tokens", "--num-proc", "0"], "must be a positive integer"),
+        (["images", "-o", "tokens", "--num-proc", "0"], "must be an integer from 1 to"),
         (["images"], "-o/--output"),
     ],
 )

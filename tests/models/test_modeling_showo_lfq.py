@@ -10,7 +10,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from showo_hf import ShowoLFQTokenizer
-from showo_hf.models.modeling_showo_lfq import bit_entropy_loss, bits_to_indices, code_entropy_loss, indices_to_codes
+from showo_hf.models.configuration_showo_lfq import ShowoLFQTokenizerConfig
+from showo_hf.models.modeling_showo_lfq import (
+    binary_entropy_from_logits,
+    bit_entropy_loss,
+    bits_to_indices,
+    cell_contrast,
+    code_entropy_loss,
+    indices_to_codes,
+)
 
 
 MODEL = tiny.lfq()
@@ -120,6 +128,42 @@ def test_only_the_loss_over_codes_penalizes_correlated_bits():
     latents = 5 * torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
     assert bit_entropy_loss(latents).item() == pytest.approx(-math.log(2), abs=1e-3)
     assert code_entropy_loss(latents).item() == pytest.approx(-math.log(2) / 2, abs=1e-3)
+
+
+@kinds
+def test_codes_are_spread_over_the_chosen_positions_alone(over, loss):
+    """The certainty of all positions counts, the mean of the chosen ones."""
+    generator = torch.Generator().manual_seed(3)
+    chosen, other = torch.randn(5, 4, generator=generator), torch.randn(3, 4, generator=generator)
+    spread = torch.tensor([True] * 5 + [False] * 3)
+    certainty = [binary_entropy_from_logits(4 * part).mean() for part in (chosen, other, torch.cat([chosen, other]))]
+    expected = loss(chosen) - certainty[0] + certainty[2]
+    torch.testing.assert_close(loss(torch.cat([chosen, other]), spread=spread), expected)
+    torch.testing.assert_close(loss(chosen, spread=torch.zeros(5, dtype=torch.bool)), loss(chosen))
+
+
+def test_the_contrast_of_a_cell_is_that_of_the_channel_where_its_pixels_differ_most():
+    pixel_values = torch.zeros(1, 3, 4, 8)
+    pixel_values[0, 1, 3, 4], pixel_values[0, 1, 0, 7], pixel_values[0, 2, 0, 0] = 0.75, -0.5, 0.25
+    assert cell_contrast(pixel_values, 4).tolist() == [[[0.25, 1.25]]]
+
+
+@torch.no_grad()
+def test_plain_cells_take_no_part_in_the_spread_if_the_config_says_so():
+    images = pixels()
+    images[:, :, : images.shape[2] // 2] = 0.5
+    output = tiny.lfq(entropy_least_contrast=0.1).encode(images, return_losses=True)
+    flat = output.latents.movedim(1, -1).reshape(len(images), 2, -1, tiny.BITS)
+    detailed, everything = flat[:, 1].flatten(0, 1), flat.flatten(0, 2)
+    certainty = [binary_entropy_from_logits(4 * part).mean() for part in (detailed, everything)]
+    expected = 0.1 * (bit_entropy_loss(detailed) - certainty[0] + certainty[1])
+    torch.testing.assert_close(output.entropy_loss, expected)
+
+
+@pytest.mark.parametrize("value", [-0.1, 2.5])
+def test_a_contrast_beyond_that_of_pixels_is_refused(value):
+    with pytest.raises(ValueError, match=f"`entropy_least_contrast` must be from 0 to 2, got {value}"):
+        ShowoLFQTokenizerConfig(entropy_least_contrast=value)
 
 
 @pytest.mark.parametrize("over", ["bits", "codes"])

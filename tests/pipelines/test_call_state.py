@@ -94,7 +94,7 @@ def test_tokens_that_a_callback_sets_stay(kind):
 def test_a_callback_must_be_callable():
     pipe = make()
     calls = count_calls(pipe)
-    with pytest.raises(TypeError, match="`callback_on_step_end` must be callable or None, got str"):
+    with pytest.raises(TypeError, match="`callback_on_step_end` must be callable or None, got 'print'"):
         generate(pipe, callback_on_step_end="print")
     assert calls == []
 

@@ -143,10 +143,10 @@ def test_unreadable_images_are_refused_in_one_line(tmp_path):
         assert str(tmp_path) not in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+def test_pillows_own_limit_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     Image.new("L", (30, 30)).save(tmp_path / "bomb.png")
-    with pytest.raises(ValueError, match="too large: 'bomb.png'"):
+    with pytest.raises(ValueError, match="'bomb.png' .its pixels are more than the 20 that"):
         load_image(tmp_path / "bomb.png")
 
 

@@ -6,23 +6,25 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file
 
-from showo_hf import ShowoLFQTokenizer
+from showo_hf import ShowoLFQTokenizer, ShowoVQTokenizer
 from showo_hf.models.configuration_showo_lfq import ShowoLFQTokenizerConfig
 from showo_hf.processing.processing_showo import showo_image_processor
-from showo_hf.training.configs import ImageTokenizerConfig
 from showo_hf.training.data.examples import Example
 from showo_hf.training.dry_run import plan_of
+from showo_hf.training.image_batches import ImageBuilder
+from showo_hf.training.image_configs import ImageTokenizerConfig
 from showo_hf.training.image_tokenizers import (
-    ImageBuilder,
     load_image_tokenizer,
     load_matching_weights,
-    multi_scale_loss,
-    reconstruction_losses,
+    resized,
     tokenizer_config,
+    tokenizer_losses,
 )
 from showo_hf.training.recipe_files import RecipeError, load_recipe
 from showo_hf.training.run import TrainingError, Unfinished, run_recipe
+from showo_hf.training.tokenizer_losses import TokenizerLosses
 
 
 SIZE = 16
@@ -122,7 +124,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(images, tmp_path):
 def test_a_dry_run_prints_a_plan_and_writes_nothing(images, tmp_path):
     plan = plan_of(recipe(images, tmp_path / "out", steps=3600, muon=True))
     parameters = sum(weight.numel() for weight in load_image_tokenizer(recipe(images, tmp_path / "x")).parameters())
-    assert f"{parameters:,}, all trained" in plan and "16 x 16 pixels as 8 x 8 tokens of 4 bits" in plan
+    assert f"{parameters:,}, all trained" in plan and "16 x 16 pixels as 8 x 8 tokens of 16 codes" in plan
     assert "images a step   3" in plan and "time of the run" in plan
     assert not list(tmp_path.iterdir())
 
@@ -222,19 +224,161 @@ def test_a_batch_of_broken_images_is_empty():
     assert built(seeds=[]).pixel_values.shape == (0, 3, SIZE, SIZE)
 
 
-def test_the_reconstruction_loss_of_equal_images_is_zero():
-    one = torch.rand(2, 3, 16, 16) * 2 - 1
-    assert multi_scale_loss(one, one) == 0
-    # 0.5 everywhere, at each resolution: the absolute difference, plus four times its square
-    assert multi_scale_loss(one + 0.5, one).item() == pytest.approx(0.5 + 4 * 0.25)
+def losses_of(config: ImageTokenizerConfig):
+    return tokenizer_losses(config, torch.device("cpu"), learning_rate=1e-3)
 
 
 def test_the_losses_are_those_of_the_tokenizer(images, tmp_path):
-    model = load_image_tokenizer(recipe(images, tmp_path / "x"))
+    config = recipe(images, tmp_path / "x", discriminator=None)
+    model = load_image_tokenizer(config)
     pixels = torch.rand(2, 3, SIZE, SIZE) * 2 - 1
-    losses, quality = reconstruction_losses(model, pixels)
+    made = losses_of(config).of(model, pixels)
     output = model(pixels, return_losses=True)
-    assert set(losses) == {"reconstruction", "commitment", "entropy"}
-    assert losses["commitment"] == output.commitment_loss and losses["entropy"] == output.entropy_loss
+    assert set(made.losses) == {"reconstruction", "commitment", "entropy"}
+    assert made.losses["commitment"] == output.commitment_loss and made.losses["entropy"] == output.entropy_loss
+    assert made.losses["reconstruction"] == (output.sample - pixels).abs().mean()
     mse = (output.sample.clamp(-1, 1) - pixels).square().flatten(1).mean(1)
-    assert quality.item() == pytest.approx((10 * torch.log10(4 / mse)).mean().item(), rel=1e-5)
+    assert made.measures["psnr"].item() == pytest.approx((10 * torch.log10(4 / mse)).mean().item(), rel=1e-5)
+
+
+def test_the_shipped_recipes_have_the_published_weights():
+    for name in ("lfq-tokenizer", "vq-tokenizer"):
+        config = load_recipe(name, ["data=x", "output=y", "steps=1"])
+        weights = {"l1": 1.0, "perceptual": 1.0, "generator": 0.1, "lecam": 0.05}
+        assert {name: weight for name, weight in config.loss_weights.items() if weight} == weights
+        assert tokenizer_config(config).commitment_weight == 0.25
+        assert config.training["learning_rate"] == 1e-4 and config.training["lr_scheduler_type"] == "cosine"
+    assert tokenizer_config(load_recipe("lfq-tokenizer", ["data=x", "output=y", "steps=1"])).entropy_weight == 0.1
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (["loss_weights={l3: 1}"], "`loss_weights` must be one of l1, mse"),
+        (["loss_weights.l1=-1"], "`loss_weights.l1`"),
+        (["discriminator.widths=3"], "`discriminator` must be one of channels"),
+        (["discriminator.channels=12"], "multiples of 8 for group norm"),
+        (["discriminator.norm=batch"], "`discriminator.norm` must be one of group, spectral, none"),
+        (["discriminator.beta1=1.5"], "`discriminator.beta1`"),
+        (["discriminator.start=-1"], "`discriminator.start`"),
+        (["image_size={10: 32}"], "from step 0 on"),
+        (["image_size={0: 0}"], "`image_size.0`"),
+        (["image_size=a"], "`image_size`"),
+        (["trained='('"], "`trained` must be a regular expression"),
+        (["pixel_scales=0"], "`pixel_scales`"),
+        (["codebook_size=5"], "no key `codebook_size`"),
+    ],
+)
+def test_wrong_losses_are_refused(entries, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("lfq-tokenizer", ["data=x", "output=y", "steps=1", *entries])
+
+
+def test_a_size_of_the_schedule_that_the_tokenizer_cannot_halve_is_refused():
+    config = load_recipe("vq-tokenizer", ["data=x", "output=y", "steps=1", "image_size={0: 40, 10: 64}"])
+    with pytest.raises(ValueError, match="`image_size` must be a multiple of 16, got 40"):
+        tokenizer_config(config)
+
+
+def test_images_have_the_size_of_the_step(images, tmp_path, monkeypatch):
+    seen = []
+    original = TokenizerLosses.of
+
+    def of(objective, model, pixels):
+        seen.append((torch.is_grad_enabled(), pixels.shape[-1]))
+        return original(objective, model, pixels)
+
+    monkeypatch.setattr(TokenizerLosses, "of", of)
+    output = tmp_path / "tokenizer"
+    run_recipe(recipe(images, output, image_size={2: 8, 0: 16, 3: 12}, validation_data=images, eval_steps=4))
+    assert [size for training, size in seen if training] == [16, 16, 8, 12]
+    assert {size for training, size in seen if not training} == {12}
+    assert ShowoLFQTokenizer.from_pretrained(output).config.sample_size == 12
+
+
+def test_resizing_leaves_out_what_does_not_fit():
+    stripes = torch.ones(1, 3, 16, 16)
+    stripes[..., ::2] = -1.0
+    assert resized(stripes, 16) is stripes and resized(stripes, None) is stripes
+    assert resized(stripes, 8)[..., 2:-2].abs().max() < 0.15
+    assert resized(torch.full((1, 3, 16, 16), 0.5), 8).sub(0.5).abs().max() < 1e-6
+
+
+def test_only_what_is_named_is_trained(images, tmp_path):
+    start = tmp_path / "start"
+    load_image_tokenizer(recipe(images, tmp_path / "x")).save_pretrained(start)
+    run_recipe(
+        recipe(images, tmp_path / "out", model=start, trained="decoder", discriminator={"start": 0, "channels": 8})
+    )
+    before, after = (ShowoLFQTokenizer.from_pretrained(path) for path in (start, tmp_path / "out"))
+    for name, value in before.named_parameters():
+        assert torch.equal(value, after.get_parameter(name)) == (not name.startswith("decoder.")), name
+    with pytest.raises(ValueError, match="`trained` must match the name of a parameter"):
+        load_image_tokenizer(recipe(images, tmp_path / "y", trained="nothing"))
+
+
+def vq_recipe(images, output, **changes):
+    entries = {
+        "data": str(images), "output": str(output), "steps": 4, "image_size": SIZE, "batch_size": 3, "save_steps": 2,
+        "codebook_size": 32, "codebook_dim": 4, "logging_steps": 1, "warmup_steps": 0, "report_to": "none",
+        "architecture": {
+            **ARCHITECTURE, "latent_channels": 8,
+            "encoder_block_attention": [False, False], "decoder_block_attention": [False, False],
+        },
+        **changes,
+    }  # fmt: skip
+    return load_recipe("vq-tokenizer", [f"{key}={json.dumps(value)}" for key, value in entries.items()])
+
+
+@pytest.mark.parametrize("learning", ["ema", "gradient"])
+def test_a_folder_of_images_becomes_a_tokenizer_with_a_codebook(images, tmp_path, learning):
+    output = tmp_path / "tokenizer"
+    run_recipe(vq_recipe(images, output, codebook_learning=learning, steps=40, learning_rate=0.003))
+    tokenizer = ShowoVQTokenizer.from_pretrained(output)
+    fresh = load_image_tokenizer(vq_recipe(images, tmp_path / "x", codebook_learning=learning))
+    assert tokenizer.config.codebook_learning == learning and tokenizer.config.codebook_size == 32
+    rows = [row for row in log_of(output) if "loss_reconstruction" in row]
+    assert rows[0]["restarted_codes"] > 20, "all codes are dead at first"
+    assert sum(row["loss_reconstruction"] for row in rows[-5:]) < 0.9 * sum(
+        row["loss_reconstruction"] for row in rows[:5]
+    )
+    assert ("loss_codebook" in rows[0]) == (learning == "gradient")
+    assert all(row["images_per_second"] == pytest.approx(3 / row["seconds_per_step"]) for row in rows)
+    moved = (tokenizer.quantizer.codebook - fresh.quantizer.codebook).abs().amax(1)
+    assert (moved > 1e-3).all()
+
+
+def test_the_average_of_a_restarted_code_starts_at_its_new_place(images, tmp_path):
+    config = vq_recipe(images, tmp_path / "out", codebook_learning="gradient", ema_decay=0.999, steps=1)
+    run_recipe(config)
+    root = tmp_path / "out-checkpoints" / "checkpoint-1"
+    trained, averaged = (load_file(root / f"{name}.safetensors")["quantizer.codebook"] for name in ("model", "ema"))
+    fresh = load_image_tokenizer(config).quantizer.codebook
+    restarted = (trained - fresh).abs().amax(1) > 0.01
+    assert restarted.sum() > 20 and torch.equal(trained[restarted], averaged[restarted])
+
+
+def test_a_frozen_codebook_is_not_restarted(images, tmp_path):
+    start = tmp_path / "start"
+    model = load_image_tokenizer(vq_recipe(images, tmp_path / "x"))
+    model.save_pretrained(start)
+    run_recipe(vq_recipe(images, tmp_path / "out", model=str(start), trained="decoder"))
+    assert torch.equal(ShowoVQTokenizer.from_pretrained(tmp_path / "out").quantizer.codebook, model.quantizer.codebook)
+
+
+def test_a_codebook_of_another_size_starts_anew(images, tmp_path):
+    model = load_image_tokenizer(vq_recipe(images, tmp_path / "x"))
+    model.quantizer.code_usage.fill_(1.0)
+    model.save_pretrained(tmp_path / "start")
+    same, other = (
+        load_image_tokenizer(vq_recipe(images, tmp_path / "y", model=str(tmp_path / "start"), codebook_size=size))
+        for size in (32, 64)
+    )
+    assert (same.quantizer.code_usage == 1).all() and (other.quantizer.code_usage == 0).all()
+    assert torch.equal(same.decoder.conv_out.weight, other.decoder.conv_out.weight)
+
+
+def test_a_missing_perceptual_model_is_refused_before_work_starts(images, tmp_path):
+    with pytest.raises(ValueError, match="`perceptual` must be"):
+        run_recipe(recipe(images, tmp_path / "out", perceptual=str(tmp_path / "lpips.safetensors")))
+    assert not (tmp_path / "out").exists()

@@ -4,7 +4,8 @@ import pytest
 import yaml
 from transformers import TrainingArguments
 
-from showo_hf.training.configs import KINDS, OTHER_NAMES, REFUSED, FinetuneConfig, config_keys
+from showo_hf.training.configs import OTHER_NAMES, REFUSED, FinetuneConfig
+from showo_hf.training.kinds import KINDS, config_keys
 from showo_hf.training.recipe_files import RecipeError, load_recipe, read_recipe, shipped_recipes
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from small_run import log_rows, shared
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModel, AutoModelForImageClassification, LlamaConfig, LlamaForCausalLM
 
 from showo_hf import EMBEDDED_MODEL, MaskAndReplaceScheduler, ShowoMMUPipeline, ShowoT2IPipeline
 from showo_hf.cli import main
@@ -124,6 +124,45 @@ def test_a_recipe_runs_from_files_to_a_repository_that_loads(recipe, files, tmp_
         assert pipe("a red apple", **options).images.shape[0] == 1
         saved = load_file(output / "model" / "model.safetensors")
         assert all(torch.equal(saved[name], value) for name, value in pipe.model.state_dict().items() if name in saved)
+
+
+def of_small_images(recipe: str) -> list[str]:
+    """What makes a recipe that trains on images alone a small one."""
+    if recipe == "image-classifier":
+        return ["image_size=16", "architecture={hidden_sizes: [8, 16], depths: [1, 1], num_stages: 2}"]
+    architecture = {
+        **{f"{part}_block_out_channels": [8, 8] for part in ("encoder", "decoder")},
+        **{f"{part}_layers_per_block": [1, 1] for part in ("encoder", "decoder")},
+        "norm_num_groups": 4,
+    }
+    if recipe == "vq-tokenizer":
+        architecture |= {f"{part}_block_attention": [False, False] for part in ("encoder", "decoder")}
+        architecture |= {"latent_channels": 8}
+    codes = "codebook_bits=4" if recipe == "lfq-tokenizer" else "codebook_size=16"
+    discriminator = ["discriminator.start=1", "discriminator.channels=8"]
+    return ["image_size=16", codes, f"architecture={json.dumps(architecture)}", *discriminator]
+
+
+@pytest.mark.slow
+def test_a_classifier_and_tokenizers_run_from_files_to_a_repository_that_loads(tmp_path, hub_here):
+    """The classifier's features are the perceptual loss of the tokenizers."""
+    images, perceptual = shared() / "images", []
+    for recipe, auto_class in (
+        ("image-classifier", AutoModelForImageClassification),
+        ("lfq-tokenizer", AutoModel),
+        ("vq-tokenizer", AutoModel),
+    ):
+        output = tmp_path / recipe / "out"
+        given = [f"output={output}", f"data={images}", "steps=3", "batch_size=2", f"push_to_hub={PUSHED}-{recipe}"]
+        assert main(["train", recipe, *given, *COMMON, *of_small_images(recipe), *perceptual]) == 0
+        rows = [row for row in log_rows(tmp_path / recipe) if "loss" in row]
+        assert [row["step"] for row in rows] == [1, 2, 3]
+        if perceptual:
+            assert {"loss_perceptual", "loss_generator", "discriminator", "lecam"} <= rows[-1].keys()
+        perceptual = perceptual or [f"perceptual={output}"]
+        model = auto_class.from_pretrained(f"{PUSHED}-{recipe}")
+        saved = load_file(output / "model.safetensors")
+        assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
 
 
 @pytest.mark.slow

@@ -333,7 +333,7 @@ def test_no_config_and_no_tokenizer(copied):
     "options, message",
     [
         ({"num_image_tokens": 15}, "`num_image_tokens` must be a square number, got 15"),
-        ({"codebook_size": 32}, r"must be that of the image tokenizer \(64\), got 32"),
+        ({"codebook_size": 32}, r"must equal the image tokenizer's \(64\), got 32"),
         ({"max_text_length": 1}, "`max_text_length` must be an integer of at least 2, got 1"),
     ],
 )

@@ -8,7 +8,6 @@ import tiny
 import torch
 from PIL import Image
 
-from showo_hf.processing.processing_showo import showo_image_processor
 from showo_hf.training.arguments import training_arguments
 from showo_hf.training.callbacks import StopSignals
 from showo_hf.training.data.examples import Example
@@ -266,7 +265,7 @@ def test_a_run_with_broken_images_skips_and_counts_them(tmp_path):
 
 def test_images_become_tokens_in_the_trainer(tmp_path):
     trainer, pipe = trainer_of(tmp_path)
-    builder = RowBuilder(pipe.processor, showo_image_processor(16))
+    builder = RowBuilder(pipe.processor)
     part = builder.part("t2i", [Example("a", 1, image=Image.new("RGB", (16, 16), "red"), text="a red apple")])
     assert not part.complete
     pixels = part.pixel_values

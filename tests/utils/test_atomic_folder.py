@@ -188,3 +188,49 @@ def test_a_file_size_limit_leaves_the_target_unchanged(tmp_path):
     assert caught.value.errno == errno.EFBIG
     assert contents(target) == {"x.txt": "old"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def replaced_while_watched(target) -> int:
+    """Replace a folder some times in another process, and count the moments at which it was missing."""
+    target.mkdir()
+    command = [sys.executable, "-c", WRITER, str(target), "new", module.__file__]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    missing, seen, end = 0, set(), time.monotonic() + 10
+    while len(seen) < 8 and time.monotonic() < end:
+        try:
+            seen.add(target.stat().st_mtime_ns)
+        except FileNotFoundError:
+            missing += 1
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert len(seen) > 2, "the folder must have been replaced while it was watched"
+    return missing
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs renameat2")
+def test_the_target_exists_at_every_moment(tmp_path):
+    assert replaced_while_watched(tmp_path / "out") == 0
+
+
+def test_an_exchange_leaves_nothing_behind_and_needs_no_second_rename(tmp_path, monkeypatch):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    if not module.exchange(tmp_path / "one", tmp_path / "other"):
+        pytest.skip("this file system has no exchange")
+    monkeypatch.setattr(module.os, "rename", None)
+    for number in range(3):
+        with atomic_folder(tmp_path / "other", overwrite=True) as folder:
+            (folder / "x.txt").write_text(str(number))
+        assert contents(tmp_path / "other") == {"x.txt": str(number)}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "other"]
+
+
+def test_without_an_exchange_the_folders_are_renamed(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "exchange", lambda one, other: False)
+    for number in range(2):
+        with atomic_folder(tmp_path / "out", overwrite=True) as folder:
+            (folder / "x.txt").write_text(str(number))
+    assert contents(tmp_path / "out") == {"x.txt": "1"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

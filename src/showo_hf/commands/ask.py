@@ -7,10 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..utils.argument_types import quoted
 from .errors import UsageError
 from .image_files import is_single_image, is_url
 from .image_questions import RESUMING, add_question_options, answer_questions, ask_each, generate_answers
 from .results import Record, one_line
+from .texts import check_characters, check_text, exists
 
 
 if TYPE_CHECKING:
@@ -72,16 +74,15 @@ def images_and_questions(words: list[str], questions: list[str] | None) -> tuple
     """Split the positional arguments into images and questions. Raises `UsageError` if either is missing."""
     if questions is None:
         *words, question = words
-        if is_url(question) or (question and Path(question).exists()):
+        if is_url(question) or (question and exists(Path(question))):
             raise UsageError(
-                f"the last argument must be the question unless --question is given, but '{question}' is an image"
+                f"the last argument must be the question unless --question is given, but {quoted(question)} is an image"
             )
         if not words:
-            raise UsageError(f"an image and a question are needed, got only '{question}'")
+            raise UsageError(f"an image and a question are needed, got only {quoted(question)}")
         questions = [question]
     for question in questions:
-        if not question.strip():
-            raise UsageError(f"a question must contain words, got {question!r}")
+        check_text("QUESTION", question)
     return words, list(dict.fromkeys(questions))
 
 
@@ -89,9 +90,13 @@ def check_choices(choices: list[str] | None) -> list[str]:
     """The answers to choose from. Raises `UsageError` unless there are at least two, all different."""
     if choices is None:
         return []
+    for choice in choices:
+        check_characters("--choices", choice)
     stripped = [choice.strip() for choice in choices]
     if len(stripped) < 2 or len(set(stripped)) < len(stripped) or not all(stripped):
-        raise UsageError(f"`--choices` must be two or more different answers, got {', '.join(map(repr, choices))}")
+        raise UsageError(
+            f"`--choices` must be two or more different answers, got {', '.join(map(quoted, choices[:5]))}"
+        )
     return stripped
 
 

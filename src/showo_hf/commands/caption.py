@@ -6,10 +6,10 @@ import argparse
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .errors import UsageError
 from .image_files import is_single_image
 from .image_questions import RESUMING, add_question_options, answer_questions, generate_answers
 from .results import Record, one_line
+from .texts import check_text
 
 
 if TYPE_CHECKING:
@@ -60,8 +60,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Caption the images; see [`answer_questions`]."""
-    if not options.prompt.strip():
-        raise UsageError(f"`--prompt` must contain words, got {options.prompt!r}")
+    check_text("--prompt", options.prompt)
     # A prompt other than the default is part of the record, because it is another question.
     question = {} if options.prompt == DEFAULT_PROMPT else {"prompt": options.prompt}
     single = is_single_image(options.images)

@@ -4,38 +4,41 @@ from __future__ import annotations
 
 import argparse
 import os
-import secrets
 import shlex
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
-from ..utils.argument_types import non_negative_integer, non_negative_number, positive_integer, seed_number
+from ..utils.argument_types import integer, quoted, scale_number, seed_number, user_path
+from .chat_screen import Screen, print_status, stop_on_interrupt
 from .conversation_files import Message, conversation_text, read_conversation
 from .errors import CommandError, UsageError
 from .files import check_output, replace_file, save_numbered
 from .image_files import is_url, load
-from .model_loading import add_loading_options, check_model, choose_device, load_pipeline
-from .results import printable
-from .scheduler_options import add_scheduler_options, check_scheduler, set_scheduler
+from .image_generation import MOST_STEPS, seed_of
+from .image_questions import MOST_NEW_TOKENS
+from .model_loading import add_loading_options, check_model, choose_device, load_package, load_pipeline
+from .scheduler_options import add_scheduler_options, check_scheduler, check_scheduler_values, set_scheduler
+from .terminal_images import terminal_protocol
+from .texts import check_text, one_sentence, with_option_names
 
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
-    from tqdm import tqdm
 
-    from showo_hf.pipelines import AnswerDone, ImageStep, ShowoAnyToAnyPipeline
+    from showo_hf.pipelines import AnswerDone, ShowoAnyToAnyPipeline
 
 
 PROMPT = "> "
+MOST_IMAGES = 1000
+MANY_REPEATS = 4  # a word this often in a row makes no sense
+SENTENCE = 4  # words; shorter answers, such as "yes.", may well come twice
 
 COMMANDS_HELP = """\
 /image PATH      attach an image (file or URL) to the next message; can be repeated
@@ -78,35 +81,40 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add(
         "-o",
         "--output",
-        type=Path,
+        type=user_path,
         default=Path(),
         metavar="FOLDER",
         help="folder for the images (default: the current one)",
     )
-    add("--load", type=Path, metavar="FILE.json", help="continue a conversation that /save wrote")
+    add("--load", type=user_path, metavar="FILE.json", help="continue a conversation that /save wrote")
     add(
         "--steps",
-        type=positive_integer,
+        type=integer(1, MOST_STEPS),
         metavar="N",
-        help="number of denoising steps per image (default: 18)",
+        help="number of denoising steps per image (default: {steps})",
     )
     add(
         "--guidance",
-        type=non_negative_number,
+        type=scale_number,
         metavar="G",
-        help="guidance scale of images; 1 turns it off (default: 2.75)",
+        help="guidance scale of images; 1 turns it off (default: {guidance})",
     )
     add(
         "--temperature",
-        type=non_negative_number,
+        type=scale_number,
         metavar="T",
-        help="sampling temperature of images (default: the model's)",
+        help="sampling temperature of images (default: {temperature})",
     )
     add("--seed", type=seed_number, metavar="N", help="random seed (default: a new one, printed to stderr)")
-    add("--max-new-tokens", type=positive_integer, metavar="N", help="longest answer in text tokens (default: 256)")
+    add(
+        "--max-new-tokens",
+        type=integer(1, MOST_NEW_TOKENS),
+        metavar="N",
+        help="longest answer in text tokens (default: 256)",
+    )
     add(
         "--max-images",
-        type=non_negative_integer,
+        type=integer(0, MOST_IMAGES),
         metavar="N",
         help="largest number of images in an answer (default: 4)",
     )
@@ -119,18 +127,18 @@ def run(options: argparse.Namespace) -> int:
     """Chat until the input ends. Everything that does not need the model is checked before the model is loaded."""
     check_options(options)
     check_scheduler(options)
+    check_model(options.model)
+    device = choose_device(options.device, options.dtype)
+    load_package()
     before, sources = ([], []) if options.load is None else read_conversation("--load", options.load)
-    if options.model is not None:
-        check_model(options.model)
-    device = choose_device(options.device)
+    check_scheduler_values(options)
     interactive = sys.stdin.isatty()
-    seed = options.seed
-    if seed is None:
-        seed = secrets.randbelow(2**32)
-        print(f"seed {seed}", file=sys.stderr)
+    with suppress(AttributeError):  # another stream than a file
+        cast("Any", sys.stdin).reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is one bad message
     pipe = load_pipeline(options.model, options.dtype, device, options.quiet, "ShowoAnyToAnyPipeline")
     set_scheduler(pipe, options)
     pipe.set_progress_bar_config(disable=True)  # `Screen` shows the steps, below the text
+    seed = seed_of(options)
     chat = Chat(pipe, options, seed, interactive)
     if options.load is not None:
         chat.resume(before, sources)
@@ -145,9 +153,9 @@ def run(options: argparse.Namespace) -> int:
 def check_options(options: argparse.Namespace) -> None:
     """Raise `UsageError` unless `--output` is a writable folder."""
     if not options.output.is_dir():
-        raise UsageError(f"`--output` must be a folder that exists, got '{options.output}'")
+        raise UsageError(f"`--output` must be a folder that exists, got {quoted(options.output)}")
     if not os.access(options.output, os.W_OK):
-        raise UsageError(f"`--output` must be a folder that can be written to, but '{options.output}' cannot")
+        raise UsageError(f"`--output` must be a folder that can be written to, but {quoted(options.output)} cannot")
 
 
 # Input
@@ -180,90 +188,6 @@ def read_line(interactive: bool) -> str:
         return input(PROMPT)
     print(PROMPT, end="", file=sys.stderr, flush=True)  # stdout is only for answers
     return input()
-
-
-def print_status(text: str) -> None:
-    """Print to stderr: stdout is only for answers."""
-    print(text, file=sys.stderr, flush=True)
-
-
-# Interrupts
-
-
-class StopSignal:
-    """A signal handler. The first Ctrl-C requests a clean stop of the answer; the second raises `KeyboardInterrupt`."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-
-
-@contextmanager
-def stop_on_interrupt(active: bool) -> Iterator[StopSignal]:
-    """Handle Ctrl-C by a [`StopSignal`] within the block. A no-op outside of the main thread, and unless `active`."""
-    stop = StopSignal()
-    if not active or threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    previous = signal.signal(signal.SIGINT, stop)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-# Output
-
-
-class Screen:
-    """Prints the answer to stdout and the progress of images to stderr, so that neither overwrites the other."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
-        self.at_line_start = True
-        self.bar: tqdm | None = None
-
-    def text(self, piece: str) -> None:
-        """Print more text of the answer."""
-        if self.at_line_start:
-            piece = piece.lstrip()
-        if piece:
-            print(printable(piece), end="", flush=True)
-            self.at_line_start = piece.endswith("\n")
-
-    def step(self, event: ImageStep) -> None:
-        """Show the progress of an image."""
-        from tqdm import tqdm
-
-        self.end_line()
-        if self.bar is None:
-            name = f"image {event.index + 1}"
-            self.bar = tqdm(total=event.num_steps, desc=name, unit="step", leave=False, disable=self.quiet)
-        self.bar.update(event.step + 1 - self.bar.n)
-
-    def image(self, path: Path) -> None:
-        """Print the path of a saved image."""
-        self.close_bar()
-        self.end_line()
-        print(printable(str(path)), flush=True)
-
-    def close_bar(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-    def end_line(self) -> None:
-        if not self.at_line_start:
-            print(flush=True)
-            self.at_line_start = True
-
-    def close(self) -> None:
-        self.close_bar()
-        self.end_line()
 
 
 # The conversation
@@ -301,6 +225,7 @@ class Chat:
         )  # the same random numbers on any device
         self.next_number = 0
         self.failed = False
+        self.protocol = terminal_protocol(sys.stdout) if interactive and not options.quiet else None
         self.begin()
 
     def begin(self, before: Iterable[Message] = (), sources: Iterable[dict[str, str]] = ()) -> None:
@@ -308,13 +233,15 @@ class Chat:
         self.session = self.pipe.start(list(before))
         self.sources = list(sources)
         self.attachments: list[Attachment] = []
+        self.previous = ("", "")  # the last message and its answer
+        self.lost_answers = 0  # in a row
 
     def resume(self, before: list[Message], sources: list[dict[str, str]]) -> None:
         """Continue the conversation of `--load`. Raises `UsageError` if it is not valid for this model."""
         try:
             self.begin(before, sources)
         except (ValueError, TypeError) as error:
-            raise UsageError(f"`--load` cannot continue '{self.options.load}': {error}") from error
+            raise UsageError(f"`--load` cannot continue {quoted(self.options.load)}: {error}") from error
         print_status(f"({len(before)} messages from {self.options.load})")
 
     def run_line(self, line: str) -> bool:
@@ -333,7 +260,7 @@ class Chat:
             self.failed = True
             if self.options.debug:
                 traceback.print_exc()
-            print_status(f"showo-hf: error: {' '.join(str(error).split())}")
+            print_status(f"showo-hf: error: {one_sentence(ValueError(with_option_names(one_sentence(error))))}")
         return True
 
     def run_command(self, command: str, argument: str) -> None:
@@ -358,7 +285,7 @@ class Chat:
             raise UsageError("/image needs the path of an image")
         loaded = load(image_name(argument))
         if loaded.image is None:
-            raise UsageError(f"'{loaded.name}' cannot be read: {loaded.problem}")
+            raise UsageError(f"{quoted(loaded.name)} cannot be read: {loaded.problem}")
         self.attachments.append(Attachment(loaded.name, loaded.image))
         width, height = loaded.image.size
         print_status(f"({loaded.name}, {width}x{height}, is sent with your next message)")
@@ -391,6 +318,7 @@ class Chat:
 
         If the answer is stopped or fails, the conversation, the attached images and the generator are unchanged.
         """
+        check_text("message", text)
         text_part = {"type": "text", "text": text}
         images = [{"type": "image", "image": attachment.image} for attachment in self.attachments]
         message = {"role": "user", "content": [*images, text_part]}
@@ -414,6 +342,19 @@ class Chat:
             print_status("(no answer)")
         elif done.finish_reason == "length":
             print_status("(the answer reached a limit: --max-new-tokens, or the context length of the model)")
+        self.offer_new(text, done.message["content"])
+
+    def offer_new(self, asked: str, content: list[dict[str, Any]]) -> None:
+        """Offer a new conversation after two answers in a row that make no sense, or repeat the previous sentence."""
+        words = " ".join(part["text"] for part in content if part["type"] == "text")
+        pictures = any(part["type"] == "image" for part in content)
+        repeated = len(words.split()) >= SENTENCE and self.previous[0] != asked and self.previous[1] == words
+        lost = not pictures and (repeated or not is_sensible(words))
+        self.lost_answers = self.lost_answers + 1 if lost else 0
+        self.previous = (asked, words)
+        if self.lost_answers == 2:
+            print_status("(the model seems to have lost the thread; /new starts a new conversation)")
+            self.lost_answers = 0
 
     def stream_answer(self, message: dict[str, Any]) -> tuple[AnswerDone | None, list[Path]]:
         """Print an answer and save its images. Returns the last event, or None if stopped, and the image paths."""
@@ -424,7 +365,7 @@ class Chat:
         with (
             stop_on_interrupt(self.interactive) as stop,
             closing(events),
-            closing(Screen(self.options.quiet)) as screen,
+            closing(Screen(self.options.quiet, self.protocol)) as screen,
         ):
             for event in events:
                 if isinstance(event, AnswerDone):
@@ -434,8 +375,9 @@ class Chat:
                 if isinstance(event, ImageStep):
                     screen.step(event)
                 elif isinstance(event, ImageDone):
-                    saved.append(self.save_image(cast("Image.Image", event.image)))
-                    screen.image(saved[-1])
+                    image = cast("Image.Image", event.image)
+                    saved.append(self.save_image(image))
+                    screen.image(saved[-1], image)
                 else:
                     screen.text(event.text)
         return None, saved
@@ -445,6 +387,13 @@ class Chat:
         path, number = save_numbered(self.options.output, "image", ".png", self.next_number, image.save)
         self.next_number = number + 1
         return path
+
+
+def is_sensible(text: str) -> bool:
+    """Whether a text has words, and does not repeat one word over and over."""
+    words = text.split()
+    runs = [len(list(same)) for _, same in groupby(words)]
+    return any(character.isalnum() for character in text) and max(runs) < MANY_REPEATS
 
 
 def image_name(text: str) -> str:

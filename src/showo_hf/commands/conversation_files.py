@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..utils.argument_types import quoted
 from .errors import UsageError
 
 
@@ -61,11 +62,13 @@ def read_conversation(option: str, path: Path) -> tuple[list[Message], list[dict
     try:
         messages = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"`{option}` must be a file that can be read, got '{path}': {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"`{option}` must be a file that /save wrote, but '{path}' is not JSON") from error
+        raise UsageError(
+            f"`{option}` must be a file that can be read, got {quoted(path)}: {error.strerror}"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"`{option}` must be a file that /save wrote, but {quoted(path)} is not JSON") from error
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise UsageError(f"`{option}` must be a file that /save wrote, but '{path}' is not a list of messages")
+        raise UsageError(f"`{option}` must be a file that /save wrote, but {quoted(path)} is not a list of messages")
     found, sources = [], []
     for number, message in enumerate(messages, start=1):
         content = message.get("content")
@@ -74,7 +77,7 @@ def read_conversation(option: str, path: Path) -> tuple[list[Message], list[dict
             try:
                 content = [with_grid(part) if is_image(part) else part for part in content]
             except ValueError as error:
-                raise UsageError(f"`{option}`, message {number} of '{path}': {error}") from error
+                raise UsageError(f"`{option}`, message {number} of {quoted(path)}: {error}") from error
             message = {**message, "content": content}
         found.append(message)
     return found, sources

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from showo_hf.conversion.command_line import (
@@ -15,6 +16,8 @@ from showo_hf.conversion.command_line import (
 from showo_hf.utils.argument_types import positive_integer
 
 from .errors import UsageError
+from .files import check_folder
+from .model_loading import load_package, say_loading
 
 
 EXAMPLES = """\
@@ -74,6 +77,9 @@ def run(options: argparse.Namespace) -> int:
             them, or both are and `--image-size` is given.
     """
     check_options(options)
+    check_folder("--output", Path(options.output))
+    say_loading("the conversion", options.quiet)
+    load_package()
     shared = {
         "dtype": torch_dtype(options.dtype),
         "max_shard_size": options.max_shard_size,
@@ -101,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
             **shared,
         )
 
-    return run_conversion(convert, options.output, options.push_to_hub, options.private)
+    return run_conversion(convert, options.output, options.push_to_hub, options.private, options.quiet)
 
 
 def check_options(options: argparse.Namespace):

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from showo_hf.conversion.command_line import WEIGHT_FORMATS, add_output_arguments, run_conversion, torch_dtype
+
+from ..utils.argument_types import quoted
+from .errors import CommandError
+from .files import check_folder
+from .model_loading import load_package, say_loading
+from .texts import exists
 
 
 EXAMPLES = """\
@@ -32,6 +39,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Export. The folder's name goes to stdout, the report to stderr."""
+    if not exists(Path(options.folder)):
+        raise CommandError(f"FOLDER must be a pipeline folder, but there is no folder {quoted(options.folder)}")
+    check_folder("--output", Path(options.output))
+    say_loading("the conversion", options.quiet)
+    load_package()
     from showo_hf.conversion.export_showo import export_showo
 
     def export() -> str:
@@ -44,4 +56,4 @@ def run(options: argparse.Namespace) -> int:
             file_format=options.format,
         )
 
-    return run_conversion(export, options.output, options.push_to_hub, options.private)
+    return run_conversion(export, options.output, options.push_to_hub, options.private, options.quiet)

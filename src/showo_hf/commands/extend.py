@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..utils.argument_types import positive_integer
+from ..utils.argument_types import LARGEST_SIDE, integer
 from .image_generation import (
     add_editing_options,
     add_generation_options,
@@ -16,6 +16,8 @@ from .image_generation import (
     size_of,
 )
 
+
+MOST_ROUNDS = 100
 
 EXAMPLES = """\
   to the right by half an image
@@ -33,8 +35,18 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add_editing_options(parser)
     add = parser.add_argument
     add("--direction", nargs="+", choices=("left", "right", "up", "down"), help="one or several (default: right)")
-    add("--extent", type=positive_integer, metavar="PIXELS", help="size of each extension (default: half an image)")
-    add("--rounds", type=positive_integer, metavar="N", help="how often to extend in each direction (default: 1)")
+    add(
+        "--extent",
+        type=integer(1, LARGEST_SIDE),
+        metavar="PIXELS",
+        help="size of each extension (default: half an image)",
+    )
+    add(
+        "--rounds",
+        type=integer(1, MOST_ROUNDS),
+        metavar="N",
+        help="how often to extend in each direction (default: 1)",
+    )
     add("--keep-pixels", action="store_true", help="copy the input pixels into the result")
     add_generation_options(parser)
     add_save_steps(parser)

@@ -6,19 +6,46 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from ..utils.argument_types import quoted
 from .errors import CommandError, UsageError
+
+
+def check_no_nul(option: str, path: Path) -> None:
+    if "\0" in str(path):
+        raise UsageError(f"`{option}` must be the name of a file or folder, got {quoted(path)}")
 
 
 def check_output(option: str, path: Path, suffixes: tuple[str, ...]) -> None:
     """Raise `UsageError` unless `path` is a writable file path with one of these suffixes."""
+    check_no_nul(option, path)
     if path.suffix.lower() not in suffixes:
-        raise UsageError(f"`{option}` must end in {', '.join(suffixes)}, got '{path}'")
-    if path.is_dir():
-        raise UsageError(f"`{option}` must be a file, but '{path}' is a folder")
-    if not path.parent.is_dir():
-        raise UsageError(f"`{option}` must be in an existing folder, but '{path.parent}' does not exist")
+        raise UsageError(f"`{option}` must end in {', '.join(suffixes)}, got {quoted(path)}")
+    try:
+        if path.is_dir():
+            raise UsageError(f"`{option}` must be a file, but {quoted(path)} is a folder")
+        if path.exists() and not path.is_file():
+            raise UsageError(f"`{option}` must be a file, but {quoted(path)} is none")
+        if not path.parent.is_dir():
+            raise UsageError(f"`{option}` must be in an existing folder, but {quoted(path.parent)} does not exist")
+    except OSError as error:  # for example a name that is too long
+        raise UsageError(f"`{option}` cannot be written: {quoted(path)}: {error.strerror}") from error
     if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"`{option}` must be in a writable folder, but '{path.parent}' is not")
+        raise UsageError(f"`{option}` must be in a writable folder, but {quoted(path.parent)} is not")
+
+
+def check_folder(option: str, path: Path) -> None:
+    """Raise `UsageError` unless `path` is a writable folder, or can be made as one."""
+    check_no_nul(option, path)
+    there = path
+    try:
+        while not there.exists():
+            there = there.parent
+        if not there.is_dir():
+            raise UsageError(f"`{option}` must be a folder, but {quoted(there)} is a file")
+    except OSError as error:  # for example a name that is too long
+        raise UsageError(f"`{option}` cannot be written: {quoted(path)}: {error.strerror}") from error
+    if not os.access(there, os.W_OK):
+        raise UsageError(f"`{option}` must be a folder that can be written, but {quoted(there)} cannot")
 
 
 def numbered(path: Path, count: int) -> list[Path]:

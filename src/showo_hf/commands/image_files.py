@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..utils.argument_types import quoted
 from .errors import UsageError
+from .texts import exists
 
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 
 #: The image files of a folder. Files named on the command line are read whatever their suffix.
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 def is_url(name: str) -> bool:
@@ -24,27 +26,36 @@ def is_url(name: str) -> bool:
 
 def is_single_image(names: list[str]) -> bool:
     """Whether `names` is one file or URL. A folder does not count, whatever it contains."""
-    return len(names) == 1 and not Path(names[0]).is_dir()
+    return len(names) == 1 and not (exists(Path(names[0])) and Path(names[0]).is_dir())
 
 
 def find_images(names: Iterable[str], recursive: bool) -> list[str]:
     """
     List the images that files, folders and URLs stand for, without duplicates. Images of a folder are sorted by name.
 
+    A name that does not exist counts as an image that cannot be read, if there are others.
+
     Raises:
-        UsageError: if a name does not exist, or a folder contains no images.
+        UsageError: if none of the names exists, or a folder contains no images.
     """
     found: dict[str, None] = {}
+    absent = []
     for name in names:
         path = Path(name)
         if is_url(name):
             found[name] = None
-        elif name and path.is_dir():
+            continue
+        if not (name and exists(path)):
+            absent.append(name)
+        elif path.is_dir():
             found.update(dict.fromkeys(images_in(path, recursive)))
-        elif name and path.exists():
-            found[str(path)] = None
-        else:
-            raise UsageError(f"an image must be a file, a folder or a URL, but '{name}' does not exist")
+            continue
+        found[str(path) if name else name] = None
+    if absent and len(absent) == len(found):
+        raise UsageError(
+            f"an image must be a file, a folder or a URL, but {quoted(absent[0])} does not exist"
+            + (f", nor do the {len(absent) - 1} others" if len(absent) > 1 else "")
+        )
     return list(found)
 
 
@@ -53,12 +64,12 @@ def images_in(folder: Path, recursive: bool) -> list[str]:
     try:
         files = [path for path in (folder.rglob("*") if recursive else folder.iterdir()) if path.is_file()]
     except OSError as error:
-        raise UsageError(f"the folder '{folder}' cannot be read: {error.strerror or error}") from error
+        raise UsageError(f"the folder {quoted(folder)} cannot be read: {error.strerror or error}") from error
     visible = [path for path in files if not any(part[0] == "." for part in path.relative_to(folder).parts)]
     images = [str(path) for path in visible if path.suffix.lower() in IMAGE_SUFFIXES]
     if not images:
         hint = "" if recursive else "; use --recursive to include its subfolders"
-        raise UsageError(f"the folder '{folder}' contains no images ({', '.join(IMAGE_SUFFIXES)}){hint}")
+        raise UsageError(f"the folder {quoted(folder)} contains no images ({', '.join(IMAGE_SUFFIXES)}){hint}")
     return sorted(images)
 
 
@@ -77,7 +88,7 @@ def load(name: str) -> LoadedImage:
 
     from ..processing.images import load_image
 
-    if not is_url(name) and not Path(name).is_file():
+    if not is_url(name) and not (exists(Path(name)) and Path(name).is_file()):
         return LoadedImage(name, None, "no such file")
     try:
         return LoadedImage(name, load_image(name if is_url(name) else Path(name)))

@@ -10,15 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..utils.argument_types import positive_integer
+from ..utils.argument_types import integer, user_path
 from .errors import UsageError
-from .files import append_text
 from .image_files import LoadedImage, find_images, load
-from .model_loading import add_loading_options, check_model, choose_device, load_pipeline
-from .results import Record, Results, printable, resume
+from .model_loading import add_loading_options, check_model, choose_device, load_package, load_pipeline, on_terminal
+from .processes import Processes, join_processes, process_count
+from .results import Record, Results, check_settings, collect_parts, part_of, printable, resume, write_settings
+from .texts import with_option_names
 
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 QUESTION_FIELDS = ("image", "prompt", "question", "choices")  # the fields that identify a question
+MOST_IN_BATCH, MOST_NEW_TOKENS = 4096, 100_000
 LOADING_THREADS = 4  # image decoders release the GIL, so images load while the model runs
 
 #: Maps a pipeline, images and questions to the fields of every answer, by image and question.
@@ -35,7 +36,8 @@ Answer = Callable[[Any, list[Any], list[Record]], list[list[Record]]]
 RESUMING = """\
 -o appends the results to a file of JSON lines, batch by batch. Run the same command again to resume after an
 interruption: answered questions are skipped, and images that could not be read are tried again. Images are identified
-by the name given. The file does not record the model, so use one file per model.
+by the name given. The settings are in a file beside it, out.settings.json for out.jsonl; use one file per model.
+Several processes, started by `accelerate launch -m showo_hf_command`, share the images and need -o.
 
 exit codes: 0 every question is answered, 1 the work failed, 2 the arguments are not valid, 130 interrupted
 """
@@ -46,15 +48,27 @@ def add_question_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-r", "--recursive", action="store_true", help="include the subfolders of folders")
     add("--json", action="store_true", help="print JSON lines")
-    add("-o", "--output", type=Path, metavar="FILE.jsonl", help="append JSON lines to a file; resumes where it ends")
+    add(
+        "-o",
+        "--output",
+        type=user_path,
+        metavar="FILE.jsonl",
+        help="append JSON lines to a file; resumes where it ends",
+    )
     add(
         "--batch-size",
-        type=positive_integer,
+        type=integer(1, MOST_IN_BATCH),
         default=8,
         metavar="N",
         help="images and questions per batch (default: 8)",
     )
-    add("--max-new-tokens", type=positive_integer, default=100, metavar="N", help="longest answer (default: 100)")
+    add(
+        "--max-new-tokens",
+        type=integer(1, MOST_NEW_TOKENS),
+        default=100,
+        metavar="N",
+        help="longest answer (default: 100)",
+    )
     add_loading_options(parser)
 
 
@@ -92,12 +106,12 @@ def batches(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
         yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
-def loaded_batches(jobs: Iterable[Job], size: int) -> Generator[tuple[list[Record], list[LoadedImage]]]:
+def loaded_batches(groups: Iterable[list[Job]]) -> Generator[tuple[list[Record], list[LoadedImage]]]:
     """Yield the questions and images of each batch. The images of the next batch load in the background."""
     pool = ThreadPoolExecutor(LOADING_THREADS)
     try:
         waiting = None
-        for batch in batches(jobs, size):
+        for batch in groups:
             coming = (list(batch[0].questions), [pool.submit(load, job.image) for job in batch])
             if waiting is not None:
                 yield waiting[0], [future.result() for future in waiting[1]]
@@ -160,41 +174,70 @@ def answer_questions(
     Returns:
         the exit code.
     """
+    check_model(options.model)
+    if process_count() > 1 and options.output is None:
+        raise UsageError("`--output` is needed with several processes, because each prints only its share")
     images = find_images(names, options.recursive)
-    done = [] if options.output is None else resume(options.output, images)
+    if options.output is not None:
+        check_settings(options.output, settings_of(options))
+    done = [] if options.output is None else resume(options.output, images, collect=False)
+    device = choose_device(options.device, options.dtype)
+    processes = join_processes(device)
+    if options.output is not None:
+        if processes.first:  # also fails before the work if the file is not writable
+            done = resume(options.output, images)
+            write_settings(options.output, settings_of(options))
+        processes.wait()
+        done = resume(options.output, images, collect=False)
     jobs = open_jobs(images, questions, done)
-    if options.model is not None:
-        check_model(options.model)
-    device = choose_device(options.device)
-    results = Results(options.output, options.json, line)
-    if options.output is not None:
-        append_text(options.output, "")  # fail before the work if the file is not writable
+    output = options.output
+    results = Results(output if processes.count == 1 else part_of(output, processes.index), options.json, line)
     if jobs:
-        run_jobs(options, device, jobs, len(images), answer, results)
-    if options.output is not None:
+        run_jobs(options, device, processes, jobs, len(images), answer, results)
+    processes.wait()
+    if output is not None and processes.first:
+        found = collect_parts(output, images)
+        failed = results.failed if processes.count == 1 else sum("error" in record for record in found)
         if not options.quiet:
-            skipped = len(images) - len(jobs)
-            counts = f"{skipped} skipped, {len(jobs) - results.failed} done, {results.failed} failed"
+            counts = f"{len(images) - len(jobs)} skipped, {len(jobs) - failed} done, {failed} failed"
             print(f"images: {counts}", file=sys.stderr)
-        print(printable(str(options.output)))
+        print(printable(str(output)))
+    processes.wait()  # a launcher may stop the others when one process ends with an error
     return 1 if results.failed else 0
 
 
+def settings_of(options: argparse.Namespace) -> Record:
+    """The settings that the answers depend on, beside the questions."""
+    model = "embedded" if options.model is None else options.model
+    return {"model": model, "dtype": options.dtype, "max_new_tokens": options.max_new_tokens}
+
+
 def run_jobs(
-    options: argparse.Namespace, device: str, jobs: list[Job], total: int, answer: Answer, results: Results
+    options: argparse.Namespace,
+    device: str,
+    processes: Processes,
+    jobs: list[Job],
+    total: int,
+    answer: Answer,
+    results: Results,
 ) -> None:
-    """Answer the jobs batch by batch, with a progress bar if there are several images."""
+    """Answer this process's share of the jobs batch by batch, with a progress bar if there are several images."""
+    load_package()
     from tqdm import tqdm
 
-    with closing(loaded_batches(jobs, options.batch_size)) as loaded:
+    groups = list(processes.share(batches(jobs, options.batch_size)))
+    count = sum(map(len, groups))
+    if not groups:
+        return
+    with closing(loaded_batches(groups)) as loaded:
         first = next(loaded)
         pipe = None
         # If no image can be read, there is no need to load the model.
-        if len(first[1]) < len(jobs) or any(one.image is not None for one in first[1]):
+        if len(first[1]) < count or any(one.image is not None for one in first[1]):
             pipe = load_pipeline(options.model, options.dtype, device, options.quiet, "ShowoMMUPipeline")
-        hidden = options.quiet or total == 1
+        hidden = options.quiet or total == 1 or not on_terminal() or not processes.first
         done = total - len(jobs)
-        with tqdm(total=total, initial=done, desc="reading", unit="image", disable=hidden) as bar:
+        with tqdm(total=done + count, initial=done, desc="reading", unit="image", disable=hidden) as bar:
             for questions, batch in chain([first], loaded):
                 records = batch_records(pipe, questions, batch, answer)
                 with bar.external_write_mode(file=sys.stdout):
@@ -210,7 +253,7 @@ def batch_records(
     try:
         answers = iter(answer(pipe, [one.image for one in good], questions) if good else [])
     except ValueError as error:  # for example a question longer than the context of the model
-        raise UsageError(str(error)) from error
+        raise UsageError(with_option_names(error)) from error
     records: list[Record] = []
     for one in batch:
         if one.image is None:

@@ -1,4 +1,4 @@
-"""`showo-hf info`: installed versions, devices, and the embedded model."""
+"""`showo-hf info`: installed versions, devices, cache and disk, and the embedded model; `--check` tries it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import argparse
 import json
 import math
 import platform
+import shutil
 import struct
+import tempfile
+import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .model_loading import DTYPES, accelerators
+from ..utils.argument_types import DTYPES
+from .model_loading import accelerators, load_package, load_pipeline, say_loading
+from .texts import one_sentence
 
 
 REQUIRED = "torch transformers diffusers accelerate huggingface_hub safetensors tokenizers numpy pillow".split()
@@ -23,7 +28,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "info",
         help="versions, devices, and the embedded model",
-        description="Show the installed versions, the devices with their dtypes, and facts about the embedded model.",
+        description="Show the installed versions, the devices with their dtypes, the cache of downloads, the free disk "
+        "space, and facts about the embedded model.",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="also make an image on each device, and say how long it takes"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -31,12 +40,16 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Print the facts as text or as JSON."""
+    say_loading("the libraries", quiet=options.json)
+    load_package()
     facts = collect_facts()
+    if options.check:
+        facts["image"] = {device["name"]: image_seconds(device["name"]) for device in facts["devices"]}
     if options.json:
         print(json.dumps(facts, indent=2))
     else:
         print("\n".join(fact_lines(facts)))
-    return 0
+    return 1 if any(isinstance(took, str) for took in facts.get("image", {}).values()) else 0
 
 
 def package_version(name: str) -> str | None:
@@ -56,8 +69,54 @@ def collect_facts() -> dict[str, Any]:
         "versions": versions | {name: package_version(name) for name in REQUIRED},
         "optional": {name: package_version(name) for name in OPTIONAL},
         "devices": [device_facts(name) for name in ("cpu", *accelerators())],
+        "cache": cache_facts(),
+        "free_disk": {name: free_bytes(folder) for name, folder in disk_folders().items()},
         "embedded_model": model_facts(Path(EMBEDDED_MODEL)),
     }
+
+
+def cache_facts() -> dict[str, Any]:
+    """Where downloads of the Hub are kept, how many models are there, and whether the Hub is asked at all."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE)
+    return {
+        "folder": str(folder),
+        "models": len(list(folder.glob("models--*"))),
+        "offline": constants.HF_HUB_OFFLINE,
+    }
+
+
+def disk_folders() -> dict[str, Path]:
+    """The folders that need space: that of downloads, that of temporary files, and the current one."""
+    from huggingface_hub import constants
+
+    return {"cache": Path(constants.HF_HUB_CACHE), "temporary": Path(tempfile.gettempdir()), "here": Path.cwd()}
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Free bytes on the disk of `folder`, or of its nearest parent that exists. None if the system does not tell."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
+
+
+def image_seconds(device: str) -> float | str:
+    """Seconds that the embedded model takes to make an image after the first one; or why it does not make any."""
+    import torch
+
+    try:
+        pipe = load_pipeline(None, "float32", device, quiet=True)
+        for _ in range(2):  # the first call includes what is done once
+            start = time.perf_counter()
+            pipe("a red apple", generator=torch.Generator().manual_seed(0))
+            seconds = time.perf_counter() - start
+        return round(seconds, 3)
+    except Exception as error:  # drivers fail in many ways, and the report is the point of this command
+        return one_sentence(error)
 
 
 def device_facts(name: str) -> dict[str, Any]:
@@ -123,6 +182,15 @@ def fact_lines(facts: dict[str, Any]) -> Iterator[str]:
     yield from table("optional", optional)
     devices = {device["name"]: f"{device['kind']}; {', '.join(device['dtypes'])}" for device in facts["devices"]}
     yield from table("devices", devices)
+    cache = facts["cache"]
+    yield from table("cache", {**cache, "offline": "yes" if cache["offline"] else "no"})
+    free = facts["free_disk"].items()
+    yield from table("free disk", {name: None if size is None else f"{size / 1e9:,.1f} GB" for name, size in free})
+    if "image" in facts:
+        taken = facts["image"].items()
+        yield from table(
+            "an image", {name: took if isinstance(took, str) else f"{took:.2f} s" for name, took in taken}
+        )
     yield from table("embedded model", facts["embedded_model"] or {"folder": "not installed"})
 
 

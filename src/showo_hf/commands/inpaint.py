@@ -6,7 +6,7 @@ import argparse
 import re
 from typing import TYPE_CHECKING, Any
 
-from ..utils.argument_types import non_negative_integer
+from ..utils.argument_types import LARGEST_SIDE, integer, quoted
 from .errors import UsageError
 from .image_generation import (
     add_editing_options,
@@ -38,7 +38,7 @@ EXAMPLES = """\
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    parser = generation_parser(
+    parser: Any = generation_parser(
         subparsers,
         "inpaint",
         "generate a part of an image again",
@@ -48,13 +48,14 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add_editing_options(parser)
     add = parser.add_argument
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--mask", help="the area to inpaint: an image file or URL, white inside")
+    mask = where.add_argument("--mask", help="the area to inpaint: an image file or URL, white inside")
+    parser.arguments.append(mask)  # for the completion of file names: a group does not report its arguments
     where.add_argument("--box", type=box, metavar="L,T,R,B", help="the area to inpaint, in pixels of the image")
     add_strength_options(parser, "1, the whole area")
     add("--keep-pixels", action="store_true", help="copy the input pixels outside the area into the result")
     add(
         "--crop",
-        type=non_negative_integer,
+        type=integer(0, LARGEST_SIDE),
         metavar="PIXELS",
         help="work on a crop: the area and this margin around it",
     )
@@ -111,7 +112,9 @@ def box(text: str) -> tuple[int, int, int, int]:
     match = re.fullmatch(r"(\d{1,6}),(\d{1,6}),(\d{1,6}),(\d{1,6})", text)
     left, top, right, bottom = map(int, match.groups()) if match else (0, 0, 0, 0)
     if not (left < right and top < bottom):
-        raise argparse.ArgumentTypeError(f"must be LEFT,TOP,RIGHT,BOTTOM in pixels, such as 24,24,72,72, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"must be LEFT,TOP,RIGHT,BOTTOM in pixels, such as 24,24,72,72, got {quoted(text)}"
+        )
     return left, top, right, bottom
 
 

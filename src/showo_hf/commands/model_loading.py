@@ -3,55 +3,150 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..utils.argument_types import DTYPES
+from ..utils.argument_types import DTYPES, quoted, user_path
+from ..utils.embedded_model import EMBEDDED_MODEL
 from .errors import CommandError, UsageError
+from .texts import exists, one_sentence
 
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
+DEVICES = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa", "sdaa", "mtia", "privateuseone")
+
+#: Loggers that report, while libraries are imported, what does not concern who runs a command: torchao names each of its
+#: extensions that is built for other hardware.
+NOISY_IMPORTS = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
+
+
 def add_loading_options(parser: argparse.ArgumentParser) -> None:
     """Add `--model`, `--dtype`, `--device` and `--quiet`."""
     add = parser.add_argument
-    add("--model", help="folder, or name on the Hugging Face Hub (default: the embedded model)")
+    add("--model", type=model_name, help="folder, or name on the Hugging Face Hub (default: the embedded model)")
     add("--dtype", choices=DTYPES, default="float32", help="dtype of the weights (default: float32)")
-    add("--device", help="cpu, cuda, cuda:1, mps ... (default: the accelerator if there is one, else cpu)")
+    add(
+        "--device",
+        type=device_name,
+        help="cpu, cuda, cuda:1, mps ... (default: the accelerator if there is one, else cpu)",
+    )
     add("-q", "--quiet", action="store_true", help="no progress bars")
 
 
-def check_model(model: str) -> None:
+def model_name(text: str) -> str:
+    """The type of `--model`: `~` stands for the home folder."""
+    return str(user_path(text)) if text.startswith("~") else text
+
+
+def device_name(text: str) -> str:
+    """The type of `--device`. Whether the device is there needs torch; see [`choose_device`]."""
+    if not re.fullmatch(rf"({'|'.join(DEVICES)})(:[0-9]{{1,4}})?", text):
+        raise argparse.ArgumentTypeError(f"must be a device such as cpu, cuda, cuda:1 or mps, got {quoted(text)}")
+    return text
+
+
+def check_model(model: str | None) -> None:
     """Raise `UsageError` for a folder without a pipeline, and for a name that is neither a folder nor a Hub name."""
+    if model is None:
+        return
     folder = Path(model)
-    if folder.is_dir():
+    if exists(folder):
+        if not folder.is_dir():
+            raise UsageError(f"`--model` must be a folder with a model_index.json, but {quoted(model)} is a file")
         if not (folder / "model_index.json").is_file():
-            raise UsageError(f"`--model` must be a folder with a model_index.json, but '{model}' has none")
-    elif not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", model):
-        raise UsageError(f"`--model` must be a folder, or a name on the Hub such as owner/name; '{model}' is neither")
+            raise UsageError(f"`--model` must be a folder with a model_index.json, but {quoted(model)} has none")
+    elif not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model) or len(model) > 200:
+        raise UsageError(
+            "`--model` must be a folder, or a name on the Hub such as owner/name; "
+            f"there is no folder {quoted(model)}, and it is no such name"
+        )
+
+
+@contextmanager
+def only_what_concerns_the_user() -> Iterator[None]:
+    """Hide the reports of `NOISY_IMPORTS` within the block. Errors, and all other loggers, stay as they are."""
+    loggers = [logging.getLogger(name) for name in NOISY_IMPORTS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def load_package() -> Any:
+    """
+    Import `showo_hf` with torch, transformers and diffusers, and return it.
+
+    A command calls this before it imports any module that computes, and after every check that needs none.
+    """
+    with only_what_concerns_the_user():
+        import showo_hf
+
+        _ = showo_hf.ShowoT2IPipeline  # `showo_hf_command` imports the package when its first name is read
+        return showo_hf
+
+
+def load_torch() -> Any:
+    """Import torch without the reports of `NOISY_IMPORTS`, and return it."""
+    with only_what_concerns_the_user():
+        import torch
+
+        return torch
+
+
+def on_terminal() -> bool:
+    """Whether stderr is a terminal: only there do progress bars and messages that come and go make sense."""
+    return sys.stderr.isatty()
+
+
+def say_loading(what: str, quiet: bool) -> None:
+    """Say on a terminal what takes the next seconds."""
+    if on_terminal() and not quiet:
+        print(f"loading {what} ...", file=sys.stderr, flush=True)
 
 
 def accelerators() -> list[str]:
     """The devices other than the CPU: cuda:0, cuda:1 ..., mps:0 ..."""
-    import torch
-
+    torch = load_torch()
     if not torch.accelerator.is_available():
         return []
     kind = torch.accelerator.current_accelerator().type
     return [f"{kind}:{index}" for index in range(torch.accelerator.device_count())]
 
 
-def choose_device(name: str | None) -> str:
-    """The named device; for None the first accelerator, else the CPU. Raises `UsageError` for an absent device."""
-    found = accelerators()
+def choose_device(name: str | None, dtype: str = "float32") -> str:
+    """
+    The device of a command.
+
+    Args:
+        name: the device that the user named; for None, the accelerator of this process, else the CPU.
+        dtype: dtype of the weights.
+
+    Raises:
+        UsageError: for an absent device, and for float16 on the CPU, for which torch lacks operations.
+    """
+    found = accelerators() if name != "cpu" else []
     if name is None:
-        return found[0] if found else "cpu"
+        # Each process of `accelerate launch` or torchrun has an accelerator of its own.
+        local = os.environ.get("LOCAL_RANK", "0")
+        name = found[int(local) % len(found)] if found and local.isdigit() else "cpu"
     allowed = ["cpu", *(device.split(":")[0] for device in found[:1]), *found]
     if name not in allowed:
-        raise UsageError(f"`--device` must be a device of this machine ({', '.join(allowed)}), got '{name}'")
+        raise UsageError(f"`--device` must be a device of this machine ({', '.join(allowed)}), got {quoted(name)}")
+    if name == "cpu" and dtype == "float16":
+        raise UsageError("`--dtype float16` needs an accelerator; on the CPU, use float32 or bfloat16")
     return name
 
 
@@ -65,21 +160,29 @@ def load_pipeline(
         model: folder or Hub name; None loads the embedded model.
         dtype: dtype of the weights.
         device: where to put the model.
-        quiet: show no progress bars.
+        quiet: show no progress bars. They are shown on terminals only.
         kind: class name of the pipeline. All pipelines of this package have the same components.
     """
+    say_loading("the embedded model" if model is None else f"the model {quoted(model)}", quiet)
+    torch, showo_hf = load_torch(), load_package()
+    hidden = quiet or not on_terminal()
+    if hidden:
+        hide_progress_bars()
+    try:
+        pipe = getattr(showo_hf, kind).from_pretrained(model or EMBEDDED_MODEL, dtype=getattr(torch, dtype))
+    except Exception as error:
+        shown = quoted("embedded" if model is None else model)
+        raise CommandError(f"cannot load the model {shown}: {one_sentence(error)}") from error
+    pipe.set_progress_bar_config(disable=hidden)
+    return pipe.to(device)
+
+
+def hide_progress_bars() -> None:
+    """Switch off the progress bars of the libraries that load a model."""
     import diffusers
-    import torch
+    import huggingface_hub
     import transformers
 
-    import showo_hf
-
-    if quiet:
-        diffusers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.disable_progress_bar()
-    try:
-        pipe = getattr(showo_hf, kind).from_pretrained(model or showo_hf.EMBEDDED_MODEL, dtype=getattr(torch, dtype))
-    except Exception as error:
-        raise CommandError(f"cannot load the model '{model or 'embedded'}': {error}") from error
-    pipe.set_progress_bar_config(disable=quiet)
-    return pipe.to(device)
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.disable_progress_bars()

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import glob
+import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from ..utils.argument_types import quoted
 from .errors import UsageError
 from .files import append_text, check_output, json_lines, read_json_lines, replace_file
+from .info import package_version
+from .saved_model import read_json
+from .texts import exists
 
 
 Record = dict[str, Any]
@@ -32,7 +38,8 @@ class Results:
         for record in records:
             if "error" in record:
                 self.failed += 1
-                print(f"showo-hf: error: '{record['image']}' cannot be read: {record['error']}", file=sys.stderr)
+                name, problem = quoted(record["image"], longest=200), record["error"]
+                print(f"showo-hf: error: {name} cannot be read: {problem}", file=sys.stderr)
         if self.output is not None:
             append_text(self.output, json_lines(records))
         elif self.as_json:
@@ -53,25 +60,78 @@ def one_line(*parts: str) -> str:
     return " ".join(" ".join(parts).split())
 
 
-def resume(output: Path, images: Iterable[str]) -> list[Record]:
-    """
-    Read the records that an earlier run left in `output`, and prepare the file for more lines.
+# Files of results
 
-    Removes an incomplete last line, and the errors of `images`, which are tried again. At the end of the run every
-    question has one line.
+
+def resume(output: Path, images: Iterable[str], collect: bool = True) -> list[Record]:
+    """
+    Read the records that an earlier run left in `output`.
+
+    At the end of the run every question has one line.
+
+    Args:
+        output: the file of JSON lines.
+        images: the images of this run. Their errors are left out, because they are tried again.
+        collect: prepare the file for more lines: add what processes of an earlier run left, and remove an incomplete
+            last line and the errors of `images`. Otherwise nothing is written.
 
     Raises:
         UsageError: if the file cannot be written, or was not written by these commands.
     """
     check_output("--output", output, (".jsonl",))
+    if collect:
+        collect_parts(output)
     records, whole = read_json_lines("--output", output)
     for number, record in enumerate(records, start=1):
         if not isinstance(record.get("image"), str):
             raise UsageError(
-                f"`--output` must be a file of this command, but line {number} of '{output}' has no image"
+                f"`--output` must be a file of this command, but line {number} of {quoted(output)} has no image"
             )
     asked = set(images)
     kept = [record for record in records if not ("error" in record and record["image"] in asked)]
-    if not whole or len(kept) < len(records):
-        replace_file(output.resolve(), lambda temporary: temporary.write_text(json_lines(kept), encoding="utf-8"))
+    if collect:
+        if not whole or len(kept) < len(records):
+            replace_file(output.resolve(), lambda temporary: temporary.write_text(json_lines(kept), encoding="utf-8"))
+        append_text(output, "")  # fails before the work if the file is not writable
     return kept
+
+
+def part_of(output: Path, process: int | str) -> Path:
+    """Where one of several processes writes its records: out.part-0.jsonl for out.jsonl."""
+    return output.with_name(f"{output.stem}.part-{process}.jsonl")
+
+
+def collect_parts(output: Path, images: Iterable[str] = ()) -> list[Record]:
+    """Move the records of all processes to the end of `output`, in the order of `images`. Returns them."""
+    parts = sorted(output.parent.glob(f"{glob.escape(output.stem)}.part-*.jsonl"))
+    order = {image: number for number, image in enumerate(images)}
+    found = [record for part in parts for record in read_json_lines("--output", part)[0]]
+    found.sort(key=lambda record: order.get(record["image"], len(order)))
+    if found:
+        before, _ = read_json_lines("--output", output)
+        text = json_lines([*before, *found])
+        replace_file(output.resolve(), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    for part in parts:
+        part.unlink()
+    return found
+
+
+def settings_file(output: Path) -> Path:
+    return output.with_suffix(".settings.json")
+
+
+def check_settings(output: Path, settings: Record) -> None:
+    """Raise `UsageError` if the records in `output` were made with other settings."""
+    before = read_json(settings_file(output)) if exists(output) else {}
+    for name, value in settings.items():
+        if name in before and before[name] != value:
+            raise UsageError(
+                f"`--output` {quoted(output)} holds answers with {name} {quoted(before[name])}, and {quoted(value)} is "
+                "asked for now; use another file"
+            )
+
+
+def write_settings(output: Path, settings: Record) -> None:
+    """Write the settings beside `output`."""
+    text = json.dumps(settings | {"showo_hf": package_version("showo-hf")}, indent=2) + "\n"
+    replace_file(settings_file(output).resolve(), lambda temporary: temporary.write_text(text, encoding="utf-8"))

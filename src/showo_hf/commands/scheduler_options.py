@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import math
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..utils.argument_types import quoted
 from .errors import UsageError
+from .saved_model import read_saved_model
 
 
 if TYPE_CHECKING:
@@ -18,6 +21,70 @@ if TYPE_CHECKING:
 
 HELP = "help"  # `--scheduler help` lists the names
 TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a number"}  # for error messages
+FILTER = {"top_k": None, "top_p": None}
+
+
+@dataclass(frozen=True)
+class KnownScheduler:
+    """A scheduler of this package: its class, the first sentence of its documentation, and its settings."""
+
+    name: str
+    summary: str
+    settings: dict[str, Any]
+
+
+#: The schedulers by their names on the command line, as in `showo_hf.schedulers.SCHEDULERS`. Importing the classes
+#: would import torch, so what help and usage errors need is repeated here; a test compares the two.
+KNOWN = {
+    "maskgit": KnownScheduler(
+        "MaskGITScheduler",
+        "Unmask the tokens with the highest confidence in each step, with noise (MaskGIT, arXiv:2202.04200, section 3.2).",
+        {"masking_schedule": "cosine", "temperature": 1.0, "temperature_rule": "compound", **FILTER},
+    ),
+    "halton": KnownScheduler(
+        "HaltonScheduler",
+        "Unmask tokens in the order of a Halton sequence (Halton-MaskGIT, arXiv:2503.17076, section 4).",
+        {"masking_schedule": "arccos", "token_temperature": 1.0, **FILTER, "roll": False},
+    ),
+    "entropy-bound": KnownScheduler(
+        "EntropyBoundScheduler",
+        "Unmask as many tokens per step as an entropy bound allows (EB-Sampler, arXiv:2505.24857, section 4).",
+        {
+            "entropy_bound": 4.0,
+            "sort_by": "entropy",
+            "masking_schedule": "cosine",
+            "token_temperature": 1.0,
+            **FILTER,
+        },
+    ),
+    "remasking": KnownScheduler(
+        "RemaskingScheduler",
+        "Mask tokens of earlier steps again, so that the model can correct them (Mask-Predict, ReMDM).",
+        {
+            "rule": "mask_predict",
+            "masking_schedule": "cosine",
+            "temperature": 1.0,
+            "temperature_rule": "compound",
+            "sigma_rule": "cap",
+            "eta": 0.05,
+            **FILTER,
+        },
+    ),
+    "mask-and-replace": KnownScheduler(
+        "MaskAndReplaceScheduler",
+        "Discrete diffusion that keeps a token, replaces it with a uniformly random one, or masks it (VQ-Diffusion).",
+        {
+            "num_train_timesteps": 100,
+            "masking_schedule": "linear",
+            "mask_share": 0.9,
+            "truncation_rate": 1.0,
+            "purity": False,
+            "purity_weight": 0.0,
+            "auxiliary_weight": 5e-4,
+            "adaptive_auxiliary": True,
+        },
+    ),
+}
 
 
 def add_scheduler_options(parser: argparse.ArgumentParser) -> None:
@@ -51,24 +118,50 @@ class SchedulerName(argparse.Action):
 
 def scheduler_list() -> str:
     """All schedulers with their summaries, one per line."""
-    from ..schedulers import SCHEDULERS
-
-    width = max(map(len, SCHEDULERS))
-    summaries = {name: inspect.getdoc(kind).splitlines()[0] for name, kind in SCHEDULERS.items()}
-    return "".join(f"{name:<{width}}  {summary}\n" for name, summary in summaries.items())
+    width = max(map(len, KNOWN))
+    return "".join(f"{name:<{width}}  {known.summary}\n" for name, known in KNOWN.items())
 
 
 def name_and_value(text: str) -> tuple[str, str]:
+    """Split "name=value". Raises `ArgumentTypeError` for anything else."""
     name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {text!r}")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {quoted(text)}")
     return name, value
 
 
 def check_scheduler(options: argparse.Namespace) -> None:
-    """Raise `UsageError` unless `--scheduler` exists and has the given options. Needs no model."""
+    """
+    Raise `UsageError` unless `--scheduler` exists and has the given options, of the right types.
+
+    Needs neither torch nor the model. The options of a model's own scheduler are checked if its folder names one that
+    this package knows.
+    """
+    if options.scheduler is not None and options.scheduler not in KNOWN:
+        raise UsageError(f"`--scheduler` must be one of {', '.join(KNOWN)}, got {quoted(options.scheduler)}")
+    known = known_scheduler(options)
+    if known is not None:
+        option_values(known.name, known.settings, options.scheduler_option)
+
+
+def known_scheduler(options: argparse.Namespace) -> KnownScheduler | None:
+    """The scheduler that the options set up, if it is one of this package; None if only the model can tell."""
     if options.scheduler is not None:
-        option_values(named_scheduler(options.scheduler), options.scheduler_option)
+        return KNOWN[options.scheduler]
+    own = read_saved_model(options.model).scheduler if options.scheduler_option else None
+    return next((known for known in KNOWN.values() if known.name == own), None)
+
+
+def check_scheduler_values(options: argparse.Namespace) -> None:
+    """Raise `UsageError` if the scheduler rejects a value. Imports torch, and needs no model."""
+    known = known_scheduler(options)
+    if known is None or not options.scheduler_option:
+        return
+    values = option_values(known.name, known.settings, options.scheduler_option)
+    codebook_size = read_saved_model(options.model).codebook_size
+    make_scheduler(
+        scheduler_class(known), values | ({} if codebook_size is None else {"mask_token_id": codebook_size})
+    )
 
 
 def set_scheduler(pipe: DiffusionPipeline, options: argparse.Namespace) -> None:
@@ -80,34 +173,39 @@ def set_scheduler(pipe: DiffusionPipeline, options: argparse.Namespace) -> None:
     """
     if options.scheduler is None and not options.scheduler_option:
         return
-    kind = type(pipe.scheduler) if options.scheduler is None else named_scheduler(options.scheduler)
-    values = option_values(kind, options.scheduler_option)
+    kind = type(pipe.scheduler) if options.scheduler is None else scheduler_class(KNOWN[options.scheduler])
+    values = option_values(kind.__name__, settings_of(kind), options.scheduler_option)
     if options.scheduler is not None:
         values["mask_token_id"] = pipe.mask_token_id  # the scheduler of the model may not have one
+    pipe.scheduler = make_scheduler(lambda **settings: kind.from_config(pipe.scheduler.config, **settings), values)
+
+
+def scheduler_class(known: KnownScheduler) -> type[Any]:
+    from .. import schedulers
+
+    return getattr(schedulers, known.name)
+
+
+def make_scheduler(make: Callable[..., Any], values: dict[str, Any]) -> Any:
+    """Make a scheduler. Raises `UsageError` for values that it rejects."""
     try:
-        pipe.scheduler = kind.from_config(pipe.scheduler.config, **values)
+        return make(**values)
     except (ValueError, TypeError) as error:
-        raise UsageError(f"`--scheduler-option` has a value that {kind.__name__} rejects: {error}") from error
+        raise UsageError(f"`--scheduler-option` has a value that is not allowed: {error}") from error
 
 
-def named_scheduler(name: str) -> type[Any]:
-    """The scheduler class of a name. Raises `UsageError` if there is none."""
-    from ..schedulers import SCHEDULERS
-
-    if name not in SCHEDULERS:
-        raise UsageError(f"`--scheduler` must be one of {', '.join(SCHEDULERS)}, got '{name}'")
-    return SCHEDULERS[name]
+def settings_of(kind: Callable) -> dict[str, Any]:
+    """The settings of a scheduler with their defaults. `mask_token_id` is none, because the model gives it."""
+    parameters = inspect.signature(kind).parameters.values()
+    return {one.name: one.default for one in parameters if one.name != "mask_token_id"}
 
 
-def option_values(kind: Callable, given: list[tuple[str, str]]) -> dict[str, Any]:
+def option_values(scheduler: str, defaults: dict[str, Any], given: list[tuple[str, str]]) -> dict[str, Any]:
     """Parse option values by name. Raises `UsageError` for unknown names and for values of the wrong type."""
-    parameters = list(inspect.signature(kind).parameters.values())
-    # `mask_token_id` is given by the model.
-    defaults = {one.name: one.default for one in parameters if one.name != "mask_token_id"}
     for name, _ in given:
         if name not in defaults:
             allowed = ", ".join(defaults) or "none"
-            raise UsageError(f"`--scheduler-option` of {kind.__name__} must be among {allowed}; got '{name}'")
+            raise UsageError(f"`--scheduler-option` of {scheduler} must be among {allowed}; got {quoted(name)}")
     return {name: parse_value(name, text, defaults[name]) for name, text in given}
 
 
@@ -115,12 +213,12 @@ def parse_value(name: str, text: str, default: Any) -> Any:
     """Parse a value as JSON, else keep it as text. Raises `UsageError` if its type differs from the default's."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = text
     if isinstance(default, str) and not isinstance(value, str):
         value = text
     if not fits(value, default):
-        raise UsageError(f"`--scheduler-option` {name} must be {TYPE_NAMES[type(default)]}, got '{text}'")
+        raise UsageError(f"`--scheduler-option` {name} must be {TYPE_NAMES[type(default)]}, got {quoted(text)}")
     return value
 
 
@@ -131,5 +229,6 @@ def fits(value: Any, default: Any) -> bool:
     if isinstance(default, int):
         return type(value) is int
     if isinstance(default, float):
-        return type(value) in (int, float) and math.isfinite(value)
+        # Integers of a file may exceed every float, and comparisons with nan are false.
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
     return True

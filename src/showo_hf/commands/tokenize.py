@@ -5,12 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from ..utils.argument_types import non_negative_integer, positive_integer
+from ..utils.argument_types import non_negative_integer, positive_integer, user_path
 from .errors import CommandError, UsageError
-from .model_loading import accelerators, add_loading_options, check_model, choose_device, load_pipeline
+from .files import check_folder
+from .model_loading import (
+    accelerators,
+    add_loading_options,
+    check_model,
+    choose_device,
+    load_package,
+    load_pipeline,
+)
 from .results import printable
 
 
@@ -41,7 +48,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("data", metavar="DATA", help="file, folder, or name on the Hugging Face Hub")
-    add("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the tokens are stored")
+    add("-o", "--output", type=user_path, required=True, metavar="FOLDER", help="where the tokens are stored")
     add("--size", type=positive_integer, metavar="PIXELS", help="side of the images (default: the model's)")
     add("--split", default="train", metavar="NAME", help="split of the data set (default: train)")
     add("--text-column", default="text", metavar="NAME", help="column of the text (default: text)")
@@ -66,13 +73,12 @@ def run(options: argparse.Namespace) -> int:
     """Tokenize the images."""
     if options.dtype != "float32":
         raise UsageError(f"`--dtype` must be float32, because image tokenizers compute in it, got {options.dtype}")
-    if options.output.exists() and not options.output.is_dir():
-        raise UsageError(f"`--output` must be a folder, but '{options.output}' is a file")
-    if options.model is not None:
-        check_model(options.model)
+    check_folder("--output", options.output)
+    check_model(options.model)
     device = choose_device(options.device)
     devices = [device] if options.device else accelerators() or [device]
 
+    load_package()
     from tqdm import tqdm
 
     try:

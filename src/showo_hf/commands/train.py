@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import signal
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+from ..utils.argument_types import quoted
 from .errors import CommandError, UsageError
+from .model_loading import load_package, say_loading
+from .texts import exists
 
 
 EXAMPLES = """\
@@ -29,6 +35,7 @@ A run that was stopped continues from its last checkpoint when the same command 
 75, or 130 after Ctrl-C.
 """
 UNFINISHED, INTERRUPTED = 75, 130
+RECIPES = Path(__file__).parents[1] / "training" / "recipes"
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -49,6 +56,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Run the recipe. The folder's name goes to stdout, everything else to stderr."""
+    check_recipe(options)
+    say_loading("the training code", quiet=False)
+    load_package()
     check_installed()
     from showo_hf.training.recipe_files import RecipeError, load_recipe, shipped_recipes
 
@@ -58,8 +68,6 @@ def run(options: argparse.Namespace) -> int:
         for name, description in recipes.items():
             print(f"{name:{width}}  {description}")
         return 0
-    if options.recipe is None:
-        raise UsageError("give a recipe; `showo-hf train --list` lists them")
     try:
         config = load_recipe(options.recipe, options.entries)
     except RecipeError as error:
@@ -87,13 +95,31 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def check_recipe(options: argparse.Namespace):
+    """Raise `UsageError` unless the recipe is shipped or a file. Needs no torch."""
+    if options.list:
+        return
+    if options.recipe is None:
+        raise UsageError("give a recipe; `showo-hf train --list` lists them")
+    shipped = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    if options.recipe in shipped:
+        return
+    if not options.recipe.endswith((".yaml", ".yml")):
+        close = difflib.get_close_matches(options.recipe, shipped, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise UsageError(
+            f"There is no recipe {quoted(options.recipe)}{hint}. Shipped recipes: {', '.join(shipped)}. "
+            "Others are the paths of YAML files."
+        )
+    if not exists(Path(options.recipe)):
+        raise UsageError(f"The recipe {quoted(options.recipe)} cannot be read: there is no such file")
+
+
 def check_installed():
     """Raise `CommandError` if the packages that training needs are not installed."""
-    try:
-        import datasets  # noqa: F401
-        import peft  # noqa: F401
-    except ImportError as error:
-        raise CommandError(f"training needs the package '{error.name}': pip install 'showo-hf[train]'") from error
+    for name in ("datasets", "peft"):
+        if find_spec(name) is None:
+            raise CommandError(f"training needs the package '{name}': pip install 'showo-hf[train]'")
 
 
 def hide_progress_bars():

@@ -3,6 +3,21 @@
 from collections.abc import Sequence
 
 from ..utils.saved_folders import CheckedConfig
+from ..utils.validation import check_sizes
+
+
+#: No image tokenizer comes near these sizes.
+LARGEST_TOKENIZER = {
+    "in_channels": 1024,
+    "sample_size": 2**14,
+    "encoder_block_out_channels": 2**14,
+    "decoder_block_out_channels": 2**14,
+    "encoder_layers_per_block": 100,
+    "decoder_layers_per_block": 100,
+    "codebook_size": 2**24,
+    "codebook_dim": 2**14,
+    "latent_channels": 2**14,
+}
 
 
 class ShowoImageTokenizerConfig(CheckedConfig):
@@ -64,6 +79,7 @@ class ShowoImageTokenizerConfig(CheckedConfig):
         self.sample_size = sample_size
         self.commitment_weight = commitment_weight
         self.initializer_range = initializer_range
+        check_sizes(self, LARGEST_TOKENIZER)
         super().__init__(**kwargs)
 
     def set_stages(self, stages: dict[str, list]):

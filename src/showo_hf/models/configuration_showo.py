@@ -6,6 +6,7 @@ from transformers import AutoConfig, CLIPVisionConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from ..utils.saved_folders import CheckedConfig
+from ..utils.validation import check_sizes
 from .configuration_showo_lfq import ShowoLFQTokenizerConfig
 from .configuration_showo_vq import ShowoVQTokenizerConfig
 
@@ -15,6 +16,21 @@ SPECIAL_TOKEN_NAMES = ("soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "
 #: The arguments of [`ShowoConfig`] that hold the ids of the pad token, the special tokens and the mask token.
 SPECIAL_TOKEN_ARGUMENTS = tuple(f"{name}_token_id" for name in ("pad", *SPECIAL_TOKEN_NAMES, "mask"))
 
+
+#: No model of this family comes near these sizes.
+LARGEST_MODEL = {
+    "num_image_tokens": 2**20,
+    "max_text_length": 2**20,
+    "codebook_size": 2**24,
+    "image_feature_size": 2**17,
+    "num_hidden_layers": 1000,
+    "hidden_size": 2**17,
+    "intermediate_size": 2**20,
+    "num_attention_heads": 2**12,
+    "vocab_size": 2**25,
+    "max_position_embeddings": 2**24,
+    "image_size": 2**14,
+}
 
 #: The configs of image tokenizers, by `model_type`.
 IMAGE_TOKENIZER_CONFIGS = {config.model_type: config for config in (ShowoLFQTokenizerConfig, ShowoVQTokenizerConfig)}
@@ -128,6 +144,9 @@ class ShowoConfig(CheckedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        check_sizes(self, LARGEST_MODEL)
+        for part in (self.text_config, self.vision_config):
+            check_sizes(part, LARGEST_MODEL)
         if self.image_token_id is None:
             self.image_token_id = self.sov_token_id
         if self.image_feature_size is None:

@@ -28,6 +28,9 @@ class ShowoLFQTokenizerConfig(ShowoImageTokenizerConfig):
         entropy_over (`str`, defaults to `"bits"`): "bits" for the original's entropy loss, which treats the bits as
             independent; "codes" for the entropy loss over all `2 ** codebook_bits` codebook entries.
         entropy_temperature (`float`, defaults to 1.0): temperature of the soft assignment in the entropy loss.
+        entropy_least_contrast (`float`, defaults to 0.0): the entropy loss spreads codes over the cells alone whose
+            pixels differ by so much in a channel, from 0 to 2. 0 stands for all cells. With more, plain areas do not
+            take many codes that mean the same.
 
     Raises:
         ValueError: for a bit count outside 1..24, for lists of different lengths, or for channel counts that
@@ -51,6 +54,7 @@ class ShowoLFQTokenizerConfig(ShowoImageTokenizerConfig):
         entropy_weight: float = 0.1,
         entropy_over: str = "bits",
         entropy_temperature: float = 1.0,
+        entropy_least_contrast: float = 0.0,
         initializer_range: float = 0.02,
         **kwargs,
     ):
@@ -60,10 +64,13 @@ class ShowoLFQTokenizerConfig(ShowoImageTokenizerConfig):
             raise ValueError(f"`entropy_temperature` must be above 0, got {entropy_temperature}.")
         if entropy_over not in ("bits", "codes"):
             raise ValueError(f"`entropy_over` must be 'bits' or 'codes', got {entropy_over!r}.")
+        if not 0 <= entropy_least_contrast <= 2:
+            raise ValueError(f"`entropy_least_contrast` must be from 0 to 2, got {entropy_least_contrast}.")
         self.codebook_bits = codebook_bits
         self.entropy_weight = entropy_weight
         self.entropy_over = entropy_over
         self.entropy_temperature = entropy_temperature
+        self.entropy_least_contrast = entropy_least_contrast
         super().__init__(
             in_channels=in_channels,
             encoder_block_out_channels=encoder_block_out_channels,

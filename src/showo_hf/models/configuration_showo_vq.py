@@ -2,7 +2,7 @@
 
 from diffusers.models.activations import ACT2CLS
 
-from .configuration_image_tokenizer import ShowoImageTokenizerConfig
+from .configuration_image_tokenizer import LARGEST_TOKENIZER, ShowoImageTokenizerConfig
 
 
 DISTANCES = ("euclidean", "cosine")
@@ -90,6 +90,8 @@ class ShowoVQTokenizerConfig(ShowoImageTokenizerConfig):
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {size}.")
+            if size > LARGEST_TOKENIZER[name]:
+                raise ValueError(f"`{name}` must be at most {LARGEST_TOKENIZER[name]:,}, got {size}.")
         choices = {
             "norm_type": (norm_type, DECODER_NORMS),
             "act_fn": (act_fn, tuple(ACT2CLS)),

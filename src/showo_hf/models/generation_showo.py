@@ -10,6 +10,7 @@ from transformers import Cache, GenerationConfig, GenerationMixin
 from transformers.masking_utils import create_causal_mask
 
 from ..utils.private_interfaces import TextOnlyAssistant
+from ..utils.validation import MAX_COUNT, check_count, shown
 from .omni_attention import image_block_ids
 
 
@@ -48,10 +49,16 @@ class ShowoGenerationMixin(GenerationMixin):
                 language model, which does not.
 
         Raises:
+            TypeError: if ids or images are no tensors.
             ValueError: if a prompt does not fit into the context, or if `prefill_chunk_size` is set for a prompt with
                 images.
         """
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
+        check_ids("inputs" if inputs is not None else "input_ids", input_ids)
+        for name in (*IMAGE_ARGUMENTS, "inputs_embeds"):
+            check_floats(name, kwargs.get(name))
+        if kwargs.get("max_new_tokens") is not None:
+            check_count("max_new_tokens", kwargs["max_new_tokens"], most=MAX_COUNT)
         self.check_prompt_length(input_ids, kwargs.get("inputs_embeds"), kwargs.get("attention_mask"))
         if input_ids is not None and input_ids.shape[1] > 0:
             self.prepare_images(input_ids, kwargs)
@@ -162,6 +169,26 @@ class ShowoGenerationMixin(GenerationMixin):
             inputs["block_sequence_ids"] = None
         # transformers also forwards some arguments of `generate` itself, such as `tokenizer`.
         return {name: value for name, value in inputs.items() if name in self.known_arguments}
+
+
+def check_ids(name: str, value: torch.Tensor | None):
+    """Raise `TypeError` or `ValueError` unless `value` is None or integers of shape (batch, length)."""
+    if value is None:
+        return
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"`{name}` must be a tensor of ids, got {shown(value)}.")
+    if value.ndim != 2 or value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise ValueError(f"`{name}` must be ids of shape (batch, length), got {value.dtype} {tuple(value.shape)}.")
+
+
+def check_floats(name: str, value: torch.Tensor | None):
+    """Raise `TypeError` or `ValueError` unless `value` is None or a tensor of floats with three dimensions or more."""
+    if value is None:
+        return
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"`{name}` must be a tensor, got {shown(value)}.")
+    if not value.is_floating_point() or value.ndim < 3:
+        raise ValueError(f"`{name}` must be floats, an item a row, got {value.dtype} {tuple(value.shape)}.")
 
 
 def image_starts(input_ids: torch.LongTensor, config) -> torch.BoolTensor:

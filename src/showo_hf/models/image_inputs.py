@@ -59,6 +59,25 @@ class ShowoImageMixin:
         """
         return self.require_image_tokenizer("image_tokens").decode(image_tokens).sample
 
+    @torch.no_grad()
+    @apply_forward_hook
+    def image_codes(self, image_tokens: torch.LongTensor) -> torch.Tensor:
+        """
+        Look image tokens up in the codebook.
+
+        Args:
+            image_tokens (`torch.LongTensor` of shape `(images, h, w)`): codebook indices in 0..codebook_size-1.
+
+        Returns:
+            `torch.Tensor` of shape `(images, codebook_channels, h, w)`: codebook entries.
+
+        Raises:
+            ValueError: if the model has no image tokenizer, or if `image_tokens` are not a grid of codebook indices.
+        """
+        tokenizer = self.require_image_tokenizer("image_tokens")
+        tokenizer.check_tokens(image_tokens)
+        return tokenizer.codes_of(image_tokens)
+
     def require_image_tokenizer(self, argument: str) -> ShowoImageTokenizer:
         """The image tokenizer. Raises `ValueError`, which names the argument that needs it, if there is none."""
         if self.image_tokenizer is None:

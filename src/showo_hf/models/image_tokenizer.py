@@ -180,8 +180,14 @@ class ShowoImageTokenizer(PreTrainedModel):
         """Codebook indices (batch, h, w) to codebook entries (batch, channels, h, w) in the model's dtype."""
         raise NotImplementedError
 
-    def quantizer_losses(self, latents: torch.Tensor, codes: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The losses of [`ShowoImageEncoderOutput`] by name, of latents and their entries (batch, channels, h, w)."""
+    def quantizer_losses(
+        self, latents: torch.Tensor, codes: torch.Tensor, pixel_values: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """
+        The losses of [`ShowoImageEncoderOutput`] by name, of latents and their entries (batch, channels, h, w).
+
+        `pixel_values` (batch, 3, H, W) are the encoded images.
+        """
         raise NotImplementedError
 
     def compared(self, latents: torch.Tensor) -> torch.Tensor:
@@ -264,7 +270,7 @@ class ShowoImageTokenizer(PreTrainedModel):
             latents = self.encode_latents(pixel_values)  # (batch, channels, h, w)
         compared = self.compared(latents)
         image_tokens, codes = self.quantize(compared)  # (batch, h, w), (batch, channels, h, w)
-        losses = self.quantizer_losses(compared, codes) if return_losses or self.training else {}
+        losses = self.quantizer_losses(compared, codes, pixel_values) if return_losses or self.training else {}
         return ShowoImageEncoderOutput(
             image_tokens=image_tokens,
             latents=latents,

@@ -73,7 +73,7 @@ def linear_cross_entropy(
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """The sum that [`linear_cross_entropy`] divides by the number of labels. `dtype` is that of the products."""
+    """The sum that [`linear_cross_entropy`] divides by the number of labels. The products have `dtype`."""
 
     @staticmethod
     def forward(ctx, hidden_states, weight, bias, labels, dtype, with_gradients):

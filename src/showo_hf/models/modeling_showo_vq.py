@@ -86,7 +86,9 @@ class ShowoVQTokenizer(ShowoImageTokenizer):
         """Tokens (batch, h, w) to codebook entries (batch, channels, h, w) in the model's dtype."""
         return self.quantizer.entries(image_tokens).movedim(-1, 1).to(self.dtype)
 
-    def quantizer_losses(self, latents: torch.Tensor, codes: torch.Tensor) -> dict[str, torch.Tensor]:
+    def quantizer_losses(
+        self, latents: torch.Tensor, codes: torch.Tensor, pixel_values: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         """The commitment loss of latents and their entries (batch, channels, h, w), and the loss of the codebook."""
         losses = {"commitment_loss": self.config.commitment_weight * mean_squared_distance(latents, codes.detach())}
         if self.config.codebook_learning == "gradient":
@@ -104,8 +106,8 @@ class ShowoVQTokenizer(ShowoImageTokenizer):
         """
         Move the entries if they learn by EMA, and restart dead entries at latents of the batch.
 
-        Call it after the backward pass. In a process group, every process must call it; the result is that of all their
-        latents. An optimizer's moments of a restarted entry stay as they are.
+        Call it after the backward pass. In a process group, every process must call it, and the
+        latents of all of them count. An optimizer's moments of a restarted entry stay as they are.
 
         Args:
             latents (`torch.Tensor` of shape `(batch, channels, h, w)`): as from [`encode`].

@@ -1,8 +1,8 @@
-"""Input images of every kind: paths, URLs, base64, PIL images, arrays and tensors, loaded as PIL images."""
+"""Input images of every kind: paths, bytes, URLs, base64, PIL images, arrays and tensors, loaded as PIL images."""
 
 import base64
-import io
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,9 @@ import httpx
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..utils.validation import shown
+from .image_reader import MAX_PIXELS, check_file_size, max_file_size, read_image_content, read_image_file
 
 
 URL_TIMEOUT = 20.0  # seconds
@@ -38,7 +41,9 @@ def _flatten(images: Any) -> Iterator[Any]:
         yield images
 
 
-def load_image(image: Any, name: str = "images", max_aspect: float = MAX_ASPECT) -> Image.Image:
+def load_image(
+    image: Any, name: str = "images", max_aspect: float = MAX_ASPECT, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """
     Load an image as RGB.
 
@@ -47,17 +52,20 @@ def load_image(image: Any, name: str = "images", max_aspect: float = MAX_ASPECT)
 
     Args:
         image: a PIL image; an array or tensor of shape (H, W), (H, W, channels) or (channels, H, W) with 1, 3 or 4
-            channels, uint8 or floats in [0, 1]; a path, a URL, or a base64 string.
+            channels, uint8 or floats in [0, 1]; the bytes of an image file, a path, a URL, or a base64 string.
         name: the argument name for error messages.
         max_aspect: maximum ratio of the longer to the shorter side. Longer images are cropped to their center.
+        max_pixels: files with more pixels are refused before they are decoded. A PIL image may have any size: open a
+            large file that you trust with `PIL.Image.open`.
 
     Raises:
-        ValueError: if the image cannot be read, or an array has a wrong shape, dtype or range.
+        ValueError: if the image cannot be read, or is larger than `max_pixels`, see
+            [`image_reader.read_image_content`]; or if an array has a wrong shape, dtype or range.
         TypeError: for other types.
     """
     if isinstance(image, (np.ndarray, torch.Tensor)):
         return crop_to_aspect(to_rgb(array_to_image(image, name)), max_aspect)
-    return crop_to_aspect(to_rgb(read_image(image, name)), max_aspect)
+    return crop_to_aspect(to_rgb(read_image(image, name, max_pixels)), max_aspect)
 
 
 def load_grey(image: Any, name: str) -> Image.Image:
@@ -70,18 +78,18 @@ def load_grey(image: Any, name: str) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("L")
 
 
-def read_image(image: str | Path | Image.Image, name: str) -> Image.Image:
+def read_image(image: str | Path | bytes | Image.Image, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Load an image completely, with its EXIF orientation applied, in an 8-bit mode. Raises as [`load_image`]."""
-    if not isinstance(image, (str, Path, Image.Image)):
+    if not isinstance(image, (str, Path, bytes, Image.Image)):
         raise TypeError(
-            f"`{name}` must hold PIL images, arrays, tensors, paths or URLs, got {type(image).__name__}: {image!r:.80}."
+            f"`{name}` must hold PIL images, arrays, tensors, paths or URLs, got {type(image).__name__}: {shown(image)}."
         )
     try:
-        loaded = open_image(image)
-        loaded.load()
-        loaded = ImageOps.exif_transpose(loaded)
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"`{name}` holds an image that is too large: {describe(image)}. {error}") from error
+        if isinstance(image, Image.Image):
+            image.load()
+            loaded = ImageOps.exif_transpose(image)
+        else:
+            loaded = open_image(image, max_pixels)
     except Exception as error:  # Pillow's plugins, httpx and base64 raise many types
         reason = "not in a known image format" if isinstance(error, UnidentifiedImageError) else str(error)
         raise ValueError(f"`{name}` holds an image that cannot be read: {describe(image)} ({reason:.200}).") from error
@@ -90,27 +98,45 @@ def read_image(image: str | Path | Image.Image, name: str) -> Image.Image:
     return in_eight_bits(loaded, name)
 
 
-def open_image(image: str | Path | Image.Image) -> Image.Image:
-    """Open an image without conversion. `FileNotFoundError` for a string that is no file, URL or base64."""
-    if isinstance(image, Image.Image):
-        return image
+def open_image(image: str | Path | bytes, max_pixels: int) -> Image.Image:
+    """Read a path, URL, base64 string or file content. `FileNotFoundError` for a string that is none of them."""
+    if isinstance(image, bytes):
+        return read_image_content(image, max_pixels)
     text = str(image)
     if text.startswith(("http://", "https://")):
-        response = httpx.get(text, timeout=URL_TIMEOUT, follow_redirects=True).raise_for_status()
-        return Image.open(io.BytesIO(response.content))
+        return read_image_content(download(text, max_file_size(max_pixels)), max_pixels)
     if text.startswith("data:image/") or len(text) > MAX_PATH:
-        return Image.open(io.BytesIO(base64.b64decode(text.split(",", 1)[-1], validate=True)))
+        check_file_size(len(text) * 3 // 4, max_pixels)
+        return read_image_content(base64.b64decode(text.split(",", 1)[-1], validate=True), max_pixels)
     if os.path.isfile(text):
-        with open(text, "rb") as file:
-            return Image.open(io.BytesIO(file.read()))
+        return read_image_file(text, max_pixels)
     try:
-        return Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
+        return read_image_content(base64.b64decode(text, validate=True), max_pixels)
     except (ValueError, UnidentifiedImageError):
         raise FileNotFoundError("no such file, URL or base64 string") from None
 
 
-def describe(image: str | Path | Image.Image) -> str:
+def download(url: str, max_bytes: int) -> bytes:
+    """The content of a URL. `ValueError` if it is larger than `max_bytes` or takes longer than `URL_TIMEOUT`."""
+    end = time.monotonic() + URL_TIMEOUT
+    content = bytearray()
+    # Without compression of the transfer: a small part of it could unpack to any size.
+    headers = {"Accept-Encoding": "identity"}
+    with httpx.stream("GET", url, timeout=URL_TIMEOUT, follow_redirects=True, headers=headers) as response:
+        response.raise_for_status()
+        for part in response.iter_raw():
+            content += part
+            if len(content) > max_bytes:
+                raise ValueError(f"it has more than the {max_bytes:,} bytes that are read")
+            if time.monotonic() > end:
+                raise ValueError(f"it takes longer than {URL_TIMEOUT:g} s")
+    return bytes(content)
+
+
+def describe(image: str | Path | bytes | Image.Image) -> str:
     """A short description for error messages. It shows only the file name of a path."""
+    if isinstance(image, bytes):
+        return f"a file of {len(image):,} bytes"
     if isinstance(image, Image.Image):
         return f"a {image.width}x{image.height} {image.mode} image"
     text = str(image)
@@ -148,18 +174,21 @@ def in_eight_bits(image: Image.Image, name: str) -> Image.Image:
 
     Floats are in [0, 1] or [0, 255]. `ValueError` for other floats.
     """
-    if image.mode != "F" and not image.mode.startswith("I"):
-        return image
-    values = np.asarray(image).astype(np.float64)
     if image.mode == "F":
+        values = np.array(image)  # float32
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
             raise ValueError(
                 f"`{name}` must have floats from 0 to 1, or to 255, got {values.min():.3g} to {values.max():.3g}."
             )
-        values = values * (255 if values.max() <= 1 else 1)
-    else:
-        values = values / (257 if values.max() > 255 else 1)
-    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+        if values.max() <= 1:
+            values *= 255
+        return Image.fromarray(values.round().astype(np.uint8))
+    if image.mode.startswith("I"):
+        deep = np.asarray(image)
+        scale = 257 if deep.max() > 255 else 1
+        table = (np.arange(2**16) / scale).clip(0, 255).round().astype(np.uint8)
+        return Image.fromarray(table[deep.clip(0, 2**16 - 1)])
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

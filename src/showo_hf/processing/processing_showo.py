@@ -11,6 +11,7 @@ from transformers import BatchFeature, CLIPImageProcessorPil, PreTrainedTokenize
 from transformers.processing_utils import ProcessorMixin
 
 from ..models.configuration_showo import SPECIAL_TOKEN_ARGUMENTS, SPECIAL_TOKEN_NAMES
+from ..utils.validation import check_equal_length, check_texts
 from .images import flatten_images, is_token_grid, load_image
 from .processor_kwargs import (
     ShowoProcessorKwargs,
@@ -479,21 +480,3 @@ class ShowoProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "pixel_values"]
-
-
-def check_texts(name: str, texts) -> list[str]:
-    """One or several texts as a list; `TypeError` or `ValueError` for anything else."""
-    if isinstance(texts, str):
-        return [texts]
-    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"`{name}` must be a text or a list of texts, got {type(texts).__name__}: {texts!r:.80}.")
-    if not texts:
-        raise ValueError(f"`{name}` must hold at least one text, got an empty list.")
-    return list(texts)
-
-
-def check_equal_length(**named: Sequence):
-    """Raise `ValueError` unless the two named sequences are equally long."""
-    (first, one), (second, other) = named.items()
-    if len(one) != len(other):
-        raise ValueError(f"`{first}` and `{second}` must be equally many, got {len(one)} and {len(other)}.")

@@ -15,6 +15,8 @@ from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, Proces
 from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
 from transformers.utils import TensorType
 
+from ..utils.validation import check_choice, shown
+
 
 class ShowoTextKwargs(TypedDict, total=False):
     """
@@ -57,6 +59,7 @@ TEXT_DEFAULTS: dict[str, Any] = {
     "sanitize_control_tokens": False,
     "return_tensors": "pt",
 }
+MAX_LENGTH = 2**24  # ids of a row
 GROUPS = ("text_kwargs", "images_kwargs")
 #: Arguments of other processors. They are accepted with an empty value.
 UNSUPPORTED = {*TextKwargs.__annotations__, *ProcessingKwargs.__annotations__, "videos", "audio"} - {
@@ -104,7 +107,7 @@ def group_of(kwargs: dict[str, Any], group: str) -> dict[str, Any]:
     """The nested arguments `kwargs[group]`, empty where they are missing or None."""
     options = kwargs.get(group) or {}
     if not isinstance(options, dict):
-        raise TypeError(f"`{group}` must be a dictionary, got {type(options).__name__}: {options!r:.80}.")
+        raise TypeError(f"`{group}` must be a dictionary, got {type(options).__name__}: {shown(options)}.")
     return options
 
 
@@ -129,9 +132,10 @@ def text_options(given: dict[str, Any]) -> dict[str, Any]:
     for name in ("max_length", "pad_to_multiple_of"):
         value = options[name]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
-    if options["padding_side"] not in ("left", "right"):
-        raise ValueError(f"`padding_side` must be 'left' or 'right', got {options['padding_side']!r}.")
+            raise ValueError(f"`{name}` must be a whole number of at least 1, got {shown(value)}.")
+        if value is not None and value > MAX_LENGTH:
+            raise ValueError(f"`{name}` must be at most {MAX_LENGTH:,}, got {shown(value)}.")
+    check_choice("padding_side", options["padding_side"], ("left", "right"))
     if options["return_tensors"] is not None:
         options["return_tensors"] = enum_member("return_tensors", TensorType, options["return_tensors"])
     if options["return_offsets_mapping"] and options["sanitize_control_tokens"]:
@@ -159,8 +163,8 @@ def truncation_strategy(truncation: bool | str | TruncationStrategy) -> Truncati
 def enum_member(name: str, kind: type[Enum], value: Any) -> Any:
     """The member of `kind` with that value; `ValueError` that names the argument if there is none."""
     allowed = [member.value for member in kind]
-    if value not in (*allowed, *kind):
-        raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}.")
+    if not isinstance(value, (str, kind)) or value not in (*allowed, *kind):
+        raise ValueError(f"`{name}` must be one of {allowed}, got {shown(value)}.")
     return kind(value)
 
 

@@ -4,14 +4,19 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..utils.validation import check_count, check_number
+from ..utils.validation import MAX_SCALE, check_number, shown
 from .masking_schedules import get_masking_schedule
 from .scheduling_utils import (
     DiscreteSchedulerMixin,
     Generators,
     TokenSchedulerOutput,
     advance_categorical,
+    as_timestep,
+    as_timesteps,
+    check_generators,
     check_step_inputs,
+    check_timestep_arguments,
+    check_token_ids,
     sample_categorical_at,
     sample_uniform,
     top_k_top_p_filtering,
@@ -71,9 +76,9 @@ class MaskedSchedulerMixin(DiscreteSchedulerMixin):
         Raises:
             ValueError: if an argument is out of range.
         """
-        check_count("num_inference_steps", num_inference_steps)
+        check_timestep_arguments(num_inference_steps, device, grid_size)
         if temperature is not None:
-            check_number("temperature", temperature)
+            check_number("temperature", temperature, most=MAX_SCALE)
         self.num_inference_steps = num_inference_steps
         self.timesteps = torch.arange(num_inference_steps, device=device).flip(0)
         self.reset(grid_size, temperature)
@@ -90,10 +95,10 @@ class MaskedSchedulerMixin(DiscreteSchedulerMixin):
         """
         if self.num_inference_steps is None:
             raise ValueError("Call `set_timesteps` before any step.")
-        last = self.num_inference_steps - 1
-        if not 0 <= int(timestep) <= last:
-            raise ValueError(f"`timestep` must be from 0 to {last}, an entry of `timesteps`, got {int(timestep)}.")
-        return last - int(timestep)
+        last, index = self.num_inference_steps - 1, as_timestep("timestep", timestep)
+        if not 0 <= index <= last:
+            raise ValueError(f"`timestep` must be from 0 to {last}, an entry of `timesteps`, got {shown(index)}.")
+        return last - index
 
     def step(
         self,
@@ -123,6 +128,7 @@ class MaskedSchedulerMixin(DiscreteSchedulerMixin):
         """
         mask_token_id = self.config.mask_token_id
         check_step_inputs(model_output, sample, self.num_inference_steps, mask_token_id)
+        check_generators(generator, len(sample))
         step = self.step_index(timestep)
         masked = sample == mask_token_id  # (batch, tokens)
         self.prepare_step(step, sample, masked, generator)
@@ -233,7 +239,8 @@ class MaskedSchedulerMixin(DiscreteSchedulerMixin):
         """
         if self.num_inference_steps is None:
             raise ValueError("Call `set_timesteps` before `add_noise`.")
-        steps = [self.step_index(timestep) for timestep in torch.as_tensor(timesteps).reshape(-1)]
+        check_token_ids("original_samples", original_samples)
+        steps = [self.step_index(one) for one in as_timesteps("timesteps", timesteps, len(original_samples))]
         ratios = torch.stack([self.mask_ratio(step / self.num_inference_steps) for step in steps])
         counts = (original_samples.shape[1] * ratios).floor().long().clamp(min=1).to(original_samples.device)
         ranks = sample_uniform(original_samples, generator).argsort(-1).argsort(-1)

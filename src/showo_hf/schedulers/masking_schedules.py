@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import torch
 
+from ..utils.validation import shown
+
 
 MaskingSchedule = Callable[[torch.Tensor], torch.Tensor]
 
@@ -50,7 +52,7 @@ def get_masking_schedule(name: str) -> MaskingSchedule:
         ValueError: for any other name.
     """
     named = {"arccos": arccos, "cosine": cosine, "linear": linear, "sigmoid": sigmoid}
-    if name in named:
+    if isinstance(name, str) and name in named:
         return named[name]
     if isinstance(name, str) and name.startswith("pow"):
         try:
@@ -59,4 +61,4 @@ def get_masking_schedule(name: str) -> MaskingSchedule:
             exponent = 0.0
         if 0 < exponent < math.inf:
             return lambda ratio: power(ratio, exponent)
-    raise ValueError(f"`masking_schedule` must be one of {sorted(named)} or 'pow<n>' with n > 0, got {name!r}.")
+    raise ValueError(f"`masking_schedule` must be one of {sorted(named)} or 'pow<n>' with n > 0, got {shown(name)}.")

@@ -4,12 +4,11 @@ import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from ..utils.validation import check_number
+from ..utils.validation import MAX_SCALE, check_choice, check_number
 from .masked_diffusion import MaskedSchedulerMixin, SampledTokens
 from .masking_schedules import get_masking_schedule
 from .scheduling_utils import (
     Generators,
-    check_choice,
     check_filter,
     register_arguments,
 )
@@ -61,10 +60,10 @@ class EntropyBoundScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         top_k: int | None = None,
         top_p: float | None = None,
     ):
-        check_number("entropy_bound", entropy_bound)
+        check_number("entropy_bound", entropy_bound, most=MAX_SCALE)
         check_choice("sort_by", sort_by, ("entropy", "confidence"))
         get_masking_schedule(masking_schedule)
-        check_number("token_temperature", token_temperature)
+        check_number("token_temperature", token_temperature, most=MAX_SCALE)
         check_filter(top_k, top_p)
         self.softmax_temperature = token_temperature
 

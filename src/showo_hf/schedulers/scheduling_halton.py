@@ -4,7 +4,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from ..utils.validation import check_number
+from ..utils.validation import MAX_SCALE, check_flag, check_number
 from .masked_diffusion import MaskedSchedulerMixin, SampledTokens
 from .masking_schedules import get_masking_schedule
 from .scheduling_utils import (
@@ -53,17 +53,16 @@ class HaltonScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         roll: bool = False,
     ):
         get_masking_schedule(masking_schedule)
-        check_number("token_temperature", token_temperature)
+        check_number("token_temperature", token_temperature, most=MAX_SCALE)
         check_filter(top_k, top_p)
+        check_flag("roll", roll)
         self.softmax_temperature = token_temperature
         self.grid_size: tuple[int, int] | None = None
         self.ranks: torch.LongTensor | None = None  # (tokens,), the rank of each position in the order
         self.shifts: torch.LongTensor | None = None  # (batch, 1), kept from the first step to the last
 
     def reset(self, grid_size: tuple[int, int] | None, temperature: float | None):
-        """Discard the order. `temperature` replaces the config's `token_temperature`. Refuse a wrong grid."""
-        if grid_size is not None and (len(grid_size) != 2 or min(grid_size) < 1):
-            raise ValueError(f"`grid_size` must be rows and columns, at least 1 each, got {grid_size!r}.")
+        """Discard the order. `temperature` replaces the config's `token_temperature`."""
         self.softmax_temperature = self.config.token_temperature if temperature is None else temperature
         self.grid_size, self.ranks, self.shifts = grid_size, None, None
 

@@ -7,6 +7,16 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch.nn import functional as F
 
+from ..utils.validation import (
+    MAX_COUNT,
+    MAX_SCALE,
+    check_count,
+    check_flag,
+    check_number,
+    check_share,
+    is_number,
+    shown,
+)
 from .mask_and_replace_diffusion import (
     Transition,
     cumulative_transition,
@@ -23,7 +33,12 @@ from .scheduling_utils import (
     Generators,
     TokenSchedulerOutput,
     advance_categorical,
+    as_timestep,
+    as_timesteps,
+    check_generators,
     check_step_inputs,
+    check_timestep_arguments,
+    check_token_ids,
     gumbel_noise,
     register_arguments,
     sample_categorical,
@@ -96,15 +111,14 @@ class MaskAndReplaceScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixi
         auxiliary_weight: float = 5e-4,
         adaptive_auxiliary: bool = True,
     ):
-        if num_train_timesteps < 1:
-            raise ValueError(f"`num_train_timesteps` must be at least 1, got {num_train_timesteps}.")
-        if not 0 <= mask_share <= 1:
-            raise ValueError(f"`mask_share` must be from 0 to 1, got {mask_share}.")
-        if not 0 < truncation_rate <= 1:
-            raise ValueError(f"`truncation_rate` must be above 0 and at most 1, got {truncation_rate}.")
-        for name, weight in (("purity_weight", purity_weight), ("auxiliary_weight", auxiliary_weight)):
-            if not 0 <= weight < float("inf"):
-                raise ValueError(f"`{name}` must be a finite number that is not negative, got {weight}.")
+        check_count("num_train_timesteps", num_train_timesteps, most=MAX_COUNT)
+        check_share("mask_share", mask_share)
+        if not is_number(truncation_rate) or not 0 < truncation_rate <= 1:
+            raise ValueError(f"`truncation_rate` must be above 0 and at most 1, got {shown(truncation_rate)}.")
+        check_number("purity_weight", purity_weight, most=MAX_SCALE)
+        check_number("auxiliary_weight", auxiliary_weight, most=MAX_SCALE)
+        check_flag("purity", purity)
+        check_flag("adaptive_auxiliary", adaptive_auxiliary)
         times = torch.arange(num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
         changed = get_masking_schedule(masking_schedule)(1 - times).clamp(0, 1)
         changed[0], changed[-1] = 0.0, 1.0  # exactly, so that x_T does not depend on x_0
@@ -141,8 +155,9 @@ class MaskAndReplaceScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixi
         Raises:
             ValueError: if `num_inference_steps` is out of range.
         """
+        check_timestep_arguments(num_inference_steps, device, grid_size)
         total = self.config.num_train_timesteps
-        if not 1 <= num_inference_steps <= total:
+        if num_inference_steps > total:
             raise ValueError(
                 f"`num_inference_steps` must be from 1 to `num_train_timesteps` ({total}), got {num_inference_steps}."
             )
@@ -185,9 +200,12 @@ class MaskAndReplaceScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixi
                 not called.
         """
         check_step_inputs(model_output, sample, self.num_inference_steps, self.codebook_size)
-        time = int(timestep)
+        check_generators(generator, len(sample))
+        time = as_timestep("timestep", timestep)
         if time not in self.previous_timesteps:
-            raise ValueError(f"`timestep` must be one of `timesteps`, {list(self.previous_timesteps)}, got {time}.")
+            raise ValueError(
+                f"`timestep` must be one of `timesteps`, {list(self.previous_timesteps)}, got {shown(time)}."
+            )
         probabilities = model_output.float().softmax(-1)  # (batch, tokens, K)
         check_probabilities(probabilities)
         original = self.sample_original(probabilities, generator)
@@ -260,8 +278,12 @@ class MaskAndReplaceScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixi
         Raises:
             ValueError: if the times are out of range or of another shape.
         """
-        times = torch.as_tensor(timesteps).reshape(-1)
-        self.check_times(times, len(original_samples), first=0)
+        check_token_ids("original_samples", original_samples)
+        given = as_timesteps("timesteps", timesteps, len(original_samples))
+        total = self.config.num_train_timesteps
+        if min(given) < 0 or max(given) > total:
+            raise ValueError(f"`timesteps` must be from 0 to {total}, got {shown(given)}.")
+        times = torch.tensor(given)
         uniform = sample_uniform(original_samples, generator)
         random_tokens = self.random_tokens(original_samples, generator)
         return sample_noised(original_samples, self.cumulative_at(times), uniform, random_tokens, self.codebook_size)

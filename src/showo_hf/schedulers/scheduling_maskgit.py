@@ -4,12 +4,11 @@ import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from ..utils.validation import check_number
+from ..utils.validation import MAX_SCALE, check_choice, check_number
 from .masked_diffusion import MaskedSchedulerMixin, SampledTokens, annealed_temperatures, mask_lowest
 from .masking_schedules import get_masking_schedule
 from .scheduling_utils import (
     Generators,
-    check_choice,
     check_filter,
     gumbel_noise,
     register_arguments,
@@ -51,7 +50,7 @@ class MaskGITScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         top_p: float | None = None,
     ):
         get_masking_schedule(masking_schedule)
-        check_number("temperature", temperature)
+        check_number("temperature", temperature, most=MAX_SCALE)
         check_choice("temperature_rule", temperature_rule, ("compound", "linear"))
         check_filter(top_k, top_p)
         self.temperatures: list[float] = []

@@ -4,12 +4,11 @@ import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from ..utils.validation import check_number, check_share
+from ..utils.validation import MAX_SCALE, check_choice, check_number, check_share
 from .masked_diffusion import MaskedSchedulerMixin, SampledTokens, annealed_temperatures
 from .masking_schedules import get_masking_schedule
 from .scheduling_utils import (
     Generators,
-    check_choice,
     check_filter,
     gumbel_noise,
     register_arguments,
@@ -70,7 +69,7 @@ class RemaskingScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
     ):
         check_choice("rule", rule, ("mask_predict", "remdm"))
         get_masking_schedule(masking_schedule)
-        check_number("temperature", temperature)
+        check_number("temperature", temperature, most=MAX_SCALE)
         check_choice("temperature_rule", temperature_rule, ("compound", "linear"))
         check_choice("sigma_rule", sigma_rule, ("cap", "rescale"))
         check_share("eta", eta)

@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
 from ..utils.private_interfaces import default_config_entries
-from ..utils.validation import check_count, is_number
+from ..utils.validation import MAX_COUNT, check_count, is_integer, is_number, shown
 
 
 NOISE_ROWS = 64  # number of tokens for which noise is drawn at a time on a CPU
@@ -132,6 +132,7 @@ def register_arguments(init: Any) -> Any:
     def wrapper(self, *args, **kwargs):
         _, *arguments = signature.bind(self, *args, **kwargs).arguments.items()
         named = {"mask_token_id": signature.parameters["mask_token_id"].default, **dict(arguments)}
+        check_count("mask_token_id", named["mask_token_id"], most=2**31 - 1)
         registered_init(
             self, **{name: value.item() if isinstance(value, np.generic) else value for name, value in named.items()}
         )
@@ -151,7 +152,13 @@ def all_subclasses(cls: type) -> list[type]:
 def check_step_inputs(
     model_output: torch.Tensor, sample: torch.LongTensor, num_inference_steps: int | None, mask_token_id: int
 ):
-    """Raise `ValueError` unless `set_timesteps` was called, shapes fit, and `sample` holds ids up to the mask id."""
+    """
+    Raise `ValueError` unless `set_timesteps` was called, shapes fit, and `sample` holds ids up to the mask id.
+
+    `TypeError` for what is no tensor.
+    """
+    check_tensor("model_output", model_output)
+    check_token_ids("sample", sample)
     if num_inference_steps is None:
         raise ValueError("Call `set_timesteps` before `step`.")
     if model_output.ndim != 3 or sample.shape != model_output.shape[:2]:
@@ -164,8 +171,8 @@ def check_step_inputs(
             f"`model_output` must have {mask_token_id} logits per token, one for each id below `mask_token_id`, "
             f"got {model_output.shape[-1]}."
         )
-    if sample.is_floating_point():
-        raise ValueError(f"`sample` must hold integer token ids, got {sample.dtype}.")
+    if not model_output.is_floating_point():
+        raise ValueError(f"`model_output` must hold floats, got {model_output.dtype}.")
     lowest, highest = torch.stack(sample.aminmax()).tolist() if sample.numel() > 0 else (0, 0)
     if lowest < 0 or highest > mask_token_id:
         raise ValueError(
@@ -174,11 +181,53 @@ def check_step_inputs(
         )
 
 
-def check_choice(name: str, value: Any, choices: tuple[str, ...]):
-    """Raise `ValueError` unless `value` is one of `choices`."""
-    if value not in choices:
-        listed = f"{', '.join(repr(choice) for choice in choices[:-1])} or {choices[-1]!r}"
-        raise ValueError(f"`{name}` must be {listed}, got {value!r}.")
+def check_tensor(name: str, value: Any):
+    """Raise `TypeError` unless `value` is a tensor."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"`{name}` must be a tensor, got {shown(value)}.")
+
+
+def check_token_ids(name: str, value: Any):
+    """Raise `TypeError` unless `value` is a tensor, `ValueError` unless it holds integers as (batch, tokens)."""
+    check_tensor(name, value)
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise ValueError(f"`{name}` must hold integer token ids, got {value.dtype}.")
+    if value.ndim != 2:
+        raise ValueError(f"`{name}` must be (batch, tokens), got {tuple(value.shape)}.")
+
+
+def as_timestep(name: str, value: Any) -> int:
+    """A timestep as an integer. `TypeError` unless it is an integer, or a tensor that holds one."""
+    if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_floating_point():
+        value = value.item()
+    if not is_integer(value):
+        raise TypeError(f"`{name}` must be an integer or a tensor of one, got {shown(value)}.")
+    return int(value)
+
+
+def as_timesteps(name: str, values: Any, batch_size: int) -> list[int]:
+    """Timesteps, one or one per sample, as integers. `TypeError` for other values, `ValueError` for another number."""
+    flat = values.reshape(-1) if isinstance(values, torch.Tensor) else values
+    flat = list(flat) if isinstance(flat, (list, tuple, torch.Tensor)) else [flat]
+    if len(flat) not in (1, batch_size):
+        raise ValueError(f"`{name}` must be one or {batch_size} integers, got {len(flat)}.")
+    return [as_timestep(name, value) for value in flat]
+
+
+def check_timestep_arguments(num_inference_steps: Any, device: Any, grid_size: Any):
+    """Raise `ValueError` or `TypeError` for arguments of `set_timesteps` that no scheduler takes."""
+    check_count("num_inference_steps", num_inference_steps, most=MAX_COUNT)
+    if device is not None and not isinstance(device, (str, torch.device)):
+        raise TypeError(f"`device` must be a device, its name or None, got {shown(device)}.")
+    try:
+        torch.device("cpu" if device is None else device)
+    except RuntimeError as error:
+        raise ValueError(f"`device` must be a device of torch, got {shown(device)}.") from error
+    if grid_size is None:
+        return
+    sides = list(grid_size) if isinstance(grid_size, (list, tuple, torch.Size)) else []
+    if len(sides) != 2 or not all(is_integer(side) and 1 <= side <= MAX_COUNT for side in sides):
+        raise ValueError(f"`grid_size` must be rows and columns, at least 1 each, got {shown(grid_size)}.")
 
 
 def check_filter(top_k: int | None, top_p: float | None):
@@ -186,7 +235,7 @@ def check_filter(top_k: int | None, top_p: float | None):
     if top_k is not None:
         check_count("top_k", top_k)
     if top_p is not None and not (is_number(top_p) and 0 < top_p <= 1):
-        raise ValueError(f"`top_p` must be above 0 and at most 1, or None, got {top_p!r}.")
+        raise ValueError(f"`top_p` must be above 0 and at most 1, or None, got {shown(top_p)}.")
 
 
 def check_generators(generator: Generators, batch_size: int):

@@ -4,13 +4,20 @@ from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
 from .callbacks import reports
 from .configs import RunConfig
 
 
 def training_arguments(config: RunConfig, root: Path) -> TrainingArguments:
-    """The arguments of transformers' Trainer. What a recipe does in its own way is switched off there."""
+    """
+    The arguments of transformers' Trainer. What a recipe does in its own way is switched off there.
+
+    Raises:
+        ValueError: for a value that `TrainingArguments` refuses, and a tracker that is unknown or not installed.
+    """
+    check_trackers(config)
     given = dict(config.training)
     if config.validation_data is not None:
         given.setdefault("eval_strategy", "steps")
@@ -19,18 +26,33 @@ def training_arguments(config: RunConfig, root: Path) -> TrainingArguments:
     given.setdefault("logging_steps", 10)
     given.setdefault("save_total_limit", 2)
     given.setdefault("ddp_timeout", 600)  # seconds until a process that waits for another one gives up
-    return TrainingArguments(
-        **{
-            **given,
-            "output_dir": str(root),
-            "max_steps": config.steps,
-            "seed": config.seed,
-            "per_device_train_batch_size": config.rows_per_step,
-            "report_to": [name for name in reports(config) if name != "tensorboard"] or "none",
-            "save_strategy": "no",
-            "ignore_data_skip": True,
-            "remove_unused_columns": False,
-            "logging_nan_inf_filter": False,
-            "push_to_hub": False,
-        }
-    )
+    own = {
+        "output_dir": str(root),
+        "max_steps": config.steps,
+        "seed": config.seed,
+        "per_device_train_batch_size": config.rows_per_step,
+        "report_to": [name for name in reports(config) if name != "tensorboard"] or "none",
+        "save_strategy": "no",
+        "ignore_data_skip": True,
+        "remove_unused_columns": False,
+        "logging_nan_inf_filter": False,
+        "push_to_hub": False,
+    }
+    try:
+        return TrainingArguments(**{**given, **own})
+    except ValueError as error:  # of an enumeration, which tells the value and the allowed ones, but no name
+        names = [
+            name for name, value in config.training.items() if f"{value} is not a valid" in str(error).replace("'", "")
+        ]
+        raise ValueError(f"`{names[0]}`: {error}" if names else str(error)) from error
+
+
+def check_trackers(config: RunConfig):
+    """Raise `ValueError` if `report_to` names a tracker that transformers does not know, or that is not installed."""
+    for name in reports(config):
+        try:
+            get_reporting_integration_callbacks(name)
+        except ValueError as error:
+            raise ValueError(f"`report_to`: {error}") from error
+        if name not in ("all", *get_available_reporting_integrations()):
+            raise ValueError(f"`report_to` names {name}, which is not installed: run `pip install {name}`.")

@@ -142,7 +142,7 @@ def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]):
 
 @contextlib.contextmanager
 def system_errors(file: Path) -> Iterator[None]:
-    """Errors of the system that safetensors raises as its own become `OSError` again, such as that of a full disk."""
+    """Errors of the system that safetensors raises as its own, such as a full disk, become `OSError` again."""
     try:
         yield
     except SafetensorError as error:

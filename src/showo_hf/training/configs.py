@@ -5,7 +5,6 @@ A recipe is a YAML file, or the name of a shipped one, and `key=value` pairs tha
 fields of the recipe's config and those of `transformers.TrainingArguments`.
 """
 
-import dataclasses
 import os
 import re
 from dataclasses import dataclass, field
@@ -319,77 +318,6 @@ class StageConfig(FinetuneConfig):
         super().__post_init__()
         if (self.text_model is None) != (self.image_tokenizer is None):
             raise ValueError("`text_model` and `image_tokenizer` must be given together.")
-
-
-@dataclass(kw_only=True)
-class ImageTokenizerConfig(RunConfig):
-    """
-    Training of an image tokenizer (MAGVIT-v2, arXiv:2310.05737): reconstruction of images, through a lookup-free
-    quantizer.
-
-    Args:
-        model (`str`, *optional*): a [`ShowoLFQTokenizer`], as a folder or a name on the Hub, that the training starts
-            from. Layers with other shapes start from random weights. Without it, all layers do.
-        data (`str`, `dict` or `list`): a folder of images, or another source of images as a path or a mapping with the
-            fields of [`DataSource`], or a list of sources.
-        batch_size (`int`, defaults to 8): images in a step, on one device and without accumulation.
-        image_size (`int`, *optional*): width and height of the images in pixels.
-        codebook_bits (`int`, *optional*): bits of a token; the codebook has `2 ** codebook_bits` entries.
-        entropy_weight (`float`, *optional*): weight of the entropy loss. A larger one uses more of the codebook.
-        entropy_over (`str`, *optional*): "bits" or "codes".
-        commitment_weight (`float`, *optional*): weight of the commitment loss.
-        architecture (`dict`): other entries of [`ShowoLFQTokenizerConfig`], such as `encoder_block_out_channels`.
-            Whatever is not given is as in `model`, or else as in the published tokenizer.
-        mirror (`bool`, defaults to `True`): mirror half of the images.
-        shift (`int`, defaults to 0): move each image by up to so many pixels in both directions. The border is white.
-    """
-
-    model: str | None = None
-    data: Any = None
-    batch_size: int = 8
-    image_size: int | None = None
-    codebook_bits: int | None = None
-    entropy_weight: float | None = None
-    entropy_over: str | None = None
-    commitment_weight: float | None = None
-    architecture: dict[str, Any] = field(default_factory=dict)
-    mirror: bool = True
-    shift: int = 0
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_count("batch_size", self.batch_size)
-        check_count("shift", self.shift, least=0)
-        if self.image_size is not None:
-            check_count("image_size", self.image_size)
-        if self.data is None:
-            raise ValueError("`data` is missing: give the path of a folder of images.")
-        self.data = by_task("data", self.data, "image", ("image",))
-        if self.validation_data is not None:
-            self.validation_data = by_task("validation_data", self.validation_data, "image", ("image",))
-        if self.push_steps is not None:
-            raise ValueError("`push_steps` has no effect on an image tokenizer, which is pushed at the end.")
-
-    @property
-    def rows_per_step(self) -> int:
-        """Images in a step, on one device and without accumulation."""
-        return self.batch_size
-
-
-#: The config of each kind of recipe, by the entry `kind` of its file.
-KINDS: dict[str, type[RunConfig]] = {
-    "finetune": FinetuneConfig,
-    "lora": LoraConfig,
-    "concept": ConceptConfig,
-    "stage": StageConfig,
-    "lfq-tokenizer": ImageTokenizerConfig,
-}
-
-
-def config_keys(kind: str) -> dict[str, dataclasses.Field]:
-    """The fields of a kind's config that a recipe may set, by name."""
-    own = {one.name: one for one in dataclasses.fields(KINDS[kind])}
-    return {name: one for name, one in own.items() if name not in ("recipe", "training")}
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]):

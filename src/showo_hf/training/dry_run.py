@@ -9,11 +9,17 @@ from transformers import Trainer, TrainingArguments
 
 from showo_hf.pipelines import ShowoT2IPipeline
 
+from ..processing.processing_showo import showo_image_processor
 from .arguments import training_arguments
 from .checkpoints import checkpoint_root
-from .configs import FinetuneConfig, ImageTokenizerConfig, RunConfig
+from .configs import FinetuneConfig, RunConfig
 from .data.loader import StepLoader
-from .image_tokenizers import first_images, load_image_tokenizer, reconstruction_losses
+from .decoder_config import DiffusionDecoderConfig
+from .diffusion_decoder import batch_losses, image_builder, load_models
+from .image_batches import ImageBuilder, first_images
+from .image_classifiers import load_classifier
+from .image_configs import ImageClassifierConfig, ImageRunConfig, ImageTokenizerConfig
+from .image_tokenizers import load_image_tokenizer, tokenizer_losses
 from .losses import LossSums, backward_by_part, step_counts
 from .optimizers import MuonWithAdamW
 from .plan import MemoryOptions, ModelSizes, TaskRows, format_plan, measure_step_time, parameter_counts
@@ -31,8 +37,13 @@ def plan_of(config: RunConfig) -> str:
     if isinstance(config, FinetuneConfig):
         check_model(config)
     check_data(config)
-    plan: Callable[..., str] = plan_of_image_tokenizer if isinstance(config, ImageTokenizerConfig) else plan_of_showo
-    return plan(config, args)
+    plans: dict[type[RunConfig], Callable[..., str]] = {
+        FinetuneConfig: plan_of_showo,
+        ImageTokenizerConfig: plan_of_image_tokenizer,
+        ImageClassifierConfig: plan_of_image_classifier,
+        DiffusionDecoderConfig: plan_of_diffusion_decoder,
+    }
+    return next(plan for kind, plan in plans.items() if isinstance(config, kind))(config, args)
 
 
 def plan_of_showo(config: FinetuneConfig, args: TrainingArguments) -> str:
@@ -66,30 +77,96 @@ def plan_of_showo(config: FinetuneConfig, args: TrainingArguments) -> str:
 def plan_of_image_tokenizer(config: ImageTokenizerConfig, args: TrainingArguments) -> str:
     """The plan of an image tokenizer's training. Its memory is not estimated."""
     model = load_image_tokenizer(config)
-    pixels = first_images(config, model).pixel_values.to(args.device)
+    builder = ImageBuilder(showo_image_processor(model.config.sample_size), config.mirror, config.shift)
+    pixels = first_images(config, builder).pixel_values.to(args.device)
+    model.to(args.device).train()
+    objective = tokenizer_losses(config, args.device, args.learning_rate)
+    autocast = partial(torch.autocast, args.device.type, dtype_of(args), enabled=args.bf16 or args.fp16)
+    optimizer = new_optimizer(config, model, args)
+
+    def step():
+        with autocast():
+            made = objective.of(model, pixels)
+            if objective.adversary is not None:
+                objective.add_adversarial(made, pixels, model.decoder.conv_out.weight)
+            if config.loss_weights["token_cycle"]:
+                objective.add_token_cycle(model, made)
+        sum(made.losses.values()).backward()
+        if objective.adversary is not None:
+            objective.adversary.learn(pixels, made.sample, forward_context=autocast)
+            objective.adversary.step(schedule=1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    size, side = model.config.sample_size, model.config.sample_size // model.config.downsampling
+    what = f"{size} x {size} pixels as {side} x {side} tokens of {model.config.codebook_size:,} codes"
+    return plan_of_images(config, args, model, what, step)
+
+
+def plan_of_image_classifier(config: ImageClassifierConfig, args: TrainingArguments) -> str:
+    """The plan of an image classifier's training. Its memory is not estimated."""
+    model = load_classifier(config)
+    classes = dict(model.config.label2id)
+    builder = ImageBuilder(showo_image_processor(config.image_size), config.mirror, config.shift, classes)
+    images = first_images(config, builder)
+    pixels, labels = images.pixel_values.to(args.device), images.labels.to(args.device)
     model.to(args.device).train()
     optimizer = new_optimizer(config, model, args)
 
     def step():
         with torch.autocast(args.device.type, dtype_of(args), enabled=args.bf16 or args.fp16):
-            losses, _ = reconstruction_losses(model, pixels)
-        sum(losses.values()).backward()
+            loss = torch.nn.functional.cross_entropy(model(pixels).logits.float(), labels)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
+    what = f"{config.image_size} x {config.image_size} pixels in {len(classes):,} classes"
+    return plan_of_images(config, args, model, what, step)
+
+
+def plan_of_images(
+    config: ImageRunConfig,
+    args: TrainingArguments,
+    model: torch.nn.Module,
+    what: str,
+    step: Callable[[], None],
+) -> str:
+    """The lines of a plan for a model that sees images alone; `what` tells about the images, `step` is measured."""
     seconds = measure_step_time(step).median
     count = sum(weight.numel() for weight in model.parameters())
-    size, side = model.config.sample_size, model.config.sample_size // model.config.downsampling
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     images = config.batch_size * args.gradient_accumulation_steps * args.world_size
     lines = [
-        f"parameters      {count:,}, all trained",
-        f"images          {size} x {size} pixels as {side} x {side} tokens of {model.config.codebook_bits} bits",
+        f"parameters      {count:,}, {'all' if trained == count else f'{trained:,}'} trained",
+        f"images          {what}",
         f"images a step   {images:,}",
         f"devices         {args.world_size}",
         f"time of a step  {seconds:.3g} s on this machine",
         f"time of the run {seconds * config.steps / 3600:.3g} h for {config.steps:,} steps",
     ]
     return "\n".join(lines)
+
+
+def plan_of_diffusion_decoder(config: DiffusionDecoderConfig, args: TrainingArguments) -> str:
+    """The plan of a diffusion decoder's training. Its memory is not estimated, and its time is without the tokenizer's."""
+    decoder, tokenizer = load_models(config)
+    tokenizer.capacity = max(tokenizer.capacity, config.batch_size)
+    images = first_images(config, image_builder(config, decoder))
+    pixels = images.pixel_values.to(args.device)
+    tokenizer.tokenizer.to(args.device)
+    decoder.to(args.device).train()
+    optimizer = new_optimizer(config, decoder, args)
+
+    def step():
+        with torch.autocast(args.device.type, dtype_of(args), enabled=args.bf16 or args.fp16):
+            losses, _ = batch_losses(config, decoder, decoder, tokenizer, pixels, images.noise_seeds)
+        sum(losses.values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    size, side = decoder.config.sample_size, decoder.config.sample_size // decoder.config.downsampling
+    what = f"{size} x {size} pixels from {side} x {side} tokens, residual scale {decoder.config.residual_scale:g}"
+    return plan_of_images(config, args, decoder, what, step)
 
 
 def first_parts(config: FinetuneConfig, pipe: ShowoT2IPipeline) -> dict[str, Part]:

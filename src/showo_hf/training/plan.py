@@ -1,6 +1,6 @@
 """The plan of a training run by arithmetic: parameters, tokens of a step, floating-point operations, memory per device.
 
-The memory is that of the trainer's step: each task's rows have their own forward and backward pass, gradients of the
+The memory is what the trainer's step takes: each task's rows have their own forward and backward pass, gradients of the
 tasks add up, and a fused AdamW updates the weights. Nothing is cached for generation (`use_cache=False`).
 `benchmarks/training_memory.py` holds it against measured steps. The count of saved tensors follows transformers' Phi and
 Llama blocks with sdpa attention. Other blocks with a gated MLP (Mistral, Qwen, Gemma) are counted as Llama's, all others
@@ -370,8 +370,8 @@ def loss_memory(sizes: ModelSizes, task: TaskRows, options: MemoryOptions) -> tu
     residual, compute = options.weight_bytes, options.compute_bytes
     cast = compute if options.autocast else 0
     if options.strategy == "tp":
-        # A head in parts computes all logits at once. The log-probabilities are kept; their gradient and that of the
-        # logits join them. All are float32.
+        # A head in parts computes all logits at once. The log-probabilities are kept; their gradient and the
+        # logits' gradient join them. All are float32.
         logits = task.labelled * sizes.vocab
         head = (FLOAT32 + cast) * logits + (residual + cast) * sizes.head // options.ranks
         return 3 * FLOAT32 * logits, max(0, head - 3 * FLOAT32 * logits)

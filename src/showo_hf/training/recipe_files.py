@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 from transformers import TrainingArguments
 
-from .configs import KINDS, OTHER_NAMES, REFUSED, RunConfig, config_keys
+from .configs import OTHER_NAMES, REFUSED, RunConfig
+from .kinds import KINDS, config_keys
 
 
 #: What a value of each type is called in messages.

@@ -171,6 +171,10 @@ class ResumableTrainer(OwnCheckpoints, ShardedByItself, Trainer):
     def clear_losses(self):
         """Forget the losses of this step."""
 
+    def rates(self, seconds_per_step: float) -> dict[str, Any]:
+        """Other speeds for the log."""
+        return {}
+
     # Validation
 
     def keep_the_best(self, loss: float):
@@ -192,7 +196,8 @@ class ResumableTrainer(OwnCheckpoints, ShardedByItself, Trainer):
         if "loss" in logs:
             now, before = time.monotonic(), self.last_logged
             steps = max(1, self.state.global_step - before[1])
-            logs |= self.named_losses() | {"seconds_per_step": (now - before[0]) / steps}
+            seconds = (now - before[0]) / steps
+            logs |= self.named_losses() | {"seconds_per_step": seconds} | self.rates(seconds)
             if self.bad_steps["total"]:
                 logs["skipped_steps"] = self.bad_steps["total"]
             self.last_logged = (now, self.state.global_step)
@@ -224,16 +229,19 @@ class ResumableTrainer(OwnCheckpoints, ShardedByItself, Trainer):
         """A context in which the model has the averaged weights."""
         return AveragedWeights(self.ema, self.local_weights())
 
+    def changing_tensors(self) -> dict[str, torch.Tensor]:
+        """What the training changes in the model: the trained weights. A subclass adds what it changes by itself."""
+        return dict(checkpoints.trained_parameters(self.model))
+
     def result_weights(self) -> dict[str, torch.Tensor]:
-        """The weights that are the result so far: the averaged ones, or else the trained ones."""
-        if self.ema is not None:
-            return self.averaged()
-        return {name: weight.detach() for name, weight in checkpoints.trained_parameters(self.model).items()}
+        """The changing tensors that are the result so far: weights are averaged, if there is an average."""
+        values = {name: tensor.detach() for name, tensor in self.changing_tensors().items()}
+        return values if self.ema is None else values | self.averaged()
 
     @torch.no_grad()
     def finish(self):
         """Give the model its final weights: the best, or the averaged, or the last."""
-        parameters = checkpoints.trained_parameters(self.model)
+        parameters = self.changing_tensors()
         if self.settings.keep_best and self.best["kept"]:
             folder = self.settings.root / "best"
             self.check_best()
@@ -262,13 +270,15 @@ class ResumableTrainer(OwnCheckpoints, ShardedByItself, Trainer):
         model = self.accelerator.unwrap_model(self.model)
         names = checkpoints.parameter_names(self.optimizer, model)
         optimizer, optimizer_document = checkpoints.optimizer_tensors(self.optimizer, names)
-        tensors = {"model": checkpoints.trained_parameters(model), "optimizer": optimizer}
+        more_tensors, more_documents = self.more_state()
+        tensors = {"model": self.changing_tensors(), "optimizer": optimizer, **more_tensors}
         documents = {
             "optimizer": optimizer_document,
             "schedule": self.lr_scheduler.state_dict(),
             "trainer": {"best": self.best, "bad_steps": self.bad_steps, "seconds": self.seconds},
             "settings": dict(self.settings.settings),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+            **more_documents,
         }
         if self.ema is not None:
             tensors["ema"] = self.averaged()
@@ -281,6 +291,13 @@ class ResumableTrainer(OwnCheckpoints, ShardedByItself, Trainer):
         self.write_folder(self.settings.root / f"checkpoint-{step}", tensors, documents, random=True, state=True)
         if self.is_world_process_zero():
             checkpoints.delete_old(self.settings.root, self.args.save_total_limit, step)
+
+    def more_state(self) -> tuple[Mapping[str, Mapping[str, torch.Tensor]], Mapping[str, Any]]:
+        """Other state of a run for a checkpoint: groups of tensors, and JSON documents, by the names of their files."""
+        return {}, {}
+
+    def load_more_state(self, folder: Path):
+        """Load what `more_state` gave. `DamagedCheckpointError` if it is missing or does not fit."""
 
     def write_folder(
         self,
@@ -334,10 +351,10 @@ class ResumableTrainer(OwnCheckpoints, ShardedByItself, Trainer):
     def load_weights(self, folder: str):
         """Load the trained weights, and the averaged ones."""
         where = Path(folder)
-        parameters = checkpoints.trained_parameters(self.model)
+        changing, parameters = self.changing_tensors(), checkpoints.trained_parameters(self.model)
         with checkpoints.loading(where / "model.safetensors"):
-            values = checkpoints.read_group(where, "model", parameters)
-            checkpoints.load_parameters(parameters, values, "The checkpoint")
+            values = checkpoints.read_group(where, "model", changing)
+            checkpoints.load_parameters(changing, values, "The checkpoint")
         self.start_average()
         if self.ema is not None:
             with checkpoints.loading(where / "ema.safetensors"):
@@ -383,9 +400,10 @@ class ResumableTrainer(OwnCheckpoints, ShardedByItself, Trainer):
             if self.accelerator.scaler is not None and scaler is not None:
                 checkpoints.check_like("scaler", scaler, self.accelerator.scaler.state_dict())
                 self.accelerator.scaler.load_state_dict(scaler)
+        self.load_more_state(where)
 
     def load_random_state(self, folder: str):
-        """Restore the random state of this process; if the checkpoint has none for it, that of the first one."""
+        """Restore the random state of this process, or of the first process if the checkpoint has none for this one."""
         where, rank = Path(folder), self.args.process_index
         if not (where / f"random-{rank}.json").exists():
             rank = 0

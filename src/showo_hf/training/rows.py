@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPImageProcessorPil
 
 from ..models.losses import scored_positions
 from ..processing.processing_showo import ShowoProcessor
@@ -64,23 +63,19 @@ class RowBuilder:
 
     Args:
         processor: builds the sequences.
-        image_processor: prepares images that have no tokens yet.
         condition_dropout: share of the prompts that are emptied.
         image_dropout: in questions, a random share of the image tokens from 0 to this is masked.
         schedule: the share of masked tokens for u uniform in [0, 1].
         masked: mask the images of text-to-image rows. Without it `input_ids` hold the images as they are, for a loss
             that adds its own noise.
-        multiple: rows are padded to multiples of this length.
         max_length: conversations are cut to so many ids, before an image that would not be complete.
     """
 
     processor: ShowoProcessor
-    image_processor: CLIPImageProcessorPil | None = None
     condition_dropout: float = 0.1
     image_dropout: float = 0.0
     schedule: MaskingSchedule = cosine
     masked: bool = True
-    multiple: int = 1
     max_length: int | None = None
 
     def __call__(self, examples: Mapping[str, Sequence[Example]]) -> dict[str, Part]:
@@ -93,7 +88,7 @@ class RowBuilder:
         images = [image for example in examples for image in images_of(example) if not is_tokens(image)]
         if not images:
             return self.finish(part)
-        pixels = (self.image_processor or self.processor.image_processor)(images=images, return_tensors="pt")
+        pixels = self.processor.image_processor(images=images, return_tensors="pt")
         part.pixel_values = pixels["pixel_values"]
         return part
 
@@ -117,9 +112,6 @@ class RowBuilder:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="A text of .* ids was cut")
             build[part.task](part, examples, grids)
-        side = "left" if part.task == "t2i" else "right"
-        part.input_ids = widen(part.input_ids, self.processor.pad_token_id, side, self.multiple)
-        part.labels = widen(part.labels, IGNORED, side, self.multiple)
         part.counts = label_counts(part.input_ids, part.labels, self.processor)
         return part
 
@@ -251,12 +243,6 @@ def with_images(messages: list[dict[str, Any]], images: list[torch.LongTensor]) 
 def pad(rows: list[torch.LongTensor], value: int) -> torch.LongTensor:
     """Pad rows on the right to the longest."""
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
-
-
-def widen(rows: torch.LongTensor, fill: int, side: str, multiple: int) -> torch.LongTensor:
-    """Pad rows (batch, length) on a side to the next multiple of a length."""
-    missing = -rows.shape[1] % multiple
-    return nn.functional.pad(rows, (missing, 0) if side == "left" else (0, missing), value=fill)
 
 
 def is_image_token(ids: torch.LongTensor, processor: ShowoProcessor) -> torch.BoolTensor:

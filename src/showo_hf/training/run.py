@@ -11,15 +11,15 @@ from ..utils.atomic_folder import locked
 from .arguments import training_arguments
 from .callbacks import StopSignals, step_callbacks
 from .checkpoints import checkpoint_root, clean, system_errors
-from .configs import FinetuneConfig, ImageTokenizerConfig, RunConfig
+from .configs import FinetuneConfig, RunConfig
 from .data.loader import merge_states
+from .decoder_config import DiffusionDecoderConfig
+from .diffusion_decoder import diffusion_decoder_trainer, load_models, save_decoder
 from .errors import TrainingError
-from .image_tokenizers import (
-    ImageTokenizerTrainer,
-    image_tokenizer_trainer,
-    load_image_tokenizer,
-    save_image_tokenizer,
-)
+from .image_classifiers import image_classifier_trainer, load_classifier, save_image_classifier
+from .image_configs import ImageClassifierConfig, ImageRunConfig, ImageTokenizerConfig
+from .image_tokenizers import image_tokenizer_trainer, load_image_tokenizer, save_image_tokenizer
+from .image_trainer import ImageTrainer
 from .parallel import check_deepspeed, check_sharding, distribute, from_first, processes, together
 from .results import check_push, save_result
 from .resumable_trainer import ResumableTrainer, Settings
@@ -31,6 +31,12 @@ from .trainer import ShowoTrainer
 
 #: What builds the Trainer of a kind of recipe, and the function that saves its result.
 Build = Callable[..., tuple[ResumableTrainer, Callable[[], None]]]
+#: What loads the model of a kind of recipe that trains on images alone, what builds its Trainer, and what saves it.
+IMAGE_RUNS: dict[type[ImageRunConfig], tuple[Callable, Callable, Callable]] = {
+    ImageTokenizerConfig: (load_image_tokenizer, image_tokenizer_trainer, save_image_tokenizer),
+    ImageClassifierConfig: (load_classifier, image_classifier_trainer, save_image_classifier),
+    DiffusionDecoderConfig: (load_models, diffusion_decoder_trainer, save_decoder),
+}
 
 
 class Unfinished(Exception):
@@ -85,7 +91,7 @@ def run_processes(config: RunConfig) -> Path:
         resumed = from_first(lambda: start_folder(config, args, root))
         signals = stack.enter_context(StopSignals())
         step = 0 if resumed is None else saved_step(resumed)
-        build: Build = image_tokenizer_run if isinstance(config, ImageTokenizerConfig) else showo_run
+        build: Build = image_run if isinstance(config, ImageRunConfig) else showo_run
         trainer, save = build(config, args, root, resumed, signals)
         stop_before_training(args, step, signals)
         if resumed is not None and is_finished(config, step, saved_since(resumed)):
@@ -123,18 +129,19 @@ def showo_run(
     return trainer, lambda: save_result(config, pipe, trainer)
 
 
-def image_tokenizer_run(
-    config: ImageTokenizerConfig, args: TrainingArguments, root: Path, resumed: Path | None, signals: StopSignals
-) -> tuple[ImageTokenizerTrainer, Callable[[], None]]:
-    """The Trainer of an image tokenizer, and what saves its result."""
-    model = load_image_tokenizer(config)
+def image_run(
+    config: ImageRunConfig, args: TrainingArguments, root: Path, resumed: Path | None, signals: StopSignals
+) -> tuple[ImageTrainer, Callable[[], None]]:
+    """The Trainer of a model that sees images alone, and what saves its result."""
+    load, build, save = next(functions for kind, functions in IMAGE_RUNS.items() if isinstance(config, kind))
+    model = load(config)
     callbacks, _ = step_callbacks(config, args, 0 if resumed is None else saved_step(resumed), signals)
     position = None if resumed is None else merge_states(saved_position(resumed))
-    trainer = image_tokenizer_trainer(config, args, model, settings_of(config, args, root), position, callbacks)
+    trainer = build(config, args, model, settings_of(config, args, root), position, callbacks)
     for callback in callbacks:
         callback.trainer = trainer
     trainer.remove_callback(PrinterCallback)
-    return trainer, lambda: save_image_tokenizer(config, trainer)
+    return trainer, lambda: save(config, trainer)
 
 
 def is_finished(config: RunConfig, step: int, since: int) -> bool:

@@ -134,7 +134,7 @@ def check_sizes(
         raise ValueError(f"`num_image_tokens` must be a square number, got {num_image_tokens}.")
     if image_tokenizer is not None and image_tokenizer.config.codebook_size != codebook_size:
         raise ValueError(
-            f"`codebook_size` must be that of the image tokenizer ({image_tokenizer.config.codebook_size}), "
+            f"`codebook_size` must equal the image tokenizer's ({image_tokenizer.config.codebook_size}), "
             f"got {codebook_size}."
         )
 

@@ -3,28 +3,50 @@
 import argparse
 import math
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 
 DTYPES = ("float32", "bfloat16", "float16")  # the choices of a `--dtype`
+LARGEST_INTEGER = 999_999_999
+LARGEST_SIDE = 16_384  # pixels of an image
+LARGEST_SCALE = 1000.0  # of guidance and temperatures: logits times this stay finite in float16
 
 
-def positive_integer(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
-    return int(text)
+def quoted(text: object, longest: int = 60) -> str:
+    """A text of the user for a message: in quotes, with control characters escaped, and its middle cut out if long."""
+    shown = repr(str(text))
+    if len(shown) <= longest:
+        return shown
+    half = longest // 2
+    return f"{shown[: half - 3]} ... {shown[3 - half :]}"
 
 
-def non_negative_integer(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise argparse.ArgumentTypeError(f"must be a non-negative integer, got {text!r}")
-    return int(text)
+def user_path(text: str) -> Path:
+    """Parse a path: `~` stands for the home folder, also where the shell did not expand it."""
+    path = Path(text)
+    try:
+        return path.expanduser()
+    except RuntimeError:  # no such user
+        return path
 
 
-def seed_number(text: str) -> int:
-    # torch takes seeds up to 2**64 - 1. `--num` adds to the seed.
-    if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"must be an integer from 0 to 2**63 - 1, got {text!r}")
-    return int(text)
+def integer(lowest: int, highest: int = LARGEST_INTEGER) -> Callable[[str], int]:
+    """The type of integers from `lowest` to `highest`."""
+
+    def parse(text: str) -> int:
+        # int() refuses thousands of digits with another error, and takes spaces and underscores.
+        if not re.fullmatch(r"[0-9]{1,20}", text) or not lowest <= int(text) <= highest:
+            raise argparse.ArgumentTypeError(f"must be an integer from {lowest} to {highest}, got {quoted(text)}")
+        return int(text)
+
+    return parse
+
+
+positive_integer = integer(1)
+non_negative_integer = integer(0)
+# torch takes seeds up to 2**64 - 1. Each further image adds 1 to the seed.
+seed_number = integer(0, 2**63 - 1)
 
 
 def finite_number(text: str) -> float:
@@ -33,36 +55,39 @@ def finite_number(text: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"must be a finite number, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a finite number, got {quoted(text)}")
     return number
 
 
-def non_negative_number(text: str) -> float:
+def scale_number(text: str) -> float:
+    """Parse a guidance scale or a temperature."""
     number = finite_number(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must be a non-negative number, got {text!r}")
+    if not 0 <= number <= LARGEST_SCALE:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to {LARGEST_SCALE:g}, got {quoted(text)}")
     return number
 
 
 def fraction(text: str) -> float:
     number = finite_number(text)
     if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got {quoted(text)}")
     return number
 
 
 def image_size(text: str) -> tuple[int, int]:
     """Parse "256" or "256x384" to (height, width)."""
     match = re.fullmatch(r"([1-9][0-9]{0,5})(?:x([1-9][0-9]{0,5}))?", text)
-    if match is None:
+    height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if match is None or max(height, width) > LARGEST_SIDE:
         raise argparse.ArgumentTypeError(
-            f"must be HEIGHTxWIDTH in pixels, such as 256x384, or one number, got {text!r}"
+            f"must be HEIGHTxWIDTH in pixels, such as 256x384, or one number, each at most {LARGEST_SIDE}, "
+            f"got {quoted(text)}"
         )
-    return int(match[1]), int(match[2] or match[1])
+    return height, width
 
 
 def shard_size(text: str) -> str:
     """Check a size with a unit, in the format of huggingface_hub."""
     if not re.fullmatch(r"[1-9]\d*(\.\d+)?[KMGT]B", text, re.IGNORECASE):
-        raise argparse.ArgumentTypeError(f"must be a number with KB, MB, GB or TB, such as 2GB, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a number with KB, MB, GB or TB, such as 2GB, got {quoted(text)}")
     return text.upper()

@@ -1,10 +1,12 @@
 """Atomic folders: written under a temporary name, synced to disk, then renamed."""
 
 import contextlib
+import ctypes
 import errno
 import glob
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,9 @@ NOT_SUPPORTED = (
     errno.EBADF,
     errno.EACCES,
 )  # errors on some file systems
+
+#: Constants of Linux for `renameat2`.
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 #: The open handles of locks. A forked process closes its copies: it would keep the locks when this process is killed.
 LOCK_HANDLES: set[int] = set()
@@ -43,8 +48,10 @@ def atomic_folder(target: str | os.PathLike, overwrite: bool = False) -> Iterato
     """
     Yield a new, empty folder to write into. It replaces `target` when the block ends without an error.
 
-    If the process is killed at any moment, `target` is either missing, unchanged, or complete. The next call for the
-    same target cleans up after the killed process: it restores a displaced old folder and deletes an incomplete one.
+    If the process is killed at any moment, `target` is unchanged or complete: the two folders exchange their names in
+    one step. Where the system cannot do that (it is Linux that can, on most file systems), `target` is missing for a
+    moment. The next call for the same target cleans up after a killed process: it restores a displaced old folder and
+    deletes an incomplete one.
 
     Args:
         target: path of the folder. Missing parents are created; a link to a folder is followed.
@@ -99,6 +106,11 @@ def name_of_old(target: Path) -> Path:
 
 def put_in_place(fresh: Path, target: Path):
     """Rename `fresh` to `target`, and delete the old folder."""
+    if target.is_dir() and exchange(fresh, target):
+        with contextlib.suppress(OSError):  # as below
+            sync(target.parent)
+        shutil.rmtree(fresh, ignore_errors=True)  # the old folder has this name now
+        return
     old = name_of_old(target)
     if target.is_dir():
         os.rename(target, old)
@@ -111,6 +123,19 @@ def put_in_place(fresh: Path, target: Path):
     with contextlib.suppress(OSError):  # the rename is done, so an error of the sync does not matter
         sync(target.parent)
     discard(old, target)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Exchange the names of two folders in one step. False where the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if rename is None:
+        return False
+    if rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), ctypes.c_uint(RENAME_EXCHANGE)) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in NOT_SUPPORTED:
+        return False
+    raise OSError(number, os.strerror(number), str(one))
 
 
 def discard(folder: Path, target: Path):

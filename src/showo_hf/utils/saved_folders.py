@@ -10,7 +10,12 @@ from .original_format import check_not_original
 
 
 #: The class that loads a model of this package, by `model_type`.
-LOADERS = {"showo": "ShowoForCausalLM", "showo_lfq": "ShowoLFQTokenizer", "showo_vq": "ShowoVQTokenizer"}
+LOADERS = {
+    "showo": "ShowoForCausalLM",
+    "showo_diffusion_decoder": "ShowoDiffusionDecoder",
+    "showo_lfq": "ShowoLFQTokenizer",
+    "showo_vq": "ShowoVQTokenizer",
+}
 
 
 def check_model_type(config: dict[str, Any], source: object, expected: str):

@@ -1,9 +1,25 @@
 """Argument checks of pipelines and schedulers."""
 
+import inspect
 import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+
+#: Limits that no useful value exceeds. Beyond them float32 overflows, or a call would never end.
+MAX_COUNT = 100_000
+MAX_SCALE = 10_000.0
+
+
+def shown(value: Any) -> str:
+    """A short `repr` for error messages. Values whose `repr` fails, such as an integer of 5,000 digits, give their type."""
+    try:
+        text = repr(value)
+    except Exception:  # `__repr__` of any type
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def is_number(value: Any) -> bool:
@@ -16,19 +32,99 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def check_number(name: str, value):
-    """Raise `ValueError` unless `value` is a finite, non-negative number."""
+def check_number(name: str, value, most: float | None = None):
+    """Raise `ValueError` unless `value` is a finite, non-negative number, and at most `most`."""
     if not is_number(value) or not 0 <= value < math.inf:
-        raise ValueError(f"`{name}` must be a finite number that is not negative, got {value!r}.")
+        raise ValueError(f"`{name}` must be a finite number that is not negative, got {shown(value)}.")
+    if most is not None and value > most:
+        raise ValueError(f"`{name}` must be at most {most:,g}, got {shown(value)}.")
 
 
-def check_count(name: str, value, least: int = 1):
-    """Raise `ValueError` unless `value` is an integer `>= least`."""
+def check_count(name: str, value, least: int = 1, most: int | None = None):
+    """Raise `ValueError` unless `value` is an integer from `least` to `most`."""
     if not is_integer(value) or value < least:
-        raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
+        raise ValueError(f"`{name}` must be an integer of at least {least}, got {shown(value)}.")
+    if most is not None and value > most:
+        raise ValueError(f"`{name}` must be at most {most:,}, got {shown(value)}.")
 
 
 def check_share(name: str, value):
     """Raise `ValueError` unless `value` is a number in [0, 1]."""
     if not is_number(value) or not 0 <= value <= 1:
-        raise ValueError(f"`{name}` must be a number from 0 to 1, got {value!r}.")
+        raise ValueError(f"`{name}` must be a number from 0 to 1, got {shown(value)}.")
+
+
+def check_flag(name: str, value):
+    """Raise `TypeError` unless `value` is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"`{name}` must be True or False, got {shown(value)}.")
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]):
+    """Raise `ValueError` unless `value` is one of `choices`."""
+    choices = list(choices)
+    if not isinstance(value, str) or value not in choices:
+        listed = f"{', '.join(repr(choice) for choice in choices[:-1])} or {choices[-1]!r}"
+        raise ValueError(f"`{name}` must be {listed}, got {shown(value)}.")
+
+
+def check_callable(name: str, value: Any, *arguments: str):
+    """Raise `TypeError` unless `value` can be called with as many positional arguments as `arguments` names."""
+    if not callable(value) or isinstance(value, type):
+        raise TypeError(f"`{name}` must be callable or None, got {shown(value)}.")
+    if not takes(value, len(arguments)):
+        raise TypeError(f"`{name}` must take the arguments ({', '.join(arguments)}), got {shown(value)}.")
+
+
+def takes(function: Callable, count: int) -> bool:
+    """Whether a function takes `count` positional arguments. True for those that do not say what they take."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def check_unicode(name: str, texts: Iterable[str]):
+    """Raise `ValueError` for half of a surrogate pair, which no tokenizer takes."""
+    for text in texts:
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError(f"`{name}` must be valid Unicode, got half of a surrogate pair in {shown(text)}.")
+
+
+def check_sizes(config: Any, limits: Mapping[str, int]):
+    """
+    Raise `ValueError` if an entry of a config, a number or a list of them, exceeds its limit in `limits`.
+
+    A model's layers are built before its weights are read, so a config alone could take any memory and time.
+    """
+    for name, most in limits.items():
+        sizes = getattr(config, name, None)
+        for size in sizes if isinstance(sizes, (list, tuple)) else [sizes]:
+            if is_number(size) and size > most:
+                raise ValueError(
+                    f"`{name}` of a {type(config).__name__} must be at most {most:,}, got {shown(sizes)}."
+                )
+
+
+def check_texts(name: str, texts) -> list[str]:
+    """One or several texts as a list; `TypeError` or `ValueError` for anything else."""
+    if isinstance(texts, str):
+        texts = [texts]
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"`{name}` must be a text or a list of texts, got {type(texts).__name__}: {shown(texts)}.")
+    if not texts:
+        raise ValueError(f"`{name}` must hold at least one text, got an empty list.")
+    check_unicode(name, texts)
+    return list(texts)
+
+
+def check_equal_length(**named: Sequence):
+    """Raise `ValueError` unless the two named sequences are equally long."""
+    (first, one), (second, other) = named.items()
+    if len(one) != len(other):
+        raise ValueError(f"`{first}` and `{second}` must be equally many, got {len(one)} and {len(other)}.")

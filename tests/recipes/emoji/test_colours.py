@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from recipes.emoji.colours import CLEAR_SHARE, COLOUR_NAMES, _hue, main_colour, pixel_colours
+from recipes.colours import CLEAR_SHARE, COLOUR_NAMES, _hue, main_colour, pixel_colours
 
 
 def disc(colour, radius=12, size=32) -> np.ndarray:

@@ -13,14 +13,13 @@ from recipes.emoji.emoji import (
     NAME_PACKAGE,
     base_names,
     draw_image,
-    fetch_package,
     is_held_out,
     load_emoji,
     main,
     prepare_emoji,
-    read_json,
 )
 from recipes.emoji.emoji_names import readable_name, readable_synonyms, readable_tone
+from recipes.npm_packages import fetch_package, read_json
 
 
 APPLE = {

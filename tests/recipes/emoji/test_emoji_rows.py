@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.emoji.emoji import EmojiRecord
-from recipes.emoji.image_tokens import encode_views, move, to_pixel_values
 from recipes.emoji.rows import CAPTIONS, RowMaker, TrainingSet, balanced_draws, write_rows
+from recipes.image_tokens import encode_views, move, to_pixel_values
 from showo_hf.training.data.loader import StepLoader, TaskData
 from showo_hf.training.data.sources import DataSource, open_source
 from showo_hf.training.rows import RowBuilder

@@ -11,7 +11,8 @@ import yaml
 from PIL import Image, ImageDraw
 from transformers import PreTrainedTokenizerFast
 
-from recipes.emoji import fresh_model, image_files, rows, text_tokenizer
+from recipes import fresh_model
+from recipes.emoji import image_files, rows, text_tokenizer
 from recipes.emoji.emoji import STYLES, EmojiRecord
 from showo_hf import EMBEDDED_MODEL, ShowoLFQTokenizer, ShowoMMUPipeline, ShowoT2IPipeline
 from showo_hf.cli import main

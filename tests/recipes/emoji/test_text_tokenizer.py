@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from recipes.byte_pairs import END_OF_TEXT, train_text_tokenizer
 from recipes.emoji.captions import text_corpus
 from recipes.emoji.emoji import STYLES, EmojiRecord
-from recipes.emoji.text_tokenizer import END_OF_TEXT, main, train_text_tokenizer
+from recipes.emoji.text_tokenizer import main
 
 
 NAMES = ("red apple", "green pear", "smiling cat with heart-eyes", "clock showing half past two", "owl", "two hearts")

@@ -22,6 +22,7 @@ class DataHub(Hub):
 
     def do_GET(self):
         path = unquote(urlsplit(self.path).path)
+        self.server.calls.append(path)
         name, _, rest = path.removeprefix("/api").removeprefix("/datasets/").partition("/")
         owner, (name, _, rest) = name, rest.partition("/")
         files = self.server.repositories.get(f"{owner}/{name}")
@@ -77,7 +78,7 @@ class DataHub(Hub):
 @pytest.fixture
 def data_hub():
     server = ThreadingHTTPServer(("127.0.0.1", 0), DataHub)
-    server.repositories, server.objects = {}, {}
+    server.repositories, server.objects, server.calls = {}, {}, []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -103,6 +104,8 @@ READ = """
         StepLoader({"t2i": TaskData((DataSource("owner/missing"),), 2)}, texts, seed=0)
     except ValueError as error:
         print(error)
+    tagged = open_source(DataSource("owner/drawings", revision="v1"), "t2i")
+    print(len(list(tagged.stream)))
     paths = open_source(DataSource("owner/paths"), "t2i")
     try:
         paths.example(next(iter(paths.stream)), "key", 0)
@@ -127,8 +130,10 @@ def test_a_data_set_on_the_hub_is_streamed_and_resumed(data_hub, tmp_path):
         [sys.executable, "-c", textwrap.dedent(READ)], env=environment, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr
-    texts, refusal, escape = done.stdout.splitlines()[-3:]
+    texts, refusal, count, escape = done.stdout.splitlines()[-4:]
     times = Counter(json.loads(texts))  # six rows of each of two streams: one has two samples, and one three
     assert times == {f"drawing {number}": 3 if number < 2 else 2 for number in range(5)}
     assert "'owner/missing' cannot be opened" in refusal
+    assert count == "5"
+    assert any("revision/v1" in call or "/v1/" in call for call in data_hub.calls)
     assert escape.startswith("the image must lie in the folder of the data")

@@ -211,6 +211,22 @@ def test_data_of_which_nothing_can_be_read_ends_the_loop(tmp_path, capsys):
     assert sum(len(batch["t2i"]) for batch, _ in itertools.islice(loader, 6)) == 4
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stream_of_which_nothing_can_be_read_ends_the_loop(workers):
+    """It has fewer rows than `max_broken`, and nobody knows how many."""
+    broken = {(0, 0), (0, 1), (1, 0)}
+    loader = StepLoader(
+        {"lm": TaskData((text_stream([2, 1], broken),), 2)}, named, seed=0, num_workers=workers, max_broken=20
+    )
+    with pytest.raises(
+        ValueError, match=r"`data` had 2\d rows for lm in succession that cannot be read.*stream shard"
+    ):
+        list(itertools.islice(loader, 100))
+    mostly = text_stream([2, 1], broken - {(0, 1)})
+    loader = StepLoader({"lm": TaskData((mostly,), 2)}, named, seed=0, num_workers=workers, max_broken=20)
+    assert sum(len(batch["lm"]) for batch, _ in itertools.islice(loader, 60)) > 20
+
+
 def test_threads_end_with_the_loop():
     loader = StepLoader({"lm": TaskData((text_table(3),), 1)}, named, seed=0)
     for _ in loader:
@@ -265,7 +281,7 @@ def test_a_process_ends_while_a_loop_is_open(workers, end):
         ({"num_workers": -1}, "`num_workers`"),
         ({"prefetch": 0}, "`prefetch`"),
         ({"tasks": {}}, "`tasks` must hold at least one task"),
-        ({"seed": 1}, "`seed` must be that of the saved position, 0, got 1"),
+        ({"seed": 1}, "`seed` must equal the saved position's, 0, got 1"),
         (
             {"tasks": {"mmu": TaskData((text_table(3),), 1)}},
             "`tasks` must be those of the saved position, lm, got mmu",

@@ -338,8 +338,15 @@ def test_a_link_to_a_folder_of_images_is_read(tmp_path):
     [
         ({"text_column": 5}, "`text_column` must be a text, got 5"),
         ({"streaming": "no"}, "`streaming` must be true or"),
+        ({"revision": 1}, "`revision` must be a text, got 1"),
     ],
 )
 def test_options_of_other_types_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         DataSource("x", **options)
+
+
+def test_a_revision_of_local_data_is_refused(tmp_path):
+    folder = image_folder(tmp_path / "images", 1)
+    with pytest.raises(ValueError, match="`revision` is for data sets on the Hub, but .*images"):
+        open_source(DataSource(str(folder), revision="v1"), "t2i")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,11 +91,9 @@ def decode_image(value: Any, folder: Path | None = None) -> Image.Image:
     if isinstance(value, dict):
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
     try:
-        if isinstance(value, bytes):
-            value = Image.open(io.BytesIO(value))
-        elif isinstance(value, (str, Path)):
+        if isinstance(value, (str, Path)):
             value = image_file(value, folder)
-        elif not isinstance(value, Image.Image):
+        elif not isinstance(value, (bytes, Image.Image)):
             raise BrokenExample("there is no image" if value is None else f"{type(value).__name__} is no image")
         return load_image(value, "image")
     except BrokenExample:

@@ -110,6 +110,7 @@ class StepLoader:
         }
         self.broken = BrokenExamples(max_broken)
         self.met: dict[str, set[str]] = {task: set() for task in tasks}  # what this loader itself could not read
+        self.unread: dict[str, int] = dict.fromkeys(tasks, 0)  # rows in succession, over whole steps
         if state is None:
             state = self.first_state()
         self.check_state(state)
@@ -143,7 +144,7 @@ class StepLoader:
     def check_state(self, state: State) -> None:
         """Raise `ValueError` unless `state` is of the same seed, tasks and sources."""
         if state["seed"] != self.seed:
-            raise ValueError(f"`seed` must be that of the saved position, {state['seed']}, got {self.seed}.")
+            raise ValueError(f"`seed` must equal the saved position's, {state['seed']}, got {self.seed}.")
         if set(state["tasks"]) != set(self.sources):
             saved = ", ".join(state["tasks"])
             raise ValueError(f"`tasks` must be those of the saved position, {saved}, got {', '.join(self.sources)}.")
@@ -166,6 +167,7 @@ class StepLoader:
                     raise step.failure.error()
                 for task, key, reason in step.broken:
                     self.leave_out(task, key, reason)
+                self.check_successes(step)
                 self.state = self.state_after(step)
                 yield step.batch, self.state
         finally:
@@ -180,6 +182,17 @@ class StepLoader:
         tables = [opened.table for opened in self.sources[task]]
         if None not in tables and len(self.met[task]) == sum(map(len, tables)):
             raise ValueError(f"`data` has no sample for {task} that can be read. One of them is {key}: {reason}.")
+
+    def check_successes(self, step: Step) -> None:
+        """Raise `ValueError` if a task had no row for so long that its streams cannot be read at all."""
+        for task, rows in self.rows.items():
+            broken = sum(one == task for one, *_ in step.broken)
+            self.unread[task] = self.unread[task] + broken if broken == rows // self.world_size else 0
+            if self.unread[task] > self.broken.max_broken:
+                raise ValueError(
+                    f"`data` had {self.unread[task]} rows for {task} in succession that cannot be read, and "
+                    f"`max_broken` allows {self.broken.max_broken}. The last is {step.broken[-1][1]}."
+                )
 
     def from_workers(self, steps: Steps) -> Generator[Step]:
         """The steps, made by processes in turn."""

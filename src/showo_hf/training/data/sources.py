@@ -40,6 +40,7 @@ class DataSource:
     Args:
         path: a file, a folder, or the name of a data set on the Hub; see [`open_source`].
         split: the split of a folder with splits, or of a data set on the Hub.
+        revision: the commit, branch or tag of a data set on the Hub. None reads its main branch.
         weight: share of the task's rows, relative to the other sources of the task.
         text_column: column of the text.
         image_column: column of the image.
@@ -58,11 +59,12 @@ class DataSource:
     image_column: str = "image"
     streaming: bool | None = None
     image_folder: str | None = None
+    revision: str | None = None
 
     def __post_init__(self):
-        for name in ("path", "split", "text_column", "image_column", "image_folder"):
+        for name in ("path", "split", "text_column", "image_column", "image_folder", "revision"):
             value = getattr(self, name)
-            if not isinstance(value, str) and not (value is None and name == "image_folder"):
+            if not isinstance(value, str) and not (value is None and name in ("image_folder", "revision")):
                 raise ValueError(f"`{name}` must be a text, got {value!r}.")
         if self.streaming is not None and not isinstance(self.streaming, bool):
             raise ValueError(f"`streaming` must be true or false, got {self.streaming!r}.")
@@ -203,6 +205,8 @@ def open_source(source: DataSource, task: str, tokenizer_checksum: str | None = 
         raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {task!r}.")
     path = Path(source.path)
     if path.is_dir() or path.is_file():
+        if source.revision is not None:
+            raise ValueError(f"`revision` is for data sets on the Hub, but '{path}' is on this machine.")
         opened = open_local(source, task, path, tokenizer_checksum)
     elif re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source.path):
         opened = open_hub(source, task)
@@ -283,7 +287,7 @@ class FolderTable:
 def open_hub(source: DataSource, task: str) -> OpenedSource:
     """Open a data set on the Hub in streaming. `ValueError` if its files are read by another builder than the plain ones."""
     try:
-        builder = datasets.load_dataset_builder(source.path)
+        builder = datasets.load_dataset_builder(source.path, revision=source.revision)
     except Exception as error:  # of huggingface_hub, httpx, fsspec and datasets
         raise ValueError(
             f"`path` must be a folder or a data set on the Hub; '{source.path}' cannot be opened: {error}"
@@ -291,7 +295,9 @@ def open_hub(source: DataSource, task: str) -> OpenedSource:
     if builder.name not in HUB_BUILDERS and builder.info.builder_name not in HUB_BUILDERS:
         raise ValueError(f"`path` must hold {', '.join(HUB_BUILDERS)}; '{source.path}' is of kind {builder.name}.")
     folders = [Path(HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE)]  # where `datasets` keeps what it downloads
-    return open_datasets(source, task, source.path, source.streaming is not False, {}, folders)
+    return open_datasets(
+        source, task, source.path, source.streaming is not False, {"revision": source.revision}, folders
+    )
 
 
 def open_datasets(

@@ -161,7 +161,7 @@ class StoredTokens:
         """Raise `ValueError` unless the files of a shard have the checksums of the index."""
         for name, expected in self.shards[number]["files"].items():
             if file_checksum(self.folder / name) != expected["sha256"]:
-                raise damaged(self.folder / name, "its checksum is not that of the index")
+                raise damaged(self.folder / name, "its checksum differs from the index")
         self.checked.add(number)
 
     def check_all(self) -> None:
@@ -197,7 +197,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     if body.get("format") != FORMAT:
         raise ValueError(f"`{file}` must have format {FORMAT}, got {body.get('format')!r}.")
     if index.get("sha256") != checksum_of(body):
-        raise damaged(file, "its content is not that of its own checksum")
+        raise damaged(file, "its content does not fit its own checksum")
     return body
 
 

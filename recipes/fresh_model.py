@@ -1,6 +1,6 @@
 """Write an untrained model, which the training of the transformer starts from. Run from the repository root:
 
-    python -m recipes.emoji.fresh_model --image-tokenizer checkpoints/image-tokenizer \
+    python -m recipes.fresh_model --image-tokenizer checkpoints/image-tokenizer \
         --text-tokenizer checkpoints/text-tokenizer --output checkpoints/fresh
 
 The output is a pipeline folder.

@@ -1,0 +1,82 @@
+"""Captions of scenes, in many wordings: with and without a style, as a polite request, in another order, mistyped."""
+
+import random
+
+from recipes.world.phrases import background_phrase, content, style_word
+from recipes.world.scenes import Scene
+from recipes.world.words import article
+
+
+#: How requests are worded, for captions and for conversations. "{}" is the caption.
+REQUESTS = (
+    "draw {}", "draw {}", "please draw {}", "draw {} please", "can you draw {}?", "can you draw {} for me?",
+    "could you draw {}?", "show me {}", "show {}", "i would like {}", "i'd like a picture of {}", "paint {}",
+    "could you make a picture of {}?", "please make a picture of {}", "make {}", "make me {}", "create {}",
+    "create an image of {}", "generate {}", "generate an image of {}", "i want {}", "i want to see {}", "give me {}",
+    "let me see {}", "may i have {}?", "would you paint {} for me, please?", "an image of {}", "a picture of {}",
+    "a drawing of {}", "emoji of {}", "there is {}", "we see {}",
+)  # fmt: skip
+_STYLE_SAID = 0.35  # of the scenes in the default style; the others are always said
+_REQUEST_SHARE, _BARE_SHARE, _TYPO_SHARE = 0.3, 0.06, 0.04
+_DEFAULT_STYLE = "flat"
+_PLACES = ("on ", "at ", "in ", "to ", "by ", "left ", "right ", "above ", "over ", "below ", "under", "beneath ")
+# How a style is said, behind and before the rest.
+_AFTER = (
+    "{text}, {style} style", "{text}, {style} style", "{text}, {style} style", "{text} in {style} style",
+    "{text} in {style} style", "{text}, {style}", "{text}, drawn in {style} style", "{text} in the style of {style}",
+)  # fmt: skip
+_BEFORE = (
+    "{style} style, {text}", "in {style} style, {text}", "{a_style} picture of {text}", "{a_style} emoji of {text}",
+)  # fmt: skip
+
+
+def canonical_caption(scene: Scene) -> str:
+    """The caption that names everything in the usual order: "a dog to the left of a cat at night, 3d style"."""
+    parts = " ".join(filter(None, (content(scene), background_phrase(scene.background))))
+    return f"{parts}, {style_word(scene.style)} style"
+
+
+def caption(scene: Scene, rng: random.Random) -> str:
+    """
+    A random caption of a scene, in lower case. It says the truth, but not always everything.
+
+    What is not said is the default: the flat style, a white background.
+    """
+    requested = rng.random() < _REQUEST_SHARE
+    what, where = content(scene, rng), background_phrase(scene.background, rng)
+    while requested and what.startswith(_PLACES):
+        what = content(scene, rng)
+    if not requested and rng.random() < _BARE_SHARE:
+        what = what.removeprefix("a ").removeprefix("an ")
+    text = (
+        f"{where}, {what}"
+        if where and not requested and rng.random() < 0.12
+        else " ".join(filter(None, (what, where)))
+    )
+    if scene.style != _DEFAULT_STYLE or rng.random() < _STYLE_SAID:
+        wordings = _AFTER if requested or text.startswith(_PLACES) else _AFTER + _BEFORE
+        style = style_word(scene.style, rng)
+        text = rng.choice(wordings).format(text=text, style=style, a_style=f"{article(style)} {style}")
+    if requested:
+        text = rng.choice(REQUESTS).format(text)
+    elif rng.random() < 0.1:
+        text += "."
+    return mistyped(text, rng) if rng.random() < _TYPO_SHARE else text
+
+
+def mistyped(text: str, rng: random.Random) -> str:
+    """The text with one typing error in a word of five letters or more: two letters swapped, one lost, or one twice."""
+    words = text.split(" ")
+    long = [at for at, word in enumerate(words) if len(word) >= 5 and word.isalpha()]
+    if not long:
+        return text
+    at = rng.choice(long)
+    word, spot = words[at], rng.randrange(1, len(words[at]) - 1)
+    kind = rng.randrange(3)
+    if kind == 0:
+        words[at] = word[:spot] + word[spot + 1] + word[spot] + word[spot + 2 :]
+    elif kind == 1:
+        words[at] = word[:spot] + word[spot + 1 :]
+    else:
+        words[at] = word[:spot] + word[spot] + word[spot:]
+    return " ".join(words)

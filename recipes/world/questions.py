@@ -1,0 +1,359 @@
+"""
+Questions about a scene, in many wordings, with exact answers in short plain sentences.
+
+A question never names a held-out combination, not even where the answer is no, unless the scene itself shows it.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from recipes.world.held_out import Combination, above, coloured, counted, left_of, trained
+from recipes.world.phrases import (
+    NEXT_TO,
+    NUMBERS,
+    OPPOSITE,
+    PLACE_PHRASES,
+    RELATIONS,
+    Group,
+    background_phrase,
+    bare,
+    content,
+    groups_of,
+    listed,
+    noun_of,
+    one_of,
+    some_of,
+    style_word,
+)
+from recipes.world.recolouring import PALETTE
+from recipes.world.scenes import SCENERY, Item, Scene, place, relation
+from recipes.world.words import KINDS, THINGS
+
+
+@dataclass(frozen=True)
+class Question:
+    """
+    A question with its answer.
+
+    Args:
+        kind: a key of `KINDS_OF_QUESTION`.
+        text: the question.
+        answer: the right answer.
+        names: the combinations that the question or the answer name and the scene does not show.
+    """
+
+    kind: str
+    text: str
+    answer: str
+    names: frozenset[Combination] = frozenset()
+
+
+WHAT = (
+    "what is this?", "what is in the picture?", "what do you see?", "what does the picture show?", "what can you see?",
+    "what is it?", "what's in the image?", "which things are there?", "name everything in the picture.",
+)  # fmt: skip
+DESCRIBE = (
+    "describe the picture.",
+    "describe it.",
+    "describe the image.",
+    "write a caption.",
+    "tell me what you see.",
+)
+HOW_MANY = (
+    "how many {many} are there?", "how many {many} do you see?", "count the {many}.", "how many {many} can you see?",
+    "what is the number of {many}?", "how many {many}?",
+)  # fmt: skip
+HOW_MANY_ALL = ("how many things are there?", "how many objects do you see?", "how many things are in the picture?")
+WHICH_COLOUR = (
+    "what colour is the {one}?", "what color is the {one}?", "which colour does the {one} have?",
+    "what is the colour of the {one}?", "which colour is the {one}?", "what's the color of the {one}?",
+)  # fmt: skip
+WHICH_COLOUR_MANY = ("what colour are the {many}?", "which color are the {many}?", "what is the colour of the {many}?")
+WHERE = ("where is the {one}?", "where do you see the {one}?", "where can i find the {one}?", "where's the {one}?")
+WHAT_IS_BESIDE = (
+    "what is {phrase} the {one}?",
+    "what do you see {phrase} the {one}?",
+    "which thing is {phrase} the {one}?",
+)
+IS_THERE = ("is there {a_one}?", "is there {a_one} in the picture?", "do you see {a_one}?", "can you see {a_one}?")
+ARE_THERE = ("are there {some}?", "do you see {some}?", "are there {some} in the picture?")
+IS_COLOUR = ("is the {one} {colour}?", "is the colour of the {one} {colour}?", "does the {one} look {colour}?")
+IS_RELATED = ("is the {one} {phrase} the {other}?", "does the {one} stand {phrase} the {other}?")
+BACKGROUND = (
+    "what is the background?",
+    "which background does it have?",
+    "what is behind it?",
+    "describe the background.",
+)
+STYLE = (
+    "what style is it?",
+    "in which style is it drawn?",
+    "which style is this?",
+    "what is the style of the picture?",
+)
+ODD = (
+    "which one is the odd one out?", "which thing does not belong?", "what is the odd one out?",
+    "which one is different from the others?",
+)  # fmt: skip
+_NONE = "there is none."
+
+
+class Asker:
+    """
+    Asks about one scene. All random choices come from `rng`.
+
+    Args:
+        scene: the scene.
+        rng: the source of the random choices.
+    """
+
+    def __init__(self, scene: Scene, rng: random.Random):
+        self.scene, self.rng = scene, rng
+        self.groups = groups_of(scene)
+
+    def ask(self, kind: str | None = None) -> Question | None:
+        """
+        A question of a kind, or of a random one; None if this scene has no question of this kind.
+        """
+        kinds = [kind] if kind else self.rng.sample(list(KINDS_OF_QUESTION), len(KINDS_OF_QUESTION))
+        return next((question for one in kinds if (question := KINDS_OF_QUESTION[one](self))), None)
+
+    def several(self, count: int) -> list[Question]:
+        """Up to `count` questions of different kinds."""
+        found: dict[str, Question] = {}
+        for kind in self.rng.sample(list(KINDS_OF_QUESTION), len(KINDS_OF_QUESTION)):
+            question = self.ask(kind)
+            if question is not None and len(found) < count:
+                found[kind] = question
+        return list(found.values())
+
+    # What is there
+
+    def what(self) -> Question:
+        """All things, with their numbers but without their places."""
+        names = [some_of(group.thing, group.count, group.colour) for group in self.groups]
+        verb = "there are" if self.groups[0].count > 1 else "there is"
+        if len(self.scene.items) == 1:
+            verb = self.rng.choice(("this is", "there is"))
+        return Question("what", self.rng.choice(WHAT), f"{verb} {listed(names)}.")
+
+    def describe(self) -> Question:
+        """Everything, as in the canonical caption without the style."""
+        parts = " ".join(filter(None, (content(self.scene), background_phrase(self.scene.background))))
+        return Question("describe", self.rng.choice(DESCRIBE), f"{parts}.")
+
+    def how_many(self) -> Question:
+        """How many there are of one thing; in a fifth of the questions, of one that is not there."""
+        if self.rng.random() < 0.2:
+            many = noun_of(self._absent(), self.rng, countable=True).plural
+            return Question("how_many", self._say(HOW_MANY, many=many), _NONE)
+        group = self.rng.choice(self.groups)
+        if len(self.scene.items) > 1 and self.rng.random() < 0.15:
+            return Question("how_many", self.rng.choice(HOW_MANY_ALL), _number(len(self.scene.items)))
+        many = noun_of(group.thing, self.rng, countable=True).plural
+        return Question("how_many", self._say(HOW_MANY, many=many), _number(group.count))
+
+    def colour(self) -> Question | None:
+        """The colour of a thing that has a clear one, or of one that is not there."""
+        if self.rng.random() < 0.08:
+            return Question("colour", self._say(WHICH_COLOUR, one=bare(self._absent(), rng=self.rng)), _NONE)
+        group = self._with_colour()
+        if group is None:
+            return None
+        colour = group.items[0].seen_colour
+        if group.count > 1:
+            many = noun_of(group.thing, self.rng, countable=True).plural
+            return Question("colour", self._say(WHICH_COLOUR_MANY, many=many), f"they are {colour}.")
+        return Question("colour", self._say(WHICH_COLOUR, one=bare(group.thing, rng=self.rng)), f"it is {colour}.")
+
+    # Where it is
+
+    def where(self) -> Question | None:
+        """Where a thing is: in the picture if it is alone, else beside another one."""
+        if self.rng.random() < 0.08:
+            return Question("where", self._say(WHERE, one=bare(self._absent(), rng=self.rng)), _NONE)
+        if len(self.scene.items) == 1:
+            where = place(self.scene.items[0])
+            if where is None:
+                return None
+            one = bare(self.scene.items[0].thing, rng=self.rng)
+            return Question("where", self._say(WHERE, one=one), f"it is {PLACE_PHRASES[where][0]}.")
+        related = self._related()
+        if related is None:
+            return None
+        one, other, placed = related
+        answer = f"it is {RELATIONS[placed][0]} the {bare(other.thing)}."
+        return Question("where", self._say(WHERE, one=bare(one.thing, rng=self.rng)), answer)
+
+    def beside(self) -> Question | None:
+        """What is left of, right of, above, below or next to a thing; "there is none" where nothing is."""
+        if len(self.groups) < 2:
+            return None
+        single = [group.items[0] for group in self.groups if group.count == 1]
+        if not single:
+            return None
+        other = self.rng.choice(single)
+        wanted = self.rng.choice(list(RELATIONS))
+        found = [(group, _related_items(group, other, wanted)) for group in self.groups]
+        found = [(group, count) for group, count in found if count]
+        if not found and self.rng.random() < 0.6:  # mostly ask where something is
+            return self.beside()
+        phrase = self.rng.choice(RELATIONS[wanted])
+        if found and wanted in ("left", "right") and len(self.scene.items) == 2 and self.rng.random() < 0.2:
+            phrase = self.rng.choice(NEXT_TO)
+        text = self._say(WHAT_IS_BESIDE, phrase=phrase, one=bare(other.thing, rng=self.rng))
+        names = [some_of(group.thing, count, group.colour) for group, count in found]
+        verb = "there are" if found and found[0][1] > 1 else "there is"
+        return Question("beside", text, f"{verb} {listed(names)}." if names else _NONE)
+
+    # Yes or no, as often the one as the other
+
+    def is_there(self) -> Question:
+        """Whether there is a thing, in a colour or a number."""
+        group, yes = self.rng.choice(self.groups), self.rng.random() < 0.5
+        answer = "yes." if yes else f"no, {_there(group)}."
+        if group.count > 1 and self.rng.random() < 0.6:
+            wrong = self._untold([counted(group.thing, n) for n in (2, 3, 4) if n != group.count])
+            if yes or wrong:
+                some = some_of(group.thing, group.count if yes else int(wrong.second), rng=self.rng)
+                return Question("is_there", self._say(ARE_THERE, some=some), answer, _named(yes, wrong))
+        if group.count == 1 and group.colour is not None and self.rng.random() < 0.5:
+            wrong = self._wrong_colour(group)
+            if yes or wrong:
+                asked = one_of(group.thing, group.colour if yes else wrong.second, rng=self.rng)
+                return Question("is_there", self._say(IS_THERE, a_one=asked), answer, _named(yes, wrong))
+        asked = one_of(group.thing if yes else self._absent(), rng=self.rng)
+        return Question("is_there", self._say(IS_THERE, a_one=asked), "yes." if yes else "no.")
+
+    def is_colour(self) -> Question | None:
+        """Whether a thing has a colour."""
+        group = self._with_colour(single=True)
+        wrong = self._wrong_colour(group) if group else None
+        if wrong is None:
+            return None
+        seen, yes = group.items[0].seen_colour, self.rng.random() < 0.5
+        text = self._say(IS_COLOUR, one=bare(group.thing, rng=self.rng), colour=seen if yes else wrong.second)
+        return Question("is_colour", text, "yes." if yes else f"no, it is {seen}.", _named(yes, wrong))
+
+    def is_related(self) -> Question | None:
+        """Whether a thing is left of, right of, above or below another; if not, then mostly on the opposite side."""
+        related = self._related()
+        if related is None:
+            return None
+        one, other, placed = related
+        untrue = [side for side in (OPPOSITE[placed], OPPOSITE[placed], *RELATIONS) if side != placed]
+        untrue = [side for side in untrue if trained([_relation_name(one.thing, other.thing, side)])]
+        if not untrue:
+            return None
+        yes = self.rng.random() < 0.5
+        asked = placed if yes else self.rng.choice(untrue)
+        text = self._say(
+            IS_RELATED,
+            one=bare(one.thing, rng=self.rng),
+            other=bare(other.thing, rng=self.rng),
+            phrase=self.rng.choice(RELATIONS[asked]),
+        )
+        names = _named(yes, _relation_name(one.thing, other.thing, asked))
+        return Question("is_related", text, "yes." if yes else f"no, it is {RELATIONS[placed][0]} it.", names)
+
+    # The rest
+
+    def background(self) -> Question:
+        """What the background is."""
+        background = self.scene.background
+        if background in SCENERY:
+            answer = {"grass": "it is on the grass.", "sea": "it is at sea.", "night": "it is night."}[background]
+        else:
+            answer = f"the background is {background}."
+        return Question("background", self.rng.choice(BACKGROUND), answer)
+
+    def style(self) -> Question:
+        """In which style it is drawn."""
+        return Question("style", self.rng.choice(STYLE), f"it is drawn in {style_word(self.scene.style)} style.")
+
+    def odd(self) -> Question | None:
+        """Of three things, the one of another kind; or of another thing, where two are the same."""
+        if len(self.scene.items) != 3 or len(self.groups) == 1:
+            return None
+        if len(self.groups) == 2:
+            alone, others = sorted(self.groups, key=lambda group: group.count)
+            plural = THINGS[others.thing].name.plural
+            return Question("odd", self.rng.choice(ODD), f"the {bare(alone.thing)}, because the others are {plural}.")
+        kinds = [THINGS[group.thing].kind for group in self.groups]
+        for group, kind in zip(self.groups, kinds, strict=True):
+            rest = {other for other in kinds if other != kind}
+            if kinds.count(kind) == 1 and len(rest) == 1:
+                answer = f"the {bare(group.thing)}, because the others are {KINDS[rest.pop()][1]}."
+                return Question("odd", self.rng.choice(ODD), answer)
+        return None
+
+    # Helpers
+
+    def _say(self, wordings: tuple[str, ...], **words: str) -> str:
+        return self.rng.choice(wordings).format(**words)
+
+    def _absent(self) -> str:
+        return self.rng.choice([thing for thing in THINGS if thing not in self.scene.counts])
+
+    def _with_colour(self, single: bool = False) -> Group | None:
+        found = [one for one in self.groups if one.items[0].seen_colour and (one.count == 1 or not single)]
+        return self.rng.choice(found) if found else None
+
+    def _wrong_colour(self, group: Group) -> Combination | None:
+        others = [colour for colour in PALETTE if colour not in (group.items[0].seen_colour, group.colour)]
+        return self._untold([coloured(group.thing, colour) for colour in others])
+
+    def _untold(self, combinations: list[Combination]) -> Combination | None:
+        """One of the combinations that training may name."""
+        allowed = [one for one in combinations if trained([one])]
+        return self.rng.choice(allowed) if allowed else None
+
+    def _related(self) -> tuple[Item, Item, str] | None:
+        single = [group.items[0] for group in self.groups if group.count == 1]
+        pairs = [(one, other) for one in single for other in single if relation(one, other)]
+        if not pairs:
+            return None
+        one, other = self.rng.choice(pairs)
+        return one, other, relation(one, other)
+
+
+def _named(yes: bool, wrong: Combination | None) -> frozenset[Combination]:
+    return frozenset() if yes or wrong is None else frozenset({wrong})
+
+
+def _relation_name(one: str, other: str, placed: str) -> Combination:
+    if placed in ("right", "below"):
+        one, other, placed = other, one, OPPOSITE[placed]
+    return (left_of if placed == "left" else above)(one, other)
+
+
+def _related_items(group: Group, other: Item, wanted: str) -> int:
+    return sum(relation(item, other) == wanted for item in group.items)
+
+
+def _number(count: int) -> str:
+    return "there is one." if count == 1 else f"there are {NUMBERS[count]}."
+
+
+def _there(group: Group) -> str:
+    if group.count > 1:
+        return f"there are {NUMBERS[group.count]}"
+    return f"it is {group.items[0].seen_colour}"
+
+
+#: How each kind of question is asked.
+KINDS_OF_QUESTION: dict[str, Callable[[Asker], Question | None]] = {
+    "what": Asker.what,
+    "describe": Asker.describe,
+    "how_many": Asker.how_many,
+    "colour": Asker.colour,
+    "where": Asker.where,
+    "beside": Asker.beside,
+    "is_there": Asker.is_there,
+    "is_colour": Asker.is_colour,
+    "is_related": Asker.is_related,
+    "background": Asker.background,
+    "style": Asker.style,
+    "odd": Asker.odd,
+}

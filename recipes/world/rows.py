@@ -1,0 +1,178 @@
+"""Write the training rows of the transformer: captions, questions and conversations. Run from the repository root:
+
+    python -m recipes.world.rows --objects data/world-objects --image-tokenizer checkpoints/world-image-tokenizer \
+        --output data/world-rows
+
+The images are stored as tokens, so the rows belong to one image tokenizer. The folder contains
+
+- `t2i.jsonl`: a scene with several captions; also the text-only rows,
+- `mmu.jsonl`: a scene and questions about it,
+- `mixed.jsonl`: conversations with drawn and shown images.
+
+All combinations in them are trained ones (recipes.world.held_out).
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from recipes.image_tokens import encode_images
+from recipes.world.captions import caption
+from recipes.world.conversations import Talker, Turn, to_messages
+from recipes.world.drawing import draw
+from recipes.world.objects import Objects, load_objects
+from recipes.world.questions import Asker
+from recipes.world.scene_maker import SceneMaker
+from recipes.world.scenes import Scene
+from showo_hf.models.modeling_showo_lfq import ShowoLFQTokenizer
+from showo_hf.utils.atomic_folder import atomic_folder
+from showo_hf.utils.validation import check_count
+
+
+CAPTIONS = 8  # captions of a row, of which training draws one
+QUESTIONS = 4  # questions about an image
+TURNS = (2, 7)  # turns of a conversation
+CONVERSATION_IMAGES = 3
+_CHUNK = 64  # rows whose images are encoded together
+
+Draft = tuple[
+    list[Scene], Callable[[dict[Scene, Any]], dict[str, Any]]
+]  # the scenes of a row, and how it is made of them
+
+
+def twin(scene: Scene) -> Scene | None:
+    """
+    The scene with its two different things, or the colours of its two things, changed over; None for other scenes.
+
+    Training sees both beside each other, which are told apart by the order of the words alone.
+    """
+    if len(scene.items) != 2 or len(scene.counts) != 2:
+        return None
+    one, other = scene.items
+    return dataclasses.replace(scene, items=(other.moved(one.column, one.row), one.moved(other.column, other.row)))
+
+
+def colour_twin(scene: Scene, objects: Objects) -> Scene | None:
+    """The scene with the colours of its two recoloured things changed over; None where they do not have these colours."""
+    if len(scene.items) != 2 or len(scene.counts) != 2:
+        return None
+    one, other = scene.items
+    colours = objects.colours
+    if one.colour not in colours.get(other.thing, ()) or other.colour not in colours.get(one.thing, ()):
+        return None
+    items = (dataclasses.replace(one, colour=other.colour), dataclasses.replace(other, colour=one.colour))
+    return dataclasses.replace(scene, items=items)
+
+
+class RowMaker:
+    """
+    Makes rows. All random choices come from the `rng` of the maker.
+
+    Args:
+        maker: draws the scenes.
+    """
+
+    def __init__(self, maker: SceneMaker):
+        self.maker, self.rng = maker, maker.rng
+        self.talker = Talker(maker)
+        self.waiting: list[Scene] = []
+
+    def t2i(self) -> Draft:
+        """A scene with captions. Scenes that differ from it by order alone come next."""
+        if not self.waiting:
+            scene = self.maker.scene()
+            twins = [twin(scene), colour_twin(scene, self.maker.objects)]
+            self.waiting = [scene, *(one for one in twins if one and one.split == "train" and self.maker.fits(one))]
+        scene = self.waiting.pop(0)
+        texts = [caption(scene, self.rng) for _ in range(CAPTIONS)]
+        return [scene], lambda images: {"text": texts, "image_tokens": images[scene]}
+
+    def mmu(self) -> Draft:
+        """A scene and questions about it, none of the same kind."""
+        scene = self.maker.scene()
+        asked = Asker(scene, self.rng).several(QUESTIONS)
+        turns = [Turn("ask", one.text, one.answer, shown=scene if at == 0 else None) for at, one in enumerate(asked)]
+        return [scene], lambda images: {"messages": to_messages(turns, images)}
+
+    def mixed(self) -> Draft:
+        """A conversation."""
+        turns = self.talker.conversation(self.rng.randint(*TURNS), CONVERSATION_IMAGES)
+        scenes = [scene for turn in turns for scene in (turn.shown, turn.made) if scene is not None]
+        return scenes, lambda images: {"messages": to_messages(turns, images)}
+
+
+def encoded(scenes: list[Scene], objects: Objects, image_tokenizer: ShowoLFQTokenizer) -> dict[Scene, list[list[int]]]:
+    """The tokens of each scene, as rows of integers."""
+    distinct = list(dict.fromkeys(scenes))
+    if not distinct:
+        return {}
+    tokens = encode_images(image_tokenizer, np.stack([draw(scene, objects) for scene in distinct]))
+    return dict(zip(distinct, tokens.tolist(), strict=True))
+
+
+def made_rows(
+    task: str, count: int, objects: Objects, image_tokenizer: ShowoLFQTokenizer, seed: int
+) -> Iterator[dict[str, Any]]:
+    """`count` rows of a task. They depend on the seed and the task alone."""
+    make: Callable[[], Draft] = getattr(RowMaker(SceneMaker(objects, random.Random(f"{seed} {task}"))), task)
+    for first in range(0, count, _CHUNK):
+        drafts = [make() for _ in range(min(_CHUNK, count - first))]
+        images = encoded([scene for scenes, _ in drafts for scene in scenes], objects, image_tokenizer)
+        yield from (finish(images) for _, finish in drafts)
+
+
+def write_rows(
+    objects: Objects,
+    image_tokenizer: ShowoLFQTokenizer,
+    output: str | os.PathLike,
+    counts: dict[str, int],
+    seed: int = 0,
+) -> None:
+    """
+    Write the files to the folder `output`, and replace an existing one.
+
+    Args:
+        objects: the cut-outs.
+        image_tokenizer: encodes the images.
+        output: the folder.
+        counts: rows by task: "t2i", "mmu", "mixed".
+        seed: seed of the random choices.
+    """
+    for task, count in counts.items():
+        check_count(task, count)
+    with atomic_folder(Path(output), overwrite=True) as folder:
+        for task, count in counts.items():
+            with open(folder / f"{task}.jsonl", "w", encoding="utf-8") as lines:
+                for row in made_rows(task, count, objects, image_tokenizer, seed):
+                    lines.write(json.dumps(row, separators=(",", ":")) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Write the training rows of the world's transformer.")
+    parser.add_argument("--objects", default="data/world-objects", help="the folder that recipes.world.objects wrote")
+    parser.add_argument(
+        "--image-tokenizer", default="checkpoints/world-image-tokenizer", help="a trained image tokenizer"
+    )
+    parser.add_argument("--output", default="data/world-rows", help="folder for the rows")
+    parser.add_argument("--t2i", type=int, default=200_000, help="scenes with captions")
+    parser.add_argument("--mmu", type=int, default=60_000, help="scenes with questions")
+    parser.add_argument("--mixed", type=int, default=30_000, help="conversations")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random choices")
+    options = parser.parse_args(arguments)
+    image_tokenizer = ShowoLFQTokenizer.from_pretrained(options.image_tokenizer, dtype=torch.float32).eval()
+    counts = {"t2i": options.t2i, "mmu": options.mmu, "mixed": options.mixed}
+    write_rows(load_objects(options.objects), image_tokenizer, options.output, counts, options.seed)
+    for task, count in counts.items():
+        print(f"{task:6} {count:7} rows")
+
+
+if __name__ == "__main__":
+    main()

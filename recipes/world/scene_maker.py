@@ -1,0 +1,208 @@
+"""Draws random scenes of each kind, of one split."""
+
+import random
+from collections.abc import Callable
+
+from recipes.world.drawing import contrasts
+from recipes.world.held_out import Combination, split_of
+from recipes.world.objects import Objects
+from recipes.world.scenes import CELLS, LARGE_CELLS, PLAIN_BACKGROUNDS, SCENERY, SMALL_CELLS, Item, Scene
+from recipes.world.words import THINGS
+
+
+#: How often a kind of scene is drawn for training. Order and binding are hardest to learn, so they come most often.
+KIND_WEIGHTS = {
+    "single": 0.14,
+    "colours": 0.13,
+    "placed": 0.07,
+    "counting": 0.14,
+    "two_objects": 0.11,
+    "position": 0.18,
+    "binding": 0.15,
+    "three_objects": 0.08,
+}
+#: The combination that each kind of scene is about, which the unseen scenes of the kind hold out; None for no one.
+KEY_KINDS: dict[str, tuple[str, ...]] = {
+    "single": ("style",),
+    "colours": ("colour",),
+    "counting": ("count",),
+    "two_objects": ("pair",),
+    "position": ("left", "above"),
+    "binding": ("pair",),
+}
+STYLE_WEIGHTS = {"flat": 0.4, "fluent": 0.2, "noto": 0.15, "3d": 0.25}
+#: The words for the places where a small thing may stand alone, and their columns and rows.
+PLACES = {
+    "left": ((0, 1), (3, 4)),
+    "right": ((6, 7), (3, 4)),
+    "top": ((3, 4), (0, 1)),
+    "bottom": ((3, 4), (6, 7)),
+    "top left": ((0, 1), (0, 1)),
+    "top right": ((6, 7), (0, 1)),
+    "bottom left": ((0, 1), (6, 7)),
+    "bottom right": ((6, 7), (6, 7)),
+    "middle": ((3, 4), (3, 4)),
+}
+_CONTRAST = 75  # a thing stands out from a background at least so far, in 0..441
+_WHITE_SHARE, _PLAIN_SHARE = 0.5, 0.3  # of the backgrounds; the others are scenery
+_ATTEMPTS = 10_000
+
+
+class SceneMaker:
+    """
+    Draws scenes. All random choices come from `rng`.
+
+    Args:
+        objects: the cut-outs, which say what can be recoloured, and what stands out from which background.
+        rng: the source of the random choices.
+    """
+
+    def __init__(self, objects: Objects, rng: random.Random):
+        self.objects, self.rng = objects, rng
+        self.things = list(THINGS)
+
+    def scene(self, split: str = "train", kind: str | None = None) -> Scene:
+        """
+        A random scene whose combinations are all trained, or, for another split, one with a combination of that split.
+
+        Of the combinations that a kind is about ([`KEY_KINDS`]), one is of the split; all others are trained. So what
+        is measured with such scenes is this combination alone.
+
+        Args:
+            split: "train", "validation" or "test"; "any" for all scenes, as a judge of images is trained on them.
+            kind: a key of [`KIND_WEIGHTS`]; a random one by default.
+
+        Raises:
+            ValueError: for a kind without held-out combinations in the split "validation" or "test".
+        """
+        unseen = split in ("validation", "test")
+        if unseen and kind is not None and kind not in KEY_KINDS:
+            raise ValueError(f"`kind` must be one of {', '.join(KEY_KINDS)} in the split {split}, got {kind!r}")
+        kinds = {one: KIND_WEIGHTS[one] for one in KEY_KINDS} if unseen else KIND_WEIGHTS
+        kind = kind or self.rng.choices(list(kinds), list(kinds.values()))[0]
+        make: Callable[[], Scene] = getattr(self, kind)
+        for _ in range(_ATTEMPTS):
+            scene = make()
+            if self.fits(scene) and belongs(scene, kind, split):
+                return scene
+        raise RuntimeError(f"no scene of the kind {kind!r} was found in the split {split!r}")
+
+    def fits(self, scene: Scene) -> bool:
+        """Whether every thing stands out from the background. On white, all do."""
+        if scene.background == "white":
+            return True
+        rows, contrast = self.objects.rows, contrasts(self.objects)[scene.background]
+        return all(contrast[rows[item.thing, scene.style, item.colour]] >= _CONTRAST for item in scene.items)
+
+    # One function for each kind
+
+    def single(self) -> Scene:
+        """One large thing in its own colours."""
+        return self._large(self._thing(), None)
+
+    def colours(self) -> Scene:
+        """One large thing in another colour."""
+        return self._large(*self._recoloured())
+
+    def placed(self) -> Scene:
+        """One small thing at a place."""
+        columns, rows = PLACES[self.rng.choice(list(PLACES))]
+        thing, colour = self._recoloured() if self.rng.random() < 0.3 else (self._thing(), None)
+        return self._finish([Item(thing, colour, self.rng.choice(columns), self.rng.choice(rows))])
+
+    def counting(self) -> Scene:
+        """Two to four of a thing."""
+        thing, colour = self._recoloured() if self.rng.random() < 0.25 else (self._thing(), None)
+        return self._finish(self.arrange([(thing, colour)] * self.rng.randint(2, 4)))
+
+    def two_objects(self) -> Scene:
+        """Two things, sometimes recoloured."""
+        return self.position(0.15)
+
+    def position(self, recoloured_share: float = 0.1) -> Scene:
+        """Two things, one left of or above the other."""
+        things = self.rng.sample(self.things, 2)
+        return self._finish(self.arrange([(thing, self._perhaps_colour(thing, recoloured_share)) for thing in things]))
+
+    def binding(self) -> Scene:
+        """Two things in two different colours that are not their own."""
+        colours = self.objects.colours
+        one, other = self.rng.sample(list(colours), 2)
+        first = self.rng.choice(colours[one])
+        second = self.rng.choice([colour for colour in colours[other] if colour != first])
+        return self._finish(self.arrange([(one, first), (other, second)]))
+
+    def three_objects(self) -> Scene:
+        """Three things, or two of one and one of another."""
+        names = self.rng.sample(self.things, 3)
+        if self.rng.random() < 0.4:
+            names[2] = names[self.rng.randrange(2)]
+            self.rng.shuffle(names)
+        colours = {name: self._perhaps_colour(name, 0.15) for name in names}
+        return self._finish(self.arrange([(name, colours[name]) for name in names]))
+
+    # Their parts
+
+    def arrange(self, things: list[tuple[str, str | None]]) -> list[Item]:
+        """Small items for one to four things, which do not overlap. The first one is left or above."""
+        if len(things) == 1:
+            cells = [(self.rng.randint(3, 4), self.rng.randint(3, 4))]
+        elif len(things) == 2:
+            across, down = (self.rng.randint(0, 1), self.rng.randint(6, 7)), self._level()
+            cells = list(zip(across, down, strict=True))
+            if self.rng.random() < 0.5:
+                cells = [(row, column) for column, row in cells]
+        elif len(things) == 3:
+            alone = (self.rng.randint(3, 4), self.rng.randint(0, 1))
+            below = [
+                (self.rng.randint(0, 1), self.rng.randint(6, 7)),
+                (self.rng.randint(6, 7), self.rng.randint(6, 7)),
+            ]
+            cells = [alone, *below]
+            if self.rng.random() < 0.5:
+                cells = [(column, CELLS - SMALL_CELLS - row) for column, row in (*below, alone)]
+        else:
+            low, high = (0, 1), (6, 7)
+            cells = [(self.rng.choice(a), self.rng.choice(b)) for b in (low, high) for a in (low, high)]
+        return [Item(thing, colour, *cell) for (thing, colour), cell in zip(things, cells, strict=True)]
+
+    def _level(self) -> tuple[int, int]:
+        first = self.rng.randint(2, 5)
+        return first, min(5, max(2, first + self.rng.randint(-1, 1)))
+
+    def _large(self, thing: str, colour: str | None) -> Scene:
+        last = CELLS - LARGE_CELLS - 1
+        return self._finish([Item(thing, colour, self.rng.randint(1, last), self.rng.randint(1, last), large=True)])
+
+    def _thing(self) -> str:
+        return self.rng.choice(self.things)
+
+    def _recoloured(self) -> tuple[str, str]:
+        thing = self.rng.choice(list(self.objects.colours))
+        return thing, self.rng.choice(self.objects.colours[thing])
+
+    def _perhaps_colour(self, thing: str, share: float) -> str | None:
+        colours = self.objects.colours.get(thing)
+        return self.rng.choice(colours) if colours and self.rng.random() < share else None
+
+    def _finish(self, items: list[Item]) -> Scene:
+        style = self.rng.choices(list(STYLE_WEIGHTS), list(STYLE_WEIGHTS.values()))[0]
+        draw = self.rng.random()
+        plain = PLAIN_BACKGROUNDS[1:]
+        background = (
+            "white"
+            if draw < _WHITE_SHARE
+            else self.rng.choice(plain if draw < _WHITE_SHARE + _PLAIN_SHARE else SCENERY)
+        )
+        return Scene(tuple(items), style, background)
+
+
+def belongs(scene: Scene, kind: str, split: str) -> bool:
+    """Whether a scene is in a split: for one other than "train", by the combination that its kind is about alone."""
+    if split in ("train", "any"):
+        return split == "any" or scene.split == "train"
+    about = {one for one in scene.combinations if one.kind in KEY_KINDS[kind]}
+    others: set[Combination] = set(scene.combinations - about)
+    if kind in ("two_objects", "binding"):  # the relation of an unseen pair is unseen too
+        others = {one for one in others if one.kind not in ("left", "above")}
+    return split_of(about) == split and split_of(others) == "train" and split_of(scene.combinations) == split

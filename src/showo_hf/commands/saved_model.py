@@ -1,0 +1,88 @@
+"""What the files of a saved pipeline say about it, read without torch: for the help, and for checks before any work."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from ..utils.embedded_model import EMBEDDED_MODEL
+
+
+# The defaults of every pipeline; a test compares them with the pipelines.
+STEPS, GUIDANCE = 18, 2.75
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """Facts about a pipeline folder; None for what its files do not say."""
+
+    patch: int | None = None  # pixels of a token along each side
+    size: tuple[int, int] | None = None  # height and width in pixels
+    scheduler: str | None = None  # the class
+    temperature: float | None = None
+    codebook_size: int | None = None
+
+
+def read_saved_model(model: str | None) -> SavedModel:
+    """
+    Read the facts about a model.
+
+    Args:
+        model: folder or name on the Hub; None for the embedded model. A model on the Hub has no facts, because reading
+            them would need the network.
+    """
+    folder = Path(EMBEDDED_MODEL if model is None else model)
+    config = read_json(folder / "model" / "config.json")
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    tokens, codes = config.get("num_image_tokens"), config.get("codebook_size")
+    tokenizer = config.get("image_tokenizer_config")
+    stages = tokenizer.get("encoder_block_out_channels") if isinstance(tokenizer, dict) else None
+    patch = 2 ** (len(stages) - 1) if isinstance(stages, list) and 0 < len(stages) < 16 else None
+    size = None
+    if patch and isinstance(tokens, int) and 0 < tokens < 10**9:
+        rows = round(tokens**0.5)
+        size = rows * patch, tokens // rows * patch
+    temperature = scheduler.get("temperature")
+    return SavedModel(
+        patch=patch,
+        size=size,
+        scheduler=scheduler.get("_class_name"),
+        temperature=temperature if isinstance(temperature, (int, float)) else None,
+        codebook_size=codes if isinstance(codes, int) else None,
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def asked_model(arguments: list[str]) -> str | None:
+    """The value of `--model` among the arguments of the command, before they are parsed. None without one."""
+    for word, following in zip_longest(arguments, arguments[1:], fillvalue=""):
+        if word == "--model" and following:
+            return following
+        if word.startswith("--model="):
+            return word.partition("=")[2]
+    return None
+
+
+def help_numbers(model: str | None) -> dict[str, str]:
+    """What stands for the words in braces in a help text: the defaults of the model that is asked for."""
+    saved = read_saved_model(model)
+    size = "the model's" if saved.size is None else "x".join(map(str, saved.size))
+    temperature = "the model's" if saved.temperature is None else f"{saved.temperature:g}"
+    return {
+        "{patch}": "the model's patch" if saved.patch is None else str(saved.patch),
+        "{steps}": str(STEPS),
+        "{guidance}": f"{GUIDANCE:g}",
+        "{size}": size,
+        "{temperature}": temperature,
+    }

@@ -1,0 +1,186 @@
+"""Configuration of the diffusion decoder, and the schedulers that it takes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SchedulerMixin,
+)
+
+from ..utils.saved_folders import CheckedConfig
+from ..utils.validation import check_count, check_number
+
+
+STARTS = ("image", "noise")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "flow_prediction")
+#: The schedulers that a decoder takes, by name.
+SCHEDULERS: dict[str, type[SchedulerMixin]] = {
+    one.__name__: one
+    for one in (DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler)
+}
+
+
+class ShowoDiffusionDecoderConfig(CheckedConfig):
+    r"""
+    Configuration of a [`ShowoDiffusionDecoder`].
+
+    The denoised variable is `z = (x - base) / residual_scale`, of pixels x. With `start="image"` the base is the image of
+    the tokenizer's own decoder, so that the chain starts from that image with noise of the standard deviation
+    `residual_scale`, and few steps are enough. With `start="noise"` the base is 0.
+
+    Args:
+        codebook_channels (`int`, defaults to 13): channels of the quantized latents.
+        downsampling (`int`, defaults to 16): pixels per token along each axis.
+        sample_size (`int`, defaults to 256): height and width of the training images in pixels.
+        in_channels (`int`, defaults to 3): channels of an image.
+        patch_size (`int`, defaults to 4): side, in pixels, of the patches that are the network's positions.
+        block_out_channels (`list[int]`): channels of the network's stages, finest first.
+        layers_per_block (`int`, defaults to 1): residual blocks in each stage on the way down. The way up has one more.
+        mid_block_attention (`bool`, defaults to `True`): whether the coarsest resolution has self-attention.
+        norm_num_groups (`int`, defaults to 16): groups of every group norm.
+        start (`str`, defaults to `"image"`): "image" or "noise"; see above.
+        residual_scale (`float`, defaults to 0.13): standard deviation of `x - base`, with pixels in [-1, 1].
+        prediction_type (`str`, defaults to `"flow_prediction"`): what the network predicts: "epsilon" (the noise),
+            "v_prediction" (arXiv:2202.00512) or "flow_prediction" (noise minus z).
+        num_inference_steps (`int`, defaults to 4): steps that [`~ShowoDiffusionDecoder.decode`] takes by default.
+        low_band_sigma (`float`, *optional*): the result takes its low frequencies from the first step's expectation of
+            the image, and only the rest from the chain. This is the standard deviation in pixels of the Gaussian that
+            separates them. None takes everything from the chain.
+        scheduler (`dict`, *optional*): class and entries of the scheduler; by default
+            `FlowMatchEulerDiscreteScheduler`, or `DDIMScheduler` for "epsilon" and "v_prediction".
+
+    Raises:
+        ValueError: for values that are not allowed, and for a scheduler that does not fit `prediction_type`.
+    """
+
+    model_type = "showo_diffusion_decoder"
+
+    def __init__(
+        self,
+        codebook_channels: int = 13,
+        downsampling: int = 16,
+        sample_size: int = 256,
+        in_channels: int = 3,
+        patch_size: int = 4,
+        block_out_channels: Sequence[int] = (128, 256),
+        layers_per_block: int = 1,
+        mid_block_attention: bool = True,
+        norm_num_groups: int = 16,
+        start: str = "image",
+        residual_scale: float = 0.13,
+        prediction_type: str = "flow_prediction",
+        num_inference_steps: int = 4,
+        low_band_sigma: float | None = None,
+        scheduler: dict[str, Any] | None = None,
+        **kwargs,
+    ):
+        check_architecture(block_out_channels, norm_num_groups, patch_size, downsampling, sample_size)
+        check_denoised(start, residual_scale, prediction_type, num_inference_steps, low_band_sigma)
+        self.codebook_channels = codebook_channels
+        self.downsampling = downsampling
+        self.sample_size = sample_size
+        self.in_channels = in_channels
+        self.patch_size = patch_size
+        self.block_out_channels = list(block_out_channels)
+        self.layers_per_block = layers_per_block
+        self.mid_block_attention = mid_block_attention
+        self.norm_num_groups = norm_num_groups
+        self.start = start
+        self.residual_scale = residual_scale
+        self.prediction_type = prediction_type
+        self.num_inference_steps = num_inference_steps
+        self.low_band_sigma = low_band_sigma
+        self.scheduler = dict(scheduler or default_scheduler(prediction_type))
+        check_decoder_scheduler(self.build_scheduler(), prediction_type)
+        super().__init__(**kwargs)
+
+    def build_scheduler(self) -> SchedulerMixin:
+        """A scheduler of the config's class and entries."""
+        return scheduler_from_config(self.scheduler)
+
+
+def check_architecture(
+    block_out_channels: Sequence[int], norm_num_groups: int, patch_size: int, downsampling: int, sample_size: int
+):
+    """Raise `ValueError` unless the sizes of the network fit each other and the tokens."""
+    if not block_out_channels or any(channels % norm_num_groups for channels in block_out_channels):
+        raise ValueError(
+            f"`block_out_channels` must be multiples of `norm_num_groups` ({norm_num_groups}), got {block_out_channels}."
+        )
+    check_count("patch_size", patch_size)
+    coarsest = patch_size * 2 ** (len(block_out_channels) - 1)
+    if downsampling % coarsest:
+        raise ValueError(
+            f"`downsampling` must be a multiple of {coarsest} pixels, the side of a position at the coarsest of the "
+            f"{len(block_out_channels)} stages, got {downsampling}."
+        )
+    if sample_size % downsampling:
+        raise ValueError(f"`sample_size` must be a multiple of `downsampling` ({downsampling}), got {sample_size}.")
+
+
+def check_denoised(
+    start: str, residual_scale: float, prediction_type: str, num_inference_steps: int, low_band_sigma: float | None
+):
+    """Raise `ValueError` unless the entries about the denoised variable are allowed."""
+    for name, value, allowed in (
+        ("start", start, STARTS),
+        ("prediction_type", prediction_type, PREDICTION_TYPES),
+    ):
+        if value not in allowed:
+            raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}.")
+    for name, number in (("residual_scale", residual_scale), ("low_band_sigma", low_band_sigma)):
+        if number is not None:
+            check_number(name, number)
+        if number is not None and not number > 0:
+            raise ValueError(f"`{name}` must be greater than 0, got {number!r}.")
+    check_count("num_inference_steps", num_inference_steps)
+
+
+def default_scheduler(prediction_type: str) -> dict[str, Any]:
+    """The scheduler's entries of a decoder that is given none."""
+    if prediction_type == "flow_prediction":
+        return {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+    return {
+        "_class_name": "DDIMScheduler",
+        "prediction_type": prediction_type,
+        "beta_schedule": "squaredcos_cap_v2",
+        "timestep_spacing": "trailing",
+        "clip_sample": False,
+    }
+
+
+def scheduler_from_config(entries: dict[str, Any]) -> SchedulerMixin:
+    """
+    The scheduler of a decoder's config.
+
+    Raises:
+        ValueError: for a class that is not one of `SCHEDULERS`.
+    """
+    name = entries.get("_class_name")
+    if name not in SCHEDULERS:
+        raise ValueError(f"`scheduler._class_name` must be one of {', '.join(SCHEDULERS)}, got {name!r}.")
+    return SCHEDULERS[name].from_config(entries)
+
+
+def scheduler_to_config(scheduler: SchedulerMixin) -> dict[str, Any]:
+    """The class and the entries of a scheduler, as JSON holds them. Entries that diffusers keeps for itself are left out."""
+    entries = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    return {"_class_name": type(scheduler).__name__, **entries}
+
+
+def check_decoder_scheduler(scheduler: SchedulerMixin, prediction_type: str):
+    """Raise `ValueError` unless a scheduler takes what the network predicts."""
+    if type(scheduler).__name__ not in SCHEDULERS:
+        raise ValueError(f"`scheduler` must be one of {', '.join(SCHEDULERS)}, got {type(scheduler).__name__}.")
+    flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+    taken = "flow_prediction" if flow else scheduler.config.prediction_type
+    if taken != prediction_type:
+        raise ValueError(
+            f"`scheduler` must take what the decoder predicts, {prediction_type!r}, but this one takes {taken!r}."
+        )
+    if prediction_type == "flow_prediction" and not flow and not scheduler.config.use_flow_sigmas:
+        raise ValueError("`scheduler` must have `use_flow_sigmas=True` for a decoder that predicts a flow.")

@@ -1,0 +1,75 @@
+"""The typed config of a diffusion decoder's training."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..models.configuration_diffusion_decoder import PREDICTION_TYPES, STARTS
+from ..utils.validation import check_count, check_number
+from .configs import check_choice
+from .image_configs import ImageRunConfig
+
+
+WEIGHTINGS = ("simple", "bound")
+
+
+@dataclass(kw_only=True)
+class DiffusionDecoderConfig(ImageRunConfig):
+    """
+    Training of a diffusion decoder, [`ShowoDiffusionDecoder`], on the frozen tokens of an image tokenizer.
+
+    Args:
+        model (`str`, defaults to `"embedded"`): the image tokenizer, or the model or pipeline that has one, as a folder or
+            a name on the Hub, or "embedded".
+        decoder (`str`, *optional*): a diffusion decoder whose weights the training starts from.
+        data, batch_size, shift: see [`ImageRunConfig`].
+        image_size (`int`, *optional*): width and height of the images in pixels; by default the tokenizer's.
+        prediction_type (`str`, defaults to `"flow_prediction"`): "epsilon", "v_prediction" or "flow_prediction".
+        weighting (`str`, defaults to `"simple"`): "simple" weighs all noise levels alike, "bound" as the variational
+            bound does, up to a constant factor.
+        image_weight (`float`, defaults to 0): weight of the absolute error of the expected image and of its differences
+            between neighbouring pixels.
+        start (`str`, defaults to `"image"`): what the denoised variable is: "image", the residual to the tokenizer's own
+            image, or "noise", the whole image.
+        residual_scale (`float`, *optional*): the unit of that variable; by default its standard deviation in the first
+            images.
+        decoder_steps (`int`, defaults to 4): steps that the decoder takes by default.
+        low_band_sigma (`float`, *optional*): see [`ShowoDiffusionDecoder`].
+        architecture (`dict`): other entries of [`ShowoDiffusionDecoder`], such as `block_out_channels`.
+        mirror (`bool`, defaults to `False`): mirror half of the images.
+        cached_images (`int`, defaults to 0): how many images' tokens, and pixels of the tokenizer's own decoder, are kept
+            in memory.
+        save_dtype (`str`, defaults to `"float32"`): dtype of the weights in the result.
+    """
+
+    model: str = "embedded"
+    decoder: str | None = None
+    image_size: int | None = None
+    prediction_type: str = "flow_prediction"
+    weighting: str = "simple"
+    image_weight: float = 0.0
+    start: str = "image"
+    residual_scale: float | None = None
+    decoder_steps: int = 4
+    low_band_sigma: float | None = None
+    architecture: dict[str, Any] = field(default_factory=dict)
+    mirror: bool = False
+    cached_images: int = 0
+    save_dtype: str = "float32"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_count("decoder_steps", self.decoder_steps)
+        check_count("cached_images", self.cached_images, least=0)
+        if self.image_size is not None:
+            check_count("image_size", self.image_size)
+        check_number("image_weight", self.image_weight)
+        for name in ("residual_scale", "low_band_sigma"):
+            value = getattr(self, name)
+            if value is not None:
+                check_number(name, value)
+            if value == 0:
+                raise ValueError(f"`{name}` must be greater than 0, got {value!r}.")
+        check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
+        check_choice("weighting", self.weighting, WEIGHTINGS)
+        check_choice("start", self.start, STARTS)
+        check_choice("save_dtype", self.save_dtype, ("float32", "bfloat16", "float16"))

@@ -1,0 +1,349 @@
+"""
+Training of diffusion decoders: pixels from the tokens of a frozen image tokenizer.
+
+Each image gets a random noise level. The loss is the squared error of the predicted noise, v or flow, weighted alike at
+all levels (DDPM's simple loss, arXiv:2006.11239, equation 14) or as in the variational bound.
+"""
+
+import hashlib
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, TrainingArguments
+
+from showo_hf import EMBEDDED_MODEL
+
+from ..models.configuration_diffusion_decoder import ShowoDiffusionDecoderConfig
+from ..models.image_tokenizer import ShowoImageTokenizer
+from ..models.modeling_diffusion_decoder import NOISE_LEVELS, ShowoDiffusionDecoder
+from ..models.modeling_showo import ShowoForCausalLM
+from ..processing.processing_showo import showo_image_processor
+from ..schedulers.gaussian_diffusion import bound_weights, flow_bound_weights, flow_sample, q_sample, target_of
+from ..utils.atomic_folder import atomic_folder
+from ..utils.metrics import psnr
+from .data.loader import State, StepLoader
+from .decoder_config import DiffusionDecoderConfig
+from .image_batches import ImageBuilder, Images, image_loader, validation_images
+from .image_trainer import TASK, ImageTrainer
+from .losses import LossSums
+from .masking import row_generator
+from .recipe_files import nearest
+from .results import publish_result, tidy_config
+from .resumable_trainer import Settings
+
+
+class FrozenTokenizer:
+    """
+    The tokens of images and what the tokenizer's own decoder makes of them, some of them from memory.
+
+    Images are encoded one by one, and their decoded pixels are rounded to 8 bits. So neither the batch nor the memory
+    changes the result, and a resumed run sees the same numbers.
+
+    Args:
+        tokenizer: the image tokenizer.
+        capacity: how many images are kept in memory.
+        bf16: decode with bfloat16 where autocast does. Images are always encoded in the tokenizer's own dtype.
+    """
+
+    def __init__(self, tokenizer: ShowoImageTokenizer, capacity: int = 0, bf16: bool = False):
+        self.tokenizer, self.capacity, self.bf16 = tokenizer.eval().requires_grad_(False), capacity, bf16
+        self.known: dict[bytes, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @torch.no_grad()
+    def __call__(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes (batch, channels, h, w) and decoded pixels (batch, 3, H, W) of images (batch, 3, H, W) in [-1, 1]."""
+        pairs = [self.read(pixels) for pixels in pixel_values.cpu()]
+        tokens, levels = (torch.stack(part).to(self.tokenizer.device) for part in zip(*pairs, strict=True))
+        return self.tokenizer.codes_of(tokens.long()).float(), levels.float() / 127.5 - 1
+
+    def read(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens (h, w) int32 and decoded levels (3, H, W) uint8 of an image (3, H, W)."""
+        key = hashlib.blake2b(pixels.contiguous().numpy(), digest_size=16).digest()
+        if key in self.known:
+            return self.known[key]
+        tokens = self.tokenizer.encode(pixels[None].to(self.tokenizer.device)).image_tokens
+        with torch.autocast(self.tokenizer.device.type, torch.bfloat16, enabled=self.bf16):
+            decoded = self.tokenizer.decode(tokens).sample
+        levels = ((decoded[0].float() + 1) * 127.5).round().to(torch.uint8)
+        pair = tokens[0].int().cpu(), levels.cpu()
+        if len(self.known) < self.capacity:
+            self.known[key] = pair
+        return pair
+
+
+class DiffusionDecoderTrainer(ImageTrainer):
+    """
+    Trains a [`ShowoDiffusionDecoder`].
+
+    Args:
+        model, args, settings, data, validation, callbacks: see [`ImageTrainer`].
+        config: the recipe.
+        tokenizer: gives codes and decoded images.
+    """
+
+    LOSSES = ("diffusion", "image")
+    MEASURES = ("psnr",)
+
+    def __init__(
+        self,
+        model: ShowoDiffusionDecoder,
+        args: TrainingArguments,
+        settings: Settings,
+        data: StepLoader,
+        config: DiffusionDecoderConfig,
+        tokenizer: FrozenTokenizer,
+        validation: list[Images] | None = None,
+        callbacks: list | None = None,
+    ):
+        super().__init__(model, args, settings, data, validation, callbacks)
+        self.config, self.tokenizer = config, tokenizer
+        tokenizer.tokenizer.to(args.device)
+
+    def losses(self, model: nn.Module, images: Images, sums: LossSums) -> dict[str, torch.Tensor]:
+        """The losses of a batch by name. They are added to `sums`, with other measures."""
+        decoder = self.accelerator.unwrap_model(self.model)
+        pixels, seeds = images.pixel_values.to(self.args.device), images.noise_seeds
+        is_empty = not len(pixels)
+        if is_empty:  # every device must take part in the backward pass
+            pixels, seeds = pixels.new_zeros(1, *pixels.shape[1:]), [0]
+        losses, quality = batch_losses(self.config, model, decoder, self.tokenizer, pixels, seeds)
+        if is_empty:
+            return {name: 0.0 * loss for name, loss in losses.items()}
+        for name, value in {**losses, "psnr": quality}.items():
+            sums.add(TASK, name, value.detach(), len(pixels))
+        return losses
+
+
+# The objective
+
+
+@dataclass
+class NoisedImages:
+    """
+    Images with noise.
+
+    Args:
+        denoised, noise, noised (`torch.Tensor` of shape `(batch, 3, H, W)`): z, the noise, and z_t.
+        timestep (`torch.Tensor` of shape `(batch,)`): in [0, 1000]; whole numbers unless the model predicts a flow.
+    """
+
+    denoised: torch.Tensor
+    noise: torch.Tensor
+    noised: torch.Tensor
+    timestep: torch.Tensor
+
+    def expectation(self, decoder: ShowoDiffusionDecoder, prediction: torch.Tensor) -> torch.Tensor:
+        """What a prediction says about z, (batch, 3, H, W)."""
+        return decoder.expectation(prediction, self.noised, self.timestep.view(-1, 1, 1, 1))
+
+
+def draw_noise(decoder: ShowoDiffusionDecoder, denoised: torch.Tensor, seeds: Sequence[int]) -> NoisedImages:
+    """Draw a noise level, uniformly, and noise for each image (batch, 3, H, W), each from a seed of its own."""
+    generators = [row_generator(seed) for seed in seeds]
+    times = torch.stack([torch.rand((), generator=generator) for generator in generators]).to(denoised.device)
+    noise = torch.stack([torch.randn(denoised.shape[1:], generator=generator) for generator in generators])
+    noise = noise.to(denoised.device)
+    if decoder.config.prediction_type == "flow_prediction":
+        times = 1 - times  # (0, 1]: pure noise is where sampling starts
+        return NoisedImages(denoised, noise, flow_sample(denoised, noise, times), times * NOISE_LEVELS)
+    alphas = decoder.scheduler.alphas_cumprod.to(denoised.device)
+    timestep = (times * len(alphas)).long()
+    return NoisedImages(denoised, noise, q_sample(denoised, noise, timestep, alphas), timestep)
+
+
+def batch_losses(
+    config: DiffusionDecoderConfig,
+    model: nn.Module,
+    decoder: ShowoDiffusionDecoder,
+    tokenizer: FrozenTokenizer,
+    pixels: torch.Tensor,
+    seeds: Sequence[int],
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """
+    The losses of images (batch, 3, H, W), see [`decoder_losses`], and the PSNR of the expected images in dB.
+
+    Args:
+        model: `decoder`, or a wrapper of it.
+        seeds: the seed of each image's random draws.
+    """
+    codes, decoded = tokenizer(pixels)
+    draws = draw_noise(decoder, decoder.to_denoised(pixels, decoded), seeds)
+    prediction = model(draws.noised, draws.timestep, codes, decoded).float()
+    estimate = decoder.to_pixels(draws.expectation(decoder, prediction.detach()), decoded).clamp(-1, 1)
+    quality = psnr(estimate, pixels).clamp(max=100.0).mean()
+    return decoder_losses(config, decoder, draws, prediction), quality
+
+
+def decoder_losses(
+    config: DiffusionDecoderConfig, decoder: ShowoDiffusionDecoder, draws: NoisedImages, prediction: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """
+    The losses of a prediction (batch, 3, H, W): "diffusion", and "image" with its weight.
+
+    The image loss is the mean absolute error of the expected z and of its horizontal and vertical differences.
+    """
+    kind = decoder.config.prediction_type
+    signal = draws.noise.new_ones(())
+    weights = torch.ones_like(draws.timestep, dtype=torch.float32)
+    if kind != "flow_prediction":
+        alphas = decoder.scheduler.alphas_cumprod.to(prediction.device)
+        signal = alphas[draws.timestep.long()].view(-1, 1, 1, 1)
+        if config.weighting == "bound":
+            every = bound_weights(alphas, kind)
+            weights = every[draws.timestep.long()] / every.mean()
+    elif config.weighting == "bound":
+        # The weight is not integrable at 0. The first thousandth of the path counts as its end.
+        weights = flow_bound_weights((draws.timestep / NOISE_LEVELS).clamp(min=1 / NOISE_LEVELS))
+    target = target_of(draws.denoised, draws.noise, signal, kind)
+    errors = (prediction - target).square().flatten(1).mean(1)
+    return {
+        "diffusion": (weights * errors).mean(),
+        "image": config.image_weight * image_loss(draws.expectation(decoder, prediction), draws.denoised),
+    }
+
+
+def image_loss(estimate: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The mean absolute error of images (batch, 3, H, W) plus those of their differences between neighbouring pixels."""
+    total = F.l1_loss(estimate, target)
+    for dim in (-2, -1):
+        total = total + F.l1_loss(estimate.diff(dim=dim), target.diff(dim=dim))
+    return total
+
+
+# What a run needs
+
+
+def load_tokenizer(source: str) -> ShowoImageTokenizer:
+    """
+    The image tokenizer of a folder or a name on the Hub, in float32: a tokenizer, or a model or pipeline that has one.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    source = EMBEDDED_MODEL if source == "embedded" else source
+    options: dict[str, Any] = {"subfolder": "model"} if (Path(source) / "model_index.json").is_file() else {}
+    loaded = AutoConfig.from_pretrained(source, **options)
+    if loaded.model_type == "showo":
+        model = ShowoForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **options)
+        return model.require_image_tokenizer("model")
+    tokenizer = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+    if not isinstance(tokenizer, ShowoImageTokenizer):
+        raise ValueError(f"`model` must have an image tokenizer, but '{source}' is a {type(tokenizer).__name__}.")
+    return tokenizer
+
+
+def load_models(config: DiffusionDecoderConfig) -> tuple[ShowoDiffusionDecoder, FrozenTokenizer]:
+    """The decoder that is trained, see [`load_decoder`], and the frozen tokenizer."""
+    bf16 = bool(config.training.get("bf16"))
+    tokenizer = FrozenTokenizer(load_tokenizer(config.model), config.cached_images, bf16)
+    return load_decoder(config, tokenizer), tokenizer
+
+
+def load_decoder(config: DiffusionDecoderConfig, tokenizer: FrozenTokenizer) -> ShowoDiffusionDecoder:
+    """
+    The decoder that is trained, in float32. Its random weights depend on `seed` alone.
+
+    Raises:
+        ValueError: for an entry of `architecture` that does not exist, and for values that the decoder refuses.
+    """
+    if config.decoder is not None:
+        decoder = ShowoDiffusionDecoder.from_pretrained(config.decoder, dtype=torch.float32)
+        check_fits(decoder, tokenizer.tokenizer)
+        decoder.config.update({"num_inference_steps": config.decoder_steps, "low_band_sigma": config.low_band_sigma})
+        return decoder
+    entries = architecture(config, tokenizer.tokenizer)
+    if entries["residual_scale"] is None:
+        entries["residual_scale"] = first_scale(config, tokenizer, entries["sample_size"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        decoder = ShowoDiffusionDecoder(ShowoDiffusionDecoderConfig(**entries))
+    nn.init.zeros_(decoder.unet.conv_out.weight)  # the first prediction is the best that does not look at the image
+    return decoder
+
+
+def architecture(config: DiffusionDecoderConfig, tokenizer: ShowoImageTokenizer) -> dict[str, Any]:
+    """The arguments of the trained decoder; `residual_scale` may be None."""
+    fixed = {
+        "codebook_channels": tokenizer.config.codebook_channels,
+        "downsampling": tokenizer.config.downsampling,
+        "in_channels": tokenizer.config.in_channels,
+        "sample_size": config.image_size or tokenizer.config.sample_size,
+        "start": config.start,
+        "residual_scale": config.residual_scale,
+        "prediction_type": config.prediction_type,
+        "num_inference_steps": config.decoder_steps,
+        "low_band_sigma": config.low_band_sigma,
+    }
+    allowed = [
+        name for name in inspect.signature(ShowoDiffusionDecoderConfig).parameters if name not in (*fixed, "kwargs")
+    ]
+    for name in config.architecture:
+        if name not in allowed:
+            hint = nearest(name, allowed)
+            raise ValueError(f"`architecture` must hold entries of the decoder's config, got {name!r}{hint}")
+    return {**config.architecture, **fixed}
+
+
+def check_fits(decoder: ShowoDiffusionDecoder, tokenizer: ShowoImageTokenizer):
+    """Raise `ValueError` unless a decoder takes the codes of a tokenizer."""
+    for name in ("codebook_channels", "downsampling", "in_channels"):
+        ours, theirs = getattr(decoder.config, name), getattr(tokenizer.config, name)
+        if ours != theirs:
+            raise ValueError(f"`decoder` and `model` do not fit: `{name}` is {ours} and {theirs}.")
+
+
+def first_scale(config: DiffusionDecoderConfig, tokenizer: FrozenTokenizer, size: int, images: int = 64) -> float:
+    """The standard deviation, in the first images of a run, of what is denoised; rounded to three digits."""
+    pixels: list[torch.Tensor] = []
+    builder = ImageBuilder(showo_image_processor(size), config.mirror, config.shift)
+    for batch, _ in image_loader(config, builder):
+        pixels.extend(batch.pixel_values)
+        if len(pixels) >= images:
+            break
+    stacked = torch.stack(pixels[:images])
+    base = tokenizer(stacked)[1].cpu() if config.start == "image" else torch.zeros(())
+    return max(1e-3, round((stacked - base).square().mean().sqrt().item(), 3))
+
+
+def image_builder(config: DiffusionDecoderConfig, decoder: ShowoDiffusionDecoder) -> ImageBuilder:
+    """Builds the batches of a run."""
+    return ImageBuilder(showo_image_processor(decoder.config.sample_size), config.mirror, config.shift)
+
+
+def diffusion_decoder_trainer(
+    config: DiffusionDecoderConfig,
+    args: TrainingArguments,
+    models: tuple[ShowoDiffusionDecoder, FrozenTokenizer],
+    settings: Settings,
+    position: State | None,
+    callbacks: list[Any],
+) -> DiffusionDecoderTrainer:
+    """The Trainer of a run that starts at a position in the data, with what [`load_models`] gave."""
+    decoder, tokenizer = models
+    data = image_loader(
+        config,
+        image_builder(config, decoder),
+        args.process_index,
+        args.world_size,
+        args.dataloader_num_workers,
+        position,
+    )
+    validation = validation_images(config, ImageBuilder(showo_image_processor(decoder.config.sample_size)))
+    return DiffusionDecoderTrainer(decoder, args, settings, data, config, tokenizer, validation, callbacks)
+
+
+def save_decoder(config: DiffusionDecoderConfig, trainer: DiffusionDecoderTrainer):
+    """Write the output folder, and push it."""
+    if not trainer.is_world_process_zero():
+        return
+    decoder = trainer.accelerator.unwrap_model(trainer.model).to(getattr(torch, config.save_dtype))
+    with atomic_folder(Path(config.output), overwrite=True) as folder:
+        decoder.save_pretrained(folder)
+        tidy_config(folder / "config.json")
+    publish_result(config, trainer.state.global_step)

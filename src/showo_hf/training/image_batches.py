@@ -1,0 +1,135 @@
+"""Batches of images for the recipes that train on images alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import CLIPImageProcessorPil
+
+from .data.examples import Example
+from .data.loader import State, StepLoader, TaskData
+from .data.sources import DataSource
+from .image_configs import ImageRunConfig
+from .masking import row_generator
+
+
+@dataclass
+class Images:
+    """
+    A batch.
+
+    Args:
+        keys: names of the images.
+        pixel_values: (batch, 3, H, W) in [-1, 1].
+        labels: (batch,) int64 classes, or empty where images have none.
+        noise_seeds: the seed of each image's random draws.
+    """
+
+    keys: list[str]
+    pixel_values: torch.Tensor
+    labels: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    noise_seeds: list[int] = field(default_factory=list)
+
+    def first(self, count: int) -> "Images":
+        """At most the first `count` images."""
+        return Images(self.keys[:count], self.pixel_values[:count], self.labels[:count], self.noise_seeds[:count])
+
+
+@dataclass
+class ImageBuilder:
+    """
+    Builds the batches. Each image is mirrored and shifted by its own `noise_seed`.
+
+    Args:
+        processor: resizes and crops the images.
+        mirror: mirror half of the images.
+        shift: move each image by up to so many pixels in both directions. The border is white.
+        classes: the class of each text. Without it, texts are ignored.
+    """
+
+    processor: CLIPImageProcessorPil
+    mirror: bool = False
+    shift: int = 0
+    classes: Mapping[str, int] | None = None
+
+    def __call__(self, examples: Mapping[str, Sequence[Example]]) -> Images:
+        (rows,) = examples.values()
+        if self.classes is not None:  # held-out images may have a class that training has not
+            rows = [row for row in rows if class_name(row) in self.classes]
+        size = self.processor.crop_size
+        if not rows:  # all images of the batch were broken
+            return Images([], torch.zeros(0, 3, size["height"], size["width"]))
+        pixels = self.processor(images=[row.image for row in rows], return_tensors="pt")["pixel_values"]
+        moved = [self.moved(image, row.noise_seed) for image, row in zip(pixels, rows, strict=True)]
+        images = Images([row.key for row in rows], torch.stack(moved), noise_seeds=[row.noise_seed for row in rows])
+        if self.classes is not None:
+            images.labels = torch.tensor([self.classes[class_name(row)] for row in rows])
+        return images
+
+    def moved(self, pixels: torch.Tensor, noise_seed: int) -> torch.Tensor:
+        """An image (3, H, W), perhaps mirrored, and shifted."""
+        generator = row_generator(noise_seed)
+        if self.mirror and torch.rand((), generator=generator) < 0.5:
+            pixels = pixels.flip(-1)
+        if self.shift:
+            height, width = pixels.shape[1:]
+            top, left = torch.randint(0, 2 * self.shift + 1, (2,), generator=generator).tolist()
+            padded = F.pad(pixels, [self.shift] * 4, value=1.0)
+            pixels = padded[:, top : top + height, left : left + width]
+        return pixels
+
+
+def class_name(row: Example) -> str:
+    """The class of an image: its text, or the first of its texts."""
+    return row.text[0] if isinstance(row.text, list) else str(row.text)
+
+
+def data_of(sources: Mapping[str, list[dict[str, Any]]], rows: int) -> dict[str, TaskData]:
+    """The data, with `rows` images of each process in a step."""
+    return {task: TaskData(tuple(DataSource(**one) for one in listed), rows) for task, listed in sources.items()}
+
+
+def image_loader(
+    config: ImageRunConfig,
+    builder: ImageBuilder,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    state: State | None = None,
+) -> StepLoader:
+    """Loads the images of a run. Arguments as of [`StepLoader`]."""
+    return StepLoader(
+        data_of(config.data, config.batch_size),
+        builder,
+        seed=config.seed,
+        rank=rank,
+        world_size=world_size,
+        num_workers=num_workers,
+        state=state,
+        max_broken=config.max_broken,
+    )
+
+
+def first_images(config: ImageRunConfig, builder: ImageBuilder) -> Images:
+    """The first images of a run."""
+    return next(iter(image_loader(config, builder)))[0]
+
+
+def validation_images(config: ImageRunConfig, builder: ImageBuilder) -> list[Images] | None:
+    """The first images of the validation data, each once, or None without such data."""
+    if config.validation_data is None:
+        return None
+    task = data_of(config.validation_data, config.batch_size)
+    loader = StepLoader(task, builder, seed=config.seed, max_broken=config.max_broken)
+    (sources,) = loader.sources.values()
+    tables, wanted = [source.table for source in sources], config.validation_rows
+    if None not in tables:
+        wanted = min(wanted, sum(map(len, tables)))
+    batches: list[Images] = []
+    steps = iter(loader)
+    for first in range(0, wanted, config.batch_size):
+        images, _ = next(steps)
+        batches.append(images.first(wanted - first))
+    return batches

@@ -1,0 +1,318 @@
+"""The diffusion decoder: schedulers, steps, seeds, tiles, folders."""
+
+import json
+
+import pytest
+import tiny
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel
+
+from showo_hf import ShowoDiffusionDecoder, ShowoDiffusionDecoderConfig
+from showo_hf.models.modeling_diffusion_decoder import gaussian_blur
+from showo_hf.schedulers.gaussian_diffusion import flow_sample, q_sample, target_of
+
+
+PIXELS = tiny.SIDE * tiny.FACTOR
+SCHEDULERS = {
+    "flow_prediction": [
+        FlowMatchEulerDiscreteScheduler(),
+        DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+    ],
+    "epsilon": [DDPMScheduler(clip_sample=False), DDIMScheduler(clip_sample=False), DPMSolverMultistepScheduler()],
+    "v_prediction": [
+        DDPMScheduler(clip_sample=False, prediction_type="v_prediction"),
+        DDIMScheduler(clip_sample=False, prediction_type="v_prediction", timestep_spacing="trailing"),
+        DPMSolverMultistepScheduler(prediction_type="v_prediction"),
+    ],
+}
+EVERY = [(kind, scheduler) for kind, listed in SCHEDULERS.items() for scheduler in listed]
+
+
+def named(value) -> str:
+    return value if isinstance(value, str) else type(value).__name__
+
+
+def inputs(batch=2, side=tiny.SIDE) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes (batch, 6, h, w) and smooth images (batch, 3, H, W)."""
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randn(batch, tiny.BITS, side, side, generator=generator).sign()
+    small = torch.rand(batch, 3, side, side, generator=generator) * 1.6 - 0.8
+    return codes, F.interpolate(small, scale_factor=tiny.FACTOR, mode="bilinear")
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+class Knows(ShowoDiffusionDecoder):
+    """Predicts exactly, from the image that it is told."""
+
+    pixels: torch.Tensor
+
+    def forward(self, sample, timestep, codes, image):
+        clean = self.to_denoised(self.pixels, image)
+        time = torch.as_tensor(timestep, dtype=torch.float32)
+        if self.config.prediction_type == "flow_prediction":
+            return (sample - clean) / (time / 1000)
+        signal = self.scheduler.alphas_cumprod[time.long()]
+        noise = (sample - signal.sqrt() * clean) / (1 - signal).sqrt()
+        return target_of(clean, noise, signal, self.config.prediction_type)
+
+
+@pytest.mark.parametrize(("kind", "scheduler"), EVERY, ids=named)
+@pytest.mark.parametrize("start", ["image", "noise"])
+def test_every_scheduler_reaches_what_an_exact_network_knows(kind, scheduler, start):
+    codes, image = inputs()
+    config = tiny.image_decoder(prediction_type=kind, start=start, residual_scale=0.2).config
+    decoder = Knows(config)
+    decoder.set_scheduler(scheduler)
+    decoder.pixels = (image + 0.1 * torch.randn(image.shape, generator=torch.Generator().manual_seed(1))).clamp(-1, 1)
+    found = decoder.decode(codes, image, 8, generators(1, 2)).sample
+    torch.testing.assert_close(found, decoder.pixels, rtol=0, atol=2e-2)
+    assert (found - decoder.pixels).abs().max() < 0.2 * (image - decoder.pixels).abs().max()
+
+
+@pytest.mark.parametrize(("kind", "scheduler"), EVERY, ids=named)
+def test_an_image_of_a_batch_is_the_one_that_its_generator_gives_alone(kind, scheduler):
+    codes, image = inputs(3)
+    decoder = tiny.image_decoder(prediction_type=kind)
+    decoder.set_scheduler(scheduler)
+    together = decoder.decode(codes, image, 3, generators(4, 5, 6)).sample
+    alone = decoder.decode(codes[1:2], image[1:2], 3, generators(5)).sample
+    torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-4)
+    assert torch.equal(together, decoder.decode(codes, image, 3, generators(4, 5, 6)).sample)
+    other = decoder.decode(codes, image, 3, generators(4, 7, 6)).sample
+    assert not torch.equal(other[1], together[1])
+    torch.testing.assert_close(other[0], together[0], rtol=0, atol=1e-4)
+
+
+def test_pixels_are_in_range_and_differ_from_the_tokenizers():
+    codes, image = inputs()
+    found = tiny.image_decoder(residual_scale=2.0).decode(codes, image, generator=generators(1, 2)).sample
+    assert found.shape == image.shape and found.dtype == image.dtype
+    assert found.min() >= -1 and found.max() <= 1
+    assert (found - image).abs().mean() > 0.1
+
+
+def test_steps_by_default_are_the_configs_and_none_return_the_image():
+    codes, image = inputs()
+    decoder = tiny.image_decoder(num_inference_steps=3)
+    seen = []
+    decoder.decode(codes, image, generator=generators(1, 2), callback=lambda number, _: seen.append(number))
+    assert seen == [0, 1, 2]
+    assert decoder.decode(codes, image, 0).sample is image
+
+
+def test_steps_of_a_flow_are_equally_long(monkeypatch):
+    codes, image = inputs(1)
+    decoder = tiny.image_decoder()
+    times, forward = [], decoder.forward
+
+    def watched(sample, timestep, codes, image):
+        times.append(float(timestep))
+        return forward(sample, timestep, codes, image)
+
+    monkeypatch.setattr(decoder, "forward", watched)
+    decoder.decode(codes, image, 4, generators(1))
+    assert times == [1000.0, 750.0, 500.0, 250.0]
+
+
+def test_one_step_with_its_own_low_band_is_the_expectation():
+    """After one step of a flow nothing is left but the expectation, so both bands are the same."""
+    codes, image = inputs()
+    whole = tiny.image_decoder().decode(codes, image, 1, generators(1, 2)).sample
+    banded = tiny.image_decoder(low_band_sigma=1.5).decode(codes, image, 1, generators(1, 2)).sample
+    torch.testing.assert_close(banded, whole, rtol=0, atol=1e-5)
+
+
+def test_the_low_band_comes_from_the_first_step():
+    codes, image = inputs(1)
+    decoder = tiny.image_decoder(low_band_sigma=1.0, residual_scale=0.1)
+    plain = tiny.image_decoder(residual_scale=0.1)
+    first = plain.decode(codes, image, 1, generators(1)).sample
+    chain = plain.decode(codes, image, 4, generators(1)).sample
+    found = decoder.decode(codes, image, 4, generators(1)).sample
+    torch.testing.assert_close(found, chain + gaussian_blur(first - chain, 1.0), rtol=0, atol=1e-5)
+    assert (found - chain).abs().max() > 1e-3
+
+
+def test_blur_keeps_flat_images_and_is_a_gaussian():
+    flat = torch.full((1, 2, 9, 9), 0.3)
+    torch.testing.assert_close(gaussian_blur(flat, 2.0), flat)
+    point = torch.zeros(1, 1, 21, 21)
+    point[..., 10, 10] = 1
+    blurred = gaussian_blur(point, 1.5)
+    torch.testing.assert_close(blurred.sum(), torch.ones(()))
+    ratio = (blurred[0, 0, 10, 12] / blurred[0, 0, 10, 10]).log()
+    torch.testing.assert_close(ratio, torch.tensor(-(2**2) / (2 * 1.5**2)))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "flow_prediction"])
+def test_the_expectation_of_an_exact_prediction_is_exact(kind):
+    decoder = tiny.image_decoder(prediction_type=kind)
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = (torch.randn(2, 3, 4, 4, generator=generator) for _ in range(2))
+    if kind == "flow_prediction":
+        timestep, signal = torch.tensor([300.0, 900.0]), torch.ones(())
+        noised = flow_sample(clean, noise, timestep / 1000)
+    else:
+        timestep = torch.tensor([300, 900])
+        noised = q_sample(clean, noise, timestep, decoder.scheduler.alphas_cumprod)
+        signal = decoder.scheduler.alphas_cumprod[timestep].view(-1, 1, 1, 1)
+    found = decoder.expectation(target_of(clean, noise, signal, kind), noised, timestep.view(-1, 1, 1, 1))
+    torch.testing.assert_close(found, clean, rtol=1e-3, atol=1e-3)
+
+
+def test_a_network_of_zeros_predicts_the_best_linear_flow():
+    """The regression of `noise - z` on z_t, for z and noise of unit variance; what is left has the variance of c_out."""
+    decoder = tiny.image_decoder()
+    torch.nn.init.zeros_(decoder.unet.conv_out.weight)
+    torch.nn.init.zeros_(decoder.unet.conv_out.bias)
+    codes, image = inputs(8, side=16)
+    clean, noise = torch.randn(2, *image.shape, generator=torch.Generator().manual_seed(0))
+    for time in (0.1, 0.5, 0.8):
+        noised = flow_sample(clean, noise, torch.full((8,), time))
+        with torch.no_grad():
+            found = decoder(noised, torch.tensor(1000 * time), codes, image)
+        slope = (noised * (noise - clean)).sum() / noised.square().sum()
+        torch.testing.assert_close(found, slope * noised, rtol=0.05, atol=0.1)
+        left = (noise - clean - found).var() * (time**2 + (1 - time) ** 2)
+        assert left.item() == pytest.approx(1, abs=0.02)
+
+
+# Tiles
+
+
+def test_tiles_of_the_whole_image_change_nothing():
+    codes, image = inputs()
+    decoder = tiny.image_decoder()
+    whole = decoder.decode(codes, image, generator=generators(1, 2)).sample
+    decoder.enable_tiling()
+    assert torch.equal(decoder.decode(codes, image, generator=generators(1, 2)).sample, whole)
+
+
+def test_tiles_bound_what_the_network_sees_and_fit_together(monkeypatch):
+    codes, image = inputs(1, side=10)
+    decoder = tiny.image_decoder()
+    whole = decoder.decode(codes, image, generator=generators(1)).sample
+    sizes, forward = set(), decoder.forward
+
+    def watched(sample, timestep, codes, image):
+        sizes.add((*sample.shape[-2:], *codes.shape[-2:], *image.shape[-2:]))
+        return forward(sample, timestep, codes, image)
+
+    monkeypatch.setattr(decoder, "forward", watched)
+    decoder.enable_tiling(PIXELS)
+    tiled = decoder.decode(codes, image, generator=generators(1)).sample
+    assert sizes == {(PIXELS, PIXELS, 4, 4, PIXELS, PIXELS)}
+    assert 0 < (tiled - whole).abs().mean() < (whole - image).abs().mean()  # each tile has norms of its own
+    decoder.disable_tiling()
+    assert torch.equal(decoder.decode(codes, image, generator=generators(1)).sample, whole)
+
+
+def test_an_exact_network_is_exact_in_tiles():
+    codes, image = inputs(1, side=10)
+    decoder = tiny.image_decoder(patch_size=1)
+    torch.nn.init.zeros_(decoder.unet.conv_out.weight)
+    torch.nn.init.zeros_(decoder.unet.conv_out.bias)
+    whole = decoder.decode(codes, image, 3, generators(1)).sample
+    decoder.enable_tiling(PIXELS)
+    torch.testing.assert_close(decoder.decode(codes, image, 3, generators(1)).sample, whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("tile_size", [0, 6, 2.0])
+def test_a_tile_that_is_not_whole_tokens_is_refused(tile_size):
+    with pytest.raises(ValueError, match=f"`tile_size` must be a positive multiple of 4 pixels, got {tile_size}"):
+        tiny.image_decoder().enable_tiling(tile_size)
+
+
+# Folders
+
+
+def test_a_saved_decoder_loads_with_its_scheduler(tmp_path):
+    codes, image = inputs()
+    decoder = tiny.image_decoder()
+    decoder.set_scheduler(FlowMatchEulerDiscreteScheduler(shift=3.0))
+    expected = decoder.decode(codes, image, 3, generators(1, 2)).sample
+    decoder.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["scheduler"]["shift"] == 3.0
+    for kind in (ShowoDiffusionDecoder, AutoModel):
+        loaded = kind.from_pretrained(tmp_path).eval()
+        assert isinstance(loaded, ShowoDiffusionDecoder) and loaded.scheduler.config.shift == 3.0
+        assert torch.equal(loaded.decode(codes, image, 3, generators(1, 2)).sample, expected)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), ShowoDiffusionDecoderConfig)
+
+
+def test_a_decoder_in_half_precision_makes_nearly_the_same_image(tmp_path):
+    codes, image = inputs()
+    decoder = tiny.image_decoder(residual_scale=0.1)
+    expected = decoder.decode(codes, image, generator=generators(1, 2)).sample
+    decoder.to(torch.bfloat16).save_pretrained(tmp_path)
+    half = ShowoDiffusionDecoder.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    assert (half.decode(codes, image, generator=generators(1, 2)).sample - expected).abs().max() < 0.02
+
+
+def test_a_folder_of_another_model_is_refused(tmp_path):
+    tiny.lfq().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="ShowoDiffusionDecoder loads 'showo_diffusion_decoder' models"):
+        ShowoDiffusionDecoder.from_pretrained(tmp_path)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prediction_type": "sample"}, "`prediction_type` must be one of epsilon, v_prediction, flow_prediction"),
+        ({"start": "code"}, "`start` must be one of image, noise, got 'code'"),
+        ({"residual_scale": 0.0}, "`residual_scale` must be greater than 0, got 0.0"),
+        ({"low_band_sigma": -1.0}, "`low_band_sigma` must be a finite number that is not negative"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` must be an integer of at least 1, got 0"),
+        ({"block_out_channels": [6, 16]}, "`block_out_channels` must be multiples of `norm_num_groups`"),
+        ({"patch_size": 4}, "`downsampling` must be a multiple of 8 pixels"),
+        ({"sample_size": 18}, "`sample_size` must be a multiple of `downsampling`"),
+        ({"scheduler": {"_class_name": "EulerDiscreteScheduler"}}, "`scheduler._class_name` must be one of DDPM"),
+        ({"scheduler": {"_class_name": "DDPMScheduler"}}, "'flow_prediction', but this one takes 'epsilon'"),
+    ],
+)
+def test_entries_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        tiny.image_decoder(**options)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (EulerDiscreteScheduler(), "must be one of DDPMScheduler, DDIMScheduler"),
+        (DDIMScheduler(), "'flow_prediction', but this one takes 'epsilon'"),
+        (DPMSolverMultistepScheduler(prediction_type="flow_prediction"), "must have `use_flow_sigmas=True`"),
+    ],
+    ids=named,
+)
+def test_schedulers_that_do_not_fit_are_refused(scheduler, message):
+    with pytest.raises(ValueError, match=f"`scheduler` .*{message}"):
+        tiny.image_decoder().set_scheduler(scheduler)
+
+
+@pytest.mark.parametrize(
+    ("codes", "image", "steps", "message"),
+    [
+        ((1, 5, 4, 4), (1, 3, 16, 16), 2, r"`codes` must be \(batch, 6, height, width\), got \(1, 5, 4, 4\)"),
+        ((1, 6, 4, 4), (1, 3, 16, 12), 2, r"`image` must have the shape \(1, 3, 16, 16\) .* got \(1, 3, 16, 12\)"),
+        ((1, 6, 4, 4), (1, 3, 16, 16), -1, "`num_inference_steps` must be a whole number from 0, got -1"),
+        ((1, 6, 4, 4), (1, 3, 16, 16), 1.5, "`num_inference_steps` must be a whole number from 0, got 1.5"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(codes, image, steps, message):
+    with pytest.raises(ValueError, match=message):
+        tiny.image_decoder().decode(torch.ones(codes), torch.zeros(image), steps)

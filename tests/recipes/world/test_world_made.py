@@ -1,0 +1,129 @@
+"""The world's model is made by its recipe, in small: every command of docs/world.md on a few scenes."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import tiny
+from accelerate.state import AcceleratorState
+from transformers import PreTrainedTokenizerFast
+
+from recipes import fresh_model
+from recipes.world import images, rows, text_tokenizer
+from recipes.world.objects import save_objects
+from showo_hf import ShowoLFQTokenizer, ShowoT2IPipeline
+from showo_hf.cli import main
+from showo_hf.training.image_tokenizers import tokenizer_config
+from showo_hf.training.recipe_files import load_recipe
+
+
+ROOT = Path(__file__).parents[3]
+RECIPES = ("image_tokenizer", "showo-images", "showo")
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """accelerate keeps one precision per process, but every test here is a separate run."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def root(monkeypatch):
+    """The commands run in the root of the repository, where recipes name others by path."""
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def data(objects, tmp_path):
+    (tmp_path / "objects").mkdir()
+    save_objects(objects, tmp_path / "objects")
+    return tmp_path / "objects"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipes_of_the_world_are_valid(root, name):
+    config = load_recipe(f"recipes/world/{name}.yaml")
+    decay = config.training["lr_scheduler_kwargs"]["num_decay_steps"]
+    assert config.training["warmup_steps"] + decay < config.steps
+
+
+def test_the_image_tokenizer_sees_the_grid_of_the_scenes(root):
+    config = load_recipe("recipes/world/image_tokenizer.yaml")
+    made = tokenizer_config(config)
+    assert made.sample_size == 96 and made.downsampling == 8
+    assert made.entropy_least_contrast > 0 and not made.mid_block_attention
+    assert config.shift == 0 and not config.mirror
+
+
+def test_rows_hold_scenes_of_trained_combinations_and_their_twins(objects):
+    image_tokenizer = tiny.lfq(stages=4, sample_size=96)
+    found = [list(rows.made_rows(task, 6, objects, image_tokenizer, 0)) for task in ("t2i", "mmu", "mixed")]
+    assert found == [list(rows.made_rows(task, 6, objects, image_tokenizer, 0)) for task in ("t2i", "mmu", "mixed")]
+    t2i, mmu, mixed = found
+    assert all(len(row["text"]) == rows.CAPTIONS and len(row["image_tokens"]) == 12 for row in t2i)
+    assert all(row["messages"][0]["content"][0]["type"] == "image" for row in mmu)
+    assert any(part["type"] == "image" for row in mixed for message in row["messages"] for part in message["content"])
+
+
+def test_twins_differ_by_order_or_colours_alone(objects):
+    maker = rows.RowMaker(rows.SceneMaker(objects, random.Random(0)))
+    for _ in range(40):
+        scene = maker.maker.scene("train", "binding")
+        swapped, exchanged = rows.twin(scene), rows.colour_twin(scene, objects)
+        first = swapped.items[0]
+        assert first.thing == scene.items[1].thing and first.column == scene.items[0].column
+        if exchanged:
+            assert [item.colour for item in exchanged.items] == [item.colour for item in scene.items][::-1]
+            assert [item.thing for item in exchanged.items] == [item.thing for item in scene.items]
+    assert rows.twin(maker.maker.scene("train", "single")) is None
+
+
+def test_case_does_not_matter_to_the_text_tokenizer(objects, data, tmp_path, capsys):
+    folder = str(tmp_path / "text")
+    text_tokenizer.main(["--objects", str(data), "--output", folder, "--vocab-size", "400", "--scenes", "200"])
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    assert tokenizer("A Blue Dog")["input_ids"] == tokenizer("a blue dog")["input_ids"]
+    assert tokenizer.decode(tokenizer("A Blue Dog")["input_ids"]) == "a blue dog"
+    assert "400 ids" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_commands_make_a_world_model(root, data, tmp_path, capsys):
+    folders = {name: str(tmp_path / name) for name in ("scenes", "text", "image", "fresh", "rows", "model")}
+    images.main(["--objects", str(data), "--output", folders["scenes"], "--scenes", "4", "--held-out", "2"])
+    text_tokenizer.main(
+        ["--objects", str(data), "--output", folders["text"], "--vocab-size", "400", "--scenes", "200"]
+    )
+
+    def train(recipe, output, *entries):
+        common = [
+            "steps=2",
+            "warmup_steps=1",
+            "logging_steps=1",
+            "report_to=none",
+            "lr_scheduler_kwargs.num_decay_steps=1",
+        ]
+        arguments = [f"recipes/world/{recipe}.yaml", f"output={output}", *common, *entries]
+        assert main(["train", *arguments]) == 0, capsys.readouterr().err
+        return [json.loads(line) for line in Path(f"{output}-log.jsonl").read_text().splitlines()]
+
+    pictures = [f"data={folders['scenes']}/train", f"validation_data={folders['scenes']}/validation"]
+    small = ["codebook_bits=6", "batch_size=2", "eval_steps=2", "validation_rows=2"]
+    assert len(train("image_tokenizer", folders["image"], *pictures, *small)) >= 2
+    assert ShowoLFQTokenizer.from_pretrained(folders["image"]).config.codebook_size == 64
+    counts = ["--t2i", "4", "--mmu", "4", "--mixed", "4"]
+    rows.main(["--objects", str(data), "--image-tokenizer", folders["image"], "--output", folders["rows"], *counts])
+    tokenizers = ["--image-tokenizer", folders["image"], "--text-tokenizer", folders["text"]]
+    fresh_model.main([*tokenizers, "--output", folders["fresh"]])
+    names = {"t2i": "t2i", "lm": "t2i", "mmu": "mmu", "mixed": "mixed"}
+    files = [f"data.{task}={folders['rows']}/{name}.jsonl" for task, name in names.items()]
+    sizes = ["batch_size={t2i: 2, lm: 1, mmu: 1, mixed: 1}", f"model={folders['fresh']}"]
+    logged = train("showo", folders["model"], *files, *sizes)
+    assert {"loss_t2i", "loss_mmu"} <= set().union(*logged)
+    assert ShowoT2IPipeline.from_pretrained(folders["model"])("a dog", num_inference_steps=1).images[0].size == (
+        96,
+        96,
+    )

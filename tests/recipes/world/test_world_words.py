@@ -1,0 +1,58 @@
+"""The table of things is consistent: every word means one thing."""
+
+import re
+from collections import Counter
+
+import pytest
+
+from recipes.world.recolouring import PALETTE
+from recipes.world.words import KINDS, THINGS, article, plural_of
+
+
+NOUNS = [noun for thing in THINGS.values() for noun in thing.nouns]
+
+
+def test_there_are_things_of_every_kind():
+    assert 100 <= len(THINGS) <= 150
+    assert set(KINDS) == {thing.kind for thing in THINGS.values()}
+    assert sum(thing.recoloured for thing in THINGS.values()) >= 50
+
+
+def test_every_word_and_every_emoji_means_one_thing():
+    words = Counter(form for noun in NOUNS for form in {noun.singular, noun.plural} if form)
+    assert [word for word, count in words.items() if count > 1] == []
+    assert len({thing.code for thing in THINGS.values()}) == len(THINGS)
+
+
+def test_words_are_plain_and_codes_are_code_points():
+    for noun in NOUNS:
+        assert re.fullmatch(r"[a-z][a-z -]*", noun.singular)
+    for thing in THINGS.values():
+        assert re.fullmatch(r"[0-9A-F]{4,5}", thing.code)
+        assert thing.name.plural is not None, "answers count things by their names"
+        assert (
+            not thing.recoloured
+            or thing.own_colour is None
+            or thing.own_colour in {*PALETTE, "grey", "brown", "white"}
+        )
+
+
+def test_no_word_is_a_colour():
+    assert not {noun.singular for noun in NOUNS} & set(PALETTE)
+
+
+@pytest.mark.parametrize(
+    "singular, plural",
+    [("fox", "foxes"), ("slice of pizza", "slices of pizza"), ("mouse", "mice"), ("bus", "buses"),
+     ("loaf of bread", "loaves of bread"), ("toy", "toys"), ("rucksack", "rucksacks"), ("bench", "benches")],
+)  # fmt: skip
+def test_plurals(singular, plural):
+    assert plural_of(singular) == plural
+
+
+def test_articles():
+    words = ("apple", "unicorn", "ufo", "umbrella", "ewe", "orange", "egg", "dog")
+    assert [article(word) for word in words] == ["an", "a", "a", "an", "a", "an", "an", "a"]
+    assert THINGS["unicorn"].name.with_article == "a unicorn"
+    cheese = next(noun for noun in THINGS["piece of cheese"].synonyms if noun.singular == "cheese")
+    assert cheese.with_article == "cheese" and cheese.plural is None

@@ -1,0 +1,226 @@
+"""Runs of image tokenizers go on exactly: two optimizers, LeCAM's averages, the codebook and its statistics."""
+
+import os
+import random
+import signal
+import time
+
+import parallel_run
+import pytest
+import small_run
+import small_tokenizer_run as tokenizer_run
+import torch
+from safetensors.torch import load_file
+
+from showo_hf.training import checkpoints
+from showo_hf.training.adversarial import Adversary
+from showo_hf.training.image_tokenizers import ImageTokenizerTrainer
+from showo_hf.training.resumable_trainer import ResumableTrainer
+from showo_hf.training.run import Unfinished
+
+
+#: What each case changes.
+CASES = {
+    "vq-ema": {"kind": "vq-tokenizer"},
+    "vq-gradient": {"kind": "vq-tokenizer", "codebook_learning": "gradient", "distance": "cosine"},
+    "lfq": {"kind": "lfq-tokenizer", "loss_weights": {"feature_matching": 0.0}},
+    "adaptive-spectral": {
+        "kind": "lfq-tokenizer",
+        "discriminator": {**tokenizer_run.ENTRIES["discriminator"], "adaptive": True, "norm": "spectral"},
+        "gradient_accumulation_steps": 2,
+    },
+}
+FILES = ("model", "ema", "optimizer", "discriminator", "discriminator-optimizer", "random-0")
+
+
+def checkpoint(folder, step):
+    return folder / "out-checkpoints" / f"checkpoint-{step}"
+
+
+def assert_same_runs(first, second, step):
+    assert tokenizer_run.same_result(first, second)
+    assert tokenizer_run.log_rows(first) == tokenizer_run.log_rows(second)
+    for name in FILES:
+        one, other = (checkpoint(folder, step) / f"{name}.safetensors" for folder in (first, second))
+        assert one.read_bytes() == other.read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("vq-gradient", "lfq"))) for name in CASES]
+)
+def test_a_run_that_is_stopped_after_each_step_gives_the_same_weights(tmp_path, case):
+    options = small_run.validated(save_steps=3, **CASES[case])
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    tokenizer_run.run(whole, **options)
+    for step in range(1, 6):
+        with pytest.raises(Unfinished, match=f"after step {step}"):
+            tokenizer_run.run(stopped, **options, max_minutes=1e-9)
+    tokenizer_run.run(stopped, **options)
+    assert_same_runs(whole, stopped, 6)
+    rows = [row for row in tokenizer_run.log_rows(whole) if "loss" in row]
+    assert all({"discriminator", "logits_real", "loss_generator"} <= row.keys() for row in rows[1:])
+    assert all("lecam" in row for row in rows[2:]) and "discriminator" not in rows[0]
+
+
+@pytest.mark.parametrize("part", ["the discriminator", "the codebook"])
+def test_each_part_of_the_state_matters(tmp_path, monkeypatch, part):
+    """If this fails, the test above does not show that the state is restored."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    tokenizer_run.run(whole)
+    if part == "the codebook":
+        monkeypatch.setattr(ImageTokenizerTrainer, "changing_tensors", ResumableTrainer.changing_tensors)
+    for _ in range(3):
+        stop_once(stopped)
+    if part == "the discriminator":
+        monkeypatch.setattr(ImageTokenizerTrainer, "load_more_state", ResumableTrainer.load_more_state)
+    tokenizer_run.run(stopped)
+    assert not tokenizer_run.same_result(whole, stopped)
+
+
+def stop_once(folder):
+    """Do one step of a run."""
+    with pytest.raises(Unfinished):
+        tokenizer_run.run(folder, max_minutes=1e-9)
+
+
+@pytest.mark.parametrize("name", ["discriminator.safetensors", "discriminator-optimizer.json"])
+def test_a_checkpoint_of_another_discriminator_is_refused(tmp_path, name):
+    with pytest.raises(Unfinished):
+        tokenizer_run.run(tmp_path, max_minutes=1e-9)
+    root = checkpoint(tmp_path, 1)
+    (root / name).unlink()
+    (root / checkpoints.CHECKSUMS).unlink()
+    checkpoints.seal(root)
+    with pytest.raises(checkpoints.DamagedCheckpointError, match=name.split(".")[0]):
+        tokenizer_run.run(tmp_path)
+
+
+def dying_run(folder, step, calls, **options):
+    """A run that kills itself while it writes a checkpoint after `step`, after so many calls of the system."""
+    left = calls
+
+    def counted(function):
+        def call(*args):
+            nonlocal left
+            if max((row["step"] for row in small_run.log_rows(folder)), default=0) >= step:
+                left -= 1
+                if left < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args)
+
+        return call
+
+    os.fsync, os.rename = counted(os.fsync), counted(os.rename)
+    tokenizer_run.run(folder, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["vq-ema", "adaptive-spectral"])
+def test_runs_that_are_killed_20_times_give_the_same_weights(tmp_path, case):
+    """At random steps, and at random places of writing checkpoints."""
+    options = small_run.validated(
+        steps=120, save_steps=5, eval_steps=10, ema_decay=0.99, image_size={0: 8, 60: 16}, **CASES[case]
+    )
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir(), killed.mkdir()
+    assert not small_run.Child(lambda: tokenizer_run.run(whole, **options), tmp_path / "whole.txt").wait(seconds=600)
+
+    rng = random.Random(0)
+    for number, target in enumerate(sorted(rng.sample(range(1, 115), 20))):
+
+        def reached(target=target):
+            return max((row["step"] for row in small_run.log_rows(killed)), default=0) >= target
+
+        if number % 2:
+            calls = rng.randrange(12)
+            child = small_run.Child(
+                lambda target=target, calls=calls: dying_run(killed, target, calls, **options), tmp_path / "killed.txt"
+            )
+            assert not child.wait(seconds=300)
+        else:
+            child = small_run.Child(lambda: tokenizer_run.run(killed, **options), tmp_path / "killed.txt")
+            assert child.wait(reached, seconds=300), (tmp_path / "killed.txt").read_text()
+            time.sleep(rng.random() * 0.02)
+            child.kill()
+            child.wait()
+        assert child.code == -signal.SIGKILL, (tmp_path / "killed.txt").read_text()
+    child = small_run.Child(lambda: tokenizer_run.run(killed, **options), tmp_path / "killed.txt")
+    assert not child.wait(seconds=600)
+    assert child.code == 0, (tmp_path / "killed.txt").read_text()
+    assert_same_runs(whole, killed, 120)
+
+
+# Several processes
+
+
+#: Without what each device computes of its own images.
+SHARED = {
+    "loss_weights": {"feature_matching": 0.0, "token_cycle": 0.1},
+    "architecture": {**tokenizer_run.KINDS["vq-tokenizer"]["architecture"], "dead_code_threshold": 0.0},
+    "steps": 8,
+}
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    """Tokenizer, discriminator, LeCAM's averages and codebook are those of one process with twice the rows."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir(), two.mkdir()
+    tokenizer_run.run(one, batch_size=4, **SHARED)
+    parallel_run.run(2, two, lambda rank: tokenizer_run.run(two, batch_size=2, **SHARED))
+    rows = [[row for row in tokenizer_run.log_rows(folder) if "loss" in row] for folder in (one, two)]
+    assert [row["step"] for row in rows[1]] == list(range(1, 9))
+    for mine, other in zip(*rows, strict=True):
+        assert set(mine) == set(other)
+        for name, value in mine.items():
+            assert value == pytest.approx(other[name], abs=2e-4, rel=2e-3), (mine["step"], name)
+    for name in ("model", "discriminator"):
+        first, second = (load_file(checkpoint(folder, 8) / f"{name}.safetensors") for folder in (one, two))
+        assert set(first) == set(second)
+        for key, value in first.items():
+            torch.testing.assert_close(
+                value, second[key], rtol=0, atol=2e-3, msg=lambda text, key=key: f"{key} {text}"
+            )
+
+
+@pytest.mark.slow
+def test_codes_and_discriminators_are_equal_on_all_processes(tmp_path):
+    """With restarted codes."""
+
+    def work(rank: int):
+        kept = []
+        update, step = ImageTokenizerTrainer.update_codebook, Adversary.step
+
+        def after_update(trainer):
+            update(trainer)
+            quantizer = trainer.model.quantizer
+            kept.append([*(value.clone() for value in (quantizer.codebook.detach(), quantizer.code_usage))])
+
+        def after_step(adversary, *arguments, **named):
+            step(adversary, *arguments, **named)
+            kept.append([value.clone() for value in adversary.state_dict().values()])
+
+        ImageTokenizerTrainer.update_codebook, Adversary.step = after_update, after_step
+        tokenizer_run.run(tmp_path, steps=6)
+        torch.save(kept, tmp_path / f"rank-{rank}.pt")
+
+    parallel_run.run(2, tmp_path, work)
+    first, second = (torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert len(first) == len(second) == 11  # six codebooks, and five steps of the discriminator
+    for one, other in zip(first, second, strict=True):
+        assert all(torch.equal(value, beside) for value, beside in zip(one, other, strict=True))
+    rows = [row for row in tokenizer_run.log_rows(tmp_path) if "loss" in row]
+    assert rows[0]["restarted_codes"] > 0
+    assert not torch.equal(first[0][0], first[-2][0])
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_where_they_stopped(tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    whole.mkdir(), stopped.mkdir()
+    parallel_run.run(2, whole, lambda rank: tokenizer_run.run(whole))
+
+    for _ in range(2):
+        parallel_run.run(2, stopped, lambda rank: stop_once(stopped))
+    parallel_run.run(2, stopped, lambda rank: tokenizer_run.run(stopped))
+    assert_same_runs(whole, stopped, 6)
