@@ -9,7 +9,7 @@ from showo_hf import EMBEDDED_MODEL, ShowoT2IPipeline  # noqa: E402
 from showo_hf.app import SpaceOptions, build_demo, build_space, launch  # noqa: E402
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pipe():
     """The embedded model. A test that changes it must restore it."""
     pipe = ShowoT2IPipeline.from_pretrained(EMBEDDED_MODEL)
@@ -17,13 +17,13 @@ def pipe():
     return pipe
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def space(pipe):
     options = SpaceOptions(jobs_per_session=8, jobs_per_address=8, jobs_per_minute=1000, requests_per_minute=10_000)
     return build_space(pipe, options, warm_up=False)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def url(space):
     """The address of the page."""
     demo = build_demo(space)

@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser():
     with playwright.sync_playwright() as play:
         chromium = play.chromium.launch(executable_path=find_browser(), args=FLAGS)

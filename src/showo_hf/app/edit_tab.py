@@ -14,7 +14,7 @@ from .page_parts import Shared, for_editor
 from .previews import EMPTY_STAGE, status
 from .settings import MAX_PROMPT_LENGTH, MAX_ROUNDS, Refusal, number, whole
 from .space import Film, Space, add_to_visit, progress, refused
-from .uploads import read_painting
+from .uploads import open_rgb, read_painting
 
 
 DIRECTIONS = ("left", "right", "up", "down")
@@ -166,11 +166,19 @@ class EditTab:
             yield update
 
     def uploaded(self, painting: Any) -> dict:
-        """Check an upload at once, and enlarge a small one."""
+        """
+        Check an upload at once, and bring it to a size to paint on.
+
+        Gradio also sends this event for an image that the app puts into the editor. Then nothing is left to change:
+        setting the editor again would wipe out what the visitor has painted since.
+        """
+        background = (painting or {}).get("background")
         try:
-            return {self.editor: for_editor((painting or {}).get("background"), self.space.max_bytes)}
+            value = for_editor(background, self.space.max_bytes)
+            fits = open_rgb(background, self.space.max_bytes).size == value["background"].size
         except Refusal as error:
             return {self.editor: None, self.status: refused(error)}
+        return {self.status: status("Ready.")} if fits else {self.editor: value, self.status: status("Ready.")}
 
     def wire(self, demo: gr.Blocks) -> None:
         """Connect the components."""

@@ -81,7 +81,7 @@ def choose_visited(visit: list, event: gr.SelectData) -> Any:
     return visit[event.index][0] if isinstance(event.index, int) and event.index < len(visit) else gr.skip()
 
 
-def for_editor(source: Any, max_bytes: int) -> dict[str, Any] | None:
+def for_editor(source: Any, max_bytes: int) -> dict[str, Any]:
     """An image as the value of the editor, large enough to paint on. Raises `Refusal` if it cannot be read."""
     image = read_upload(source, max_bytes)
     factor = EDITOR_SIDE / max(image.size)

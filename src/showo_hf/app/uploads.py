@@ -1,55 +1,81 @@
-"""Images from strangers: read once, with limits, outside of the model's worker."""
+"""Images from strangers: read once, by the package's checked reader, outside of the model's worker."""
 
 from __future__ import annotations
 
-import io
+import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from ..processing.image_reader import MAX_PIXELS, TooManyPixels, read_image_content
 from ..processing.images import crop_to_aspect, load_image
 from .settings import PNG_KEY, DrawSettings, Refusal
 
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-MAX_PIXELS = 16_000_000
-MAX_SCANS = 64  # of a progressive JPEG; each one costs as much as a whole picture
 MAX_SIDE = 1024  # pixels that the pipelines get
 MAX_ASPECT = 2  # of the longer to the shorter side; longer images are cropped to their center, as each part costs time
 UNREADABLE = "This file cannot be read as an image."
 
 
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Turn what a file of a stranger raises into a `Refusal`, which shows nothing of the machine."""
+    try:
+        yield
+    except Refusal:
+        raise
+    except Exception as error:  # Pillow's plugins raise many types
+        if isinstance(error, TooManyPixels) or isinstance(error.__cause__, TooManyPixels):
+            raise Refusal(f"Please use an image of at most {MAX_PIXELS // 10**6} million pixels.") from error
+        raise Refusal(UNREADABLE) from error
+
+
+def content_of(source: str | Path | bytes, max_bytes: int) -> bytes:
+    """The bytes of a file. Raises `Refusal` if they are more than `max_bytes`, before they are read."""
+    size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
+    if size > max_bytes:
+        raise Refusal(f"Please use a file of at most {max_bytes / 1e6:.3g} MB.")
+    return source if isinstance(source, bytes) else Path(source).read_bytes()
+
+
 def open_checked(source: str | Path | bytes, max_bytes: int) -> Image.Image:
     """
-    Open an image file of a stranger and decode it. This is the one place where the app decodes an upload.
+    Decode an image file of a stranger, in the mode of the file.
 
     Args:
         source: a path, or the bytes of a file.
         max_bytes (`int`): the largest file.
 
     Raises:
-        Refusal: for a file that is too large in bytes or pixels, in no known format, or broken.
+        Refusal: for a file that is too large in bytes or pixels, in no known format, or broken; see
+            `processing.image_reader.read_image_content`.
     """
-    try:
-        if not isinstance(source, bytes):
-            if os.path.getsize(source) > max_bytes:
-                raise Refusal(f"Please use a file of at most {max_bytes / 1e6:.3g} MB.")
-            source = Path(source).read_bytes()
-        if len(source) > max_bytes:
-            raise Refusal(f"Please use a file of at most {max_bytes / 1e6:.3g} MB.")
-        image = Image.open(io.BytesIO(source), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise Refusal(f"Please use an image of at most {MAX_PIXELS // 10**6} million pixels.")
-        if image.format == "JPEG" and source.count(b"\xff\xda") > MAX_SCANS:
-            raise Refusal(UNREADABLE)
-        image.load()
-        return image
-    except Refusal:
-        raise
-    except Exception as error:  # Pillow's plugins raise many types
-        raise Refusal(UNREADABLE) from error
+    with sentences():
+        return read_image_content(content_of(source, max_bytes))
+
+
+def open_rgb(source: str | Path | bytes, max_bytes: int, missing: str = "Please choose an image.") -> Image.Image:
+    """
+    Decode an image file of a stranger as RGB.
+
+    Raises:
+        Refusal: with `missing` if there is none; else as [`open_checked`].
+    """
+    if not source:
+        raise Refusal(missing)
+    with sentences():
+        return load_image(content_of(source, max_bytes), max_aspect=math.inf)
+
+
+def for_pipelines(image: Image.Image) -> Image.Image:
+    """An image, cropped to its center if it is long, with at most `MAX_SIDE` pixels along each side."""
+    image = crop_to_aspect(image, MAX_ASPECT)
+    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    return image
 
 
 def read_upload(source: Any, max_bytes: int, missing: str = "Please choose an image.") -> Image.Image:
@@ -59,15 +85,7 @@ def read_upload(source: Any, max_bytes: int, missing: str = "Please choose an im
     Raises:
         Refusal: if there is none, or it cannot be read; see [`open_checked`].
     """
-    if not source:
-        raise Refusal(missing)
-    image = open_checked(source, max_bytes)
-    try:
-        image = load_image(image, max_aspect=MAX_ASPECT)
-    except ValueError as error:
-        raise Refusal(UNREADABLE) from error
-    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-    return image
+    return for_pipelines(open_rgb(source, max_bytes, missing))
 
 
 def read_painting(value: Any, max_bytes: int) -> tuple[Image.Image, Image.Image | None]:
@@ -81,13 +99,14 @@ def read_painting(value: Any, max_bytes: int) -> tuple[Image.Image, Image.Image 
         the image as RGB, and the mask as "L" of the same size, 255 where painted.
     """
     value = value if isinstance(value, dict) else {}
-    image = read_upload(value.get("background"), max_bytes)
-    whole = open_checked(value["background"], max_bytes).size
+    background: Any = value.get("background")
+    whole = open_rgb(background, max_bytes)
+    size, image = whole.size, for_pipelines(whole)
     mask = None
     for layer in list(value.get("layers") or [])[:4]:
         if not layer:
             continue
-        alpha = open_checked(layer, max_bytes).convert("RGBA").getchannel("A").resize(whole)
+        alpha = open_checked(layer, max_bytes).convert("RGBA").getchannel("A").resize(size)
         painted = crop_to_aspect(alpha, MAX_ASPECT).resize(image.size)
         painted = painted.point([0] * 64 + [255] * 192)
         mask = painted if mask is None else Image.composite(painted, mask, painted)
