@@ -14,8 +14,6 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from showo_hf.app import SpaceOptions, build_demo, build_space, launch, load_pipeline
-
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 #: The editor draws with WebGL, here in software.
@@ -32,6 +30,8 @@ def find_browser() -> str | None:
 @contextmanager
 def served(warm_up: bool = True, **options) -> Iterator[str]:
     """Serve the embedded model. Gives the address of the page."""
+    from showo_hf.app import SpaceOptions, build_demo, build_space, launch, load_pipeline  # takes seconds
+
     space = build_space(load_pipeline(), SpaceOptions(**options), warm_up=warm_up)
     demo = build_demo(space)
     _, url, _ = launch(demo, space, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)

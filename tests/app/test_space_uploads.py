@@ -49,7 +49,10 @@ def test_images_are_read_from_files_and_from_bytes(tmp_path, kind):
         (data_of(Image.new("RGB", (64, 64)))[:60], "cannot be read as an image"),
         (b"x" * (LIMIT + 1), "at most 1 MB"),
         (data_of(Image.new("RGB", (8, 8)), "EPS"), "cannot be read as an image"),
-        (data_of(Image.new("RGB", (8, 8)), "JPEG", progressive=True)[:-2] + b"\xff\xda" * 65, "cannot be read as an image"),
+        (
+            data_of(Image.new("RGB", (8, 8)), "JPEG", progressive=True)[:-2] + b"\xff\xda" * 65,
+            "cannot be read as an image",
+        ),
     ],
 )
 def test_other_files_are_refused_at_once(data, message):

@@ -17,6 +17,10 @@ from .space import Space, progress, refused
 from .uploads import read_upload
 
 
+#: What the page says for a model that reads images as continuous features.
+NO_MEMORY = "This model answers each question by itself: it does not remember the questions before."
+
+
 class AskTab:
     """The layout of the tab, and what its buttons do."""
 
@@ -40,6 +44,8 @@ class AskTab:
                 )
                 self.caption = gr.Button("Caption")
             with gr.Column(scale=3, min_width=320):
+                if self.space.engine.reads_features:
+                    gr.Markdown(NO_MEMORY)
                 self.chat = gr.Chatbot(
                     label="Conversation about the image",
                     height=320,
