@@ -68,6 +68,7 @@ def test_a_seed_is_not_required_and_is_new_each_time(client):
     assert first != second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["halton", "mask-and-replace"])
 def test_other_samplers(client, sampler):
     images, _ = generate(client, sampler=sampler, seed=1)
@@ -89,6 +90,7 @@ def test_the_endpoints_are_documented_with_their_ranges(client):
                 assert "1 to 300 characters" in one["label"], name
 
 
+@pytest.mark.slow
 def test_images_are_edited(client, apple, tmp_path):
     image, seed = client.predict(handle_file(apple), "a green apple, flat style", steps=3, seed=5, api_name="/vary")
     assert seed == 5 and Image.open(image).size == (96, 96)
@@ -172,6 +174,7 @@ def test_paths_of_the_machine_are_refused(url, path):
     assert httpx.get(f"{url}gradio_api/file={path}", timeout=30).status_code in (403, 404)
 
 
+@pytest.mark.slow
 def test_drawing_and_reading_run_at_once(client, apple, pipe):
     with ThreadPoolExecutor(4) as pool:
         drawn = [pool.submit(generate, client, seed=seed) for seed in (1, 2)]

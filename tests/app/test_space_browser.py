@@ -53,6 +53,7 @@ def few_steps(page, count=3):
     box = page.get_by_label("number input for Steps").first
     box.fill(str(count))
     box.press("Tab")
+    playwright.expect(box).to_have_value(str(count))
 
 
 def seed_of(page) -> str:
@@ -147,6 +148,7 @@ def test_an_image_goes_to_edit_and_to_ask(new_page):
     page.get_by_label("What the finished image should show").fill("a green apple, flat style")
     page.get_by_role("button", name="Repaint", exact=True).click()
     status_is(page, "Please paint over the part that should change.")
+    page.wait_for_timeout(1000)  # the editor reports its new image to the app; the stroke must outlive the answer
     canvas = page.locator("canvas").first
     box = canvas.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 2)
