@@ -42,7 +42,11 @@ print(hashlib.sha256(images[0].tobytes()).hexdigest())
 
 @pytest.mark.slow
 def test_a_seed_gives_the_same_image_in_every_process():
-    """Two runs of the app with other numbers of threads, and the pipeline alone."""
+    """
+    The app beside other work, and the pipeline alone, with one number of threads.
+
+    Another number of threads gives another image: the sums of the matrix products round differently.
+    """
     outputs = [
         subprocess.run(
             [sys.executable, "-c", ONE_SEED, threads, kind],
@@ -51,10 +55,10 @@ def test_a_seed_gives_the_same_image_in_every_process():
             text=True,
             check=True,
         ).stdout.split()
-        for threads, kind in (("1", "app"), ("2", "app"), ("1", "pipeline"))
+        for threads, kind in (("1", "app"), ("1", "pipeline"))
     ]
     assert len(outputs[0]) == 1
-    assert outputs[0] == outputs[1] == outputs[2]
+    assert outputs[0] == outputs[1]
 
 
 @pytest.fixture(scope="module")
