@@ -121,17 +121,10 @@ class AskTab:
         self.caption.click(self.describe, [self.image, *history], outputs, **hidden)
         self.stop.click(self.space.stop, outputs=self.status, queue=False, **hidden)
 
-        def fresh() -> tuple:
-            return [], [], status("Ready.")
-
-        gr.on(
-            [self.restart.click, self.image.change],
-            fresh,
-            None,
-            [self.chat, self.messages, self.status],
-            queue=False,
-            **hidden,
-        )
+        fresh: dict[str, Any] = {"queue": False, **hidden}
+        self.restart.click(lambda: ([], [], status("Ready.")), None, [self.chat, self.messages, self.status], **fresh)
+        # Not the status line: it may say why the image was refused.
+        self.image.change(lambda: ([], []), None, [self.chat, self.messages], **fresh)
         self.image.upload(self.uploaded, self.image, [self.image, self.status], queue=False, **hidden)
 
     def uploaded(self, image: str | None) -> dict:
