@@ -23,7 +23,7 @@ TEST_INSTALLED = $(VENV)/test-installed.stamp
 # One file stays in one process, so module fixtures are made once.
 PYTEST = $(VENV)/bin/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist loadfile
 
-.PHONY: demo test test-slow test-lowest check wheel clean
+.PHONY: demo test test-slow browser test-lowest check wheel clean
 
 demo: $(INSTALLED)
 	@mkdir -p "$(dir $(DEMO_OUTPUT))"
@@ -36,8 +36,15 @@ test: $(TEST_INSTALLED)
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 # The slow tests: full sizes, compilation, killed processes, exports, wheels and environments.
-test-slow: $(TEST_INSTALLED)
+test-slow: $(TEST_INSTALLED) browser
 	$(PYTEST) -m slow $(PYTEST_ARGS)
+
+# What the tests of the page need: Debian's Chromium if there is none, and axe-core. They skip what is missing.
+browser:
+	@command -v chromium > /dev/null || { apt-get update && apt-get install --yes --no-install-recommends chromium; } \
+	    > /dev/null 2>&1 || echo "Chromium could not be installed: the tests in a browser are skipped."
+	@test -f build/node_modules/axe-core/axe.min.js || npm install --silent --no-save --prefix build axe-core@4.14.1 \
+	    > /dev/null 2>&1 || echo "axe-core could not be installed: its tests are skipped."
 
 # The quick tests with the lowest versions that setup.cfg allows, in an environment of their own.
 test-lowest:

@@ -8,7 +8,21 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from .commands import ask, caption, chat, convert, export, extend, generate, info, inpaint, tokenize, train, vary
+from .commands import (
+    ask,
+    caption,
+    chat,
+    convert,
+    export,
+    extend,
+    generate,
+    info,
+    inpaint,
+    space,
+    tokenize,
+    train,
+    vary,
+)
 from .commands.completion import add_completion
 from .commands.errors import UsageError
 from .commands.info import package_version
@@ -29,6 +43,7 @@ COMMANDS = (
     tokenize,
     convert,
     export,
+    space,
     info,
 )  # in the order of the help
 

@@ -58,6 +58,10 @@ TRANSPOSED = {
 }
 
 
+class TooManyPixels(ValueError):
+    """An image file has more pixels than are read."""
+
+
 class Reduced(NamedTuple):
     """An image file without what its pixels do not need, and the EXIF orientation, 1 to 8."""
 
@@ -102,7 +106,8 @@ def read_image_content(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Im
         the image, in the mode of the file.
 
     Raises:
-        ValueError: if the image has too many pixels; if the file is larger than an image of that size needs, has too
+        TooManyPixels: if the image has too many pixels. It is a ValueError.
+        ValueError: if the file is larger than an image of that size needs, has too
             many scans or parts, or a kind of compression that is not read; or if it is broken.
         PIL.UnidentifiedImageError: if the file is in none of the `FORMATS`.
     """
@@ -113,7 +118,7 @@ def read_image_content(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Im
         image = Image.open(CountedFile(reduced.content), formats=[name for name in FORMATS if name in Image.OPEN])
     except Image.DecompressionBombError as error:
         limit = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
-        raise ValueError(f"its pixels are more than the {limit:,} that are read") from error
+        raise TooManyPixels(f"its pixels are more than the {limit:,} that are read") from error
     check_pixels(image.width, image.height, max_pixels)
     image.load()
     # Pillow keeps EXIF of PNG and WebP files as bytes, and does not parse them unless it is asked.
@@ -134,7 +139,7 @@ def check_file_size(size: int, max_pixels: int) -> None:
 
 def check_pixels(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise ValueError(f"its {width}x{height} pixels are more than the {max_pixels:,} that are read")
+        raise TooManyPixels(f"its {width}x{height} pixels are more than the {max_pixels:,} that are read")
 
 
 def reduce_file(content: bytes) -> Reduced:

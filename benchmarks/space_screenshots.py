@@ -1,0 +1,152 @@
+"""
+Screenshots of each tab of the Space, for docs: `python -m benchmarks.space_screenshots -o docs/images`.
+
+It serves the embedded model here, and drives Debian's Chromium (or the one of `--browser`) with Playwright. `--dark` and
+`--width 390` give the other looks of the page.
+"""
+
+import argparse
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+#: The editor draws with WebGL, here in software.
+FLAGS = ["--no-sandbox", "--enable-unsafe-swiftshader", "--use-angle=swiftshader", "--ignore-gpu-blocklist"]
+COLOURS = 128  # of a saved screenshot: a palette keeps the files small
+TIMEOUT = 120_000  # milliseconds
+
+
+def find_browser() -> str | None:
+    """The path of an installed Chromium."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+@contextmanager
+def served(warm_up: bool = True, **options) -> Iterator[str]:
+    """Serve the embedded model. Gives the address of the page."""
+    from showo_hf.app import SpaceOptions, build_demo, build_space, launch, load_pipeline  # takes seconds
+
+    space = build_space(load_pipeline(), SpaceOptions(**options), warm_up=warm_up)
+    demo = build_demo(space)
+    _, url, _ = launch(demo, space, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    try:
+        yield url
+    finally:
+        demo.close(verbose=False)
+
+
+@contextmanager
+def opened(url: str, browser: str, width: int = 1280, height: int = 900, dark: bool = False) -> Iterator[Page]:
+    """A page of a new browser."""
+    with sync_playwright() as play:
+        chromium: Browser = play.chromium.launch(executable_path=browser, args=FLAGS)
+        try:
+            scheme = "dark" if dark else "light"
+            page = chromium.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+            page.set_default_timeout(TIMEOUT)
+            page.goto(url)
+            page.get_by_role("tab", name="Create", exact=True).wait_for()
+            yield page
+        finally:
+            chromium.close()
+
+
+def status_is(page: Page, text: str) -> None:
+    """Wait until a visible status line holds a text."""
+    page.locator(".showo-status:visible", has_text=text).first.wait_for()
+
+
+def open_tab(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def draw(page: Page, prompt: str, seed: int | None = 7) -> None:
+    """Make an image in Create, and wait for it."""
+    open_tab(page, "Create")
+    if seed is not None and not page.get_by_label("Seed of the first image").first.is_visible():
+        page.get_by_role("button", name="Settings").first.click()
+        page.get_by_label("New seed each time").first.uncheck()
+        page.get_by_label("Seed of the first image").first.fill(str(seed))
+    page.get_by_label("What to show", exact=True).first.fill(prompt)
+    page.get_by_role("button", name="Make", exact=True).click()
+    status_is(page, "Done in")
+    page.get_by_alt_text("Confidence map").wait_for()
+
+
+def visit_tabs(page: Page) -> Iterator[str]:
+    """Use each tab once; gives its name when it is worth a picture."""
+    draw(page, "a red apple, flat style")
+    page.mouse.move(0, 0)
+    yield "create"
+    page.get_by_role("button", name="Edit this image").first.click()
+    page.get_by_label("What the finished image should show").fill("a green apple, flat style")
+    page.get_by_role("tab", name="Vary", exact=True).click()
+    page.get_by_role("button", name="Vary", exact=True).click()
+    status_is(page, "Done in")
+    page.locator(".showo-slider img").first.wait_for()
+    page.wait_for_timeout(500)
+    yield "edit"
+    page.get_by_role("button", name="Ask about this image").locator("visible=true").first.click()
+    page.get_by_role("button", name="Caption").click()
+    status_is(page, "Ready.")
+    page.get_by_label("Question", exact=True).fill("is it food?")
+    page.get_by_role("button", name="Ask", exact=True).click()
+    page.locator(".bot.message").nth(1).wait_for()
+    status_is(page, "Ready.")
+    yield "ask"
+    open_tab(page, "Chat")
+    page.locator("#showo-chat-box textarea").fill("show me a red apple, then a pear.")
+    page.keyboard.press("Enter")
+    status_is(page, "Step")
+    status_is(page, "Ready.")
+    page.wait_for_timeout(500)
+    yield "chat"
+    open_tab(page, "Compare")
+    page.get_by_label("What to show", exact=True).locator("visible=true").fill("an owl, noto style")
+    page.get_by_role("button", name="Compare", exact=True).click()
+    status_is(page, "Done:")
+    yield "compare"
+
+
+def save(page: Page, path: Path) -> None:
+    """Save the whole page, with a palette."""
+    page.screenshot(path=path, full_page=True)
+    with Image.open(path) as image:
+        image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs/images"), help="folder of the images")
+    parser.add_argument("--width", type=int, default=1280, help="of the window in pixels (default: 1280)")
+    parser.add_argument("--dark", action="store_true", help="the dark look")
+    parser.add_argument("--url", help="a page that is served already")
+    parser.add_argument("--browser", default=find_browser(), help="path of a Chromium")
+    options = parser.parse_args(arguments)
+    if options.browser is None:
+        parser.error("there is no Chromium; name one with --browser")
+    options.output.mkdir(parents=True, exist_ok=True)
+    ending = ("-dark" if options.dark else "") + ("" if options.width == 1280 else f"-{options.width}")
+
+    def take(url: str) -> None:
+        with opened(url, options.browser, options.width, dark=options.dark) as page:
+            for name in visit_tabs(page):
+                path = options.output / f"space-{name}{ending}.png"
+                save(page, path)
+                print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+
+    if options.url:
+        take(options.url)
+    else:
+        with served() as url:
+            take(url)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""The tab "Ask": a conversation about an image."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import gradio as gr
+
+from .components import UploadedImage, status_line
+from .engine import CAPTION, Answered, Words
+from .model_card import QUESTIONS
+from .page_parts import Shared
+from .previews import status
+from .settings import MAX_PROMPT_LENGTH, Refusal, check_text
+from .space import Space, progress, refused
+from .uploads import read_upload
+
+
+#: What the page says for a model that reads images as continuous features.
+NO_MEMORY = "This model answers each question by itself: it does not remember the questions before."
+
+
+class AskTab:
+    """The layout of the tab, and what its buttons do."""
+
+    def __init__(self, space: Space, shared: Shared):
+        self.space, self.shared = space, shared
+
+    def build(self) -> None:
+        """Make the components at the present place of the layout."""
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                self.image = self.shared.ask_image = UploadedImage(
+                    label="Image",
+                    type="filepath",
+                    format="png",
+                    sources=["upload", "clipboard"],
+                    height=320,
+                    buttons=["fullscreen"],
+                    alt_text="The image that the questions are about",
+                    elem_id="showo-ask-image",
+                    placeholder="Drop an image file here to upload",
+                )
+                self.caption = gr.Button("Caption")
+            with gr.Column(scale=3, min_width=320):
+                if self.space.engine.reads_features:
+                    gr.Markdown(NO_MEMORY)
+                self.chat = gr.Chatbot(
+                    label="Conversation about the image",
+                    height=320,
+                    buttons=[],
+                    feedback_options=None,
+                    render_markdown=False,
+                    placeholder="Choose an image, then ask about it.",
+                )
+                self.question = gr.Textbox(label="Question", placeholder=QUESTIONS[0], max_length=MAX_PROMPT_LENGTH)
+                with gr.Row():
+                    self.send = gr.Button("Ask", variant="primary", min_width=100)
+                    self.stop = gr.Button("Stop", variant="stop", min_width=80)
+                    self.restart = gr.Button("New conversation", min_width=140)
+                gr.Examples(QUESTIONS, inputs=self.question, label="Questions to try", cache_examples=False)
+                self.status = status_line("Choose an image, or take one from another tab.")
+        self.messages = gr.State([])
+
+    # What the buttons do
+
+    async def reply(
+        self, request: gr.Request, image: str | None, question: str, chat: list, messages: list
+    ) -> AsyncIterator[dict]:
+        """Answer a question; the answer grows word by word."""
+        space = self.space
+        try:
+            question = check_text(question, "Please write a question.")
+            if not image:
+                raise Refusal("Please choose an image.")
+
+            def prepare() -> tuple:
+                return messages, read_upload(image, space.max_bytes), question
+
+            asked = [*chat, {"role": "user", "content": question}]
+            said = ""
+            yield {self.status: status("Reading the image ..."), self.chat: asked}
+            async for event in space.run(request, "words", space.engine.ask, prepare):
+                line = progress(event)
+                if isinstance(event, Words):
+                    said += event.text
+                    yield {self.chat: [*asked, {"role": "assistant", "content": said}], self.status: status("...")}
+                elif isinstance(event, Answered):
+                    done: dict[Any, Any] = {
+                        self.status: status("Stopped." if event.stopped else "Ready."),
+                        self.question: "",
+                    }
+                    if not said:
+                        done[self.chat] = [*asked, {"role": "assistant", "content": "(no answer)"}]
+                    yield {**done, self.messages: event.messages}
+                elif line:
+                    yield {self.status: line}
+        except Refusal as error:
+            yield {self.status: refused(error), self.chat: chat}
+
+    async def describe(
+        self, request: gr.Request, image: str | None, chat: list, messages: list
+    ) -> AsyncIterator[dict]:
+        """Ask what the image shows."""
+        async for update in self.reply(request, image, CAPTION, chat, messages):
+            yield update
+
+    def wire(self, demo: gr.Blocks) -> None:
+        """Connect the components."""
+        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        outputs = [self.chat, self.question, self.messages, self.status]
+        history = [self.chat, self.messages]
+        gr.on(
+            [self.send.click, self.question.submit],
+            self.reply,
+            [self.image, self.question, *history],
+            outputs,
+            **hidden,
+        )
+        self.caption.click(self.describe, [self.image, *history], outputs, **hidden)
+        self.stop.click(self.space.stop, outputs=self.status, queue=False, **hidden)
+
+        fresh: dict[str, Any] = {"queue": False, **hidden}
+        self.restart.click(lambda: ([], [], status("Ready.")), None, [self.chat, self.messages, self.status], **fresh)
+        # Not the status line: it may say why the image was refused.
+        self.image.change(lambda: ([], []), None, [self.chat, self.messages], **fresh)
+        self.image.upload(self.uploaded, self.image, [self.image, self.status], queue=False, **hidden)
+
+    def uploaded(self, image: str | None) -> dict:
+        """Check an upload at once."""
+        try:
+            read_upload(image, self.space.max_bytes)
+        except Refusal as error:
+            return {self.image: None, self.status: refused(error)}
+        return {self.status: status("Ready.")}

@@ -1,0 +1,142 @@
+"""What stands before the app: limits on requests and uploads, and the health check."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from typing import Any
+
+from .settings import SpaceOptions
+
+
+UPLOAD_WINDOW = 600.0  # seconds
+UPLOADS_AT_ONCE = 4  # of one address
+TOO_OFTEN = "Too many requests from your address. Please wait a minute."
+TOO_MUCH = "Too many uploads from your address. Please wait ten minutes."
+TOO_SLOW = "The upload took too long."
+UPLOAD_PATHS = ("/gradio_api/upload", "/gradio_api/component_server")
+#: Gradio keeps what a link of this path saves on disk forever; the page has its own links.
+CLOSED_PATHS = ("/gradio_api/deep_link", "/monitoring", "/gradio_api/monitoring")
+
+
+def address_of(headers: Mapping[str, str], host: str | None, options: SpaceOptions) -> str:
+    """The network address of a visitor: of the connection, or of the forwarded header if the options name one."""
+    if options.forwarded_header:
+        found = [one.strip() for one in headers.get(options.forwarded_header.lower(), "").split(",") if one.strip()]
+        if found:
+            return found[-min(options.proxies, len(found))][:64]
+    return host or "unknown"
+
+
+class Gate:
+    """
+    ASGI middleware.
+
+    `/health` answers that the app is up. Every address has a number of requests a minute, of bytes uploaded in ten minutes,
+    of uploads at once, and a time for each upload. What is refused gets a status code and a sentence as `detail`.
+
+    Args:
+        app: the ASGI app behind it.
+        options ([`SpaceOptions`]): the limits.
+    """
+
+    def __init__(self, app: Any, options: SpaceOptions):
+        self.app, self.options = app, options
+        self.requests: dict[str, deque[float]] = defaultdict(deque)
+        self.uploads: dict[str, deque[tuple[float, int]]] = defaultdict(deque)
+        self.open_uploads: dict[str, int] = defaultdict(int)
+
+    async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = "/" + scope["path"].strip("/")
+        if path == "/health":
+            await answer(send, 200, {"status": "ok"})
+        elif path in CLOSED_PATHS:
+            await answer(send, 404, {"detail": "Not Found"})
+        elif scope["method"] != "POST":
+            await self.app(scope, receive, send)
+        else:
+            await self.guard(path, scope, receive, send)
+
+    async def guard(self, path: str, scope: dict, receive: Any, send: Any) -> None:
+        """Pass on a request that sends something, within the limits of its address."""
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        address = address_of(headers, (scope.get("client") or [None])[0], self.options)
+        now = time.monotonic()
+        self.forget(now)
+        recent = self.requests[address]
+        if len(recent) >= self.options.requests_per_minute:
+            await answer(send, 429, {"detail": TOO_OFTEN})
+            return
+        recent.append(now)
+        length = headers.get("content-length", "")
+        if not length.isdigit():
+            await answer(send, 411, {"detail": "Length Required"})
+        elif path not in UPLOAD_PATHS:
+            await self.passed_on(scope, receive, send)
+        elif self.open_uploads[address] >= UPLOADS_AT_ONCE or self.over_budget(address, int(length)):
+            await answer(send, 429, {"detail": TOO_MUCH})
+        else:
+            self.uploads[address].append((now, int(length)))
+            self.open_uploads[address] += 1
+            try:
+                await self.passed_on(scope, receive, send)
+            finally:
+                self.open_uploads[address] -= 1
+
+    def over_budget(self, address: str, length: int) -> bool:
+        sent = sum(size for _, size in self.uploads[address])
+        return sent + length > self.options.upload_megabytes * 1e6
+
+    def forget(self, now: float) -> None:
+        """Drop what is too old to count."""
+        for records, window in ((self.requests, 60.0), (self.uploads, UPLOAD_WINDOW)):
+            for address in list(records):
+                times: deque = records[address]
+                while times and now - (times[0][0] if isinstance(times[0], tuple) else times[0]) > window:
+                    times.popleft()
+                if not times:
+                    del records[address]
+        for address in [one for one, count in self.open_uploads.items() if not count]:
+            del self.open_uploads[address]
+
+    async def passed_on(self, scope: dict, receive: Any, send: Any) -> None:
+        """Call the app; its request body must arrive within the upload time."""
+        deadline = time.monotonic() + self.options.upload_seconds
+        state = {"complete": False, "late": False}
+
+        async def timed_receive() -> dict:
+            if state["complete"]:
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                state["late"] = True
+                return {"type": "http.disconnect"}
+            state["complete"] = message["type"] != "http.request" or not message.get("more_body", False)
+            return message
+
+        async def kept_send(message: dict) -> None:
+            if not state["late"]:
+                await send(message)
+
+        try:
+            await self.app(scope, timed_receive, kept_send)
+        except Exception:
+            if not state["late"]:
+                raise
+        if state["late"]:
+            await answer(send, 408, {"detail": TOO_SLOW})
+
+
+async def answer(send: Any, code: int, content: dict) -> None:
+    """Send a JSON answer."""
+    body = json.dumps(content).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": code, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,90 @@
+"""What the tabs share on the page: the gallery of the visit, and the ways from one tab to another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+
+from .components import PaintedImage, UploadedImage
+from .settings import Refusal
+from .space import Space, refused
+from .uploads import read_upload
+
+
+EDITOR_SIDE = 480  # pixels: small images are enlarged to this side, so that a brush can paint on them
+
+
+@dataclass
+class Shared:
+    """
+    Components that several tabs use. The tabs set `editor` and `ask_image` while they are built.
+
+    Args:
+        space ([`Space`]): the app behind the page.
+        visit (`gr.State`): the images of the visit, as pairs of a path and a caption.
+    """
+
+    space: Space
+    visit: gr.State
+    visit_gallery: gr.Gallery | None = None
+    tabs: gr.Tabs | None = None
+    editor: PaintedImage | None = None
+    ask_image: UploadedImage | None = None
+    new_image: list[tuple[Callable, list[Any]]] = field(default_factory=list)
+
+    def action_row(self) -> dict[str, gr.Button]:
+        """Buttons that take an image to another tab."""
+        with gr.Row():
+            return {
+                "edit": gr.Button("Edit this image", size="sm", min_width=120),
+                "ask": gr.Button("Ask about this image", size="sm", min_width=120),
+            }
+
+    def wire_actions(self, buttons: dict[str, gr.Button], chosen: gr.State, status: gr.HTML) -> None:
+        """Connect the buttons of [`action_row`] to the image whose path `chosen` holds."""
+        hidden: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+        def to_edit(path: str | None) -> dict:
+            if path is None:
+                return {status: refused(Refusal("There is no image yet."))}
+            return {self.editor: for_editor(path, self.space.max_bytes), self.tabs: gr.Tabs(selected="edit")}
+
+        def to_ask(path: str | None) -> dict:
+            if path is None:
+                return {status: refused(Refusal("There is no image yet."))}
+            return {self.ask_image: path, self.tabs: gr.Tabs(selected="ask")}
+
+        buttons["edit"].click(to_edit, chosen, [self.editor, self.tabs, status], **hidden)
+        buttons["ask"].click(to_ask, chosen, [self.ask_image, self.tabs, status], **hidden)
+
+    def build_visit(self) -> None:
+        """Make the gallery of the visit, below the tabs."""
+        with gr.Accordion("Images of this visit", open=False):
+            gr.Markdown("Press an image to choose it.")
+            self.visit_gallery.render()
+            self.visit_status = gr.HTML("", elem_classes="showo-status-box")
+            self.visit_chosen = gr.State(None)
+            self.visit_actions = self.action_row()
+
+    def wire(self) -> None:
+        """Connect the gallery of the visit."""
+        hidden: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        self.visit_gallery.select(choose_visited, self.visit, self.visit_chosen, **hidden)
+        self.wire_actions(self.visit_actions, self.visit_chosen, self.visit_status)
+
+
+def choose_visited(visit: list, event: gr.SelectData) -> Any:
+    """The image of the visit that was pressed."""
+    return visit[event.index][0] if isinstance(event.index, int) and event.index < len(visit) else gr.skip()
+
+
+def for_editor(source: Any, max_bytes: int) -> dict[str, Any]:
+    """An image as the value of the editor, large enough to paint on. Raises `Refusal` if it cannot be read."""
+    image = read_upload(source, max_bytes)
+    factor = EDITOR_SIDE / max(image.size)
+    if factor > 1:
+        image = image.resize((round(image.width * factor), round(image.height * factor)))
+    return {"background": image, "layers": [], "composite": None}

@@ -1,0 +1,122 @@
+"""What all tabs share: the model, the line, the visitors, and files of finished images."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+from gradio.processing_utils import save_pil_to_cache
+from PIL import Image
+
+from .engine import Drawn, Engine, Step
+from .gate import address_of
+from .line import Line, Visitor, Waiting
+from .model_card import ModelFacts
+from .previews import stage, status, to_uri
+from .settings import MAX_SEED, DrawSettings, SpaceOptions
+from .uploads import with_settings
+
+
+MAX_VISIT = 60  # images of a visit that the gallery keeps
+
+
+@dataclass
+class Space:
+    """
+    The app behind the page.
+
+    Args:
+        engine ([`Engine`]): the pipelines.
+        options ([`SpaceOptions`]): the limits.
+        facts ([`ModelFacts`]): what the page says about the model.
+        seconds (`float`, *optional*): how long an image took at the start.
+        thumbnails (`list`): examples, as pairs of an image and its prompt.
+    """
+
+    engine: Engine
+    options: SpaceOptions
+    facts: ModelFacts
+    seconds: float | None = None
+    thumbnails: list[tuple[Image.Image, str]] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.line = Line(self.options)
+        self.cache = gr.Image(render=False).GRADIO_CACHE  # Gradio serves and deletes the files there
+
+    @property
+    def max_bytes(self) -> int:
+        return int(self.options.file_megabytes * 1e6)
+
+    def visitor(self, request: gr.Request) -> Visitor:
+        """Who sent a request."""
+        host = request.client.host if request.client else None
+        headers = {name.lower(): value for name, value in dict(request.headers).items()}
+        address = address_of(headers, host, self.options)
+        return Visitor(request.session_hash or address, address)
+
+    def run(
+        self, request: gr.Request, kind: str, work: Callable[..., Any], prepare: Callable[[], tuple] = tuple
+    ) -> AsyncIterator[Any]:
+        """The events of a job; see [`Line.run`]."""
+        return self.line.run(self.visitor(request), kind, work, prepare)
+
+    def stop(self, request: gr.Request) -> str:
+        """Stop the visitor's jobs. Returns the status line."""
+        found = self.line.stop(self.visitor(request).session)
+        return status("Stopping ..." if found else "There is nothing to stop.")
+
+    async def save(self, image: Image.Image, settings: DrawSettings, name: str) -> str:
+        """Write an image with its settings to a PNG that Gradio serves and deletes after a while. Returns its path."""
+        name = f"showo-{name}-{settings.seed}"
+        return await asyncio.to_thread(
+            save_pil_to_cache, with_settings(image, settings), cache_dir=self.cache, name=name, format="png"
+        )
+
+
+class Film:
+    """The frames of one stage, as they come."""
+
+    def __init__(self, subject: str):
+        self.subject = subject
+        self.frames: list[tuple[str, str]] = []
+
+    async def add(self, event: Step) -> str:
+        """Append a step. Returns the HTML that shows it."""
+        uri = await asyncio.to_thread(to_uri, event.image)
+        text = f"{self.subject} after step {event.step} of {event.steps}, {event.filled:.0%} of the cells filled in"
+        self.frames.append((uri, text))
+        return stage(self.frames)
+
+    def end(self, confidence: tuple[str, str] | None = None) -> str:
+        """The HTML of the whole film, with its time line."""
+        return stage(self.frames, confidence, finished=True)
+
+
+def progress(event: Any) -> str | None:
+    """The status line of an event; None if it changes nothing."""
+    if isinstance(event, Waiting):
+        return status(f"You are number {event.place} of {event.length} in the line.")
+    if isinstance(event, Step):
+        return status(f"Step {event.step} of {event.steps}")
+    if isinstance(event, Drawn) and event.stopped:
+        return status("Stopped.")
+    return None
+
+
+def refused(error: Exception) -> str:
+    """The status line of a [`Refusal`]."""
+    return status(str(error), "error")
+
+
+def new_seed() -> int:
+    """A random seed."""
+    return random.randint(0, MAX_SEED)
+
+
+def add_to_visit(visit: list, path: str, caption: str) -> list:
+    """The images of a visit with one more, the newest first."""
+    return [(path, caption), *visit][:MAX_VISIT]

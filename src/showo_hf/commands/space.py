@@ -1,0 +1,180 @@
+"""`showo-hf space`: a folder that is ready to be a Gradio Space, or to be served anywhere."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .errors import CommandError, UsageError
+from .info import package_version
+
+
+EXAMPLES = """\
+FOLDER gets README.md, requirements.txt, app.py and the wheel of this package. The names of the files go to stdout.
+
+examples:
+  a folder with the embedded model, served here
+    showo-hf space my-space
+    cd my-space && pip install -r requirements.txt && python app.py
+
+  a Space on the Hugging Face Hub, with a model from there
+    showo-hf space my-space --model org/model --push org/name
+
+exit codes: 0 the folder is written, and pushed, 1 the work failed, 2 the arguments are not valid
+"""
+
+#: What a wheel is built from, in a checkout of the source.
+SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "NOTICE", "src", "pipelines", "conversion")
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+README = """\
+---
+title: {quoted}
+colorFrom: indigo
+colorTo: blue
+sdk: gradio
+sdk_version: {gradio}
+python_version: "3.11"
+app_file: app.py
+license: apache-2.0
+{models}---
+
+# {title}
+
+A Show-o model that makes images from words, changes images, and answers questions about them.
+"""
+
+APP = '''\
+"""Starts the Space. The variables can be set in the settings of the Space, too."""
+
+import os
+
+
+for name, value in {variables}.items():
+    os.environ.setdefault(name, value)
+
+from showo_hf.app import main  # noqa: E402
+
+
+main()
+'''
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
+        "space",
+        help="make a folder that is ready to be a Gradio Space",
+        description="Make a folder that is ready to be a Gradio Space, and push it to the Hugging Face Hub.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER", help="a new or empty folder")
+    add("--model", metavar="ORG/NAME", help="a model on the Hub (default: the embedded model)")
+    add("--title", default="Show-o", help="title of the Space (default: Show-o)")
+    add("--wheel", type=Path, metavar="FILE", help="wheel of this package (default: built from the checkout)")
+    add("--push", metavar="ORG/NAME", help="create or update this Space on the Hub")
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the folder, and push it."""
+    check_options(options)
+    with tempfile.TemporaryDirectory() as scratch:
+        wheel = options.wheel or build_wheel(Path(scratch))
+        options.folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(wheel, options.folder / wheel.name)
+    files = {
+        "README.md": readme(options.title, options.model),
+        "requirements.txt": requirements(wheel.name, options.push),
+        "app.py": app(options.model),
+    }
+    for name, text in files.items():
+        (options.folder / name).write_text(text, encoding="utf-8")
+    for name in (*files, wheel.name):
+        print(options.folder / name)
+    if options.push:
+        push(options.folder, options.push)
+    return 0
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raise `UsageError` for options that are not valid. Nothing is written."""
+    if options.folder.exists() and (not options.folder.is_dir() or any(options.folder.iterdir())):
+        raise UsageError(f"`FOLDER` must be a new or empty folder, got '{options.folder}'")
+    for name in ("model", "push"):
+        value = getattr(options, name)
+        if value is not None and not HUB_NAME.fullmatch(value):
+            raise UsageError(f"`--{name}` must be a name on the Hub such as owner/name, got '{value}'")
+    if "\n" in options.title or not options.title.strip():
+        raise UsageError(f"`--title` must be one line, got {options.title!r}")
+    if options.wheel is not None and (not options.wheel.is_file() or options.wheel.suffix != ".whl"):
+        raise UsageError(f"`--wheel` must be a wheel, a file *.whl, got '{options.wheel}'")
+    if options.wheel is None and not (checkout() / "setup.cfg").is_file():
+        raise UsageError("`--wheel` is needed, because this package was not installed from a checkout of its source")
+    if package_version("gradio") is None:
+        raise UsageError("`showo-hf space` needs Gradio: pip install 'showo-hf[app]'")
+
+
+def checkout() -> Path:
+    """The root of the source, if this package was installed from a checkout."""
+    return Path(__file__).resolve().parents[3]
+
+
+def build_wheel(folder: Path) -> Path:
+    """Build the wheel from a copy of the checkout: a build writes into its source folder."""
+    source = folder / "source"
+    for name in SOURCES:
+        path = checkout() / name
+        if path.is_dir():
+            shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("*.pyc", "*.egg-info", "*.pyi"))
+        elif path.is_file():
+            source.mkdir(exist_ok=True)
+            shutil.copyfile(path, source / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(source)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    found = sorted(folder.glob("*.whl"))
+    if result.returncode or not found:
+        lines = result.stderr.strip().splitlines() or ["pip said nothing"]
+        raise CommandError(f"the wheel cannot be built: {lines[-1]}")
+    return found[0]
+
+
+def readme(title: str, model: str | None) -> str:
+    """The README with the head that the Hub reads."""
+    models = f"models:\n- {model}\n" if model else ""
+    return README.format(title=title, quoted=json.dumps(title), gradio=package_version("gradio"), models=models)
+
+
+def requirements(wheel: str, space: str | None) -> str:
+    """The requirements. The Hub installs them before it has the files of the Space, so they name the wheel's address."""
+    if space is None:
+        return f"./{wheel}[app]\n"
+    return f"showo-hf[app] @ https://huggingface.co/spaces/{space}/resolve/main/{wheel}\n"
+
+
+def app(model: str | None) -> str:
+    """The program. Spaces stand behind a proxy, which names the visitor's address."""
+    variables = {"SHOWO_FORWARDED_HEADER": "X-Forwarded-For", **({"SHOWO_MODEL": model} if model else {})}
+    return APP.format(variables=json.dumps(variables))
+
+
+def push(folder: Path, name: str) -> None:
+    """Create the Space if there is none, and upload the folder."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        api = HfApi()
+        url = api.create_repo(name, repo_type="space", space_sdk="gradio", exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=name, repo_type="space")
+    except (HfHubHTTPError, OSError) as error:
+        raise CommandError(f"the Space '{name}' cannot be pushed: {error}") from error
+    print(url)

@@ -1,0 +1,216 @@
+"""The named endpoints with the embedded model, called with gradio_client."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+import torch
+from PIL import Image
+
+
+pytest.importorskip("gradio")
+
+from gradio_client import Client, handle_file  # noqa: E402
+from gradio_client.exceptions import AppError  # noqa: E402
+
+from showo_hf import ShowoMMUPipeline  # noqa: E402
+from showo_hf.app.line import FAILED  # noqa: E402
+from showo_hf.app.settings import PNG_KEY, DrawSettings  # noqa: E402
+
+
+PROMPT = "a red apple, flat style"
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    return Client(url, verbose=False)
+
+
+@pytest.fixture(scope="module")
+def apple(pipe, tmp_path_factory):
+    """A file with an image of the model."""
+    path = tmp_path_factory.mktemp("images") / "apple.png"
+    pipe(PROMPT, num_inference_steps=6, generator=torch.Generator().manual_seed(7)).images[0].save(path)
+    return path
+
+
+def generate(client, **arguments):
+    """Request images. Returns [(image, caption)] and the seed."""
+    gallery, seed = client.predict(**{"prompt": PROMPT, "steps": 3, **arguments}, api_name="/generate")
+    images = []
+    for entry in gallery:
+        with Image.open(entry["image"]) as file:
+            file.load()
+            images.append((file, entry["caption"]))
+    return images, seed
+
+
+def test_a_seed_gives_the_image_of_the_pipeline_and_the_file_holds_the_settings(client, pipe):
+    images, seed = generate(client, seed=7, count=2, guidance=3.0)
+    assert seed == 7
+    assert [caption for _, caption in images] == ["seed 7", "seed 8"]
+    expected = pipe(
+        PROMPT,
+        num_inference_steps=3,
+        guidance_scale=3.0,
+        num_images_per_prompt=2,
+        generator=[torch.Generator().manual_seed(one) for one in (7, 8)],
+    ).images
+    for (image, _), wanted, one in zip(images, expected, (7, 8), strict=True):
+        assert image.convert("RGB").tobytes() == wanted.tobytes()
+        found = DrawSettings.from_json(image.info[PNG_KEY])
+        assert found == DrawSettings(PROMPT, steps=3, guidance=3.0, height=96, width=96, seed=one)
+
+
+def test_a_seed_is_not_required_and_is_new_each_time(client):
+    (_, first), (_, second) = generate(client, steps=1), generate(client, steps=1)
+    assert first != second
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["halton", "mask-and-replace"])
+def test_other_samplers(client, sampler):
+    images, _ = generate(client, sampler=sampler, seed=1)
+    assert images[0][0].size == (96, 96)
+
+
+def test_the_endpoints_are_documented_with_their_ranges(client):
+    info = client.view_api(return_format="dict")["named_endpoints"]
+    assert set(info) == {"/generate", "/inpaint", "/extend", "/vary", "/ask", "/chat"}
+    for name, endpoint in info.items():
+        required = {one["parameter_name"] for one in endpoint["parameters"] if not one["parameter_has_default"]}
+        assert required <= {"prompt", "image", "mask", "message"}, name
+        for one in endpoint["parameters"]:
+            if one["parameter_name"] in ("steps", "guidance", "count", "strength", "rounds"):
+                assert "numeric value between" in one["type"]["description"], (name, one)
+            if one["parameter_name"] == "seed":
+                assert "0 to 2147483647" in one["label"], name
+            if one["parameter_name"] in ("prompt", "question", "message"):
+                assert "1 to 300 characters" in one["label"], name
+
+
+@pytest.mark.slow
+def test_images_are_edited(client, apple, tmp_path):
+    image, seed = client.predict(handle_file(apple), "a green apple, flat style", steps=3, seed=5, api_name="/vary")
+    assert seed == 5 and Image.open(image).size == (96, 96)
+    image, _ = client.predict(
+        handle_file(apple), PROMPT, directions=["left", "up"], steps=2, seed=5, api_name="/extend"
+    )
+    assert Image.open(image).size == (144, 144)
+    mask = Image.new("L", (96, 96))
+    mask.paste(255, (0, 0, 48, 96))
+    mask.save(tmp_path / "mask.png")
+    image, _ = client.predict(
+        handle_file(apple), handle_file(tmp_path / "mask.png"), "a green apple", steps=3, seed=5, api_name="/inpaint"
+    )
+    with Image.open(image) as after, Image.open(apple) as before:
+        kept = (72, 0, 96, 96)
+        assert after.convert("RGB").crop(kept).tobytes() == before.convert("RGB").crop(kept).tobytes()
+        assert after.convert("RGB").tobytes() != before.convert("RGB").tobytes()
+
+
+def test_a_question_is_answered_as_by_the_pipeline(client, apple, pipe):
+    asking = ShowoMMUPipeline(**pipe.components)
+    for question in ("what is this?", "is it food?"):
+        answer = client.predict(handle_file(apple), question, api_name="/ask")
+        assert answer == asking(str(apple), question).texts[0] != ""
+
+
+def test_a_conversation_in_text_and_images_is_remembered(client):
+    text, images = client.predict("show me a red apple.", new=True, seed=3, api_name="/chat")
+    assert text and len(images) == 1 and Image.open(images[0]["image"]).size == (96, 96)
+    text, images = client.predict("is it food?", seed=3, api_name="/chat")
+    assert text and not images
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"prompt": "  "}, "Please write what the image should show."),
+        ({"prompt": "apple " * 100}, "Please use at most 300 characters."),
+        ({"steps": 0}, "minimum"),
+        ({"steps": 10_000}, "maximum"),
+        ({"guidance": 1e9}, "maximum"),
+        ({"temperature": -1.0}, "minimum"),
+        ({"count": 1000}, "maximum"),
+        ({"seed": -1}, "minimum"),
+        ({"seed": 2**70}, "maximum"),
+        ({"sampler": "none"}, "not in the list of choices"),
+    ],
+)
+def test_values_out_of_range_are_refused(client, arguments, message):
+    with pytest.raises(AppError, match=message) as refusal:
+        generate(client, **arguments)
+    assert_reveals_nothing(str(refusal.value))
+
+
+@pytest.mark.parametrize("content", [b"no image", b"\x89PNG\r\n\x1a\n" + b"0" * 100])
+def test_files_that_are_no_images_are_refused(client, tmp_path, content):
+    (tmp_path / "file.png").write_bytes(content)
+    with pytest.raises(AppError, match="This file cannot be read as an image."):
+        client.predict(handle_file(tmp_path / "file.png"), api_name="/ask")
+
+
+def test_a_failure_is_one_sentence_and_the_next_request_is_served(client, pipe, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(pipe, "scheduler", None)
+        with pytest.raises(AppError) as failure:
+            generate(client, sampler="the model's own")
+    assert str(failure.value) == FAILED
+    assert generate(client, steps=1)[0]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/etc/passwd", "/proc/self/environ", "file:///etc/passwd", "../../../etc/passwd", "app.py", "/tmp/../etc/passwd"],
+)
+def test_paths_of_the_machine_are_refused(url, path):
+    data = {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, "what is this?"]}
+    call = httpx.post(f"{url}gradio_api/call/ask", json=data, timeout=30).json()
+    answer = httpx.get(f"{url}gradio_api/call/ask/{call['event_id']}", timeout=30).text
+    assert "event: error" in answer and "event: complete" not in answer
+    assert "root:" not in answer and "Traceback" not in answer and "site-packages" not in answer
+    assert httpx.get(f"{url}gradio_api/file={path}", timeout=30).status_code in (403, 404)
+
+
+@pytest.mark.slow
+def test_drawing_and_reading_run_at_once(client, apple, pipe):
+    with ThreadPoolExecutor(4) as pool:
+        drawn = [pool.submit(generate, client, seed=seed) for seed in (1, 2)]
+        asked = [pool.submit(client.predict, handle_file(apple), api_name="/ask") for _ in range(2)]
+        answers = {one.result() for one in asked}
+        images = [one.result()[0][0][0].convert("RGB").tobytes() for one in drawn]
+    alone = [
+        pipe(PROMPT, num_inference_steps=3, generator=torch.Generator().manual_seed(seed)).images[0].tobytes()
+        for seed in (1, 2)
+    ]
+    assert images == alone
+    assert answers == {ShowoMMUPipeline(**pipe.components)(str(apple)).texts[0]}
+
+
+def test_a_job_whose_client_cancels_ends(client, space):
+    job = client.submit(PROMPT, steps=50, count=4, api_name="/generate")
+    deadline = time.monotonic() + 20
+    while space.line.running["images"] is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert space.line.running["images"] is not None
+    job.cancel()
+    start = time.monotonic()
+    while space.line.tickets() and time.monotonic() < start + 20:
+        time.sleep(0.02)
+    assert not space.line.tickets()
+    assert generate(client, steps=1)[0]
+
+
+def test_the_health_check_and_the_closed_paths(url):
+    assert httpx.get(f"{url}health").json() == {"status": "ok"}
+    assert httpx.get(f"{url}gradio_api/deep_link?session_hash=x").status_code == 404
+    assert httpx.get(f"{url}monitoring").status_code == 404
+
+
+def assert_reveals_nothing(message: str):
+    assert message.strip()
+    assert "\n" not in message
+    for word in ("Traceback", 'File "', "site-packages", "/root", ".py"):
+        assert word not in message

@@ -1,0 +1,240 @@
+"""The page in a real browser, with the embedded model: as a person would use it."""
+
+from pathlib import Path
+
+import pytest
+
+
+pytest.importorskip("gradio")
+playwright = pytest.importorskip("playwright.sync_api")
+
+from benchmarks.space_screenshots import FLAGS, draw, find_browser, open_tab, status_is  # noqa: E402
+
+
+ROOT = Path(__file__).resolve().parents[2]
+AXE = ROOT / "build" / "node_modules" / "axe-core" / "axe.min.js"
+TABS = ("Create", "Edit", "Ask", "Chat", "Compare")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_browser() is None, reason="there is no Chromium, and apt-get could not install it"),
+]
+
+
+@pytest.fixture(scope="session")
+def browser():
+    with playwright.sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=find_browser(), args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def new_page(browser, url):
+    """Opens the page as a new visitor."""
+    contexts = []
+
+    def open_page(width=1280, height=900, query="", **options):
+        contexts.append(browser.new_context(viewport={"width": width, "height": height}, **options))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(60_000)
+        page.goto(url + query)
+        page.get_by_role("tab", name="Create", exact=True).wait_for()
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def few_steps(page, count=3):
+    """Open the settings of Create, and choose a number of steps."""
+    page.get_by_role("button", name="Settings").first.click()
+    box = page.get_by_label("number input for Steps").first
+    box.fill(str(count))
+    box.press("Tab")
+    playwright.expect(box).to_have_value(str(count))
+
+
+def seed_of(page) -> str:
+    return page.get_by_label("Seed of the first image").first.input_value()
+
+
+def test_an_image_comes_out_of_its_masks_and_can_be_played_back(new_page):
+    page = new_page()
+    few_steps(page)
+    draw(page, "a red apple, flat style", seed=None)
+    slider = page.get_by_label("Step of the image, 1 to 3")
+    frames = page.locator(".showo-frames img")
+    assert frames.count() == 3
+    assert [frames.nth(i).is_visible() for i in range(3)] == [False, False, True]
+    slider.focus()
+    page.keyboard.press("Home")
+    assert [frames.nth(i).is_visible() for i in range(3)] == [True, False, False]
+    assert "after step 1 of 3" in frames.nth(0).get_attribute("alt")
+    assert frames.nth(0).get_attribute("src") != frames.nth(2).get_attribute("src")
+
+
+def test_opening_the_settings_leaves_the_seed_random_and_one_click_keeps_it(new_page):
+    page = new_page()
+    few_steps(page, 1)
+    seeds = []
+    for _ in range(2):
+        draw(page, "an owl", seed=None)
+        seeds.append(seed_of(page))
+    assert seeds[0] != seeds[1]
+    page.get_by_role("button", name="Keep this seed").click()
+    playwright.expect(page.get_by_label("New seed each time").first).not_to_be_checked()
+    draw(page, "an owl", seed=None)
+    assert seed_of(page) == seeds[1]
+
+
+def test_nothing_is_cut_off(new_page):
+    page = new_page()
+    few_steps(page, 1)
+    page.get_by_label("number input for Images").first.fill("2")
+    page.get_by_label("number input for Images").first.press("Tab")
+    draw(page, "an owl", seed=None)
+    sizes = page.locator(".showo-results .grid-wrap").evaluate("e => [e.clientHeight, e.scrollHeight]")
+    assert sizes[0] >= sizes[1] - 1
+    for image in page.locator(".showo-results img").all():
+        box, frame = image.bounding_box(), page.locator(".showo-results").bounding_box()
+        assert box["y"] + box["height"] <= frame["y"] + frame["height"] + 1
+
+
+def test_an_error_keeps_what_is_on_the_page(new_page):
+    page = new_page()
+    few_steps(page, 1)
+    draw(page, "an owl", seed=None)
+    source = page.locator(".showo-results img").first.get_attribute("src")
+    page.get_by_label("What to show", exact=True).first.fill("   ")
+    page.get_by_role("button", name="Make", exact=True).click()
+    status_is(page, "Please write what the image should show.")
+    image = page.locator(".showo-results img").first
+    assert image.is_visible() and image.get_attribute("src") == source
+    box = image.bounding_box()
+    top = page.evaluate(
+        "([x, y]) => document.elementFromPoint(x, y)?.closest('.showo-results') !== null",
+        [box["x"] + box["width"] / 2, box["y"] + box["height"] / 2 - page.evaluate("window.scrollY")],
+    )
+    assert top or box["y"] > 900
+
+
+def test_stop_in_the_middle_and_reload_in_the_middle(new_page, space):
+    page = new_page()
+    few_steps(page, 50)
+    page.get_by_label("What to show", exact=True).first.fill("an owl")
+    page.get_by_role("button", name="Make", exact=True).click()
+    status_is(page, "Step")
+    page.get_by_role("button", name="Stop", exact=True).first.click()
+    status_is(page, "Stopped.")
+    assert not space.line.tickets()
+    page.get_by_role("button", name="Make", exact=True).click()
+    status_is(page, "Step")
+    page.reload()
+    page.get_by_role("tab", name="Create", exact=True).wait_for()
+    for _ in range(100):
+        if not space.line.tickets():
+            break
+        page.wait_for_timeout(200)
+    assert not space.line.tickets()
+
+
+def test_an_image_goes_to_edit_and_to_ask(new_page):
+    page = new_page()
+    few_steps(page, 8)
+    draw(page, "a red apple, flat style", seed=None)
+    page.get_by_role("button", name="Edit this image").first.click()
+    page.get_by_label("What the finished image should show").fill("a green apple, flat style")
+    page.get_by_role("button", name="Repaint", exact=True).click()
+    status_is(page, "Please paint over the part that should change.")
+    page.wait_for_timeout(1000)  # the editor reports its new image to the app; the stroke must outlive the answer
+    canvas = page.locator("canvas").first
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=8)
+    page.mouse.up()
+    page.get_by_role("button", name="Repaint", exact=True).click()
+    status_is(page, "Done in")
+    page.locator(".showo-slider img").first.wait_for()
+    open_tab(page, "Create")
+    page.get_by_role("button", name="Ask about this image").first.click()
+    page.get_by_role("button", name="Caption").click()
+    page.locator(".bot.message").first.wait_for()
+    status_is(page, "Ready.")
+
+
+def test_a_conversation_shows_images(new_page):
+    page = new_page()
+    open_tab(page, "Chat")
+    page.locator("#showo-chat-box textarea").fill("show me a red apple.")
+    page.keyboard.press("Enter")
+    status_is(page, "Step")
+    status_is(page, "Ready.")
+    assert page.locator(".bot.message img").count() >= 1
+
+
+def test_a_file_that_is_no_image_is_refused_on_upload(new_page, tmp_path):
+    (tmp_path / "file.png").write_bytes(b"no image")
+    page = new_page()
+    open_tab(page, "Ask")
+    page.locator("#showo-ask-image input[type=file]").first.set_input_files(tmp_path / "file.png")
+    status_is(page, "This file cannot be read as an image.")
+
+
+def test_a_link_holds_the_settings(new_page):
+    page = new_page(query="?prompt=an+owl&steps=5&seed=11")
+    status_is(page, "The settings of the link are set.")
+    assert page.get_by_label("What to show", exact=True).first.input_value() == "an owl"
+    page.get_by_role("button", name="Settings").first.click()
+    assert seed_of(page) == "11"
+
+
+def test_two_visitors_at_once(new_page):
+    one, two = new_page(), new_page()
+    for page in (one, two):
+        few_steps(page, 4)
+        page.get_by_label("What to show", exact=True).first.fill("an owl")
+    for page in (one, two):
+        page.get_by_role("button", name="Make", exact=True).click()
+    for page in (one, two):
+        status_is(page, "Done in")
+    assert seed_of(one) != seed_of(two)
+
+
+def test_the_keyboard_is_enough(new_page):
+    page = new_page(query="?prompt=an+owl&steps=2&seed=3")
+    status_is(page, "The settings of the link are set.")
+    page.get_by_label("What to show", exact=True).first.focus()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.innerText").strip() == "Make"
+    page.keyboard.press("Enter")
+    status_is(page, "Done in")
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_a_phone_shows_everything(new_page, tab):
+    page = new_page(390, 844)
+    if not page.get_by_role("tab", name=tab, exact=True).is_visible():
+        page.locator(".overflow-menu button").first.click()
+    page.get_by_role("tab", name=tab, exact=True).or_(
+        page.locator(".overflow-dropdown button", has_text=tab)
+    ).first.click()
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.skipif(not AXE.is_file(), reason="there is no axe-core, and npm could not install it")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("tab", TABS)
+def test_axe_finds_no_serious_fault(new_page, tab, scheme):
+    page = new_page(color_scheme=scheme)
+    open_tab(page, tab)
+    page.wait_for_timeout(800)
+    page.add_script_tag(path=AXE)
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    serious = [one for one in found if one["impact"] in ("serious", "critical")]
+    assert not serious, "\n".join(
+        f"{one['id']}: {node['html'][:160]} {node['failureSummary'][:200]}" for one in serious for node in one["nodes"]
+    )

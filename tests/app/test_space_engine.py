@@ -1,0 +1,102 @@
+"""The work of the app: the same seed gives the same image everywhere, and what the page says of each kind of model."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import tiny
+from PIL import Image
+
+
+pytest.importorskip("gradio")
+
+from showo_hf import MaskGITScheduler, ShowoT2IPipeline  # noqa: E402
+from showo_hf.app import SpaceOptions, build_demo, build_space  # noqa: E402
+from showo_hf.app.ask_tab import NO_MEMORY  # noqa: E402
+from showo_hf.app.engine import Answered, Drawn, Engine, Words, collect  # noqa: E402
+from showo_hf.app.settings import DrawSettings  # noqa: E402
+
+
+#: Draws the image of one seed with the app's engine, beside other work, and with the pipeline alone.
+ONE_SEED = """
+import hashlib, sys
+import torch
+from showo_hf.app import load_pipeline
+from showo_hf.app.engine import Drawn, Engine, collect
+from showo_hf.app.settings import DrawSettings
+
+torch.set_num_threads(int(sys.argv[1]))
+pipe = load_pipeline()
+settings = DrawSettings("a red apple, flat style", seed=7)
+if sys.argv[2] == "app":
+    other = DrawSettings("an owl", steps=2, count=3, seed=1)
+    collect(lambda job: Engine(pipe).draw(job, other))
+    events = collect(lambda job: Engine(pipe).draw(job, settings, confidence=True))
+    (images,) = [event.images for event in events if isinstance(event, Drawn)]
+else:
+    images = pipe(settings.prompt, generator=torch.Generator().manual_seed(7)).images
+print(hashlib.sha256(images[0].tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_a_seed_gives_the_same_image_in_every_process():
+    """
+    The app beside other work, and the pipeline alone, with one number of threads.
+
+    Another number of threads gives another image: the sums of the matrix products round differently.
+    """
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", ONE_SEED, threads, kind],
+            env={**os.environ, "OMP_NUM_THREADS": threads},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        for threads, kind in (("1", "app"), ("1", "pipeline"))
+    ]
+    assert len(outputs[0]) == 1
+    assert outputs[0] == outputs[1]
+
+
+@pytest.fixture(scope="module")
+def clip_pipe():
+    """A tiny model that reads images as features."""
+    processor = tiny.clip_processor()
+    scheduler = MaskGITScheduler(mask_token_id=tiny.CODES)
+    return ShowoT2IPipeline(tiny.clip_showo(processor.pad_token_id), processor, scheduler)
+
+
+def test_a_model_with_features_answers_each_question_by_itself(clip_pipe):
+    engine = Engine(clip_pipe)
+    events = collect(lambda job: engine.ask(job, [], Image.new("RGB", (16, 16), "red"), "what is this?"))
+    assert isinstance(events[-1], Answered) and events[-1].messages == []
+    assert all(isinstance(event, Words) for event in events[:-1])
+
+
+def texts(pipe) -> list:
+    """What the components of the page say."""
+    space = build_space(pipe, SpaceOptions(), warm_up=False)
+    return [block.value for block in build_demo(space).blocks.values() if isinstance(getattr(block, "value", 0), str)]
+
+
+def test_the_page_says_whether_answers_have_a_memory(clip_pipe):
+    assert NO_MEMORY in texts(clip_pipe)
+    processor = tiny.processor()
+    assert NO_MEMORY not in texts(tiny.pipeline(processor))
+
+
+def test_the_images_of_one_request_have_seeds_that_follow():
+    pipe = tiny.pipeline(tiny.processor())
+
+    def images(**settings) -> list[bytes]:
+        asked = DrawSettings("a cat", steps=3, **settings)
+        events = collect(lambda job: Engine(pipe).draw(job, asked, previews=False))
+        (drawn,) = [event for event in events if isinstance(event, Drawn)]
+        return [image.tobytes() for image in drawn.images]
+
+    together = images(seed=7, count=3)
+    assert together == [images(seed=seed)[0] for seed in (7, 8, 9)]
+    assert len(set(together)) == 3

@@ -1,0 +1,120 @@
+"""The middleware before the app: addresses, budgets, slow uploads, closed paths."""
+
+import asyncio
+import json
+
+import pytest
+
+
+pytest.importorskip("gradio")
+
+from showo_hf.app.gate import TOO_MUCH, TOO_OFTEN, TOO_SLOW, Gate, address_of  # noqa: E402
+from showo_hf.app.settings import SpaceOptions  # noqa: E402
+
+
+async def app(scope, receive, send):
+    """Reads the body, and says how long it was."""
+    length, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise RuntimeError("the client is gone")
+        length += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": str(length).encode()})
+
+
+def call(gate, path, method="POST", body=b"12345", headers=None, host="1.2.3.4", delay=0.0):
+    """Send a request. Returns the status code and the body."""
+    sent = []
+    headers = {"content-length": str(len(body)), **(headers or {})}
+    parts = [body[:2], body[2:]]
+
+    async def receive():
+        if len(parts) == 1:
+            await asyncio.sleep(delay)
+        return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "path": path,
+        "method": method,
+        "client": (host, 1),
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    }
+    asyncio.run(gate(scope, receive, send))
+    starts = [message for message in sent if message["type"] == "http.response.start"]
+    assert len(starts) == 1
+    return starts[0]["status"], b"".join(message.get("body", b"") for message in sent).decode()
+
+
+def gate(**options):
+    return Gate(app, SpaceOptions(**options))
+
+
+def test_the_health_check_answers():
+    assert call(gate(), "/health", "GET") == (200, json.dumps({"status": "ok"}))
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/deep_link", "/gradio_api/deep_link/", "/monitoring"])
+def test_paths_that_keep_or_tell_too_much_are_closed(path):
+    assert call(gate(), path, "GET")[0] == 404
+
+
+def test_requests_pass():
+    assert call(gate(), "/gradio_api/queue/join") == (200, "5")
+
+
+def test_an_address_has_a_number_of_requests_a_minute():
+    one = gate(requests_per_minute=2)
+    assert [call(one, "/gradio_api/queue/join")[0] for _ in range(2)] == [200, 200]
+    code, body = call(one, "/gradio_api/queue/join")
+    assert code == 429 and json.loads(body) == {"detail": TOO_OFTEN}
+    assert call(one, "/gradio_api/queue/join", host="5.6.7.8")[0] == 200
+
+
+def test_an_address_has_a_number_of_bytes_to_upload():
+    one = gate(upload_megabytes=10e-6)
+    assert [call(one, "/gradio_api/upload")[0] for _ in range(2)] == [200, 200]
+    code, body = call(one, "/gradio_api/upload")
+    assert code == 429 and json.loads(body) == {"detail": TOO_MUCH}
+    assert call(one, "/gradio_api/component_server")[0] == 429
+    assert call(one, "/gradio_api/queue/join")[0] == 200
+
+
+def test_an_upload_says_how_long_it_is():
+    assert call(gate(), "/gradio_api/upload", headers={"content-length": ""})[0] == 411
+
+
+def test_a_slow_upload_is_ended():
+    one = gate(upload_seconds=0.05)
+    code, body = call(one, "/gradio_api/upload", delay=5)
+    assert code == 408 and json.loads(body) == {"detail": TOO_SLOW}
+    assert not any(one.open_uploads.values())
+
+
+def test_what_is_old_is_forgotten():
+    one = gate(requests_per_minute=1)
+    call(one, "/gradio_api/upload")
+    one.forget(float("inf"))
+    assert not one.requests and not one.uploads
+    assert call(one, "/gradio_api/upload")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "options, header, address",
+    [
+        ({}, "9.9.9.9", "1.2.3.4"),  # anybody can write the header, so it does not count
+        ({"forwarded_header": "X-Forwarded-For"}, "9.9.9.9", "9.9.9.9"),
+        ({"forwarded_header": "X-Forwarded-For"}, "6.6.6.6, 9.9.9.9", "9.9.9.9"),
+        ({"forwarded_header": "X-Forwarded-For", "proxies": 2}, "9.9.9.9, 7.7.7.7", "9.9.9.9"),
+        ({"forwarded_header": "X-Forwarded-For", "proxies": 2}, "6.6.6.6, 9.9.9.9, 7.7.7.7", "9.9.9.9"),
+        ({"forwarded_header": "X-Forwarded-For"}, "", "1.2.3.4"),
+    ],
+)
+def test_the_address_of_a_visitor(options, header, address):
+    assert address_of({"x-forwarded-for": header}, "1.2.3.4", SpaceOptions(**options)) == address

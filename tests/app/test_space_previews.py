@@ -1,0 +1,98 @@
+"""Pictures of unfinished images, maps, and the HTML of the stage and the status line."""
+
+import base64
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+pytest.importorskip("gradio")
+
+from showo_hf.app import model_card  # noqa: E402
+from showo_hf.app.previews import (  # noqa: E402
+    LINES,
+    MASKED,
+    confidence_map,
+    on_canvas,
+    side_by_side,
+    stage,
+    status,
+    to_uri,
+    with_masked_cells,
+)
+
+
+def test_masked_cells_are_visible_and_the_others_unchanged():
+    image = Image.new("RGB", (16, 8), "red")
+    masked = np.array([[True, False]])
+    pixels = np.array(with_masked_cells(image, masked))
+    assert (pixels[:, 8:] == (255, 0, 0)).all()
+    assert {tuple(one) for one in pixels[:, :8].reshape(-1, 3).tolist()} == {MASKED, LINES}
+
+
+def test_a_map_gets_brighter_with_confidence():
+    found = np.array(confidence_map(np.array([[0.0, 0.25, 0.5, 0.75, 1.0]]), 4).convert("L"))
+    assert found.shape == (4, 20)
+    assert (np.diff(found[0, ::4].astype(int)) > 0).all()
+
+
+@pytest.mark.parametrize("count, size", [(1, (8, 6)), (2, (20, 6)), (3, (20, 16)), (4, (20, 16))])
+def test_images_side_by_side(count, size):
+    sheet = side_by_side([Image.new("RGB", (8, 6), (number, 0, 0)) for number in range(count)])
+    assert sheet.size == size
+    assert sheet.getpixel((size[0] - 1 if count % 2 == 0 else 0, size[1] - 1))[0] == count - 1
+
+
+def test_an_image_on_a_larger_canvas():
+    sheet = on_canvas(Image.new("RGB", (4, 4), "red"), (8, 8), (8, 0), (16, 8))
+    assert sheet.getpixel((0, 0)) == MASKED and sheet.getpixel((12, 4)) == (255, 0, 0)
+
+
+def test_an_address_holds_the_image():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8))
+    head, data = to_uri(image).split(",")
+    assert head == "data:image/webp;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as found:
+        assert np.array_equal(np.array(found.convert("RGB")), np.array(image))
+
+
+def test_the_stage_shows_the_newest_frame_and_afterwards_a_time_line():
+    frames = [("data:1", "one"), ("data:2", "two"), ("data:3", "three")]
+    running = stage(frames)
+    assert running.count("<img") == 1 and 'alt="three"' in running and "range" not in running
+    done = stage(frames, ("data:map", "map"), finished=True)
+    assert done.count("<img") == 4 and done.count("hidden") == 2
+    assert re.search(r'<input type="range" min="1" max="3" value="3" aria-label="[^"]+"', done)
+
+
+def test_words_of_a_visitor_are_no_html():
+    bad = '"><script>alert(1)</script>'
+    assert "<script" not in status(bad) and "<script" not in stage([("data:1", bad)])
+    assert 'role="alert"' in status("x", "error") and 'role="status"' in status("x")
+
+
+def test_the_line_about_the_model_comes_from_its_card(tmp_path):
+    class Pipe:
+        class model:
+            parameters = staticmethod(lambda: [np.zeros(2_000_000).view()])
+
+    class Weight(np.ndarray):
+        numel = property(lambda self: lambda: self.size)
+
+    Pipe.model.parameters = staticmethod(lambda: [np.zeros(2_000_000).view(Weight)])
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    facts = model_card.model_facts(str(folder), Pipe)
+    assert facts.name == "my-model" and facts.licence == "not stated"
+    (folder / "README.md").write_text(
+        "---\nlicense: mit\nwidget:\n- text: a blue house\n---\n\n# House model\n\n"
+        "![x](y.png)\n\nIt draws houses. It knows nothing else.\n"
+    )
+    facts = model_card.model_facts(str(folder), Pipe)
+    assert facts.line(1.234, "CPU") == (
+        "**House model**, 2 million weights. It draws houses. About 1.2 s an image on this CPU. Licence: mit."
+    )
+    assert facts.examples == ["a blue house"]
