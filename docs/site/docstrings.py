@@ -4,7 +4,7 @@ An extension of griffe for docstrings in the style of transformers.
 - [`Name`] and [`~module.Name`] become links to the reference. A name that the package does not have, or has several
   times, is a warning, which fails the strict build.
 - "name (`type` of shape ...): text" becomes "name: (`type` of shape ...) text". Then griffe takes the type from the
-  signature, with links, and the reader keeps the shape.
+  signature, with links, and the reader keeps the shape. What only repeats the signature is left out.
 """
 
 import re
@@ -18,6 +18,7 @@ logger = griffe.get_logger(__name__)
 
 REFERENCE = re.compile(r"\[`(?P<short>~?)(?P<name>[A-Za-z_][\w.]*)`\](?![\[(])")
 ARGUMENT = re.compile(r"^(?P<names> +[*\w]+(?:, [*\w]+)*) \((?P<type>.+?)\): ", re.MULTILINE)
+DEFAULT = re.compile(r",? (\*optional\*|defaults? to .*)|\*optional\*")
 DOCTEST = re.compile(r"^( *```)python(?=\n *>>> )", re.MULTILINE)
 
 
@@ -94,6 +95,20 @@ def walk(obj: griffe.Object) -> Iterator[griffe.Object]:
             yield from walk(member)
 
 
+def annotated_names(scope: griffe.Object, names: Names) -> set[str]:
+    """The arguments of a function, or of a class, whose types the reference shows from the signature."""
+    found = set()
+    if scope.is_class:
+        found = {
+            name for name, member in scope.members.items() if member.is_attribute and member.annotation is not None
+        }
+        paths = names.inherited(scope, "__init__")
+        scope = names.by_path.get(paths[0]) if paths else None
+    if scope is None or not scope.is_function:
+        return found
+    return found | {parameter.name for parameter in scope.parameters if parameter.annotation is not None}
+
+
 def rewrite(text: str, scope: griffe.Object, names: Names) -> tuple[str, list[str]]:
     """Return the docstring `text` of `scope` in griffe's form, and what is wrong with the names in it."""
     problems = []
@@ -109,5 +124,13 @@ def rewrite(text: str, scope: griffe.Object, names: Names) -> tuple[str, list[st
             return shown
 
     text = REFERENCE.sub(linked, text)
-    text = ARGUMENT.sub(r"\g<names>: (\g<type>) ", text)
+    annotated = annotated_names(scope, names)
+
+    def argument(match: re.Match) -> str:
+        plain = DEFAULT.sub("", match["type"])
+        if " or " in plain or " of " in plain or match["names"].strip() not in annotated:
+            return f"{match['names']}: ({match['type']}) "
+        return f"{match['names']}: "
+
+    text = ARGUMENT.sub(argument, text)
     return DOCTEST.sub(r"\1pycon", text), problems

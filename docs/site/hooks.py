@@ -3,11 +3,12 @@ What MkDocs itself does not do for this site (https://www.mkdocs.org/user-guide/
 
 - README.md, CONTRIBUTING.md and CHANGELOG.md lie outside of `docs`, and become pages.
 - A link to a source file becomes a link to a page that shows it.
-- A formula becomes MathML, so that pages need no script.
+- A formula becomes MathML, so that pages need no script. Its font is part of the site, as few systems have one.
 - `build/reference` gets the installed layout of the package, which griffe reads.
 """
 
 import html
+import importlib.resources
 import os
 import posixpath
 import re
@@ -26,7 +27,9 @@ ROOT_PAGES = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "ch
 PACKAGE_FOLDERS = {"": "src/showo_hf", "pipelines": "pipelines", "conversion": "conversion"}
 LINK = re.compile(r"(?<=\]\()(?P<target>[^)\s#:]+)(?P<anchor>#[^)\s]*)?(?=\))")
 FENCE = re.compile(r"(^ *(?P<marks>`{3,}).*?^ *(?P=marks)`* *$)", re.DOTALL | re.MULTILINE)
-FORMULA = re.compile(r'<(?P<tag>span|div) class="arithmatex">\\(?P<kind>[(\[])(?P<latex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL)
+FORMULA = re.compile(
+    r'<(?P<tag>span|div) class="arithmatex">\\(?P<kind>[(\[])(?P<latex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
+)
 
 
 def root_of(config: MkDocsConfig) -> Path:
@@ -48,13 +51,17 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages made of files beside `docs`, and a page for each source file that a page links to."""
+    """Add the pages made of files beside `docs`, pages of the source files that pages link to, and a font of formulas."""
     root = root_of(config)
     for uri, name in ROOT_PAGES.items():
         files.append(File.generated(config, uri, content=(root / name).read_text(encoding="utf-8")))
+    font = importlib.resources.files("ziamath.fonts") / "STIXTwoMath-Regular.ttf"
+    files.append(File.generated(config, "site/math.ttf", abs_src_path=str(font)))
     sources = {}
     for file in list(files.documentation_pages()):
-        rewrite_links(file.content_string, file.src_uri, root, lambda path: sources.setdefault(source_page(path), path))
+        rewrite_links(
+            file.content_string, file.src_uri, root, lambda path: sources.setdefault(source_page(path), path)
+        )
     for uri, path in sources.items():
         language = "python" if path.endswith(".py") else "text"
         text = (root / path).read_text(encoding="utf-8")
