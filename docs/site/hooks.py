@@ -17,6 +17,7 @@ from pathlib import Path
 
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
@@ -36,6 +37,7 @@ def root_of(config: MkDocsConfig) -> Path:
     return Path(config.config_file_path).parent
 
 
+@event_priority(100)  # before mkdocstrings, which ignores folders that are not there
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Link the package's folders into the installed layout, since griffe cannot follow `package_dir` of setup.cfg."""
     root = root_of(config)
