@@ -23,7 +23,7 @@ TEST_INSTALLED = $(VENV)/test-installed.stamp
 # One file stays in one process, so module fixtures are made once.
 PYTEST = $(VENV)/bin/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist loadfile
 
-.PHONY: demo test test-slow browser test-lowest check wheel clean
+.PHONY: demo test test-slow browser test-lowest check docs wheel clean
 
 demo: $(INSTALLED)
 	@mkdir -p "$(dir $(DEMO_OUTPUT))"
@@ -57,6 +57,11 @@ check: $(TEST_INSTALLED)
 	@rm -rf build/typed && mkdir -p build/typed/showo_hf
 	@ln -s $(foreach path,$(wildcard src/showo_hf/*) pipelines conversion,"$(CURDIR)/$(path)") build/typed/showo_hf/
 	MYPYPATH=build/typed $(VENV)/bin/python -m mypy --package showo_hf
+
+# The guides and the reference as one site. A broken link or an unknown name in a docstring is an error.
+docs: $(TEST_INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build
+	@echo "The site is in build/site; open build/site/index.html"
 
 wheel: $(TEST_INSTALLED)
 	rm -rf build/lib

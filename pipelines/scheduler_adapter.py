@@ -19,7 +19,7 @@ class SchedulerAdapter:
     A copy of a scheduler. Its state belongs to one call, so calls in several threads, and pipelines that share a scheduler,
     do not disturb each other.
 
-    Schedulers of diffusers that fill in masked tokens ([`AmusedScheduler`], [`BlockRefinementScheduler`]) work too. They
+    Schedulers of diffusers that fill in masked tokens ([`AmusedScheduler`], `BlockRefinementScheduler`) work too. They
     lack `initial_sample`, `is_noop` and `advance_generator`, and are told the mask id at each step.
 
     Args:

@@ -83,8 +83,8 @@ class ShowoConfig(CheckedConfig):
             count, the task token does not. Longer prompts are truncated.
         image_token_offset (`int`, defaults to 50305): id of codebook index 0.
         mask_token_id (`int`, defaults to 58497): id of a masked image token.
-        pad_token_id, soi_token_id, eoi_token_id, sov_token_id, eov_token_id, t2i_token_id, mmu_token_id, t2v_token_id,
-        v2v_token_id, lvg_token_id (`int`): ids of the special tokens.
+        pad_token_id, soi_token_id, eoi_token_id, sov_token_id, eov_token_id (`int`): ids of the special tokens.
+        t2i_token_id, mmu_token_id, t2v_token_id, v2v_token_id, lvg_token_id (`int`): ids of the task tokens.
         bos_token_id, eos_token_id (`int`, default to 50256): `sot` and `eot`, which start and end a text.
         image_token_id (`int`, *optional*, defaults to `sov_token_id`): id of the placeholder that images replace.
         qk_layernorm (`bool`, defaults to `True`): add a per-head LayerNorm after the query and key projections of a

@@ -98,7 +98,7 @@ class EntropyBoundScheduler(MaskedSchedulerMixin, SchedulerMixin, ConfigMixin):
         Rank the masked tokens from certain to uncertain, and count those within the bound.
 
         Args:
-            masked (`torch.BoolTensor` of shape `(batch, tokens)`).
+            masked (`torch.BoolTensor` of shape `(batch, tokens)`): where a token is masked.
             entropies, uncertainty (`torch.Tensor` of shape `(masked tokens,)`): ranks are by `uncertainty`.
 
         Returns:

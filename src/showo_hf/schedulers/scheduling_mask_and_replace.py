@@ -191,7 +191,7 @@ class MaskAndReplaceScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixi
                 those of masked tokens matter if not `needs_all_logits`, but all must be finite or -inf.
             timestep (`int`): an entry of `timesteps`.
             sample (`torch.LongTensor` of shape `(batch, tokens)`): token ids; `mask_token_id` where masked.
-            generator (`torch.Generator` or a list with one per sample, *optional*).
+            generator (`torch.Generator` or a list with one per sample, *optional*): source of all random draws.
             return_dict (`bool`): return a [`TokenSchedulerOutput`], else a tuple of its fields.
 
         Raises:

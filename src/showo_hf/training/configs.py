@@ -151,7 +151,7 @@ class FinetuneConfig(RunConfig):
         model (`str`, defaults to `"embedded"`): a pipeline folder, a name on the Hub, or "embedded".
         data (`str` or `dict`): where the examples are: a path or Hub name for a recipe of one task; else, for each
             task ("t2i", "lm", "mmu", "mixed"), a path, or a list of paths or mappings with the fields of
-            [`DataSource`].
+            [`~sources.DataSource`].
         task (`str`, defaults to `"t2i"`): the task of `data` given as a path.
         batch_size (`int` or `dict`): rows of each task in a step, on one device and without accumulation.
         loss_weights (`dict`): the weight of each task's loss; 1 by default, and 0.1 for "lm".

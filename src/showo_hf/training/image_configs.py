@@ -30,7 +30,7 @@ class ImageRunConfig(RunConfig):
 
     Args:
         data (`str`, `dict` or `list`): a folder of images, or another source of images as a path or a mapping with the
-            fields of [`DataSource`], or a list of sources.
+            fields of [`~sources.DataSource`], or a list of sources.
         batch_size (`int`, defaults to 8): images in a step, on one device and without accumulation.
         mirror (`bool`, defaults to `True`): mirror half of the images.
         shift (`int`, defaults to 0): move each image by up to so many pixels in both directions. The border is white.
