@@ -40,6 +40,7 @@ def new_page(browser, url):
         page.set_default_timeout(60_000)
         page.goto(url + query)
         page.get_by_role("tab", name="Create", exact=True).wait_for()
+        page.wait_for_timeout(1000)
         return page
 
     yield open_page
