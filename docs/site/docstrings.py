@@ -100,7 +100,9 @@ def annotated_names(scope: griffe.Object, names: Names) -> set[str]:
     found = set()
     if scope.is_class:
         found = {
-            name for name, member in scope.members.items() if member.is_attribute and member.annotation is not None
+            name
+            for name, member in scope.members.items()
+            if not member.is_alias and member.is_attribute and member.annotation is not None
         }
         paths = names.inherited(scope, "__init__")
         scope = names.by_path.get(paths[0]) if paths else None
