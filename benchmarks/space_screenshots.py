@@ -51,7 +51,7 @@ def opened(url: str, browser: str, width: int = 1280, height: int = 900, dark: b
             page = chromium.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
             page.set_default_timeout(TIMEOUT)
             page.goto(url)
-            page.get_by_role("tab", name="Create", exact=True).wait_for()
+            page.locator("html[data-listens]").wait_for(state="attached")
             yield page
         finally:
             chromium.close()

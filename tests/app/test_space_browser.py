@@ -39,8 +39,7 @@ def new_page(browser, url):
         page = contexts[-1].new_page()
         page.set_default_timeout(60_000)
         page.goto(url + query)
-        page.get_by_role("tab", name="Create", exact=True).wait_for()
-        page.wait_for_timeout(1000)
+        page.locator("html[data-listens]").wait_for(state="attached")
         return page
 
     yield open_page
@@ -50,8 +49,9 @@ def new_page(browser, url):
 
 def few_steps(page, count=3):
     """Open the settings of Create, and choose a number of steps."""
-    page.get_by_role("button", name="Settings").first.click()
     box = page.get_by_label("number input for Steps").first
+    page.get_by_role("button", name="Settings").first.click()
+    box.wait_for()
     box.fill(str(count))
     box.press("Tab")
     playwright.expect(box).to_have_value(str(count))

@@ -31,6 +31,10 @@ COPY_LINK = """
 """
 
 
+#: Marks the page once it listens and has the settings of its link, for programs that drive it.
+LISTENS = "() => { document.documentElement.dataset.listens = ''; }"
+
+
 class CreateTab:
     """The layout of the tab, and what its buttons do."""
 
@@ -185,7 +189,7 @@ class CreateTab:
         self.link.click(None, inputs=controls.components, outputs=self.status, js=COPY_LINK, **hidden)
         updated = [*controls.components, self.status]
         self.restore.upload(self.restored, self.restore, updated, queue=False, **hidden)
-        demo.load(self.linked, None, updated, queue=False, **hidden)
+        demo.load(self.linked, None, updated, queue=False, **hidden).then(None, js=LISTENS)
         self.examples.select(self.use_example, None, controls.prompt, queue=False, **hidden)
         self.gallery.select(choose, self.paths, self.chosen, queue=False, **hidden)
         self.shared.wire_actions(self.actions, self.chosen, self.status)
