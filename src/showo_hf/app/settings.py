@@ -92,7 +92,7 @@ class SpaceOptions:
 @dataclass(frozen=True)
 class DrawSettings:
     """
-    One request for images. [`check`] raises a [`Refusal`] for values out of range.
+    One request for images. [`DrawSettings.checked`] raises a [`Refusal`] for values out of range.
 
     Args:
         prompt (`str`): what to show, up to 300 characters.
