@@ -149,9 +149,9 @@ def one_offloaded_call(call: Callable) -> Callable:
     @wraps(call)
     def wrapper(self, *args, **kwargs):
         check_flag("return_dict", kwargs.get("return_dict", True))
-        if not has_offload_hook(self.model):
-            return call(self, *args, **kwargs)
-        with OFFLOAD_LOCK:
-            return call(self, *args, **kwargs)
+        with OFFLOAD_LOCK:  # the end of another call takes the hooks off for a moment
+            if has_offload_hook(self.model):
+                return call(self, *args, **kwargs)
+        return call(self, *args, **kwargs)
 
     return wrapper

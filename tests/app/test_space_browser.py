@@ -141,6 +141,26 @@ def test_stop_in_the_middle_and_reload_in_the_middle(new_page, space):
     assert not space.line.tickets()
 
 
+def paint_and_press(page, button, tries=5):
+    """
+    Paint a stroke over the editor's image and press the button, until the app has seen the stroke.
+
+    The editor of Gradio reports a new image to the app; a stroke that is painted before the answer is lost.
+    """
+    for _ in range(tries):
+        page.wait_for_timeout(1000)
+        box = page.locator("canvas").first.bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 2)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=8)
+        page.mouse.up()
+        page.wait_for_timeout(500)
+        page.get_by_role("button", name=button, exact=True).click()
+        page.wait_for_timeout(2000)
+        if not page.locator(".showo-status:visible", has_text="Please paint over").is_visible():
+            return
+
+
 def test_an_image_goes_to_edit_and_to_ask(new_page):
     page = new_page()
     few_steps(page, 8)
@@ -149,14 +169,7 @@ def test_an_image_goes_to_edit_and_to_ask(new_page):
     page.get_by_label("What the finished image should show").fill("a green apple, flat style")
     page.get_by_role("button", name="Repaint", exact=True).click()
     status_is(page, "Please paint over the part that should change.")
-    page.wait_for_timeout(1000)  # the editor reports its new image to the app; the stroke must outlive the answer
-    canvas = page.locator("canvas").first
-    box = canvas.bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 2)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=8)
-    page.mouse.up()
-    page.get_by_role("button", name="Repaint", exact=True).click()
+    paint_and_press(page, "Repaint")
     status_is(page, "Done in")
     page.locator(".showo-slider img").first.wait_for()
     open_tab(page, "Create")

@@ -1,6 +1,7 @@
 """Calls keep their state to themselves: offloading, callbacks, defaults, and what is refused before the model runs."""
 
 import inspect
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -58,6 +59,27 @@ def test_threads_may_share_an_offloaded_pipeline():
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(lambda seed: generate(pipe, seed), range(12)))
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_a_call_waits_while_another_one_sets_the_hooks_anew():
+    pipe, ran = make(), []
+    pipe.enable_model_cpu_offload(device="cpu")
+    enable = pipe.enable_model_cpu_offload
+
+    def enable_slowly(*args, **kwargs):
+        pipe.remove_all_hooks()
+        second = pool.submit(lambda: ran.append(generate(pipe)))
+        time.sleep(0.3)
+        assert not ran and not second.done()
+        enable(*args, **kwargs)
+
+    with ThreadPoolExecutor(1) as pool:
+        pipe.enable_model_cpu_offload = enable_slowly
+        try:
+            generate(pipe)
+        finally:
+            pipe.enable_model_cpu_offload = enable
+    assert len(ran) == 1
 
 
 def test_understanding_frees_an_offloaded_model(monkeypatch):
