@@ -117,13 +117,12 @@ def test_the_commands_make_a_world_model(root, data, tmp_path, capsys):
     counts = ["--t2i", "4", "--mmu", "4", "--mixed", "4"]
     rows.main(["--objects", str(data), "--image-tokenizer", folders["image"], "--output", folders["rows"], *counts])
     tokenizers = ["--image-tokenizer", folders["image"], "--text-tokenizer", folders["text"]]
-    fresh_model.main([*tokenizers, "--output", folders["fresh"]])
+    fresh_model.main([*tokenizers, "--known-words", str(data / "known_words.json"), "--output", folders["fresh"]])
     names = {"t2i": "t2i", "lm": "t2i", "mmu": "mmu", "mixed": "mixed"}
     files = [f"data.{task}={folders['rows']}/{name}.jsonl" for task, name in names.items()]
     sizes = ["batch_size={t2i: 2, lm: 1, mmu: 1, mixed: 1}", f"model={folders['fresh']}"]
     logged = train("showo", folders["model"], *files, *sizes)
     assert {"loss_t2i", "loss_mmu"} <= set().union(*logged)
-    assert ShowoT2IPipeline.from_pretrained(folders["model"])("a dog", num_inference_steps=1).images[0].size == (
-        96,
-        96,
-    )
+    pipe = ShowoT2IPipeline.from_pretrained(folders["model"])
+    assert pipe("a dog", num_inference_steps=1).images[0].size == (96, 96)
+    assert "dog" in pipe.processor.known_words["animals"]
