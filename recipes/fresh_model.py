@@ -14,17 +14,18 @@ import torch
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from showo_hf.models.configuration_showo import ShowoConfig
+from showo_hf.models.image_tokenizer import ShowoImageTokenizer
 from showo_hf.models.modeling_showo import ShowoForCausalLM
-from showo_hf.models.modeling_showo_lfq import ShowoLFQTokenizer
 from showo_hf.pipelines import ShowoT2IPipeline
 from showo_hf.processing.processing_showo import ShowoProcessor, add_showo_tokens, showo_image_processor
 from showo_hf.schedulers import MaskGITScheduler
+from showo_hf.training.diffusion_decoder import load_tokenizer
 from showo_hf.training.text_models import vocabulary_options
 from showo_hf.utils.atomic_folder import atomic_folder
 
 
 def build_processor(
-    text_tokenizer: PreTrainedTokenizerFast, image_tokenizer: ShowoLFQTokenizer, **options
+    text_tokenizer: PreTrainedTokenizerFast, image_tokenizer: ShowoImageTokenizer, **options
 ) -> ShowoProcessor:
     """A processor for images of the size that the image tokenizer was trained on. `options` are further arguments."""
     size = image_tokenizer.config.sample_size
@@ -56,7 +57,7 @@ def small_config(processor: ShowoProcessor, **text_options) -> ShowoConfig:
 
 
 def fresh_pipeline(
-    image_tokenizer: ShowoLFQTokenizer,
+    image_tokenizer: ShowoImageTokenizer,
     text_tokenizer: PreTrainedTokenizerFast,
     seed: int = 0,
     known_words: dict[str, list[str]] | None = None,
@@ -88,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--known-words", help="a JSON file with the words that it will learn, by group")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights")
     options = parser.parse_args(arguments)
-    image_tokenizer = ShowoLFQTokenizer.from_pretrained(options.image_tokenizer, dtype=torch.float32).eval()
+    image_tokenizer = load_tokenizer(options.image_tokenizer)
     text_tokenizer = PreTrainedTokenizerFast.from_pretrained(options.text_tokenizer)
     known_words = json.loads(Path(options.known_words).read_text(encoding="utf-8")) if options.known_words else None
     pipe = fresh_pipeline(image_tokenizer, text_tokenizer, options.seed, known_words)
