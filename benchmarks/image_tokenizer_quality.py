@@ -1,6 +1,6 @@
 """How well do image tokenizers reconstruct images, and how do they use their codes? Prints one table. Run as
 
-    python benchmarks/image_tokenizer_quality.py --images held-out-images TOKENIZER [TOKENIZER ...]
+    python -m benchmarks.image_tokenizer_quality --images held-out-images TOKENIZER [TOKENIZER ...]
 
 A TOKENIZER is the folder of an image tokenizer, or of a Show-o pipeline; `embedded` is the embedded model's. Images are
 cropped to a square of `--size` pixels, by default the size of the first tokenizer, and rounded to 8 bits after decoding.
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from measuring import print_table
+from benchmarks.measuring import print_table
 from torch.nn import functional as F
 
 from showo_hf.models.image_tokenizer import ShowoImageTokenizer
