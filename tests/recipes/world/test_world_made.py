@@ -54,7 +54,7 @@ def test_the_image_tokenizer_sees_the_grid_of_the_scenes(root):
     config = load_recipe("recipes/world/image_tokenizer.yaml")
     made = tokenizer_config(config)
     assert made.sample_size == 96 and made.downsampling == 8
-    assert made.codebook_size == 2048 and not made.mid_block_attention and not any(made.encoder_block_attention)
+    assert made.codebook_size == 2048 and not made.encoder_context
     assert config.shift == 0 and not config.mirror
 
 
