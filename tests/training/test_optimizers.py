@@ -1,4 +1,5 @@
 import copy
+import json
 
 import pytest
 import tiny
@@ -160,9 +161,12 @@ def test_kernels_resume_exactly():
     model = SmallConvolutions()
     optimizer = MuonWithAdamW(model, lr=0.02)
     model.step(optimizer, 0)
+    tensors, document = optimizer_tensors(optimizer, parameter_names(optimizer, model))
+    tensors = {name: value.clone() for name, value in tensors.items()}
+    document = json.loads(json.dumps(document))
     resumed = copy.deepcopy(model)
     fresh = MuonWithAdamW(resumed, lr=0.5)
-    fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    load_optimizer(fresh, parameter_names(fresh, resumed), tensors, document)
     for seed in (1, 2):
         model.step(optimizer, seed)
         resumed.step(fresh, seed)

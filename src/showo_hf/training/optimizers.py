@@ -64,16 +64,25 @@ class MuonWithAdamW(torch.optim.Optimizer):
             groups = [group for group in self.param_groups if group["optimizer"] == name]
             if name == "muon":
                 pairs = [(one, as_matrix(one)) for group in groups for one in group["params"] if one.grad is not None]
-                part.state = defaultdict(dict, {matrix: self.state[one] for one, matrix in pairs})
                 matrices = dict(pairs)
                 groups = [
                     {**group, "params": [matrices[p] for p in group["params"] if p in matrices]} for group in groups
                 ]
+                part.state = defaultdict(
+                    dict, {matrix: reshaped(self.state[one], matrix.shape) for one, matrix in pairs}
+                )
             else:
                 part.state = self.state
             part.param_groups = groups
             part.step()
+            if name == "muon":
+                self.state.update({one: reshaped(part.state[matrix], one.shape) for one, matrix in pairs})
         return loss
+
+
+def reshaped(state: dict[str, Any], shape: torch.Size) -> dict[str, Any]:
+    """The state of a parameter, with its tensors in another shape of as many numbers."""
+    return {name: value.view(shape) if torch.is_tensor(value) else value for name, value in state.items()}
 
 
 def as_matrix(parameter: nn.Parameter) -> nn.Parameter:
