@@ -230,7 +230,6 @@ def folder(objects, tmp_path_factory):
     return root
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("split", ["validation", "train"])
 def test_replacements_change_one_thing_of_a_trained_scene(objects, split):
     replacements = draw_replacements(objects, split, 20)
@@ -267,6 +266,7 @@ def test_painting_over_is_right_if_only_the_marked_thing_changes(objects):
     assert measured(replacements, lambda asked: None, lambda images: moved)["right"] == 0
 
 
+@pytest.mark.slow
 def test_all_parts_run_and_resume(folder, capsys):
     folders = {"--model": "model", "--objects": "objects", "--output": "out"}
     arguments = [word for option, name in folders.items() for word in (option, str(folder / name))]

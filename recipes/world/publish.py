@@ -1,0 +1,192 @@
+"""Write the finished model of the world as a folder that the package can ship. Run from the repository root:
+
+    python -m recipes.world.publish --model checkpoints/showo-world --decoder checkpoints/world-image-decoder \
+        --results runs/world-benchmark --output src/showo_hf/checkpoints/showo-world
+
+The weights are stored in bfloat16. The model card lists the words that the model knows, and the figures of benchmarks.world
+that are in the folder of results.
+"""
+
+import argparse
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from showo_hf import ShowoDiffusionDecoder, ShowoT2IPipeline
+from showo_hf.utils.atomic_folder import atomic_folder
+
+
+CARD = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: any-to-any
+language: en
+tags:
+- show-o
+- discrete-diffusion
+widget:
+- text: a red apple
+- text: a blue cat
+- text: three stars at night
+- text: a dog to the left of a house
+- text: a yellow car and a green tree
+- text: a penguin, 3d style
+---
+
+# {name}
+
+{name} is a small Show-o model of a small world: it draws {things} things, alone or together, in colours, numbers, places and
+four styles. It answers questions about such images, and writes text and images in one answer. The package showo-hf includes
+it, so you can try everything in the package on a laptop and without a download.
+
+```python
+from showo_hf import EMBEDDED_MODEL, ShowoAnyToAnyPipeline, ShowoMMUPipeline, ShowoT2IPipeline
+
+pipe = ShowoT2IPipeline.from_pretrained(EMBEDDED_MODEL)
+pipe("a red apple and a blue car").images[0].save("scene.png")
+ShowoMMUPipeline(**pipe.components)("scene.png", ["what is this?", "what is left of the car?"]).texts
+ShowoAnyToAnyPipeline(**pipe.components)("draw a cat. then make it blue.").content
+```
+
+## Words it knows
+
+Upper and lower case do not matter. The model knows no other things, and warns of a prompt with none of these words.
+
+{words}
+
+## Architecture
+
+| part | description |
+| --- | --- |
+{parts}
+
+The weights are stored in bfloat16 and load in float32.
+
+## Abilities and limits
+{results}
+The model draws what it knows, {size} x {size} pixels large. It was not trained on photographs, people, or text in images.
+
+## Training data
+
+The things are cut out of four open emoji sets, which are the styles: "flat" is Twemoji (CC BY 4.0), "fluent" and "3d" are
+Fluent Emoji (MIT), "noto" is Noto Emoji (Apache 2.0). The images are not part of the package. The package's NOTICE lists
+sources and licences, and its documentation (`docs/world.md`) describes how to train the model again.
+"""
+
+
+def words_section(known_words: dict[str, list[str]]) -> str:
+    """One paragraph for each group of words."""
+    return "\n\n".join(textwrap.fill(f"**{group}**: {', '.join(words)}", 119) for group, words in known_words.items())
+
+
+def parts_section(pipe: Any, decoder: ShowoDiffusionDecoder | None) -> str:
+    """The rows of the table of the architecture."""
+    text, tokenizer = pipe.model.config.text_config, pipe.model.config.image_tokenizer_config
+    counts = {name: sum(weight.numel() for weight in part.parameters()) / 1e6 for name, part in parts_of(pipe).items()}
+    side = tokenizer.sample_size // tokenizer.downsampling
+    rows = [
+        f"| transformer | {text.model_type.title()} with QK-Norm, hidden size {text.hidden_size}, "
+        f"{text.num_hidden_layers} layers, {text.num_attention_heads} heads; {counts['transformer']:.1f} million weights |",
+        f"| image tokenizer | {tokenizer.sample_size} x {tokenizer.sample_size} pixels to {side} x {side} tokens, a "
+        f"codebook of {tokenizer.codebook_size:,} entries; {counts['image tokenizer']:.1f} million weights |",
+        f"| text tokenizer | byte-pair encoding with {len(pipe.processor.tokenizer):,} ids |",
+    ]
+    if decoder is not None:
+        weights = sum(weight.numel() for weight in decoder.parameters()) / 1e6
+        steps = decoder.config.num_inference_steps
+        rows.append(f"| diffusion decoder | {steps} step{'s' if steps > 1 else ''}; {weights:.1f} million weights |")
+    return "\n".join(rows)
+
+
+def parts_of(pipe: Any) -> dict[str, torch.nn.Module]:
+    """The transformer and the image tokenizer."""
+    return {"transformer": pipe.model.model, "image tokenizer": pipe.model.image_tokenizer}
+
+
+def results_section(folder: Path | None) -> str:
+    """Tables of the results of benchmarks.world that are there: images, and questions. Empty without any."""
+    if folder is None:
+        return ""
+    found = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
+    splits = sorted({one["settings"]["split"] for one in found.values()}) or [""]
+    split = "test" if "test" in splits else splits[0]
+    images, questions = [], []
+    for name, one in found.items():
+        part, _, kind = name.partition("-")
+        result = one["result"]
+        if part == "images" and kind.startswith(f"{split}-"):
+            kind = kind.removeprefix(f"{split}-")
+            trained = found[f"images-train-{kind}"]["result"]
+            images.append(f"| {kind.replace('_', ' ')} | {result['right']:.0%} | {trained['right']:.0%} |")
+        if part == "understanding":
+            columns = " | ".join(f"{result[who]:.0%}" for who in ("model", "blind", "nearest"))
+            questions.append(f"| {kind.replace('_', ' ')} | {columns} |")
+    sections = []
+    if images:
+        head = "| every point right | unseen combinations | trained ones |\n| --- | --- | --- |\n"
+        sections.append(head + "\n".join(images))
+    if questions:
+        head = "| questions about real scenes | right | blind guess | nearest question |\n| --- | --- | --- | --- |\n"
+        sections.append(head + "\n".join(questions))
+    return "".join(f"\n{section}\n" for section in sections)
+
+
+def model_card(name: str, pipe: Any, decoder: ShowoDiffusionDecoder | None, results: Path | None) -> str:
+    """The text of the model card."""
+    known_words = pipe.processor.known_words
+    things = sum(len(words) for group, words in known_words.items() if group not in NO_THINGS)
+    return CARD.format(
+        name=name,
+        things=things,
+        words=words_section(known_words),
+        parts=parts_section(pipe, decoder),
+        results=results_section(results),
+        size=pipe.model.config.image_tokenizer_config.sample_size,
+    )
+
+
+#: Groups of recipes.world.known_words that do not list things.
+NO_THINGS = ("other names", "styles", "colours", "backgrounds")
+
+
+def publish(model: Path, output: Path, decoder: Path | None = None, results: Path | None = None) -> None:
+    """
+    Write the folder `output`, and replace an existing one.
+
+    Args:
+        model: the trained pipeline's folder.
+        output: the folder that is written; its name is the model's.
+        decoder: the diffusion decoder's folder.
+        results: the folder with the results of benchmarks.world.
+
+    Raises:
+        ValueError: if the model's processor does not say which words it knows.
+    """
+    image_decoder = None
+    if decoder is not None:
+        image_decoder = ShowoDiffusionDecoder.from_pretrained(decoder, dtype=torch.bfloat16)
+    pipe = ShowoT2IPipeline.from_pretrained(model, torch_dtype=torch.bfloat16, image_decoder=image_decoder)
+    if not pipe.processor.known_words:
+        raise ValueError(f"`model` must have a processor with `known_words`, but that of '{model}' has none.")
+    with atomic_folder(output, overwrite=True) as folder:
+        pipe.save_pretrained(folder)
+        (folder / "README.md").write_text(model_card(output.name, pipe, image_decoder, results), encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Write the finished model of the world, with its model card.")
+    parser.add_argument("--model", type=Path, default=Path("checkpoints/showo-world"), help="the trained pipeline")
+    parser.add_argument("--decoder", type=Path, help="its diffusion decoder")
+    parser.add_argument("--results", type=Path, help="the folder with the results of benchmarks.world")
+    parser.add_argument("--output", type=Path, required=True, help="the folder that is written")
+    options = parser.parse_args(arguments)
+    publish(options.model, options.output, options.decoder, options.results)
+    size = sum(file.stat().st_size for file in options.output.rglob("*") if file.is_file())
+    print(f"{options.output}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

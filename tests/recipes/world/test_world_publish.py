@@ -1,0 +1,75 @@
+"""The finished model of the world, as a folder with a model card."""
+
+import json
+
+import pytest
+import tiny
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+
+from recipes.world import publish
+from recipes.world.known_words import known_words
+from recipes.world.words import THINGS
+from showo_hf import MaskGITScheduler, ShowoT2IPipeline
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    processor = tiny.processor(known_words=known_words())
+    pipe = ShowoT2IPipeline(
+        tiny.showo("llama", text_ids=processor.pad_token_id), processor, MaskGITScheduler(mask_token_id=tiny.CODES)
+    )
+    folder = tmp_path_factory.mktemp("trained") / "model"
+    pipe.save_pretrained(folder)
+    tiny.image_decoder().save_pretrained(folder.parent / "decoder")
+    return folder
+
+
+def results(folder):
+    """Results as benchmarks.world writes them."""
+    made = {
+        "images-validation-single": {"right": 0.5},
+        "images-test-single": {"right": 0.93},
+        "images-train-single": {"right": 0.99},
+        "understanding-how_many": {"model": 0.9, "blind": 0.4, "nearest": 0.55},
+    }
+    folder.mkdir()
+    for name, result in made.items():
+        split = "validation" if "validation" in name else "test"
+        (folder / f"{name}.json").write_text(json.dumps({"settings": {"split": split}, "result": result}))
+    return folder
+
+
+def test_the_folder_is_a_pipeline_with_a_card(model, tmp_path, capsys):
+    output = tmp_path / "showo-world"
+    decoder, figures = model.parent / "decoder", results(tmp_path / "results")
+    arguments = {"--model": model, "--output": output, "--decoder": decoder, "--results": figures}
+    publish.main([str(word) for pair in arguments.items() for word in pair])
+    assert "showo-world: " in capsys.readouterr().out
+    pipe = ShowoT2IPipeline.from_pretrained(output)
+    assert pipe.image_decoder is not None and pipe.processor.known_words == known_words()
+    assert pipe("a dog", num_inference_steps=1).images[0].size == (tiny.SIDE * tiny.FACTOR,) * 2
+    stored = load_file(output / "model" / "model.safetensors")
+    assert {weight.dtype for weight in stored.values()} == {torch.bfloat16}
+    card = ModelCard.load(output / "README.md")
+    assert card.text.lstrip().startswith("# showo-world") and len(card.data.widget) == 6
+    words = " ".join(card.text.split())
+    assert f"draws {len(THINGS)} things" in words
+    assert all(f"{thing}" in words for thing in THINGS) and "at night" in words
+    assert "| single | 93% | 99% |" in card.text and "| how many | 90% | 40% | 55% |" in card.text
+    assert "50%" not in card.text, "the test split is there, so the validation split is not shown"
+    assert all(len(line) <= 125 or line.startswith("|") for line in card.text.splitlines())
+
+
+def test_a_card_without_decoder_and_results(model, tmp_path):
+    publish.publish(model, tmp_path / "showo-world")
+    text = (tmp_path / "showo-world" / "README.md").read_text()
+    assert "diffusion decoder" not in text and "unseen combinations" not in text
+
+
+def test_a_model_without_known_words_is_refused(tmp_path):
+    tiny.pipeline(tiny.processor()).save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="`model` must have a processor with `known_words`"):
+        publish.publish(tmp_path / "model", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
