@@ -16,6 +16,9 @@ from showo_hf.commands.prompt_files import read_prompts, wanted_images
 
 
 COMMAND = Path(__file__).parents[2] / "src" / "showo_hf_command.py"
+# accelerate starts several processes without a GPU only where `--multi_gpu` says so; `--device cpu` is the command's own.
+ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
+LAUNCHERS = {"accelerate": ACCELERATE, "torchrun": ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")}
 PROMPTS = ["an owl", "two hearts", "a red apple"]
 
 
@@ -193,11 +196,12 @@ def test_prompts_of_a_file_with_a_byte_order_mark(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_images_of_one(generate, taught_folder):
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_make_the_images_of_one(launcher, generate, taught_folder):
     prompts = write_prompts([f"{prompt} {number}" for number in range(7) for prompt in PROMPTS])  # three batches
     assert generate("--prompts", prompts, "-o", "one", "--seed", "5") == cli.GOOD
     options = ["--model", taught_folder, "--device", "cpu", "--steps", "3", "--seed", "5"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", COMMAND]
+    launch = [sys.executable, "-m", *LAUNCHERS[launcher], COMMAND]
     command = [*launch, "generate", "--prompts", prompts, "-o", "two", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -220,7 +224,7 @@ def test_two_processes_caption_a_folder_as_one(taught_folder, capsys):
     Path("images/05.png").write_bytes(b"not an image")
     options = ["--model", taught_folder, "--device", "cpu", "--max-new-tokens", "6", "--batch-size", "2"]
     assert cli.main(["caption", "images", "-o", "one.jsonl", *options]) == cli.FAILED
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", COMMAND]
+    launch = [sys.executable, "-m", *ACCELERATE, COMMAND]
     command = [*launch, "caption", "images", "-o", "two.jsonl", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and "0 skipped, 10 done, 1 failed" in done.stderr, done.stderr

@@ -131,21 +131,21 @@ def read_image(option: str, name: str) -> Image.Image:
 def check_request(options: argparse.Namespace) -> None:
     """Raise `UsageError` for what can be known to be wrong without torch."""
     check_text("prompt", options.prompt)
-    check_settings(options)
     for name, option in (("image", "IMAGE"), ("mask", "--mask")):
         file = getattr(options, name, None)
         if file is not None and not is_url(file) and not exists(Path(file)):
             raise UsageError(f"`{option}` must be an image file or a URL, but there is no file {quoted(file)}")
+    check_settings(options)
 
 
 def check_settings(options: argparse.Namespace) -> None:
     """Raise `UsageError` for settings of the images, the scheduler or the model that cannot be right."""
     check_characters("--negative-prompt", options.negative_prompt or "")
     check_scheduler(options)
-    check_model(options.model)
     if options.seed is not None and options.seed + options.num > 2**63:
         raise UsageError(f"`--seed` and `--num` must stay below 2**63 together, got {options.seed} and {options.num}")
     check_size(options)
+    check_model(options.model)
 
 
 def check_size(options: argparse.Namespace) -> None:
