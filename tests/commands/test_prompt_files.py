@@ -203,14 +203,14 @@ def test_two_processes_make_the_images_of_one(launcher, generate, taught_folder)
     options = ["--model", taught_folder, "--device", "cpu", "--steps", "3", "--seed", "5"]
     launch = [sys.executable, "-m", *LAUNCHERS[launcher], COMMAND]
     command = [*launch, "generate", "--prompts", prompts, "-o", "two", *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["two"]
     assert len(images("two")) == 21 and images("two") == images("one") and index("two") == index("one")
     # Two processes go on where one stopped.
     for number in (0, 9, 20):
         Path(f"two/{number:06}.png").unlink()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and "18 skipped, 3 done" in done.stderr, done.stderr
     assert images("two") == images("one") and index("two") == index("one")
 
@@ -226,11 +226,11 @@ def test_two_processes_caption_a_folder_as_one(taught_folder, capsys):
     assert cli.main(["caption", "images", "-o", "one.jsonl", *options]) == cli.FAILED
     launch = [sys.executable, "-m", *ACCELERATE, COMMAND]
     command = [*launch, "caption", "images", "-o", "two.jsonl", *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1 and "0 skipped, 10 done, 1 failed" in done.stderr, done.stderr
     assert Path("two.jsonl").read_text() == Path("one.jsonl").read_text()
     assert not list(Path().glob("*.part-*"))
     shutil.copy("images/04.png", "images/05.png")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and "10 skipped, 1 done, 0 failed" in done.stderr, done.stderr
     assert len(Path("two.jsonl").read_text().splitlines()) == 11

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 from ..utils.argument_types import quoted
 from .errors import UsageError
 
 
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 LONGEST_ANSWER = 10.0  # seconds
 
 
@@ -42,4 +44,6 @@ def check_hub_model(name: str) -> None:
         if not downloaded:
             raise UsageError(f"{no_folder}, and {constants.ENDPOINT} cannot be reached") from error
         constants.HF_HUB_OFFLINE = True
-        print(f"showo-hf: warning: {constants.ENDPOINT} cannot be reached; the downloaded model is used", file=sys.stderr)
+        print(
+            f"showo-hf: warning: {constants.ENDPOINT} cannot be reached; the downloaded model is used", file=sys.stderr
+        )
