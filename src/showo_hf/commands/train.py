@@ -14,6 +14,7 @@ from typing import Any
 from ..utils.argument_types import quoted
 from .errors import CommandError, UsageError
 from .model_loading import load_package, say_loading
+from .recipe_keys import check_entries
 from .texts import exists
 
 
@@ -103,6 +104,7 @@ def check_recipe(options: argparse.Namespace):
         raise UsageError("give a recipe; `showo-hf train --list` lists them")
     shipped = sorted(path.stem for path in RECIPES.glob("*.yaml"))
     if options.recipe in shipped:
+        check_entries(options.entries)
         return
     if not options.recipe.endswith((".yaml", ".yml")):
         close = difflib.get_close_matches(options.recipe, shipped, n=1)
@@ -113,6 +115,7 @@ def check_recipe(options: argparse.Namespace):
         )
     if not exists(Path(options.recipe)):
         raise UsageError(f"The recipe {quoted(options.recipe)} cannot be read: there is no such file")
+    check_entries(options.entries)
 
 
 def check_installed():
