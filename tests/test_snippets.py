@@ -93,6 +93,7 @@ def before_onnx() -> None:
 
 
 BEFORE: dict[str, Callable[[], None]] = {
+    "README.md": lambda: put_adapter("my-lora"),
     "concept.md": lambda: put_adapter("my-mug-lora"),
     "conversion.md": before_conversion,
     "diffusion_decoder.md": before_diffusion_decoder,
