@@ -48,7 +48,7 @@ def put_model(name: str) -> None:
 def put_adapter(name: str) -> None:
     model = ShowoForCausalLM.from_pretrained(f"{EMBEDDED_MODEL}/model")
     tiny_adapters.add_adapter(model, tiny_adapters.adapter_config(model, rank=2), seed=0)
-    tiny_adapters.save_adapter(model, Path(name), base=EMBEDDED_MODEL)
+    tiny_adapters.save_adapter(model, Path(name), EMBEDDED_MODEL)
 
 
 def before_lora() -> None:

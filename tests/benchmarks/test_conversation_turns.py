@@ -1,5 +1,6 @@
 """The benchmark of conversations in miniature: its table, its records, and that it goes on where it was stopped."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -7,10 +8,12 @@ import conversation_turns
 import conversations
 import pytest
 
+from showo_hf import ShowoAnyToAnyPipeline
+
 
 @pytest.fixture(scope="module")
 def chat_model(tmp_path_factory) -> str:
-    """A saved pipeline that draws an owl when asked for one, and then says "an owl."; it draws two hearts at once."""
+    """A saved pipeline; see `conversations.trained_model`."""
     folder = tmp_path_factory.mktemp("chat") / "model"
     conversations.trained_chat_pipeline().save_pretrained(folder)
     return str(folder)
@@ -39,8 +42,23 @@ def test_the_table_and_the_records(run, tmp_path):
         turns = [record["turns"][number] for record in records]
         shares = [f"{sum(turn[part] for turn in turns) / 2:.0%}" for part in ("picture", "named")]
         assert [cell.strip() for cell in row.strip("|").split("|")][:3] == [str(number + 1), *shares]
-    assert records[0]["turns"][0]["picture"] and records[0]["turns"][0]["named"]
     assert all(turns[0]["ids"] <= turns[1]["ids"] for turns in (record["turns"] for record in records))
+
+
+def test_a_turn_is_right_with_one_picture_and_the_name(chat_model):
+    """The model answers "an owl" with one picture, "two hearts" with two, and "what?" with "two red hearts."."""
+    pipe = ShowoAnyToAnyPipeline.from_pretrained(chat_model)
+    pipe.set_progress_bar_config(disable=True)
+    found = {}
+    for request, name in itertools.product(("an owl", "two hearts"), ("hearts", "heart")):
+        (turn,) = conversation_turns.converse(pipe, [name], request, "what?", seed=0, steps=2)
+        found[request, name] = turn["picture"], turn["named"]
+    assert found == {
+        ("an owl", "hearts"): (True, True),
+        ("an owl", "heart"): (True, False),
+        ("two hearts", "hearts"): (False, False),
+        ("two hearts", "heart"): (False, False),
+    }
 
 
 def test_it_goes_on_where_it_was_stopped(run, tmp_path):
