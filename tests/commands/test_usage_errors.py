@@ -78,6 +78,9 @@ CASES = {
     f"generate owl {MAKE} --scheduler magic": "--scheduler",
     f"generate owl {MAKE} --scheduler-option heat=3": "--scheduler-option",
     f"generate owl {MAKE} --scheduler-option temperature=hot": "--scheduler-option",
+    f"generate owl {MAKE} --scheduler-option temperature=-3": "--scheduler-option",
+    f"generate owl {MAKE} --scheduler halton --scheduler-option top_p=3": "--scheduler-option",
+    f"generate owl {MAKE} --scheduler maskgit --scheduler-option temperature_rule=linaer": "--scheduler-option",
     f"generate owl {MAKE} --scheduler maskgit --scheduler-option top_k": "--scheduler-option",
     f"generate owl {MAKE} --device abacus": "--device",
     f"generate owl {MAKE} --device cpu --dtype float16": "--dtype",
@@ -174,8 +177,8 @@ CASES = {
     "space out --wheel gone.whl": "--wheel",
     "info --nope": "--nope",
 }
-# Not among them, because only torch and the libraries on top of it know: devices that are absent, values that a scheduler
-# rejects, the aspect of a mask, values of a recipe, and what a data set holds.
+# Not among them, because only torch and the libraries on top of it know: devices that are absent, some values that a
+# scheduler rejects, the aspect of a mask, values of a recipe, and what a data set holds.
 
 
 @pytest.fixture
