@@ -60,6 +60,13 @@ def test_names_that_no_model_can_have_are_not_asked_for(hub_here, name):
     assert models_asked_for(hub_here) == []
 
 
+def test_the_model_of_a_recipe_is_asked_for_before_its_code_is_loaded(hub_here, refused):
+    refused(
+        ["train", "lora", "data=x", "output=y", "steps=1", f"model={NAME}"], "`model` must be a folder, or a model on"
+    )
+    assert models_asked_for(hub_here) == [f"GET /api/models/{NAME}"]
+
+
 def test_without_network_there_are_no_retries(nobody, refused):
     Image.new("RGB", (8, 8)).save("a.png")
     start = time.process_time()

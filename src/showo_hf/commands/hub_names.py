@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 
 from ..utils.argument_types import quoted
 from .errors import UsageError
@@ -13,19 +14,19 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 LONGEST_ANSWER = 10.0  # seconds
 
 
-def check_hub_model(name: str) -> None:
+def check_hub_model(name: str, option: str = "--model") -> None:
     """
-    Raise `UsageError` unless `name` is a model of the Hub, or was downloaded before.
+    Raise `UsageError`, which names `option`, unless `name` is a model of the Hub, or was downloaded before.
 
     The libraries repeat each request for half a minute where there is no network. This asks once. Without an answer, a
     model that was downloaded before is read from the cache, and the Hub is not asked any more by this process.
     """
-    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
-    no_folder = f"`--model` must be a folder, or a model on the Hub; there is no folder {quoted(name)}"
+    no_folder = f"`{option}` must be a folder, or a model on the Hub; there is no folder {quoted(name)}"
+    downloaded = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots").is_dir()
     try:
-        downloaded = isinstance(try_to_load_from_cache(name, "model_index.json"), str)
         if constants.is_offline_mode():
             if downloaded:
                 return
