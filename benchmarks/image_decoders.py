@@ -1,141 +1,52 @@
 """Does a diffusion decoder make images sharper, and are the details right? Prints one table. Run from the repository root:
 
-    python -m benchmarks.image_decoders --data data/emoji --decoder checkpoints/image-decoder
+    python -m benchmarks.image_decoders --model checkpoints/world-image-tokenizer --decoder checkpoints/world-image-decoder
 
-The images are held out of every training. They are encoded to tokens, and decoded in several ways:
-
-- `detail` is the variance of the Laplacian of the brightness, divided by that of the original: the mean over the images;
-  `capped` counts each image at most as 1.
-- `high band` is the mean squared error, times 1000 with pixels in [-1, 1], of what a Gaussian blur of 1.5 pixels removes.
-  An unsharp mask and added noise of the same mean detail stand beside the decoder: detail in the wrong place costs more
-  here than it gains.
-- `name` is the share of the images that a small classifier names right. It was trained on real images, in `--classifier`.
+The images are scenes of the small world with combinations that no training has. They are encoded to tokens, and decoded in
+several ways. `detail`, `capped`, `PSNR` and `band error` are those of image_tokenizer_quality.py. An unsharp mask and added
+noise of the same mean detail stand beside the decoder: detail in the wrong place costs more in the fine band than it gains.
+`right` is the share of the images in which the judge of benchmarks.world, which was trained on real scenes, finds all things
+in their colours and their style, and nothing else.
 """
 
 import argparse
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from benchmarks.image_tokenizer_quality import as_detailed, as_in_a_file, band_error, detail_ratios, noisy, unsharp
 from benchmarks.measuring import print_table
+from benchmarks.world_detector import Detector, detect, load_detector
 from diffusers.utils import make_image_grid
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from torch import nn
-from torch.nn import functional as F
 
-from recipes.emoji.emoji import EmojiDataset, load_emoji
-from recipes.image_tokens import move, to_pixel_values
-from showo_hf import EMBEDDED_MODEL, ShowoDiffusionDecoder, ShowoForCausalLM
-from showo_hf.models.modeling_diffusion_decoder import gaussian_blur
+from recipes.image_tokens import to_pixel_values
+from recipes.world.drawing import draw
+from recipes.world.objects import load_objects
+from recipes.world.scene_maker import SceneMaker
+from recipes.world.scenes import Scene
+from showo_hf import ShowoDiffusionDecoder
+from showo_hf.models.image_tokenizer import ShowoImageTokenizer
+from showo_hf.training.diffusion_decoder import load_tokenizer
+from showo_hf.utils.argument_types import positive_integer
 from showo_hf.utils.metrics import psnr
 
 
-BRIGHTNESS = (0.299, 0.587, 0.114)  # of red, green and blue
-HIGH_BAND = 1.5  # standard deviation of the blur, in pixels
-UNSHARP = 1.0  # the same of the unsharp mask
-NAMED_SIZE = 48  # image size for the classifier, in pixels
-SHOWN = 10  # images of a contact sheet
+CHANGES = {"unsharp mask": unsharp, "noise": noisy}
+SHOWN = 10  # images of a style in a contact sheet
 ENLARGED = 3
 
 
-def laplacian_variance(images: torch.Tensor) -> torch.Tensor:
-    """The variance (images,) of the Laplacian of the brightness of images (images, 3, H, W)."""
-    bright = (images * images.new_tensor(BRIGHTNESS).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    kernel = images.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]]).view(1, 1, 3, 3)
-    return F.conv2d(bright, kernel).flatten(1).var(1)
-
-
-def detail(images: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
-    """The fine detail (images,) of images (images, 3, H, W), relative to that of their originals."""
-    return laplacian_variance(images) / laplacian_variance(originals)
-
-
-def high_band_error(images: torch.Tensor, originals: torch.Tensor) -> float:
-    """The mean squared error of what a blur removes from images (images, 3, H, W)."""
-    error = images - originals
-    return (error - gaussian_blur(error, HIGH_BAND)).square().mean().item()
-
-
-def of_equal_detail(change: Callable[[float], torch.Tensor], originals: torch.Tensor, wanted: float) -> torch.Tensor:
-    """The images that `change` makes with the strength that gives them the mean detail `wanted`, found by bisection."""
-    low, high = 0.0, 4.0
-    for _ in range(14):
-        middle = (low + high) / 2
-        if detail(change(middle), originals).mean() < wanted:
-            low = middle
-        else:
-            high = middle
-    return change(high)
-
-
-def unsharp_mask(images: torch.Tensor, strength: float) -> torch.Tensor:
-    """Images (images, 3, H, W) with what a blur removes added once more, times `strength`."""
-    return (images + strength * (images - gaussian_blur(images, UNSHARP))).clamp(-1, 1)
-
-
-# The classifier
-
-
-class Names(nn.Sequential):
-    """Names images (batch, 3, H, W)."""
-
-    def __init__(self, names: int, width: int = 32):
-        widths = [3, *(width * 2**stage for stage in range(4))]
-        layers: list[nn.Module] = []
-        for stage, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
-            layers += [
-                nn.Conv2d(before, after, 3, stride=2 if stage else 1, padding=1),
-                nn.BatchNorm2d(after),
-                nn.ReLU(),
-            ]
-        super().__init__(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * widths[-1], names))
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return super().forward(F.adaptive_avg_pool2d(pixel_values, NAMED_SIZE))
-
-
-def train_classifier(data: EmojiDataset, names: list[str], epochs: int, batch_size: int = 64, seed: int = 0) -> Names:
-    """Train a classifier on the training images, moved and scaled. No image has gone through a tokenizer."""
-    rows = np.asarray(data.train_indices)
-    labels = torch.tensor([names.index(data.records[row].unified) for row in rows])
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Names(len(names))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.05)
-    steps = epochs * (len(rows) // batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
-    for _ in range(epochs):
-        order = torch.randperm(len(rows), generator=generator)
-        for chosen in order[: len(rows) // batch_size * batch_size].split(batch_size):
-            pixels = move(to_pixel_values(data.images[rows[chosen.numpy()]]), generator)
-            loss = F.cross_entropy(model(pixels), labels[chosen], label_smoothing=0.1)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    return model.eval()
-
-
-def classifier(file: Path, data: EmojiDataset, epochs: int) -> tuple[Names, list[str]]:
-    """The classifier of a file, which is trained and written first if there is none, and its names."""
-    names = sorted({record.unified for record in data.records})
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(train_classifier(data, names, epochs).state_dict(), file)
-    model = Names(len(names)).eval()
-    model.load_state_dict(load_file(file))
-    return model, names
-
-
-@torch.no_grad()
-def right_names(model: Names, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """The share of images (images, 3, H, W) that are named as their labels (images,) say."""
-    found = torch.cat([model(part).argmax(-1) for part in images.split(64)])
-    return (found == labels).double().mean().item()
+def right_scenes(judge: Detector, images: torch.Tensor, scenes: list[Scene]) -> float:
+    """The share of images (images, 3, 96, 96) that show the things of their scenes, in their colours and style."""
+    right = 0
+    for scene, found in zip(scenes, detect(judge, images), strict=True):
+        seen = sorted((item.thing, str(item.colour), style) for item, style in found)
+        right += seen == sorted((item.thing, str(item.colour), scene.style) for item in scene.items)
+    return right / len(scenes)
 
 
 # Decoding
@@ -184,71 +95,81 @@ def to_image(pixels: torch.Tensor, scale: int) -> Image.Image:
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split(" Run from")[0])
-    parser.add_argument("--data", required=True, help="the folder that recipes.emoji.emoji wrote")
-    parser.add_argument("--decoder", required=True, help="a folder of a ShowoDiffusionDecoder")
-    parser.add_argument("--model", default=f"{EMBEDDED_MODEL}/model")
-    parser.add_argument("--steps", type=int, nargs="+", help="numbers of steps (default: the decoder's)")
-    parser.add_argument("--images", type=int, help="number of images (default: all that are held out)")
-    parser.add_argument("--classifier", type=Path, help="file of the classifier, trained first if there is none")
-    parser.add_argument("--epochs", type=int, default=8, help="epochs of the classifier's training")
-    parser.add_argument("--sheets", type=Path, help="folder for the contact sheets")
-    options = parser.parse_args()
+def decoded(
+    tokenizer: ShowoImageTokenizer, decoder: ShowoDiffusionDecoder, originals: torch.Tensor, steps: list[int]
+) -> dict[str, torch.Tensor]:
+    """The original images, what the tokenizer's own decoder makes of their tokens, and the diffusion decoder's images."""
+    with torch.no_grad():
+        tokens = torch.cat([tokenizer.encode(part).image_tokens for part in originals.split(32)])
+        plain = torch.cat([tokenizer.decode(part).sample for part in tokens.split(32)]).clamp(-1, 1)
+        codes = tokenizer.codes_of(tokens)
+    ways = {"original": originals, "plain decoder": as_in_a_file(plain)}
+    for number in steps:
+        ways[f"diffusion, {number} steps"] = as_in_a_file(decode_all(decoder, codes, plain, number))
+    return ways
 
-    data = load_emoji(options.data)
-    rows = data.held_out_indices[: options.images]
-    if options.images:
-        rows = np.random.RandomState(0).permutation(data.held_out_indices)[: options.images]
-    rows = rows[(laplacian_variance(to_pixel_values(data.images[rows])) > 0).numpy()]  # a blank image has no detail
-    styles = np.array([data.records[row].style for row in rows])
-    originals = to_pixel_values(data.images[rows])
-    model = ShowoForCausalLM.from_pretrained(options.model, dtype=torch.float32)
-    decoder = ShowoDiffusionDecoder.from_pretrained(options.decoder, dtype=torch.float32).eval()
-    tokens = torch.cat([model.encode_images(part) for part in originals.split(27)])
-    plain = torch.cat([model.decode_images(part) for part in tokens.split(27)])
-    codes = model.image_codes(tokens)
 
-    steps = options.steps or [decoder.config.num_inference_steps]
-    ways = {"original": originals, "plain decoder": plain}
-    ways |= {f"diffusion, {number} steps": decode_all(decoder, codes, plain, number) for number in steps}
-    shown = dict(ways)
-    noise = torch.randn(plain.shape, generator=torch.Generator().manual_seed(0))
-    changes = {
-        "unsharp mask": lambda strength: unsharp_mask(plain, strength),
-        "noise": lambda strength: (plain + strength * noise).clamp(-1, 1),
-    }
+def with_baselines(ways: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same, and the plain decoder's images sharpened and with noise, as detailed as each way that is more so."""
+    originals, plain = ways["original"], ways["plain decoder"]
+    changed = {}
     for name in list(ways)[2:]:
-        wanted = detail(ways[name], originals).mean().item()
-        for change, apply in changes.items():
-            ways[f"{change} as {name}"] = of_equal_detail(apply, originals, wanted)
+        wanted = detail_ratios(ways[name], originals).mean().item()
+        if wanted > detail_ratios(plain, originals).mean():
+            for change, apply in CHANGES.items():
+                changed[f"{change} as {name}"] = as_detailed(apply, plain, originals, wanted)
+    return {**ways, **changed}
 
-    named = None
-    if options.classifier is not None:
-        network, names = classifier(options.classifier, data, options.epochs)
-        named = network, torch.tensor([names.index(data.records[row].unified) for row in rows])
-    header = ["", "detail", *sorted(set(styles)), "capped", "PSNR", "high band"] + ["name"] * (named is not None)
+
+def quality_row(images: torch.Tensor, originals: torch.Tensor, styles: np.ndarray) -> list[str]:
+    """Detail of all images and of each style, then the other measures."""
+    ratios = detail_ratios(images, originals)
+    return [
+        f"{ratios.mean():.2f}",
+        *(f"{ratios[torch.from_numpy(styles == style)].mean():.2f}" for style in sorted(set(styles))),
+        f"{ratios.clamp(max=1).mean():.2f}",
+        f"{psnr(images, originals).mean():.2f} dB",
+        f"{band_error(images, originals):.3f}",
+    ]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Measure a diffusion decoder on scenes of the small world.")
+    parser.add_argument("--objects", default="data/world-objects", help="the folder that recipes.world.objects wrote")
+    parser.add_argument("--decoder", required=True, help="a folder of a ShowoDiffusionDecoder")
+    parser.add_argument("--model", default="embedded", help="an image tokenizer, or a model or pipeline that has one")
+    parser.add_argument("--steps", type=positive_integer, nargs="+", help="numbers of steps; by default the decoder's")
+    parser.add_argument("--split", choices=("validation", "test"), default="validation", help="unseen combinations")
+    parser.add_argument("--images", type=positive_integer, default=400, help="number of scenes")
+    parser.add_argument("--detector", help="file of the judge that benchmarks.world trained")
+    parser.add_argument("--sheets", type=Path, help="folder for the contact sheets")
+    options = parser.parse_args(arguments)
+
+    objects = load_objects(options.objects)
+    maker = SceneMaker(objects, random.Random(f"decoders {options.split}"))
+    scenes = [maker.scene(options.split) for _ in range(options.images)]
+    styles = np.array([scene.style for scene in scenes])
+    originals = to_pixel_values(np.stack([draw(scene, objects) for scene in scenes]))
+    tokenizer = load_tokenizer(options.model)
+    decoder = ShowoDiffusionDecoder.from_pretrained(options.decoder, dtype=torch.float32).eval()
+    steps = options.steps or [decoder.config.num_inference_steps]
+    shown = decoded(tokenizer, decoder, originals, steps)
+
+    judge = load_detector(options.detector) if options.detector else None
     table = []
-    for name, images in ways.items():
-        ratios = detail(images, originals)
-        quality = psnr(images, originals).mean().item()
-        row = [
-            name,
-            f"{ratios.mean():.2f}",
-            *(f"{ratios[styles == style].mean():.2f}" for style in sorted(set(styles))),
-        ]
-        row += [f"{ratios.clamp(max=1).mean():.2f}", f"{quality:.2f} dB"]
-        row += [f"{1000 * high_band_error(images, originals):.2f}"]
-        table.append(row + ([f"{100 * right_names(named[0], images, named[1]):.1f}%"] if named is not None else []))
-    print(f"{len(rows)} held-out images\n")
-    print_table(header, table)
+    for name, images in with_baselines(shown).items():
+        row = [name, *quality_row(images, originals, styles)]
+        table.append(row + ([f"{100 * right_scenes(judge, images, scenes):.1f}%"] if judge else []))
+    print(f"{len(scenes)} scenes of the {options.split} split\n")
+    print_table(["", "detail", *sorted(set(styles)), "capped", "PSNR", "band error"] + ["right"] * bool(judge), table)
 
     weights = sum(weight.numel() for weight in decoder.parameters())
     print(f"\n{weights:,} weights, {2 * weights / 1e6:.1f} MB in bfloat16")
-    one = tokens[:1]
-    before = seconds_for_one(lambda: model.decode_images(one))
+    tokens = tokenizer.encode(originals[:1]).image_tokens
+    codes, plain = tokenizer.codes_of(tokens), shown["plain decoder"][:1]
+    before = seconds_for_one(lambda: tokenizer.decode(tokens))
     for number in steps:
-        after = seconds_for_one(lambda number=number: decoder.decode(codes[:1], plain[:1], number))
+        after = seconds_for_one(lambda number=number: decoder.decode(codes, plain, number))
         print(f"one image, {torch.get_num_threads()} thread(s): {before:.3f} s, and {after:.3f} s for {number} steps")
     if options.sheets is not None:
         make_sheets(options.sheets, shown, styles)

@@ -1,6 +1,6 @@
 """How well do image tokenizers reconstruct images, and how do they use their codes? Prints one table. Run as
 
-    python benchmarks/image_tokenizer_quality.py --images held-out-images TOKENIZER [TOKENIZER ...]
+    python -m benchmarks.image_tokenizer_quality --images held-out-images TOKENIZER [TOKENIZER ...]
 
 A TOKENIZER is the folder of an image tokenizer, or of a Show-o pipeline; `embedded` is the embedded model's. Images are
 cropped to a square of `--size` pixels, by default the size of the first tokenizer, and rounded to 8 bits after decoding.
@@ -18,35 +18,23 @@ unsharp mask, and with added noise, each just so strong that the detail is the s
 """
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from measuring import print_table
+from benchmarks.measuring import print_table
 from torch.nn import functional as F
-from transformers import AutoModel
 
-from showo_hf import EMBEDDED_MODEL, ShowoForCausalLM
 from showo_hf.models.image_tokenizer import ShowoImageTokenizer
 from showo_hf.processing.images import load_image
 from showo_hf.processing.processing_showo import showo_image_processor
+from showo_hf.training.diffusion_decoder import load_tokenizer
 from showo_hf.utils.metrics import laplacian_variance, psnr, ssim
 
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 BAND_SIGMA = 1.0  # of the Gaussian below the fine band, in pixels
 HEADER = ["tokenizer", "PSNR", "SSIM", "detail", "capped", "band error", "codes used", "entropy", "tokens back"]
-
-
-def load_tokenizer(path: str) -> ShowoImageTokenizer:
-    """The image tokenizer in the folder of one, or of a pipeline."""
-    folder = Path(EMBEDDED_MODEL if path == "embedded" else path)
-    folder = folder / "model" if (folder / "model_index.json").is_file() else folder
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    if kind == "showo":
-        return ShowoForCausalLM.from_pretrained(folder).image_tokenizer.eval()
-    return AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def load_images(folder: Path, size: int, count: int | None) -> torch.Tensor:

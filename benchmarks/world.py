@@ -3,9 +3,9 @@
     python -m recipes.world.objects --output data/world-objects
     python -m benchmarks.world --model checkpoints/showo-world --output runs/world-benchmark
 
-The parts are "judge", "images", "wordings", "understanding" and "conversations". Each result is a JSON file in the output
-folder with all settings. The same command goes on where it stopped, and prints the tables of what is there. The test
-split is for the end: `--split test`.
+The parts are "judge", "images", "wordings", "inpainting", "understanding" and "conversations". Each result is a JSON file in
+the output folder with all settings. The same command goes on where it stopped, and prints the tables of what is there. The
+test split is for the end: `--split test`.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from benchmarks.measuring import print_table
 from benchmarks.world_detector import Detector, detect, load_detector, save_detector, train_detector
+from benchmarks.world_inpainting import Replacement, draw_replacements, measured
 from benchmarks.world_prompts import (
     KINDS,
     WORDINGS,
@@ -31,16 +32,17 @@ from benchmarks.world_prompts import (
     prompt_text,
 )
 from benchmarks.world_understanding import Baselines, converse, script, understanding
+from PIL import Image
 
 from recipes.image_tokens import to_pixel_values
 from recipes.world.drawing import draw
 from recipes.world.objects import Objects, load_objects
 from recipes.world.questions import KINDS_OF_QUESTION
-from showo_hf import ShowoAnyToAnyPipeline, ShowoMMUPipeline, ShowoT2IPipeline
+from showo_hf import ShowoAnyToAnyPipeline, ShowoInpaintPipeline, ShowoMMUPipeline, ShowoT2IPipeline
 from showo_hf.utils.argument_types import positive_integer, seed_number
 
 
-PARTS = ("judge", "images", "wordings", "understanding", "conversations")
+PARTS = ("judge", "images", "wordings", "inpainting", "understanding", "conversations")
 DETECTOR_STEPS = 20_000  # at most; usually the time ends it
 MAX_NEW_TOKENS = 48
 
@@ -128,16 +130,17 @@ class Benchmark:
 
     def generated(self, texts: list[str]) -> torch.Tensor:
         """The model's images for prompts, (prompts, 3, H, W) in [-1, 1]. Each prompt has its own seed."""
-        pipe, options, images = self.pipe(ShowoT2IPipeline), self.options, []
+        size = self.options.batch_size
+        parts = [(first, texts[first : first + size]) for first in range(0, len(texts), size)]
+        return torch.cat([self.made(self.pipe(ShowoT2IPipeline), first, some) for first, some in parts])
+
+    def made(self, pipe: Any, first: int, texts: list[str], **inputs: Any) -> torch.Tensor:
+        """A pipeline's images for prompts, of which `first` is the number of the first one, as [`generated`]."""
+        options = self.options
+        generators = [torch.Generator().manual_seed(options.seed + first + number) for number in range(len(texts))]
         given = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
-        for first in range(0, len(texts), options.batch_size):
-            some = texts[first : first + options.batch_size]
-            generators = [torch.Generator().manual_seed(options.seed + first + number) for number in range(len(some))]
-            made = pipe(
-                some, generator=generators, output_type="pt", **{name: value for name, value in given.items() if value}
-            )
-            images.append(made.images.float() * 2 - 1)
-        return torch.cat(images)
+        given = {name: value for name, value in given.items() if value}
+        return pipe(texts, generator=generators, output_type="pt", **given, **inputs).images.float() * 2 - 1
 
     # The parts
 
@@ -184,6 +187,27 @@ class Benchmark:
         texts["title case"] = [prompt.text.title() for prompt in prompts]
         texts["reordered"] = [prompt_text(prompt.scene, kind, reordered=True) for prompt in prompts]
         return {name: scores(prompts, self.generated(some), self.detector)["right"] for name, some in texts.items()}
+
+    def inpainting(self, split: str) -> dict[str, Any]:
+        """One of two things painted over with another; beside it, the score of not changing the image."""
+        replacements = draw_replacements(self.objects, split, self.options.count, self.options.seed)
+
+        def inpaint(asked: list[Replacement]) -> torch.Tensor:
+            pipe, images = self.pipe(ShowoInpaintPipeline), []
+            for first in range(0, len(asked), self.options.batch_size):
+                some = asked[first : first + self.options.batch_size]
+                pictures = [Image.fromarray(draw(one.before, self.objects)) for one in some]
+                masks = [one.mask() for one in some]
+                images.append(self.made(pipe, first, [one.text for one in some], image=pictures, mask_image=masks))
+            return torch.cat(images)
+
+        def unchanged(asked: list[Replacement]) -> torch.Tensor:
+            return to_pixel_values(np.stack([draw(one.before, self.objects) for one in asked]))
+
+        def found(pixels: torch.Tensor) -> list[Any]:
+            return detect(self.detector, pixels)
+
+        return {"model": measured(replacements, inpaint, found), "copy": measured(replacements, unchanged, found)}
 
     def understanding(self, kind: str) -> dict[str, Any]:
         """The answers to a kind of question."""
@@ -249,6 +273,16 @@ class Benchmark:
         return ["wordings, right", *names], [
             [kind, *(percent(one[name]) for name in names)] for kind, one in made.items()
         ]
+
+    def inpainting_table(self) -> tuple[list[str], list[list[str]]]:
+        """Painting over: unseen and trained combinations, and not changing the image at all."""
+        rows = []
+        for split in (self.options.split, "train"):
+            one = self.part(f"inpainting-{split}", lambda s=split: self.inpainting(s), **self.generation)
+            for name, values in one.items():
+                who = split if name == "model" else f"{split}, nothing changed"
+                rows.append([who, *(percent(values[key]) for key in ("object", "rest", "right"))])
+        return ["inpainting", "right object", "rest unchanged", "both"], rows
 
     def understanding_table(self) -> tuple[list[str], list[list[str]]]:
         """Right answers by kind of question."""

@@ -19,6 +19,7 @@ from showo_hf.models.configuration_showo import ShowoConfig
 from showo_hf.models.modeling_diffusion_decoder import ShowoDiffusionDecoder
 from showo_hf.models.modeling_showo import ShowoForCausalLM
 from showo_hf.models.modeling_showo_lfq import ShowoLFQTokenizer
+from showo_hf.processing.known_words import without_known_words
 from showo_hf.processing.processing_showo import ShowoProcessor, check_texts
 from showo_hf.schedulers.scheduling_utils import Generators, check_filter, check_generators
 from showo_hf.utils.adapters import adapter_names, without_adapters
@@ -264,6 +265,19 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
                 f"{grid_size[0]}x{grid_size[1]} may look worse."
             )
 
+    def warn_of_unknown_words(self, texts: Sequence[str]):
+        """Warn of texts without any word that the model knows, if its processor says which these are."""
+        known = self.processor.known_words
+        for text in without_known_words(texts, known) if known else ():
+            some = [
+                f"{group}: {', '.join(words[:8])}{f' and {len(words) - 8} more' if len(words) > 8 else ''}"
+                for group, words in known.items()
+            ]
+            logger.warning(
+                f"The prompt {shown(text)} has no word that this model knows, so the image will not show what it says. "
+                f"It knows {'; '.join(some)}. `pipe.processor.known_words` lists them all."
+            )
+
     # Before and after the denoising loop
 
     @torch.no_grad()
@@ -292,6 +306,7 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
         check_prompt(prompt, negative_prompt)
         prompts = [parts for parts in load_prompt_masks(prompt) for _ in range(num_images_per_prompt)]
         texts = [part.text for parts in prompts for part in parts]
+        self.warn_of_unknown_words(texts)
         images = [image for image, parts in enumerate(prompts) for _ in parts]
         if do_classifier_free_guidance or not all(map(is_plain, prompts)):
             negative = check_texts("negative_prompt", negative_prompt or "")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from showo_hf.models.modeling_showo_lfq import ShowoLFQTokenizer
+from showo_hf.models.image_tokenizer import ShowoImageTokenizer
 
 
 def to_pixel_values(images: np.ndarray) -> torch.Tensor:
@@ -17,7 +17,7 @@ def to_pixel_values(images: np.ndarray) -> torch.Tensor:
 
 @torch.no_grad()
 def encode_images(
-    tokenizer: ShowoLFQTokenizer,
+    tokenizer: ShowoImageTokenizer,
     images: np.ndarray,
     change: Callable[[torch.Tensor], torch.Tensor] = lambda pixel_values: pixel_values,
     batch_size: int = 64,
@@ -30,7 +30,7 @@ def encode_images(
     return torch.cat(chunks)
 
 
-def encode_views(tokenizer: ShowoLFQTokenizer, images: np.ndarray, views: int, seed: int = 0) -> torch.Tensor:
+def encode_views(tokenizer: ShowoImageTokenizer, images: np.ndarray, views: int, seed: int = 0) -> torch.Tensor:
     """Encode images (N, H, W, 3), and `views` moved versions of each, to tokens (1 + views, N, h, w) int64."""
     generator = torch.Generator().manual_seed(seed)
     moved = [encode_images(tokenizer, images, partial(move, generator=generator)) for _ in range(views)]

@@ -34,7 +34,8 @@ from recipes.emoji.conversations import (
 )
 from recipes.emoji.emoji import EmojiRecord, load_emoji
 from recipes.image_tokens import encode_views
-from showo_hf.models.modeling_showo_lfq import ShowoLFQTokenizer
+from showo_hf.models.image_tokenizer import ShowoImageTokenizer
+from showo_hf.training.diffusion_decoder import load_tokenizer
 from showo_hf.utils.atomic_folder import atomic_folder
 from showo_hf.utils.validation import check_count
 
@@ -64,7 +65,7 @@ class TrainingSet:
         return Scene(self.records[index], self.colours[index], self.views[view, index])
 
 
-def training_set(data: str | os.PathLike, image_tokenizer: ShowoLFQTokenizer, views: int) -> TrainingSet:
+def training_set(data: str | os.PathLike, image_tokenizer: ShowoImageTokenizer, views: int) -> TrainingSet:
     """The training images of the data set `data`, with the tokens of each image and of `views` moved versions."""
     emoji = load_emoji(data)
     indices = emoji.train_indices
@@ -194,7 +195,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--views", type=int, default=4, help="moved versions of each image, for questions")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random choices")
     options = parser.parse_args(arguments)
-    image_tokenizer = ShowoLFQTokenizer.from_pretrained(options.image_tokenizer, dtype=torch.float32).eval()
+    image_tokenizer = load_tokenizer(options.image_tokenizer)
     data = training_set(options.data, image_tokenizer, options.views)
     for task, count in write_rows(data, options.output, options.rows, options.seed).items():
         print(f"{task:6} {count:7} rows")

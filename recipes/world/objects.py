@@ -22,6 +22,7 @@ from PIL import Image
 
 from recipes.colours import main_colour
 from recipes.npm_packages import fetch_package, read_members, write_licences
+from recipes.world.known_words import known_words
 from recipes.world.recolouring import OTHER_COLOURS, PALETTE, main_shade, recoloured
 from recipes.world.words import THINGS
 from showo_hf.utils.atomic_folder import atomic_folder
@@ -193,10 +194,11 @@ def prepare_objects(output: str | os.PathLike, cache: str | os.PathLike = "data/
 
 
 def save_objects(objects: Objects, folder: Path) -> None:
-    """Write cut-outs into an existing folder."""
+    """Write cut-outs, and the words for them, into an existing folder."""
     np.save(folder / "small.npy", objects.small)
     np.save(folder / "large.npy", objects.large)
     (folder / "cutouts.json").write_text(json.dumps([asdict(one) for one in objects.cutouts]), encoding="utf-8")
+    (folder / "known_words.json").write_text(json.dumps(known_words(), indent=2) + "\n", encoding="utf-8")
 
 
 def load_objects(folder: str | os.PathLike) -> Objects:

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from recipes.image_tokens import encode_images
 from recipes.world.captions import caption
@@ -32,7 +31,8 @@ from recipes.world.objects import Objects, load_objects
 from recipes.world.questions import Asker
 from recipes.world.scene_maker import SceneMaker
 from recipes.world.scenes import Scene
-from showo_hf.models.modeling_showo_lfq import ShowoLFQTokenizer
+from showo_hf.models.image_tokenizer import ShowoImageTokenizer
+from showo_hf.training.diffusion_decoder import load_tokenizer
 from showo_hf.utils.atomic_folder import atomic_folder
 from showo_hf.utils.validation import check_count
 
@@ -109,7 +109,9 @@ class RowMaker:
         return scenes, lambda images: {"messages": to_messages(turns, images)}
 
 
-def encoded(scenes: list[Scene], objects: Objects, image_tokenizer: ShowoLFQTokenizer) -> dict[Scene, list[list[int]]]:
+def encoded(
+    scenes: list[Scene], objects: Objects, image_tokenizer: ShowoImageTokenizer
+) -> dict[Scene, list[list[int]]]:
     """The tokens of each scene, as rows of integers."""
     distinct = list(dict.fromkeys(scenes))
     if not distinct:
@@ -119,7 +121,7 @@ def encoded(scenes: list[Scene], objects: Objects, image_tokenizer: ShowoLFQToke
 
 
 def made_rows(
-    task: str, count: int, objects: Objects, image_tokenizer: ShowoLFQTokenizer, seed: int
+    task: str, count: int, objects: Objects, image_tokenizer: ShowoImageTokenizer, seed: int
 ) -> Iterator[dict[str, Any]]:
     """`count` rows of a task. They depend on the seed and the task alone."""
     make: Callable[[], Draft] = getattr(RowMaker(SceneMaker(objects, random.Random(f"{seed} {task}"))), task)
@@ -131,7 +133,7 @@ def made_rows(
 
 def write_rows(
     objects: Objects,
-    image_tokenizer: ShowoLFQTokenizer,
+    image_tokenizer: ShowoImageTokenizer,
     output: str | os.PathLike,
     counts: dict[str, int],
     seed: int = 0,
@@ -167,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--mixed", type=int, default=30_000, help="conversations")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random choices")
     options = parser.parse_args(arguments)
-    image_tokenizer = ShowoLFQTokenizer.from_pretrained(options.image_tokenizer, dtype=torch.float32).eval()
+    image_tokenizer = load_tokenizer(options.image_tokenizer)
     counts = {"t2i": options.t2i, "mmu": options.mmu, "mixed": options.mixed}
     write_rows(load_objects(options.objects), image_tokenizer, options.output, counts, options.seed)
     for task, count in counts.items():

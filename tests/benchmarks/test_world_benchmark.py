@@ -20,6 +20,7 @@ from benchmarks.world_detector import (
     targets,
     worsened,
 )
+from benchmarks.world_inpainting import draw_replacements, measured
 from benchmarks.world_prompts import (
     KINDS,
     NearestByWords,
@@ -44,6 +45,7 @@ from recipes.world.drawing import draw
 from recipes.world.objects import STYLES, save_objects
 from recipes.world.scene_maker import SceneMaker
 from recipes.world.scenes import Item, Scene
+from recipes.world.words import THINGS
 
 
 TWO = Scene((Item("dog", "blue", 0, 3), Item("fox", None, 7, 3)), "3d", "night")
@@ -229,6 +231,42 @@ def folder(objects, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("split", ["validation", "train"])
+def test_replacements_change_one_thing_of_a_trained_scene(objects, split):
+    replacements = draw_replacements(objects, split, 20)
+    assert replacements == draw_replacements(objects, split, 20)
+    for one in replacements:
+        assert (
+            one.before.split == "train" and one.after.split == split and one.before.background == one.after.background
+        )
+        kept, gone = one.before.items[1 - one.changed], one.before.items[one.changed]
+        assert kept == one.after.items[1 - one.changed]
+        new = one.after.items[one.changed]
+        assert new.thing not in (kept.thing, gone.thing) and (new.row, new.column) == (gone.row, gone.column)
+        assert new.thing in one.text or any(noun.singular in one.text for noun in THINGS[new.thing].nouns)
+        # Only the marked cells differ between the two images.
+        differs = (draw(one.before, objects) != draw(one.after, objects)).any(-1)
+        assert differs.any() and not (torch.from_numpy(differs) & (one.mask() == 0)).any()
+
+
+def test_painting_over_is_right_if_only_the_marked_thing_changes(objects):
+    replacements = draw_replacements(objects, "train", 5)
+    answers = {
+        "after": ([exactly(one.after) for one in replacements], (1, 1, 1)),
+        "before": ([exactly(one.before) for one in replacements], (0, 1, 0)),
+        "only new": ([exactly(one.after)[one.changed : one.changed + 1] for one in replacements], (1, 0, 0)),
+        "one more": ([[*exactly(one.after), exactly(one.before)[one.changed]] for one in replacements], (0, 0, 0)),
+        "nothing": ([[] for _ in replacements], (0, 0, 0)),
+    }
+    for found, expected in answers.values():
+        shares = measured(replacements, lambda asked: torch.zeros(len(asked)), lambda images, found=found: found)
+        assert tuple(shares.values()) == expected
+    moved = [
+        [(item.moved(item.column, item.row + 2), style) for item, style in exactly(one.after)] for one in replacements
+    ]
+    assert measured(replacements, lambda asked: None, lambda images: moved)["right"] == 0
+
+
 def test_all_parts_run_and_resume(folder, capsys):
     folders = {"--model": "model", "--objects": "objects", "--output": "out"}
     arguments = [word for option, name in folders.items() for word in (option, str(folder / name))]
@@ -236,7 +274,7 @@ def test_all_parts_run_and_resume(folder, capsys):
     world.main(arguments)
     first = capsys.readouterr()
     files = {file: file.stat().st_mtime_ns for file in (folder / "out").rglob("*.json")}
-    assert len(files) == 6 + 12 + 3 + 12 + 1
+    assert len(files) == 6 + 12 + 3 + 2 + 12 + 1
     for kind in KINDS:
         stored = json.loads((folder / "out" / f"images-validation-{kind}.json").read_text())
         assert 0 <= stored["result"]["right"] <= 1 and stored["result"]["detail"] > 0

@@ -4,6 +4,7 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
+import tiny
 import torch
 from safetensors.torch import save_file
 
@@ -54,6 +55,18 @@ def test_free_space_of_a_folder_that_is_not_made_yet():
 
 def test_model_facts_of_an_empty_folder():
     assert model_facts(Path()) is None
+
+
+def test_known_words_are_listed(tmp_path, monkeypatch, capsys):
+    processor = tiny.processor(known_words={"things": ["owl", *(f"thing{number}" for number in range(40))]})
+    tiny.pipeline(processor).save_pretrained(tmp_path)
+    monkeypatch.setattr("showo_hf.EMBEDDED_MODEL", str(tmp_path))
+    assert cli.main(["info", "--json"]) == cli.GOOD
+    assert json.loads(capsys.readouterr().out)["embedded_model"]["known_words"]["things"][0] == "owl"
+    assert cli.main(["info"]) == cli.GOOD
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("  things: owl, thing0, thing1") for line in lines)
+    assert max(map(len, lines[-6:])) <= 100 and lines[-1].endswith("thing39")
 
 
 def test_count_parameters():

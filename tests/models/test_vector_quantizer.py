@@ -167,6 +167,22 @@ def test_restarts_depend_on_the_generator_alone():
     assert torch.equal(restarted(0), restarted(0)) and not torch.equal(restarted(0), restarted(1))
 
 
+def test_dead_entries_restart_where_the_codebook_is_coarse():
+    made = quantizer(decay=0.0, dead_code_threshold=0.3)
+    entries = made.codebook.detach().clone()
+    far = entries[0] + 100
+    latents = torch.cat((entries[:1].expand(30, -1), entries[1:2] + 1e-3, far[None]))  # two differ from their entries
+    indices = torch.tensor([0] * 30 + [1] + [0])
+    assert made.update(latents, indices, torch.Generator().manual_seed(0)) == 2, "none goes to an entry that is there"
+    assert sum(bool((entry == far).all()) for entry in made.codebook) == 1
+    for seed in range(5):  # one dead entry: almost surely, it goes to the far latent
+        made = quantizer(codes=3, decay=0.0, dead_code_threshold=0.3)
+        entries = made.codebook.detach().clone()
+        latents = torch.cat((entries[:1] + 100, entries[1:2] + 1e-3))
+        assert made.update(latents, torch.tensor([0, 1]), torch.Generator().manual_seed(seed)) == 1
+        assert torch.equal(made.codebook[2], latents[0])
+
+
 def test_more_dead_entries_than_latents():
     made = quantizer(codes=50, decay=0.0, dead_code_threshold=0.3)
     generator = torch.Generator().manual_seed(0)

@@ -14,7 +14,7 @@ from showo_hf.training.checkpoints import (
     write_json,
     write_tensors,
 )
-from showo_hf.training.optimizers import MuonWithAdamW, inner_matrices
+from showo_hf.training.optimizers import MuonWithAdamW, inner_kernels, inner_matrices
 
 
 def small_model() -> nn.Module:
@@ -108,6 +108,65 @@ def test_muon_gets_only_the_inner_matrices(backbone):
 def test_frozen_matrices_are_not_trained():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
     assert inner_matrices(model) == [model[0].weight]
+
+
+class SmallConvolutions(nn.Module):
+    """Two matrices and four kernels, of which two read and write pixels."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv_in, self.conv_out = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(4, 3, 1)
+        self.inner = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.SiLU(), nn.Conv2d(6, 4, (1, 2)))
+
+    def forward(self, pixels):
+        return self.conv_out(self.inner(self.conv_in(pixels)))
+
+    def step(self, optimizer, seed):
+        pixels = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(seed))
+        optimizer.zero_grad()
+        self(pixels).square().mean().backward()
+        optimizer.step()
+
+
+def test_inner_kernels_are_updated_as_matrices():
+    model = SmallConvolutions()
+    kernels = [model.inner[0].weight, model.inner[2].weight]
+    assert inner_kernels(model) == kernels
+    matrices = [nn.Parameter(kernel.detach().clone().flatten(1)) for kernel in kernels]
+    reference = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    optimizer = MuonWithAdamW(model, lr=0.02, weight_decay=0.1)
+    for seed in range(3):
+        model.step(optimizer, seed)
+        for kernel, matrix in zip(kernels, matrices, strict=True):
+            matrix.grad = kernel.grad.flatten(1).clone()
+        reference.step()
+        assert all(torch.equal(a.flatten(1), b) for a, b in zip(kernels, matrices, strict=True))
+
+
+def test_kernels_without_a_gradient_stay():
+    model = SmallConvolutions()
+    model.inner[2].weight.requires_grad_(False)
+    assert inner_kernels(model) == [model.inner[0].weight]
+    model.inner[2].weight.requires_grad_(True)
+    optimizer = MuonWithAdamW(model, lr=0.02, weight_decay=0.1)
+    before = model.inner[2].weight.detach().clone()
+    model.inner[2].weight.requires_grad_(False)
+    model.step(optimizer, 0)
+    assert torch.equal(model.inner[2].weight, before)
+
+
+def test_kernels_resume_exactly():
+    model = SmallConvolutions()
+    optimizer = MuonWithAdamW(model, lr=0.02)
+    model.step(optimizer, 0)
+    resumed = copy.deepcopy(model)
+    fresh = MuonWithAdamW(resumed, lr=0.5)
+    fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for seed in (1, 2):
+        model.step(optimizer, seed)
+        resumed.step(fresh, seed)
+    assert all(torch.equal(value, weights(model)[name]) for name, value in weights(resumed).items())
 
 
 def test_a_model_of_one_kind_of_parameters_needs_one_optimizer():

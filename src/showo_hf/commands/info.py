@@ -9,6 +9,7 @@ import platform
 import shutil
 import struct
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -148,9 +149,9 @@ def model_facts(folder: Path) -> dict[str, Any] | None:
     """Facts about a saved pipeline, without loading its weights. None if `folder` has no pipeline."""
     if not (folder / "model_index.json").is_file():
         return None
-    config = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    config, index = read_json(folder / "model" / "config.json"), read_json(folder / "model_index.json")
     text, tokenizer = config.get("text_config") or {}, config.get("image_tokenizer_config") or {}
+    processor = read_json(folder / "processor" / "processor_config.json")
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {
         "folder": str(folder),
@@ -164,7 +165,13 @@ def model_facts(folder: Path) -> dict[str, Any] | None:
         "image_tokens": config.get("num_image_tokens"),
         "codebook_size": config.get("codebook_size"),
         "longest_prompt": config.get("max_text_length"),
+        **({"known_words": processor["known_words"]} if processor.get("known_words") else {}),
     }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one if there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def count_parameters(path: Path) -> int:
@@ -191,7 +198,11 @@ def fact_lines(facts: dict[str, Any]) -> Iterator[str]:
         yield from table(
             "an image", {name: took if isinstance(took, str) else f"{took:.2f} s" for name, took in taken}
         )
-    yield from table("embedded model", facts["embedded_model"] or {"folder": "not installed"})
+    model = dict(facts["embedded_model"] or {"folder": "not installed"})
+    known_words: dict[str, list[str]] = model.pop("known_words", {})
+    yield from table("embedded model", model)
+    for group, words in known_words.items():
+        yield from textwrap.wrap(f"{group}: {', '.join(words)}", 100, initial_indent="  ", subsequent_indent="    ")
 
 
 def table(heading: str, rows: dict[str, Any]) -> Iterator[str]:

@@ -38,6 +38,8 @@ class ShowoImageTokenizerConfig(CheckedConfig):
         mid_block_attention (`bool`): whether the lowest resolution has self-attention.
         sample_size (`int`): height and width of the training images, in pixels.
         commitment_weight (`float`): weight of the mean squared distance between latents and their quantized values.
+        encoder_context (`bool`): whether a token also depends on the pixels around its own. Without, equal cells of
+            pixels have equal tokens, wherever they are and whatever is beside them. The decoder sees all tokens.
 
     Raises:
         ValueError: for lists of different lengths, for no stage at all, or for channel counts that `norm_num_groups`
@@ -56,6 +58,7 @@ class ShowoImageTokenizerConfig(CheckedConfig):
         sample_size: int,
         commitment_weight: float,
         initializer_range: float,
+        encoder_context: bool,
         **kwargs,
     ):
         stages = {
@@ -79,6 +82,7 @@ class ShowoImageTokenizerConfig(CheckedConfig):
         self.sample_size = sample_size
         self.commitment_weight = commitment_weight
         self.initializer_range = initializer_range
+        self.encoder_context = encoder_context
         check_sizes(self, LARGEST_TOKENIZER)
         super().__init__(**kwargs)
 

@@ -28,6 +28,9 @@ class ShowoLFQTokenizerConfig(ShowoImageTokenizerConfig):
         entropy_over (`str`, defaults to `"bits"`): "bits" for the original's entropy loss, which treats the bits as
             independent; "codes" for the entropy loss over all `2 ** codebook_bits` codebook entries.
         entropy_temperature (`float`, defaults to 1.0): temperature of the soft assignment in the entropy loss.
+        encoder_context (`bool`, defaults to `True`): whether a token also depends on the pixels around its own. Without,
+            equal cells of pixels have equal tokens, wherever they are and whatever is beside them. The decoder sees
+            all tokens.
         entropy_least_contrast (`float`, defaults to 0.0): the entropy loss spreads codes over the cells alone whose
             pixels differ by so much in a channel, from 0 to 2. 0 stands for all cells. With more, plain areas do not
             take many codes that mean the same.
@@ -56,6 +59,7 @@ class ShowoLFQTokenizerConfig(ShowoImageTokenizerConfig):
         entropy_temperature: float = 1.0,
         entropy_least_contrast: float = 0.0,
         initializer_range: float = 0.02,
+        encoder_context: bool = True,
         **kwargs,
     ):
         if not 1 <= codebook_bits <= 24:
@@ -82,6 +86,7 @@ class ShowoLFQTokenizerConfig(ShowoImageTokenizerConfig):
             sample_size=sample_size,
             commitment_weight=commitment_weight,
             initializer_range=initializer_range,
+            encoder_context=encoder_context,
             **kwargs,
         )
 

@@ -40,6 +40,9 @@ class ShowoVQTokenizerConfig(ShowoImageTokenizerConfig):
         act_fn (`str`, defaults to `"silu"`): activation of the residual blocks, a name that diffusers knows.
         mid_block_attention (`bool`, defaults to `True`): whether the lowest resolution has self-attention.
         sample_size (`int`, defaults to 256): height and width of the training images, in pixels.
+        encoder_context (`bool`, defaults to `True`): whether a token also depends on the pixels around its own. Without,
+            equal cells of pixels have equal tokens, wherever they are and whatever is beside them. The decoder sees
+            all tokens.
         distance (`str`, defaults to `"euclidean"`): which codebook entry is nearest. "cosine" normalizes latents and
             codebook entries to length 1 first (ViT-VQGAN, arXiv:2110.04627), and the decoder sees normalized entries.
         commitment_weight (`float`, defaults to 0.25): weight of the mean squared distance between latents and their
@@ -84,6 +87,7 @@ class ShowoVQTokenizerConfig(ShowoImageTokenizerConfig):
         codebook_decay: float = 0.99,
         dead_code_threshold: float = 0.03,
         initializer_range: float = 0.02,
+        encoder_context: bool = True,
         **kwargs,
     ):
         sizes = {"codebook_size": codebook_size, "codebook_dim": codebook_dim, "latent_channels": latent_channels}
@@ -135,6 +139,7 @@ class ShowoVQTokenizerConfig(ShowoImageTokenizerConfig):
             sample_size=sample_size,
             commitment_weight=commitment_weight,
             initializer_range=initializer_range,
+            encoder_context=encoder_context,
             **kwargs,
         )
 

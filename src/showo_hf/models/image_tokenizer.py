@@ -280,7 +280,14 @@ class ShowoImageTokenizer(PreTrainedModel):
 
     def encode_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pixels `(batch, 3, H, W)` to latents `(batch, codebook_channels, h, w)`."""
-        return self.quant_conv(self.encoder(pixel_values))
+        if self.config.encoder_context:
+            return self.quant_conv(self.encoder(pixel_values))
+        side = self.config.downsampling
+        cells = pixel_values.unfold(2, side, side).unfold(3, side, side).movedim(1, 3)  # (batch, h, w, 3, side, side)
+        # Plain areas have many equal cells, so each different one is encoded once.
+        different, places = cells.flatten(0, 2).flatten(1).unique(dim=0, return_inverse=True)
+        latents = self.quant_conv(self.encoder(different.unflatten(1, cells.shape[3:])))  # (cells, channels, 1, 1)
+        return latents.flatten(1)[places].unflatten(0, cells.shape[:3]).movedim(-1, 1)
 
     # Decode
 

@@ -167,30 +167,36 @@ class VectorQuantizer(nn.Module):
             self.codebook.lerp_(means, weight.to(means.dtype))
             if self.cosine:
                 self.codebook.copy_(F.normalize(self.codebook, dim=-1))
-        return self.restart_dead_codes(latents, generator) if self.dead_code_threshold else 0
+        return self.restart_dead_codes(latents, indices, generator) if self.dead_code_threshold else 0
 
     @torch.no_grad()
-    def restart_dead_codes(self, latents: torch.Tensor, generator: torch.Generator) -> int:
+    def restart_dead_codes(self, latents: torch.Tensor, indices: torch.LongTensor, generator: torch.Generator) -> int:
         """
-        Put dead entries at latents (positions, channels) drawn without replacement, and return how many there were.
+        Put dead entries at latents (positions, channels) of the entries (positions,), and return how many there were.
 
-        A restarted entry has the usage 1. If there are more dead entries than latents, the rest stays dead until the
-        next call. In a process group, the latents are those of the process that has most.
+        The latents are drawn without replacement, each with a probability in proportion to its squared distance to its
+        entry, as the seeds of k-means++ are. So entries go where the codebook is coarse, and not to a plain area whose
+        latents are all alike. A restarted entry has the usage 1. If there are more dead entries than latents that
+        differ from theirs, the rest stays dead until the next call. In a process group, the latents are those of the
+        process that has most.
         """
         dead = (self.code_usage < self.dead_code_threshold).nonzero().squeeze(1)
         if not len(dead):
             return 0
-        source, available = 0, len(latents)
+        distances = (latents - self.entries(indices)).float().square().sum(1).cpu()  # (positions,)
+        source, available = 0, int(distances.count_nonzero())
         if in_process_group():
             lengths: list[int] = [0] * distributed.get_world_size()
             distributed.all_gather_object(lengths, available)
             available = max(lengths)
             source = lengths.index(available)
         dead = dead[:available]
-        order = torch.randperm(available, generator=generator)[: len(dead)]
+        if not len(dead):
+            return 0
         chosen = latents.new_empty(len(dead), latents.shape[1])
         if not in_process_group() or distributed.get_rank() == source:
-            chosen.copy_(latents[order.to(latents.device)])
+            drawn = torch.multinomial(distances, len(dead), generator=generator)
+            chosen.copy_(latents[drawn.to(latents.device)])
         if in_process_group():
             distributed.broadcast(chosen, source)
         self.codebook[dead] = chosen

@@ -13,6 +13,7 @@ from transformers.processing_utils import ProcessorMixin
 from ..models.configuration_showo import SPECIAL_TOKEN_ARGUMENTS, SPECIAL_TOKEN_NAMES
 from ..utils.validation import check_equal_length, check_texts
 from .images import flatten_images, is_token_grid, load_image
+from .known_words import check_known_words
 from .processor_kwargs import (
     ShowoProcessorKwargs,
     check_image_sizes,
@@ -93,8 +94,11 @@ class ShowoProcessor(ProcessorMixin):
             models that have one. Input images then go through it.
         num_image_features (`int`, *optional*): number of features that the vision tower returns per image. Required
             with `vision_processor`.
+        known_words (`dict[str, list[str]]`, *optional*): words and phrases by group, of a model that knows no others.
+            Pipelines warn of prompts that have none of them.
 
     Raises:
+        TypeError: if `known_words` is not a dict of lists of words.
         ValueError: if the tokenizer lacks special tokens, or only one of `vision_processor` and `num_image_features`
             is given.
     """
@@ -111,6 +115,7 @@ class ShowoProcessor(ProcessorMixin):
         max_text_length: int = 128,
         vision_processor: CLIPImageProcessorPil | dict | None = None,
         num_image_features: int | None = None,
+        known_words: dict[str, list[str]] | None = None,
         **kwargs,
     ):
         if (vision_processor is None) != (num_image_features is None):
@@ -125,6 +130,7 @@ class ShowoProcessor(ProcessorMixin):
             vision_processor = CLIPImageProcessorPil.from_dict(vision_processor)
         self.vision_processor: CLIPImageProcessorPil | None = vision_processor
         self.num_image_features = num_image_features
+        self.known_words = check_known_words(known_words)
         if chat_template is None:
             chat_template = read_chat_template("discrete" if vision_processor is None else "clip")
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)

@@ -78,8 +78,8 @@ class RunConfig:
         validation_rows (`int`, defaults to 64): rows, of each task, that validation looks at.
         keep_best (`bool`, defaults to `False`): the result is the model with the lowest validation loss.
         early_stop (`int`, *optional*): stop after so many validations without a lower loss.
-        muon (`bool`, defaults to `False`): train the weights of linear layers with Muon, and the rest with AdamW; see
-            [`MuonWithAdamW`].
+        muon (`bool`, defaults to `False`): train the weights of linear layers and the kernels of convolutions with Muon,
+            and the rest with AdamW; see [`MuonWithAdamW`].
         ema_decay (`float`, *optional*): decay of the averaged weights. The averaged weights are the result.
         bad_step (`str`, defaults to `"stop"`): what happens at a step whose loss or gradient is not finite or whose
             gradient norm exceeds `bad_step_norm`: "skip" leaves the weights unchanged, "stop" ends the run.

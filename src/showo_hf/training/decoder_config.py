@@ -21,6 +21,9 @@ class DiffusionDecoderConfig(ImageRunConfig):
         model (`str`, defaults to `"embedded"`): the image tokenizer, or the model or pipeline that has one, as a folder or
             a name on the Hub, or "embedded".
         decoder (`str`, *optional*): a diffusion decoder whose weights the training starts from.
+        teacher (`str`, *optional*): a diffusion decoder of flows that is distilled into one of `decoder_steps` steps, each
+            of which lands where two of the teacher's do (progressive distillation, arXiv:2202.00512). The training starts
+            from the teacher's weights unless `decoder` is given.
         data, batch_size, shift: see [`ImageRunConfig`].
         image_size (`int`, *optional*): width and height of the images in pixels; by default the tokenizer's.
         prediction_type (`str`, defaults to `"flow_prediction"`): "epsilon", "v_prediction" or "flow_prediction".
@@ -43,6 +46,7 @@ class DiffusionDecoderConfig(ImageRunConfig):
 
     model: str = "embedded"
     decoder: str | None = None
+    teacher: str | None = None
     image_size: int | None = None
     prediction_type: str = "flow_prediction"
     weighting: str = "simple"
@@ -72,4 +76,6 @@ class DiffusionDecoderConfig(ImageRunConfig):
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
         check_choice("weighting", self.weighting, WEIGHTINGS)
         check_choice("start", self.start, STARTS)
+        if self.teacher is not None:
+            self.decoder = self.decoder or self.teacher
         check_choice("save_dtype", self.save_dtype, ("float32", "bfloat16", "float16"))

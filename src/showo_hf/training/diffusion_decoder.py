@@ -29,6 +29,7 @@ from ..utils.atomic_folder import atomic_folder
 from ..utils.metrics import psnr
 from .data.loader import State, StepLoader
 from .decoder_config import DiffusionDecoderConfig
+from .distillation import distilled, on_grid
 from .image_batches import ImageBuilder, Images, image_loader, validation_images
 from .image_trainer import TASK, ImageTrainer
 from .losses import LossSums
@@ -85,6 +86,7 @@ class DiffusionDecoderTrainer(ImageTrainer):
         model, args, settings, data, validation, callbacks: see [`ImageTrainer`].
         config: the recipe.
         tokenizer: gives codes and decoded images.
+        teacher: the decoder that is distilled, if one is.
     """
 
     LOSSES = ("diffusion", "image")
@@ -98,12 +100,15 @@ class DiffusionDecoderTrainer(ImageTrainer):
         data: StepLoader,
         config: DiffusionDecoderConfig,
         tokenizer: FrozenTokenizer,
+        teacher: ShowoDiffusionDecoder | None = None,
         validation: list[Images] | None = None,
         callbacks: list | None = None,
     ):
         super().__init__(model, args, settings, data, validation, callbacks)
-        self.config, self.tokenizer = config, tokenizer
+        self.config, self.tokenizer, self.teacher = config, tokenizer, teacher
         tokenizer.tokenizer.to(args.device)
+        if teacher is not None:
+            teacher.to(args.device)
 
     def losses(self, model: nn.Module, images: Images, sums: LossSums) -> dict[str, torch.Tensor]:
         """The losses of a batch by name. They are added to `sums`, with other measures."""
@@ -112,7 +117,7 @@ class DiffusionDecoderTrainer(ImageTrainer):
         is_empty = not len(pixels)
         if is_empty:  # every device must take part in the backward pass
             pixels, seeds = pixels.new_zeros(1, *pixels.shape[1:]), [0]
-        losses, quality = batch_losses(self.config, model, decoder, self.tokenizer, pixels, seeds)
+        losses, quality = batch_losses(self.config, model, decoder, self.tokenizer, pixels, seeds, self.teacher)
         if is_empty:
             return {name: 0.0 * loss for name, loss in losses.items()}
         for name, value in {**losses, "psnr": quality}.items():
@@ -143,14 +148,21 @@ class NoisedImages:
         return decoder.expectation(prediction, self.noised, self.timestep.view(-1, 1, 1, 1))
 
 
-def draw_noise(decoder: ShowoDiffusionDecoder, denoised: torch.Tensor, seeds: Sequence[int]) -> NoisedImages:
-    """Draw a noise level, uniformly, and noise for each image (batch, 3, H, W), each from a seed of its own."""
+def draw_noise(
+    decoder: ShowoDiffusionDecoder, denoised: torch.Tensor, seeds: Sequence[int], steps: int | None = None
+) -> NoisedImages:
+    """
+    Draw a noise level, uniformly, and noise for each image (batch, 3, H, W), each from a seed of its own.
+
+    With `steps`, the levels of flows are those at which a sampler with so many steps predicts.
+    """
     generators = [row_generator(seed) for seed in seeds]
     times = torch.stack([torch.rand((), generator=generator) for generator in generators]).to(denoised.device)
     noise = torch.stack([torch.randn(denoised.shape[1:], generator=generator) for generator in generators])
     noise = noise.to(denoised.device)
     if decoder.config.prediction_type == "flow_prediction":
         times = 1 - times  # (0, 1]: pure noise is where sampling starts
+        times = times if steps is None else on_grid(times, steps)
         return NoisedImages(denoised, noise, flow_sample(denoised, noise, times), times * NOISE_LEVELS)
     alphas = decoder.scheduler.alphas_cumprod.to(denoised.device)
     timestep = (times * len(alphas)).long()
@@ -164,6 +176,7 @@ def batch_losses(
     tokenizer: FrozenTokenizer,
     pixels: torch.Tensor,
     seeds: Sequence[int],
+    teacher: ShowoDiffusionDecoder | None = None,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """
     The losses of images (batch, 3, H, W), see [`decoder_losses`], and the PSNR of the expected images in dB.
@@ -171,9 +184,13 @@ def batch_losses(
     Args:
         model: `decoder`, or a wrapper of it.
         seeds: the seed of each image's random draws.
+        teacher: the decoder that is distilled into `decoder_steps` steps, if one is.
     """
     codes, decoded = tokenizer(pixels)
-    draws = draw_noise(decoder, decoder.to_denoised(pixels, decoded), seeds)
+    steps = config.decoder_steps if teacher is not None else None
+    draws = draw_noise(decoder, decoder.to_denoised(pixels, decoded), seeds, steps)
+    if teacher is not None:
+        draws = distilled(teacher, draws, codes, decoded, config.decoder_steps)
     prediction = model(draws.noised, draws.timestep, codes, decoded).float()
     estimate = decoder.to_pixels(draws.expectation(decoder, prediction.detach()), decoded).clamp(-1, 1)
     quality = psnr(estimate, pixels).clamp(max=100.0).mean()
@@ -238,11 +255,37 @@ def load_tokenizer(source: str) -> ShowoImageTokenizer:
     return tokenizer
 
 
-def load_models(config: DiffusionDecoderConfig) -> tuple[ShowoDiffusionDecoder, FrozenTokenizer]:
-    """The decoder that is trained, see [`load_decoder`], and the frozen tokenizer."""
+Models = tuple[ShowoDiffusionDecoder, FrozenTokenizer, ShowoDiffusionDecoder | None]
+
+
+def load_models(config: DiffusionDecoderConfig) -> Models:
+    """The decoder that is trained, see [`load_decoder`], the frozen tokenizer, and the teacher, see [`load_teacher`]."""
     bf16 = bool(config.training.get("bf16"))
     tokenizer = FrozenTokenizer(load_tokenizer(config.model), config.cached_images, bf16)
-    return load_decoder(config, tokenizer), tokenizer
+    decoder = load_decoder(config, tokenizer)
+    return decoder, tokenizer, load_teacher(config, decoder, tokenizer)
+
+
+def load_teacher(
+    config: DiffusionDecoderConfig, student: ShowoDiffusionDecoder, tokenizer: FrozenTokenizer
+) -> ShowoDiffusionDecoder | None:
+    """
+    The frozen decoder that is distilled into `student`, in float32; None without one.
+
+    Raises:
+        ValueError: if it does not fit the tokenizer, does not predict flows, or denoises another variable.
+    """
+    if config.teacher is None:
+        return None
+    teacher = ShowoDiffusionDecoder.from_pretrained(config.teacher, dtype=torch.float32, use_safetensors=True)
+    check_fits(teacher, tokenizer.tokenizer, "teacher")
+    if teacher.config.prediction_type != "flow_prediction":
+        raise ValueError(f"`teacher` must predict 'flow_prediction', got {teacher.config.prediction_type!r}.")
+    for name in ("prediction_type", "start", "residual_scale"):
+        ours, theirs = getattr(student.config, name), getattr(teacher.config, name)
+        if ours != theirs:
+            raise ValueError(f"`decoder` and `teacher` must have the same `{name}`, got {ours!r} and {theirs!r}.")
+    return teacher.eval().requires_grad_(False)
 
 
 def load_decoder(config: DiffusionDecoderConfig, tokenizer: FrozenTokenizer) -> ShowoDiffusionDecoder:
@@ -290,12 +333,12 @@ def architecture(config: DiffusionDecoderConfig, tokenizer: ShowoImageTokenizer)
     return {**config.architecture, **fixed}
 
 
-def check_fits(decoder: ShowoDiffusionDecoder, tokenizer: ShowoImageTokenizer):
-    """Raise `ValueError` unless a decoder takes the codes of a tokenizer."""
+def check_fits(decoder: ShowoDiffusionDecoder, tokenizer: ShowoImageTokenizer, argument: str = "decoder"):
+    """Raise `ValueError` unless the decoder of an argument takes the codes of a tokenizer."""
     for name in ("codebook_channels", "downsampling", "in_channels"):
         ours, theirs = getattr(decoder.config, name), getattr(tokenizer.config, name)
         if ours != theirs:
-            raise ValueError(f"`decoder` and `model` do not fit: `{name}` is {ours} and {theirs}.")
+            raise ValueError(f"`{argument}` and `model` do not fit: `{name}` is {ours} and {theirs}.")
 
 
 def first_scale(config: DiffusionDecoderConfig, tokenizer: FrozenTokenizer, size: int, images: int = 64) -> float:
@@ -319,13 +362,13 @@ def image_builder(config: DiffusionDecoderConfig, decoder: ShowoDiffusionDecoder
 def diffusion_decoder_trainer(
     config: DiffusionDecoderConfig,
     args: TrainingArguments,
-    models: tuple[ShowoDiffusionDecoder, FrozenTokenizer],
+    models: Models,
     settings: Settings,
     position: State | None,
     callbacks: list[Any],
 ) -> DiffusionDecoderTrainer:
     """The Trainer of a run that starts at a position in the data, with what [`load_models`] gave."""
-    decoder, tokenizer = models
+    decoder, tokenizer, teacher = models
     data = image_loader(
         config,
         image_builder(config, decoder),
@@ -335,7 +378,7 @@ def diffusion_decoder_trainer(
         position,
     )
     validation = validation_images(config, ImageBuilder(showo_image_processor(decoder.config.sample_size)))
-    return DiffusionDecoderTrainer(decoder, args, settings, data, config, tokenizer, validation, callbacks)
+    return DiffusionDecoderTrainer(decoder, args, settings, data, config, tokenizer, teacher, validation, callbacks)
 
 
 def save_decoder(config: DiffusionDecoderConfig, trainer: DiffusionDecoderTrainer):

@@ -149,17 +149,19 @@ def plan_of_images(
 
 def plan_of_diffusion_decoder(config: DiffusionDecoderConfig, args: TrainingArguments) -> str:
     """The plan of a diffusion decoder's training. Its memory is not estimated, and its time is without the tokenizer's."""
-    decoder, tokenizer = load_models(config)
+    decoder, tokenizer, teacher = load_models(config)
     tokenizer.capacity = max(tokenizer.capacity, config.batch_size)
     images = first_images(config, image_builder(config, decoder))
     pixels = images.pixel_values.to(args.device)
     tokenizer.tokenizer.to(args.device)
     decoder.to(args.device).train()
+    if teacher is not None:
+        teacher.to(args.device)
     optimizer = new_optimizer(config, decoder, args)
 
     def step():
         with torch.autocast(args.device.type, dtype_of(args), enabled=args.bf16 or args.fp16):
-            losses, _ = batch_losses(config, decoder, decoder, tokenizer, pixels, images.noise_seeds)
+            losses, _ = batch_losses(config, decoder, decoder, tokenizer, pixels, images.noise_seeds, teacher)
         sum(losses.values()).backward()
         optimizer.step()
         optimizer.zero_grad()

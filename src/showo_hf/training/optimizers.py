@@ -1,5 +1,6 @@
-"""Muon for the matrices inside a network, AdamW for the rest."""
+"""Muon for the matrices and kernels inside a network, AdamW for the rest."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,11 +10,11 @@ from torch import nn
 
 class MuonWithAdamW(torch.optim.Optimizer):
     """
-    Muon for the weights of linear layers, AdamW for all other parameters.
+    Muon for the weights of linear layers and the kernels of convolutions, AdamW for all other parameters.
 
     Muon (https://kellerjordan.github.io/posts/muon) orthogonalizes the momentum of each matrix before the update. Its
-    updates are scaled to the size of AdamW's (arXiv:2502.16982), so that both use one learning rate. Weight decay applies
-    to matrices and kernels, not to biases and norms.
+    updates are scaled to the size of AdamW's (arXiv:2502.16982), so that both use one learning rate. A kernel is a matrix
+    with one row for each output channel. Weight decay applies to matrices and kernels, not to biases and norms.
 
     Args:
         model: the model. Its parameters with `requires_grad` are trained.
@@ -32,7 +33,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
         fused: bool = True,
     ):
-        matrices = inner_matrices(model)
+        matrices = inner_matrices(model) + inner_kernels(model)
         taken = {id(matrix) for matrix in matrices}
         rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
         groups = [
@@ -45,8 +46,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
             self.parts["adamw"] = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
         if matrices:
             self.parts["muon"] = torch.optim.Muon(
-                matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+                [as_matrix(one) for one in matrices], lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
             )
+            self.parts["muon"].param_groups[0]["params"] = matrices
         super().__init__(
             [{**group, "optimizer": name} for name, part in self.parts.items() for group in part.param_groups], {}
         )
@@ -59,10 +61,28 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 loss = closure()
         for name, part in self.parts.items():
             # State and groups are this object's, which schedulers change and `load_state_dict` replaces.
-            part.state = self.state
-            part.param_groups = [group for group in self.param_groups if group["optimizer"] == name]
+            groups = [group for group in self.param_groups if group["optimizer"] == name]
+            if name == "muon":
+                pairs = [(one, as_matrix(one)) for group in groups for one in group["params"] if one.grad is not None]
+                part.state = defaultdict(dict, {matrix: self.state[one] for one, matrix in pairs})
+                matrices = dict(pairs)
+                groups = [
+                    {**group, "params": [matrices[p] for p in group["params"] if p in matrices]} for group in groups
+                ]
+            else:
+                part.state = self.state
+            part.param_groups = groups
             part.step()
         return loss
+
+
+def as_matrix(parameter: nn.Parameter) -> nn.Parameter:
+    """A kernel (out, in, ...) as a matrix (out, in * ...) that shares its memory; a matrix as it is."""
+    if parameter.ndim == 2:
+        return parameter
+    matrix = nn.Parameter(parameter.detach().view(len(parameter), -1))
+    matrix.grad = None if parameter.grad is None else parameter.grad.reshape(matrix.shape)
+    return matrix
 
 
 def inner_matrices(model: nn.Module) -> list[nn.Parameter]:
@@ -75,6 +95,17 @@ def inner_matrices(model: nn.Module) -> list[nn.Parameter]:
         module.weight
         for module in model.modules()
         if isinstance(module, nn.Linear) and module.weight.requires_grad and id(module.weight) not in left_out
+    )
+
+
+def inner_kernels(model: nn.Module) -> list[nn.Parameter]:
+    """The trained kernels of convolutions, except those that read and write pixels or codes (`conv_in`, `conv_out`)."""
+    return unique(
+        module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        and module.weight.requires_grad
+        and name.rpartition(".")[2] not in ("conv_in", "conv_out")
     )
 
 

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from recipes.world.known_words import known_words
 from recipes.world.recolouring import PALETTE
 from recipes.world.words import KINDS, THINGS, article, plural_of
 
@@ -56,3 +57,11 @@ def test_articles():
     assert THINGS["unicorn"].name.with_article == "a unicorn"
     cheese = next(noun for noun in THINGS["piece of cheese"].synonyms if noun.singular == "cheese")
     assert cheese.with_article == "cheese" and cheese.plural is None
+
+
+def test_known_words_are_those_of_the_prompts():
+    groups = known_words()
+    words = [word for group in groups.values() for word in group]
+    assert {form for noun in NOUNS for form in (noun.singular, noun.plural) if form} | set(PALETTE) <= set(words)
+    assert len(words) - len(set(words)) <= len(PALETTE)  # "orange" is a thing and a colour
+    assert groups["styles"] == ["flat", "fluent", "noto", "3d"] and "at night" in groups["backgrounds"]

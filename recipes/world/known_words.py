@@ -1,0 +1,24 @@
+"""The words of the world by group, for the model's processor: prompts that have none of them get a warning."""
+
+from recipes.world.phrases import SCENERY_PHRASES, STYLE_WORDS
+from recipes.world.recolouring import PALETTE
+from recipes.world.scenes import PLAIN_BACKGROUNDS
+from recipes.world.words import KINDS, THINGS
+
+
+def known_words() -> dict[str, list[str]]:
+    """Names of the things by kind, then their other names and plurals, styles, colours, and sceneries."""
+    groups = {
+        plural: [name for name, thing in THINGS.items() if thing.kind == kind] for kind, (_, plural) in KINDS.items()
+    }
+    nouns = [noun for thing in THINGS.values() for noun in thing.nouns]
+    forms = dict.fromkeys(
+        form for noun in nouns for form in (noun.singular, noun.plural) if form and form not in THINGS
+    )
+    return {
+        **groups,
+        "other names": list(forms),
+        "styles": [words[0] for words in STYLE_WORDS.values()],
+        "colours": list(dict.fromkeys([*PALETTE, *PLAIN_BACKGROUNDS])),
+        "backgrounds": [phrase for phrases in SCENERY_PHRASES.values() for phrase in dict.fromkeys(phrases)],
+    }
