@@ -285,11 +285,12 @@ def hub():
 @pytest.fixture
 def hub_here(hub, tmp_path, monkeypatch):
     """`hub` for the process of the test itself, where huggingface_hub is imported already."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, hf_api
     from huggingface_hub.utils import close_session
 
     endpoint = f"http://127.0.0.1:{hub.server_port}"
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(hf_api.api, "endpoint", endpoint)  # whose methods are the functions of huggingface_hub
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     )

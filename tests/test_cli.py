@@ -1,6 +1,7 @@
 """The command `showo-hf`: help, usage errors, exit codes."""
 
 import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -29,7 +30,8 @@ def test_the_parser_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", READ_THE_COMMAND_LINE, package]).returncode == 0
 
 
-NAMES = ("generate", "caption", "ask", "chat", "convert", "export", "info")
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = tuple(module.__name__.rpartition(".")[2] for module in cli.COMMANDS)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in NAMES)])
@@ -48,6 +50,41 @@ def test_every_example_in_the_help_can_be_parsed():
     for example in examples:
         words = re.findall(r'"([^"]*)"|(\S+)', example)
         parser.parse_args([quoted or plain for quoted, plain in words])
+
+
+def test_the_help_in_the_docs_is_the_real_one(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs" / "site")
+    import command_line
+
+    written = command_line.PAGE.read_text(encoding="utf-8")
+    assert re.findall("^## (.+)$", written, flags=re.MULTILINE) == ["showo-hf", *NAMES]
+    assert plain(written) == plain(command_line.page()), "run `python docs/site/command_line.py`"
+
+
+def plain(text: str) -> str:
+    """A help text without line breaks, and as Python 3.13 writes it: a value once for both names of an option."""
+    return " ".join(re.sub(r"(-\w) (\S+), (--[\w-]+) \2", r"\1, \3 \2", text).split())
+
+
+def commands_in_docs() -> list[tuple[str, str]]:
+    """The command lines of README.md and the guides, with the name of their page."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    fence = re.compile(r"^ *```(?:bash|sh)?\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
+    line = re.compile(r'^ *(?:\$ )?(?:\.venv/bin/)?showo-hf ((?:[^"\n]|"[^"]*")+)$', re.MULTILINE)
+    blocks = [(page.name, block) for page in pages for block in fence.findall(page.read_text(encoding="utf-8"))]
+    return [(name, command) for name, block in blocks for command in line.findall(block.replace("\\\n", " "))]
+
+
+def test_every_command_in_the_docs_can_be_parsed():
+    found = commands_in_docs()
+    assert len(found) >= 30
+    parser = cli.build_parser()
+    for page, command in found:
+        words = shlex.split(re.sub(r" (?:[<>|]|&&) [^\"']*$", "", command), comments=True)
+        try:
+            parser.parse_args(words)
+        except SystemExit as end:
+            assert end.code == cli.GOOD, f"{page}: showo-hf {command}"
 
 
 def test_version(capsys):

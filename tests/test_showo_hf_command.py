@@ -66,7 +66,7 @@ def test_what_needs_no_model_starts_fast(words, bare, tmp_path):
         ("caption gone.png", "gone.png"),
         ("ask gone.png what?", "gone.png"),
         ("chat -o gone", "--output"),
-        ("tokenize gone -o a --model nope", "--model"),
+        ("tokenize gone -o a --model nope", "DATA"),
         ("train", "give a recipe"),
         ("train nope", "nope"),
         ("convert --image-tokenizer x --text-tokenizer y -o a", "--showo"),

@@ -31,12 +31,12 @@ def test_convert_and_export(tmp_path, capsys):
 )
 def test_errors_are_reported_as_in_the_other_commands(command, tmp_path, capsys):
     command = [*command, "--output", str(tmp_path / "out")]
-    assert cli.main(command) == 1
+    assert cli.main(command) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and "Traceback" not in printed.err
     line = printed.err.splitlines()[-1]
     assert line.startswith("showo-hf: error: ") and "absent" in line
-    assert cli.main([*command, "--debug"]) == 1
+    assert cli.main([*command, "--debug"]) == 2
     printed = capsys.readouterr()
     assert "Traceback" in printed.err and printed.err.splitlines()[-1] == line
 

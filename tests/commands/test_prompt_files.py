@@ -16,6 +16,9 @@ from showo_hf.commands.prompt_files import read_prompts, wanted_images
 
 
 COMMAND = Path(__file__).parents[2] / "src" / "showo_hf_command.py"
+# accelerate starts several processes without a GPU only where `--multi_gpu` says so; `--device cpu` is the command's own.
+ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
+LAUNCHERS = {"accelerate": ACCELERATE, "torchrun": ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")}
 PROMPTS = ["an owl", "two hearts", "a red apple"]
 
 
@@ -193,20 +196,21 @@ def test_prompts_of_a_file_with_a_byte_order_mark(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_images_of_one(generate, taught_folder):
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_make_the_images_of_one(launcher, generate, taught_folder):
     prompts = write_prompts([f"{prompt} {number}" for number in range(7) for prompt in PROMPTS])  # three batches
     assert generate("--prompts", prompts, "-o", "one", "--seed", "5") == cli.GOOD
     options = ["--model", taught_folder, "--device", "cpu", "--steps", "3", "--seed", "5"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", COMMAND]
+    launch = [sys.executable, "-m", *LAUNCHERS[launcher], COMMAND]
     command = [*launch, "generate", "--prompts", prompts, "-o", "two", *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["two"]
     assert len(images("two")) == 21 and images("two") == images("one") and index("two") == index("one")
     # Two processes go on where one stopped.
     for number in (0, 9, 20):
         Path(f"two/{number:06}.png").unlink()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and "18 skipped, 3 done" in done.stderr, done.stderr
     assert images("two") == images("one") and index("two") == index("one")
 
@@ -220,13 +224,13 @@ def test_two_processes_caption_a_folder_as_one(taught_folder, capsys):
     Path("images/05.png").write_bytes(b"not an image")
     options = ["--model", taught_folder, "--device", "cpu", "--max-new-tokens", "6", "--batch-size", "2"]
     assert cli.main(["caption", "images", "-o", "one.jsonl", *options]) == cli.FAILED
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", COMMAND]
+    launch = [sys.executable, "-m", *ACCELERATE, COMMAND]
     command = [*launch, "caption", "images", "-o", "two.jsonl", *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1 and "0 skipped, 10 done, 1 failed" in done.stderr, done.stderr
     assert Path("two.jsonl").read_text() == Path("one.jsonl").read_text()
     assert not list(Path().glob("*.part-*"))
     shutil.copy("images/04.png", "images/05.png")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and "10 skipped, 1 done, 0 failed" in done.stderr, done.stderr
     assert len(Path("two.jsonl").read_text().splitlines()) == 11

@@ -14,7 +14,10 @@ from PIL import Image
 from showo_hf import MaskGITScheduler, ShowoAnyToAnyPipeline, ShowoT2IPipeline, cli
 from showo_hf.commands.errors import UsageError
 from showo_hf.commands.scheduler_options import (
+    CHOICES,
     KNOWN,
+    SCALES,
+    SHARES,
     check_scheduler,
     fits,
     option_values,
@@ -176,17 +179,17 @@ def test_the_table_of_schedulers_is_what_the_classes_say():
         assert list(KNOWN[name].settings) == list(settings_of(kind))
 
 
-def some_scheduler(mask_token_id=1, flag=False, count=3, share=0.5, rule="linear", other=None):
+def some_scheduler(mask_token_id=1, flag=False, count=3, share=0.5, order="linear", other=None):
     """Options of all types."""
 
 
 def test_values_are_json_or_text():
-    given = [("flag", "true"), ("count", "7"), ("share", "1"), ("rule", "12"), ("other", "[1, 2]"), ("rule", "pow2")]
+    given = [("flag", "true"), ("count", "7"), ("share", "1"), ("order", "12"), ("other", "[1, 2]"), ("order", "pow2")]
     assert option_values("one", settings_of(some_scheduler), given) == {
-        "flag": True, "count": 7, "share": 1, "rule": "pow2", "other": [1, 2],
+        "flag": True, "count": 7, "share": 1, "order": "pow2", "other": [1, 2],
     }  # fmt: skip
-    assert parse_value("rule", "12", "linear") == "12"
-    assert parse_value("rule", '"a b"', "linear") == "a b"
+    assert parse_value("name", "12", "linear") == "12"
+    assert parse_value("name", '"a b"', "linear") == "a b"
     assert parse_value("other", "spiral", None) == "spiral"
     assert parse_value("other", "null", None) is None
 
@@ -215,3 +218,19 @@ def test_defaults_of_every_scheduler_are_values_of_their_own_types():
         config = kind().config
         values = {name: value for name, value in config.items() if not name.startswith("_")}
         assert values and all(fits(value, value) for value in values.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_refused_without_torch_is_what_the_class_refuses(name):
+    """Values that the command refuses raise in the class, and the limits that it names are accepted there."""
+    kind, settings = SCHEDULERS[name], settings_of(SCHEDULERS[name])
+    wrong = {**dict.fromkeys(CHOICES, "linaer"), **dict.fromkeys(SCALES, "10001"), **dict.fromkeys(SHARES, "1.5")}
+    right = {**{one: words[-1] for one, words in CHOICES.items()}, **dict.fromkeys(SCALES, "10000")}
+    for setting in settings.keys() & wrong.keys():
+        for text in (wrong[setting], "-1" if setting not in CHOICES else "Linear"):
+            with pytest.raises(UsageError, match=f"`--scheduler-option` {setting} must be"):
+                parse_value(setting, text, settings[setting])
+            with pytest.raises(ValueError, match=setting):
+                kind(mask_token_id=8, **{setting: text if setting in CHOICES else float(text)})
+        allowed = parse_value(setting, right.get(setting, "1"), settings[setting])
+        assert kind(mask_token_id=8, **{setting: allowed}).config[setting] == allowed

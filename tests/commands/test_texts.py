@@ -2,7 +2,9 @@
 
 import argparse
 import inspect
+import itertools
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +15,7 @@ from showo_hf import EMBEDDED_MODEL, ShowoT2IPipeline, cli, pipelines
 from showo_hf.commands.errors import UsageError
 from showo_hf.commands.saved_model import GUIDANCE, STEPS, asked_model, help_numbers, read_saved_model
 from showo_hf.commands.texts import LONGEST_MESSAGE, one_sentence, with_option_names
-from showo_hf.commands.time_limit import TimeLimit, duration
+from showo_hf.commands.time_limit import LONG_WORK, TimeLimit, duration
 from showo_hf.utils.argument_types import integer, quoted, user_path
 
 
@@ -118,6 +120,20 @@ def test_generate_asks_for_yes(monkeypatch, taught_folder, capfd):
     assert "add --yes to do it" in capfd.readouterr().err and not list(Path().iterdir())
     assert cli.main([*options, "--yes"]) == cli.GOOD
     assert Path("a.png").is_file()
+
+
+def test_rounds_of_extend_ask_for_yes(monkeypatch, taught_folder, capfd):
+    """A clock on which every step takes 100 s: a round of two steps is short, and a hundred rounds are hours."""
+    ticks = itertools.count(0.0, 100.0)
+    monkeypatch.setattr(TimeLimit.__init__, "__defaults__", (LONG_WORK, lambda: next(ticks)))
+    Image.new("RGB", (16, 16), "red").save("a.png")
+    options = ["-o", "b.png", "--seed", "1", "--model", taught_folder, "--device", "cpu", "--steps", "2", "-q"]
+    extend = ["extend", "a.png", "an owl", *options]
+    assert cli.main([*extend, "--rounds", "100"]) == cli.USAGE
+    assert re.search(r"about [\d.]+ hours on this machine; add --yes to do it", capfd.readouterr().err)
+    assert not Path("b.png").exists()
+    assert cli.main([*extend, "--rounds", "2"]) == cli.GOOD
+    assert cli.main([*extend, "--rounds", "20", "--yes"]) == cli.GOOD
 
 
 @pytest.mark.parametrize(

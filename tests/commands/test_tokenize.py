@@ -53,7 +53,7 @@ def test_images_become_tokens_of_the_embedded_model(images, capsys):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["nothing", "-o", "tokens"], "`path` must be a file, a folder, or a data set on the Hub, got 'nothing'"),
+        (["nothing", "-o", "tokens"], "`DATA` must be a file, a folder, or a data set on the Hub such as owner/name"),
         (["images", "-o", "tokens", "--text-column", "words"], "must have a column 'words'"),
         (["images", "-o", "images/0.png"], "`--output` must be a folder"),
         (["images", "-o", "tokens", "--dtype", "bfloat16"], "`--dtype` must be float32"),

@@ -127,10 +127,10 @@ def run(options: argparse.Namespace) -> int:
     """Chat until the input ends. Everything that does not need the model is checked before the model is loaded."""
     check_options(options)
     check_scheduler(options)
+    before, sources = ([], []) if options.load is None else read_conversation("--load", options.load)
     check_model(options.model)
     device = choose_device(options.device, options.dtype)
     load_package()
-    before, sources = ([], []) if options.load is None else read_conversation("--load", options.load)
     check_scheduler_values(options)
     interactive = sys.stdin.isatty()
     with suppress(AttributeError):  # another stream than a file

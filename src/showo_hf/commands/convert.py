@@ -13,11 +13,13 @@ from showo_hf.conversion.command_line import (
     run_conversion,
     torch_dtype,
 )
-from showo_hf.utils.argument_types import positive_integer
+from showo_hf.utils.argument_types import positive_integer, quoted, user_path
 
 from .errors import UsageError
 from .files import check_folder
+from .hub_names import HUB_NAME
 from .model_loading import load_package, say_loading
+from .texts import exists
 
 
 EXAMPLES = """\
@@ -77,6 +79,7 @@ def run(options: argparse.Namespace) -> int:
             them, or both are and `--image-size` is given.
     """
     check_options(options)
+    check_sources(options)
     check_folder("--output", Path(options.output))
     say_loading("the conversion", options.quiet)
     load_package()
@@ -129,3 +132,14 @@ def check_options(options: argparse.Namespace):
     wrong = [f"`{name}`" for name, value in given.items() if value]
     if wrong:
         raise UsageError(f"{', '.join(wrong)} needs `--showo`; without it only the image tokenizer is converted")
+
+
+def check_sources(options: argparse.Namespace):
+    """Raise `UsageError` for a source that is neither here nor a name that a repository on the Hub can have."""
+    for name in ("showo", "image_tokenizer", "text_tokenizer", "clip_vision"):
+        source = getattr(options, name)
+        if source is not None and not exists(user_path(source)) and not HUB_NAME.fullmatch(source):
+            raise UsageError(
+                f"`--{name.replace('_', '-')}` must be a folder or file, or a name on the Hub such as showlab/show-o, "
+                f"got {quoted(source)}"
+            )

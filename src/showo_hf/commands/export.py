@@ -9,7 +9,7 @@ from typing import Any
 from showo_hf.conversion.command_line import WEIGHT_FORMATS, add_output_arguments, run_conversion, torch_dtype
 
 from ..utils.argument_types import quoted
-from .errors import CommandError
+from .errors import UsageError
 from .files import check_folder
 from .model_loading import load_package, say_loading
 from .texts import exists
@@ -40,7 +40,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     """Export. The folder's name goes to stdout, the report to stderr."""
     if not exists(Path(options.folder)):
-        raise CommandError(f"FOLDER must be a pipeline folder, but there is no folder {quoted(options.folder)}")
+        raise UsageError(f"FOLDER must be a pipeline folder, but there is no folder {quoted(options.folder)}")
     check_folder("--output", Path(options.output))
     say_loading("the conversion", options.quiet)
     load_package()

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from ..utils.argument_types import LARGEST_SIDE, integer
+from .errors import UsageError
 from .image_generation import (
     add_editing_options,
     add_generation_options,
@@ -15,6 +16,7 @@ from .image_generation import (
     read_image,
     size_of,
 )
+from .saved_model import read_saved_model
 
 
 MOST_ROUNDS = 100
@@ -54,7 +56,20 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    return generate_images(options, "ShowoExtrapolatePipeline", arguments_of)
+    return generate_images(options, "ShowoExtrapolatePipeline", arguments_of, check_extent)
+
+
+def check_extent(options: argparse.Namespace) -> None:
+    """Raise `UsageError` for an `--extent` that is wrong for the model, as far as its files tell. Needs no torch."""
+    saved = read_saved_model(options.model)
+    if options.extent is None or saved.patch is None or saved.size is None:
+        return
+    directions = options.direction or ["right"]
+    most = min(saved.size[1 if one in ("left", "right") else 0] for one in directions) - saved.patch
+    if options.extent % saved.patch or options.extent > most:
+        raise UsageError(
+            f"`--extent` must be a multiple of {saved.patch} pixels from {saved.patch} to {most}, got {options.extent}"
+        )
 
 
 def arguments_of(options: argparse.Namespace) -> dict[str, Any]:

@@ -131,21 +131,37 @@ def read_image(option: str, name: str) -> Image.Image:
 def check_request(options: argparse.Namespace) -> None:
     """Raise `UsageError` for what can be known to be wrong without torch."""
     check_text("prompt", options.prompt)
-    check_settings(options)
     for name, option in (("image", "IMAGE"), ("mask", "--mask")):
-        file = getattr(options, name, None)
-        if file is not None and not is_url(file) and not exists(Path(file)):
-            raise UsageError(f"`{option}` must be an image file or a URL, but there is no file {quoted(file)}")
+        if getattr(options, name, None) is not None:
+            image_file_size(option, getattr(options, name))
+    check_settings(options)
+
+
+def image_file_size(option: str, name: str) -> tuple[int, int] | None:
+    """The (width, height) of an image file; None for a URL. Raises `UsageError` if it cannot be read. Needs no torch."""
+    if is_url(name):
+        return None
+    if not exists(Path(name)):
+        raise UsageError(f"`{option}` must be an image file or a URL, but there is no file {quoted(name)}")
+    from PIL import UnidentifiedImageError
+
+    from ..processing.image_reader import read_image_file
+
+    try:
+        return read_image_file(name).size
+    except Exception as error:  # Pillow's plugins raise many types
+        reason = "not in a known image format" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise UsageError(f"`{option}` cannot be read: {quoted(name)} ({reason:.200})") from error
 
 
 def check_settings(options: argparse.Namespace) -> None:
     """Raise `UsageError` for settings of the images, the scheduler or the model that cannot be right."""
     check_characters("--negative-prompt", options.negative_prompt or "")
     check_scheduler(options)
-    check_model(options.model)
     if options.seed is not None and options.seed + options.num > 2**63:
         raise UsageError(f"`--seed` and `--num` must stay below 2**63 together, got {options.seed} and {options.num}")
     check_size(options)
+    check_model(options.model)
 
 
 def check_size(options: argparse.Namespace) -> None:
@@ -174,7 +190,10 @@ def check_outputs(options: argparse.Namespace) -> None:
 
 
 def generate_images(
-    options: argparse.Namespace, kind: str, arguments_of: Callable[[argparse.Namespace], dict[str, Any]]
+    options: argparse.Namespace,
+    kind: str,
+    arguments_of: Callable[[argparse.Namespace], dict[str, Any]],
+    check: Callable[[argparse.Namespace], None] | None = None,
 ) -> int:
     """
     Make the images, save them, and print their file names.
@@ -187,8 +206,11 @@ def generate_images(
         kind: class name of the pipeline.
         arguments_of: maps the options to the pipeline arguments of one command, in addition to those of
             `add_generation_options`. None stands for the pipeline's own default.
+        check: raises `UsageError` for options of one command that are wrong, without torch.
     """
     check_outputs(options)
+    if check is not None:
+        check(options)
     check_request(options)
     device = choose_device(options.device, options.dtype)
     load_package()

@@ -15,6 +15,7 @@ from .image_generation import (
     add_strength_options,
     generate_images,
     generation_parser,
+    image_file_size,
     read_image,
     size_of,
 )
@@ -69,7 +70,14 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("`--save-steps` cannot be used with `--crop`, because the steps show only the crop")
     if options.crop is not None and options.num > 1:
         raise UsageError(f"`--num` must be 1 with `--crop`, got {options.num}")
-    return generate_images(options, "ShowoInpaintPipeline", arguments_of)
+    return generate_images(options, "ShowoInpaintPipeline", arguments_of, check_box)
+
+
+def check_box(options: argparse.Namespace) -> None:
+    """Raise `UsageError` if `--box` exceeds an image file. Needs no torch."""
+    size = None if options.box is None else image_file_size("IMAGE", options.image)
+    if size is not None:
+        check_inside(options.box, size)
 
 
 def arguments_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -122,10 +130,15 @@ def box_mask(sides: tuple[int, int, int, int], size: tuple[int, int]) -> Image.I
     """A mask of `size`, (width, height), white inside the box. Raises `UsageError` if the box exceeds the image."""
     from PIL import Image
 
+    check_inside(sides, size)
+    mask = Image.new("L", size)
+    mask.paste(255, sides)
+    return mask
+
+
+def check_inside(sides: tuple[int, int, int, int], size: tuple[int, int]) -> None:
+    """Raise `UsageError` unless a box lies inside an image of `size`, (width, height)."""
     if sides[2] > size[0] or sides[3] > size[1]:
         raise UsageError(
             f"`--box` must lie inside the image of {size[0]}x{size[1]} pixels, got {','.join(map(str, sides))}"
         )
-    mask = Image.new("L", size)
-    mask.paste(255, sides)
-    return mask

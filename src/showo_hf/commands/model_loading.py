@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..utils.argument_types import DTYPES, quoted, user_path
 from ..utils.embedded_model import EMBEDDED_MODEL
 from .errors import CommandError, UsageError
+from .hub_names import HUB_NAME, check_hub_model
 from .texts import exists, one_sentence
 
 
@@ -55,7 +56,11 @@ def device_name(text: str) -> str:
 
 
 def check_model(model: str | None) -> None:
-    """Raise `UsageError` for a folder without a pipeline, and for a name that is neither a folder nor a Hub name."""
+    """
+    Raise `UsageError` for a folder without a pipeline, and for a name that is neither a folder nor a model on the Hub.
+
+    This may ask the Hub, so it comes after all other checks that need no torch.
+    """
     if model is None:
         return
     folder = Path(model)
@@ -64,11 +69,13 @@ def check_model(model: str | None) -> None:
             raise UsageError(f"`--model` must be a folder with a model_index.json, but {quoted(model)} is a file")
         if not (folder / "model_index.json").is_file():
             raise UsageError(f"`--model` must be a folder with a model_index.json, but {quoted(model)} has none")
-    elif not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model) or len(model) > 200:
+    elif not HUB_NAME.fullmatch(model) or len(model) > 200:
         raise UsageError(
             "`--model` must be a folder, or a name on the Hub such as owner/name; "
             f"there is no folder {quoted(model)}, and it is no such name"
         )
+    else:
+        check_hub_model(model)
 
 
 @contextmanager

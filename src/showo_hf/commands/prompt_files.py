@@ -162,16 +162,27 @@ def open_folder(options: argparse.Namespace) -> int:
     """
     folder, settings = options.output, settings_of(options)
     folder.mkdir(parents=True, exist_ok=True)
+    check_folder_of_run(options)
     before = read_json(folder / SETTINGS)
     if not before:
-        if any(folder.iterdir()):
-            raise UsageError(
-                f"`--output` must be an empty folder or one of an earlier run, but {quoted(folder)} has other files"
-            )
         before = settings | {"seed": drawn_seed(options)}
         tell_seed(options, before["seed"])
         text = json.dumps(before, indent=2) + "\n"
         replace_file(folder / SETTINGS, lambda path: path.write_text(text, encoding="utf-8"))
+    collect_parts(folder)
+    return before["seed"]
+
+
+def check_folder_of_run(options: argparse.Namespace) -> None:
+    """Raise `UsageError` if the folder holds other files, or images with other settings. Writes nothing."""
+    folder, settings = options.output, settings_of(options)
+    before = read_json(folder / SETTINGS)
+    if not before:
+        if folder.exists() and any(folder.iterdir()):
+            raise UsageError(
+                f"`--output` must be an empty folder or one of an earlier run, but {quoted(folder)} has other files"
+            )
+        return
     if options.seed is not None:
         settings["seed"] = options.seed
     for name, value in settings.items():
@@ -180,8 +191,6 @@ def open_folder(options: argparse.Namespace) -> int:
                 f"`--output` {quoted(folder)} holds images with {name} {quoted(before.get(name))}, and {quoted(value)} "
                 "is asked for now; use another folder"
             )
-    collect_parts(folder)
-    return before["seed"]
 
 
 def collect_parts(folder: Path) -> dict[int, Record]:
@@ -214,6 +223,7 @@ def generate_from_prompts(options: argparse.Namespace) -> int:
     total = len(prompts) * options.num
     if total > MOST_PROMPTS:
         raise UsageError(f"`--prompts` and `--num` must be at most {MOST_PROMPTS:,} images together, got {total:,}")
+    check_folder_of_run(options)
     check_settings(options)
     device = choose_device(options.device, options.dtype)
     load_package()

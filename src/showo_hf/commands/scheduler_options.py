@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,18 @@ if TYPE_CHECKING:
 HELP = "help"  # `--scheduler help` lists the names
 TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a number"}  # for error messages
 FILTER = {"top_k": None, "top_p": None}
+
+#: What the schedulers allow, as far as a typing error can be told from it; a test compares them with the classes, which
+#: check everything.
+CHOICES = {
+    "temperature_rule": ("compound", "linear"),
+    "sort_by": ("entropy", "confidence"),
+    "rule": ("mask_predict", "remdm"),
+    "sigma_rule": ("cap", "rescale"),
+}
+SCALES = ("temperature", "token_temperature", "entropy_bound", "purity_weight", "auxiliary_weight")
+MOST_SCALE = 10_000.0
+SHARES = ("eta", "mask_share", "top_p")
 
 
 @dataclass(frozen=True)
@@ -219,6 +232,15 @@ def parse_value(name: str, text: str, default: Any) -> Any:
         value = text
     if not fits(value, default):
         raise UsageError(f"`--scheduler-option` {name} must be {TYPE_NAMES[type(default)]}, got {quoted(text)}")
+    allowed = ""
+    if name in CHOICES and value not in CHOICES[name]:
+        allowed = f"one of {', '.join(CHOICES[name])}"
+    elif type(value) in (int, float):
+        most = MOST_SCALE if name in SCALES else 1 if name in SHARES else math.inf
+        if name in (*SCALES, *SHARES, "top_k") and not 0 <= value <= most:
+            allowed = f"a number from 0 to {most:g}" if most < math.inf else "positive"
+    if allowed:
+        raise UsageError(f"`--scheduler-option` {name} must be {allowed}, got {quoted(text)}")
     return value
 
 

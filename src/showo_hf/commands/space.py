@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CommandError, UsageError
+from .hub_names import HUB_NAME
 from .info import package_version
 
 
@@ -32,7 +32,6 @@ exit codes: 0 the folder is written, and pushed, 1 the work failed, 2 the argume
 
 #: What a wheel is built from, in a checkout of the source.
 SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "NOTICE", "src", "pipelines", "conversion")
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 README = """\
 ---

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from ..utils.argument_types import non_negative_integer, positive_integer, user_path
+from ..utils.argument_types import non_negative_integer, positive_integer, quoted, user_path
 from .errors import CommandError, UsageError
 from .files import check_folder
+from .hub_names import HUB_NAME
 from .model_loading import (
     accelerators,
     add_loading_options,
@@ -19,6 +21,7 @@ from .model_loading import (
     load_pipeline,
 )
 from .results import printable
+from .texts import exists
 
 
 EXAMPLES = """\
@@ -74,6 +77,10 @@ def run(options: argparse.Namespace) -> int:
     if options.dtype != "float32":
         raise UsageError(f"`--dtype` must be float32, because image tokenizers compute in it, got {options.dtype}")
     check_folder("--output", options.output)
+    if not exists(Path(options.data)) and not HUB_NAME.fullmatch(options.data):
+        raise UsageError(
+            f"`DATA` must be a file, a folder, or a data set on the Hub such as owner/name, got {quoted(options.data)}"
+        )
     check_model(options.model)
     device = choose_device(options.device)
     devices = [device] if options.device else accelerators() or [device]

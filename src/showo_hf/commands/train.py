@@ -13,7 +13,9 @@ from typing import Any
 
 from ..utils.argument_types import quoted
 from .errors import CommandError, UsageError
+from .hub_names import HUB_NAME, check_hub_model
 from .model_loading import load_package, say_loading
+from .recipe_keys import check_entries
 from .texts import exists
 
 
@@ -103,6 +105,7 @@ def check_recipe(options: argparse.Namespace):
         raise UsageError("give a recipe; `showo-hf train --list` lists them")
     shipped = sorted(path.stem for path in RECIPES.glob("*.yaml"))
     if options.recipe in shipped:
+        check_values(options.entries)
         return
     if not options.recipe.endswith((".yaml", ".yml")):
         close = difflib.get_close_matches(options.recipe, shipped, n=1)
@@ -113,6 +116,16 @@ def check_recipe(options: argparse.Namespace):
         )
     if not exists(Path(options.recipe)):
         raise UsageError(f"The recipe {quoted(options.recipe)} cannot be read: there is no such file")
+    check_values(options.entries)
+
+
+def check_values(entries: list[str]):
+    """Raise `UsageError` for entries that no recipe can have, and for a `model` that the Hub does not have."""
+    check_entries(entries)
+    for entry in entries:
+        key, _, value = entry.partition("=")
+        if key == "model" and HUB_NAME.fullmatch(value) and not exists(Path(value)):
+            check_hub_model(value, "model")
 
 
 def check_installed():

@@ -1,0 +1,50 @@
+"""Models on the Hugging Face Hub: one question whether there is such a model, before libraries and weights are loaded."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from ..utils.argument_types import quoted
+from .errors import UsageError
+
+
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+LONGEST_ANSWER = 10.0  # seconds
+
+
+def check_hub_model(name: str, option: str = "--model") -> None:
+    """
+    Raise `UsageError`, which names `option`, unless `name` is a model of the Hub, or was downloaded before.
+
+    The libraries repeat each request for half a minute where there is no network. This asks once. Without an answer, a
+    model that was downloaded before is read from the cache, and the Hub is not asked any more by this process.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    no_folder = f"`{option}` must be a folder, or a model on the Hub; there is no folder {quoted(name)}"
+    downloaded = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots").is_dir()
+    try:
+        if constants.is_offline_mode():
+            if downloaded:
+                return
+            raise UsageError(f"{no_folder}, and no model of this name was downloaded before HF_HUB_OFFLINE was set")
+        HfApi().model_info(name, timeout=LONGEST_ANSWER)
+    except HFValidationError as error:
+        raise UsageError(f"{no_folder}, and it is no name of a model") from error
+    except RepositoryNotFoundError as error:
+        if not isinstance(error, GatedRepoError):
+            raise UsageError(f"{no_folder}, and the Hub has no such model, or it is private") from error
+    except HfHubHTTPError:
+        pass  # the download says what is wrong
+    except UsageError:
+        raise
+    except Exception as error:  # the errors of whichever HTTP library huggingface_hub uses
+        if not downloaded:
+            raise UsageError(f"{no_folder}, and {constants.ENDPOINT} cannot be reached") from error
+        constants.HF_HUB_OFFLINE = True
+        print(
+            f"showo-hf: warning: {constants.ENDPOINT} cannot be reached; the downloaded model is used", file=sys.stderr
+        )
