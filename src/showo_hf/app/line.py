@@ -12,7 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -46,6 +46,14 @@ class OutOfTime(Refusal):
     """A job took longer than a job may."""
 
 
+class StopSignal(Protocol):
+    """What tells a job to stop, such as `threading.Event`."""
+
+    def set(self) -> Any: ...
+
+    def is_set(self) -> bool: ...
+
+
 @dataclass(eq=False)
 class Job:
     """
@@ -58,7 +66,7 @@ class Job:
 
     emit: Callable[[Any], Any]
     seconds: float
-    stop_requested: threading.Event = field(default_factory=threading.Event)
+    stop_requested: StopSignal = field(default_factory=threading.Event)
     started: float = 0.0
 
     @property

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -19,6 +20,7 @@ from .model_card import ModelFacts
 from .previews import stage, status, to_uri
 from .settings import MAX_SEED, DrawSettings, SpaceOptions
 from .uploads import with_settings
+from .zero_gpu import run_lent, spaces
 
 
 MAX_VISIT = 60  # images of a visit that the gallery keeps
@@ -62,7 +64,11 @@ class Space:
         self, request: gr.Request, kind: str, work: Callable[..., Any], prepare: Callable[[], tuple] = tuple
     ) -> AsyncIterator[Any]:
         """The events of a job; see [`Line.run`]."""
-        return self.line.run(self.visitor(request), kind, work, prepare)
+        return self.line.run(self.visitor(request), kind, self.lent(work), prepare)
+
+    def lent(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        """Work that borrows a GPU while it runs, where GPUs are lent."""
+        return work if spaces is None else partial(run_lent, work, self.options.gpu_seconds)
 
     def stop(self, request: gr.Request) -> str:
         """Stop the visitor's jobs. Returns the status line."""
