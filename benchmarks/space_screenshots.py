@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -79,13 +79,19 @@ def draw(page: Page, prompt: str, seed: int | None = 7) -> None:
     page.get_by_alt_text("Confidence map").wait_for()
 
 
+def suggested(field: Locator) -> str:
+    """What the page suggests to write into a field: it knows what its model can do."""
+    return field.get_attribute("placeholder") or ""
+
+
 def visit_tabs(page: Page) -> Iterator[str]:
     """Use each tab once; gives its name when it is worth a picture."""
-    draw(page, "a red apple, flat style")
+    prompt = suggested(page.get_by_label("What to show", exact=True).first)
+    draw(page, prompt)
     page.mouse.move(0, 0)
     yield "create"
     page.get_by_role("button", name="Edit this image").first.click()
-    page.get_by_label("What the finished image should show").fill("a green apple, flat style")
+    page.get_by_label("What the finished image should show").fill(prompt)
     page.get_by_role("tab", name="Vary", exact=True).click()
     page.get_by_role("button", name="Vary", exact=True).click()
     status_is(page, "Done in")
@@ -95,20 +101,22 @@ def visit_tabs(page: Page) -> Iterator[str]:
     page.get_by_role("button", name="Ask about this image").locator("visible=true").first.click()
     page.get_by_role("button", name="Caption").click()
     status_is(page, "Ready.")
-    page.get_by_label("Question", exact=True).fill("is it food?")
+    question = page.get_by_label("Question", exact=True)
+    question.fill(suggested(question))
     page.get_by_role("button", name="Ask", exact=True).click()
     page.locator(".bot.message").nth(1).wait_for()
     status_is(page, "Ready.")
     yield "ask"
     open_tab(page, "Chat")
-    page.locator("#showo-chat-box textarea").fill("show me a red apple, then a pear.")
-    page.keyboard.press("Enter")
+    message = page.locator("#showo-chat-box textarea")
+    message.fill(suggested(message))
+    message.press("Enter")
     status_is(page, "Step")
     status_is(page, "Ready.")
     page.wait_for_timeout(500)
     yield "chat"
     open_tab(page, "Compare")
-    page.get_by_label("What to show", exact=True).locator("visible=true").fill("an owl, noto style")
+    page.get_by_label("What to show", exact=True).locator("visible=true").fill(prompt)
     page.get_by_role("button", name="Compare", exact=True).click()
     status_is(page, "Done:")
     yield "compare"

@@ -145,7 +145,9 @@ class Hub(BaseHTTPRequestHandler):
             elif self.may_write(check[1]):
                 self.answer({})
             return
-        match = re.fullmatch(r"/(?:api/models/|api/spaces/|spaces/)?([^/]+/[^/]+)(?:/(tree|revision|resolve)/([^/]+)/?(.*))?", path)
+        match = re.fullmatch(
+            r"/(?:api/models/|api/spaces/|spaces/)?([^/]+/[^/]+)(?:/(tree|revision|resolve)/([^/]+)/?(.*))?", path
+        )
         if not match or match[1] not in self.server.repositories:
             return self.answer({"error": "not found"}, 404, X_Error_Code="RepoNotFound")
         revision = match[3] or "main"

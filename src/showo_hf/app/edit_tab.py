@@ -97,7 +97,7 @@ class EditTab:
         options: Callable[[], dict[str, Any]],
         needs_paint: bool = False,
     ) -> AsyncIterator[dict]:
-        """Run one of the edits: `work(job, settings, image, **options())`, with the mask behind the image if it needs one."""
+        """Run one of the edits: `work(job, settings, image, **options())`, with the mask after the image."""
         space, controls = self.space, self.controls
         try:
             settings, checked = controls.settings(space.engine, values), options()

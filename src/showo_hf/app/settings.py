@@ -60,7 +60,7 @@ class SpaceOptions:
     jobs_per_minute: int = 60
     requests_per_minute: int = 600
     job_seconds: float = 120.0
-    gpu_seconds: float = 60.0
+    gpu_seconds: float = 30.0
     compile: str = ""
     file_megabytes: float = 10.0
     upload_megabytes: float = 100.0
