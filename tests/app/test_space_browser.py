@@ -9,12 +9,11 @@ from PIL import Image
 pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
 
-from benchmarks.space_screenshots import FLAGS, draw, find_browser, open_tab, status_is  # noqa: E402
+from benchmarks.space_screenshots import FLAGS, TABS, draw, find_browser, open_tab, status_is  # noqa: E402
 
 
 ROOT = Path(__file__).resolve().parents[2]
 AXE = ROOT / "build" / "node_modules" / "axe-core" / "axe.min.js"
-TABS = ("Create", "Edit", "Ask", "Chat", "Compare")
 
 pytestmark = [
     pytest.mark.slow,
@@ -308,11 +307,7 @@ def test_the_keyboard_is_enough(new_page, space):
 @pytest.mark.parametrize("tab", TABS)
 def test_a_phone_shows_everything(new_page, tab):
     page = new_page(390, 844)
-    if not page.get_by_role("tab", name=tab, exact=True).is_visible():
-        page.locator(".overflow-menu button").first.click()
-    page.get_by_role("tab", name=tab, exact=True).or_(
-        page.locator(".overflow-dropdown button", has_text=tab)
-    ).first.click()
+    open_tab(page, tab)
     page.wait_for_timeout(300)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
