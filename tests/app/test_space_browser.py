@@ -298,7 +298,7 @@ def test_the_keyboard_is_enough(new_page, space):
     page.get_by_role("tab", name="Create", exact=True).focus()
     tab_to(page, "Ask")
     page.keyboard.press("Enter")
-    tab_to(page, space.facts.questions[0])
+    tab_to(page, space.facts.questions[-1])
     page.keyboard.type("what is this?")
     page.keyboard.press("Enter")
     status_is(page, "Please choose an image.")

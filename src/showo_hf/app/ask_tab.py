@@ -54,7 +54,7 @@ class AskTab:
                     placeholder="Choose an image, then ask about it.",
                 )
                 questions = self.space.facts.questions
-                self.question = gr.Textbox(label="Question", placeholder=questions[0], max_length=MAX_PROMPT_LENGTH)
+                self.question = gr.Textbox(label="Question", placeholder=questions[-1], max_length=MAX_PROMPT_LENGTH)
                 with gr.Row():
                     self.send = gr.Button("Ask", variant="primary", min_width=100)
                     self.stop = gr.Button("Stop", variant="stop", min_width=80)

@@ -39,14 +39,14 @@ class ChatTab:
         )
         self.box = gr.MultimodalTextbox(
             label="Message",
-            placeholder=self.space.facts.requests[0],
+            placeholder=min(self.space.facts.requests, key=len),  # a phone shows one line
             file_types=["image"],
             file_count="multiple",
             sources=["upload"],
             elem_id="showo-chat-box",
             submit_btn=True,
         )
-        with gr.Row():
+        with gr.Row(equal_height=True):
             self.stop = gr.Button("Stop", variant="stop", min_width=80)
             self.restart = gr.Button("New conversation", min_width=140)
         gr.Examples(

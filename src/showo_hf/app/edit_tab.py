@@ -32,7 +32,7 @@ class EditTab:
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
                 self.editor = self.shared.editor = PaintedImage(
-                    label="Image: paint over what should change",
+                    label="Image",  # short: on a phone, the tools stand beside it
                     type="pil",
                     sources=("upload", "clipboard"),
                     brush=gr.Brush(colors=["#ff2d87"], color_mode="fixed", default_size=40),
@@ -51,7 +51,7 @@ class EditTab:
                 )
                 with gr.Tabs():
                     with gr.Tab("Repaint"):
-                        gr.Markdown("Draws the painted part again. The rest stays as it is.")
+                        gr.Markdown("Paint over a part of the image: it is drawn again. The rest stays as it is.")
                         self.repaint_strength = gr.Slider(
                             0.1, 1.0, 1.0, step=0.05, label="Share of the painted part to draw again"
                         )
