@@ -138,7 +138,8 @@ def visit_tabs(page: Page) -> Iterator[str]:
 
 
 def save(page: Page, path: Path) -> None:
-    """Save the whole page, with a palette."""
+    """Save the whole page once its images are there, with a palette."""
+    page.wait_for_function("[...document.images].every(image => image.hidden || image.complete)")
     page.screenshot(path=path, full_page=True)
     with Image.open(path) as image:
         image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)

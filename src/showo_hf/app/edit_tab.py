@@ -72,7 +72,7 @@ class EditTab:
                 self.status = status_line("Choose an image, or take one from another tab.")
                 self.stage = stage_component("Steps of the edit")
                 self.slider = gr.ImageSlider(
-                    label="Before and after: move the handle",
+                    label="Before and after",
                     type="filepath",
                     format="png",
                     interactive=False,
