@@ -83,21 +83,24 @@ def model_facts(model: str, pipe: Any) -> ModelFacts:
     if card is None:
         return ModelFacts(name, parameters=parameters)
     data = card.data.to_dict()
-    widget = data.get("widget")
-    entries = [entry for entry in widget if isinstance(entry, dict)] if isinstance(widget, list) else []
-    listed = {
-        "examples": texts_of(entry for entry in entries if not entry.get("src")),
-        "questions": texts_of(entry for entry in entries if entry.get("src")),
-        "requests": texts_of({"text": first_message(entry.get("messages"))} for entry in entries),
-    }
+    named = zip(("examples", "questions", "requests"), listed(data.get("widget")), strict=True)
     heading = re.search(r"^# +(.+)$", card.text, re.MULTILINE)
     return ModelFacts(
         heading.group(1).strip() if heading else name,
         first_sentence(card.text),
         str(data.get("license_name") or data.get("license") or "not stated"),
         parameters,
-        **{kind: texts[:MOST] for kind, texts in listed.items() if texts},
+        **{kind: texts for kind, texts in named if texts},
     )
+
+
+def listed(widget: Any) -> tuple[list[str], list[str], list[str]]:
+    """The prompts, questions and requests of a card's `widget`, at most `MOST` of each."""
+    entries = [entry for entry in widget if isinstance(entry, dict)] if isinstance(widget, list) else []
+    prompts = texts_of(entry for entry in entries if not entry.get("src"))
+    questions = texts_of(entry for entry in entries if entry.get("src"))
+    requests = texts_of({"text": first_message(entry.get("messages"))} for entry in entries)
+    return prompts[:MOST], questions[:MOST], requests[:MOST]
 
 
 def texts_of(entries: Iterable[dict]) -> list[str]:

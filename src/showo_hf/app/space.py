@@ -13,6 +13,7 @@ import gradio as gr
 from gradio.processing_utils import save_pil_to_cache
 from PIL import Image
 
+from . import zero_gpu
 from .engine import Drawn, Engine, Step
 from .gate import address_of
 from .line import Line, Visitor, Waiting
@@ -20,7 +21,6 @@ from .model_card import ModelFacts
 from .previews import stage, status, to_uri
 from .settings import MAX_SEED, DrawSettings, SpaceOptions
 from .uploads import with_settings
-from .zero_gpu import run_lent, spaces
 
 
 MAX_VISIT = 60  # images of a visit that the gallery keeps
@@ -68,7 +68,7 @@ class Space:
 
     def lent(self, work: Callable[..., Any]) -> Callable[..., Any]:
         """Work that borrows a GPU while it runs, where GPUs are lent."""
-        return work if spaces is None else partial(run_lent, work, self.options.gpu_seconds)
+        return partial(zero_gpu.run_lent, work, self.options.gpu_seconds) if zero_gpu.LENDS else work
 
     def stop(self, request: gr.Request) -> str:
         """Stop the visitor's jobs. Returns the status line."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import os
 import queue
 import re
 import threading
@@ -34,6 +35,9 @@ except ImportError:
 
 
 logger = logging.getLogger(__name__)
+
+#: Whether GPUs are lent here. The Hub installs `spaces` on its other machines too.
+LENDS = spaces is not None and os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 #: Part of the lent time that a job may use. The rest is for the start of the process and for moving the weights.
 JOB_SHARE = 0.75
