@@ -89,7 +89,7 @@ def test_the_line_about_the_model_comes_from_its_card(tmp_path):
     facts = model_card.model_facts(str(folder), Pipe)
     assert facts.name == "my-model" and facts.licence == "not stated"
     (folder / "README.md").write_text(
-        "---\nlicense: mit\nwidget:\n- text: a blue house\n- {text: who lives here?, src: house.png}\n"
+        "---\nlicense: mit\nwidget:\n- text: a blue house\n- {text: 'who lives here?', src: house.png}\n"
         "- messages: [{role: user, content: draw a house.}]\n- messages: [3]\n- text: 3\n- 3\n---\n\n# House model\n\n"
         "![x](y.png)\n\nIt draws houses. It knows nothing else.\n"
     )

@@ -12,7 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -46,14 +46,6 @@ class OutOfTime(Refusal):
     """A job took longer than a job may."""
 
 
-class StopSignal(Protocol):
-    """What tells a job to stop, such as `threading.Event`."""
-
-    def set(self) -> Any: ...
-
-    def is_set(self) -> bool: ...
-
-
 @dataclass(eq=False)
 class Job:
     """
@@ -62,11 +54,12 @@ class Job:
     Args:
         emit: passes an event on to the visitor. Any thread may call it.
         seconds (`float`): the time that the job has, from when it starts.
+        stop_requested: tells the job to stop; a `threading.Event`, or what has its `set` and `is_set`.
     """
 
     emit: Callable[[Any], Any]
     seconds: float
-    stop_requested: StopSignal = field(default_factory=threading.Event)
+    stop_requested: Any = field(default_factory=threading.Event)
     started: float = 0.0
 
     @property

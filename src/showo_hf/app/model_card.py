@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
+from yaml import YAMLError
 
 
 #: For models whose card has none under `widget`: prompts, questions about an image, and requests of a conversation.
@@ -62,7 +63,7 @@ def read_card(model: str) -> ModelCard | None:
         folder = Path(model)
         path = folder / "README.md" if folder.is_dir() else Path(hf_hub_download(model, "README.md"))
         return ModelCard(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, HfHubHTTPError):
+    except (OSError, ValueError, YAMLError, HfHubHTTPError):
         return None
 
 
