@@ -1,23 +1,26 @@
 """
 Screenshots of each tab of the Space, for docs: `python -m benchmarks.space_screenshots -o docs/images`.
 
-It serves the embedded model here, and drives Debian's Chromium (or the one of `--browser`) with Playwright. `--dark` and
-`--width 390` give the other looks of the page.
+It serves the embedded model here, and drives Debian's Chromium (or the one of `--browser`) with Playwright. `--looks light
+dark phone` gives the other looks of the page too, and `--empty` each tab before it is used.
 """
 
 import argparse
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 #: The editor draws with WebGL, here in software.
 FLAGS = ["--no-sandbox", "--enable-unsafe-swiftshader", "--use-angle=swiftshader", "--ignore-gpu-blocklist"]
+LOOKS = {"light": (1280, 900, False), "dark": (1280, 900, True), "phone": (390, 844, False)}  # width, height, dark
+TABS = ("Create", "Edit", "Ask", "Chat", "Compare")
 COLOURS = 128  # of a saved screenshot: a palette keeps the files small
 TIMEOUT = 120_000  # milliseconds
 
@@ -63,7 +66,11 @@ def status_is(page: Page, text: str) -> None:
 
 
 def open_tab(page: Page, name: str) -> None:
-    page.get_by_role("tab", name=name, exact=True).click()
+    """Press a tab. A narrow page keeps some of them in a menu."""
+    tab = page.get_by_role("tab", name=name, exact=True)
+    if not tab.is_visible():
+        page.locator(".overflow-menu button").first.click()
+    tab.or_(page.locator(".overflow-dropdown button", has_text=name)).first.click()
 
 
 def draw(page: Page, prompt: str, seed: int | None = 7) -> None:
@@ -79,13 +86,27 @@ def draw(page: Page, prompt: str, seed: int | None = 7) -> None:
     page.get_by_alt_text("Confidence map").wait_for()
 
 
+def suggested(field: Locator) -> str:
+    """What the page suggests to write into a field: it knows what its model can do."""
+    return field.get_attribute("placeholder") or ""
+
+
+def empty_tabs(page: Page) -> Iterator[str]:
+    """Open each tab; gives a name for its picture."""
+    for name in TABS:
+        open_tab(page, name)
+        page.wait_for_timeout(500)
+        yield f"{name.lower()}-empty"
+
+
 def visit_tabs(page: Page) -> Iterator[str]:
     """Use each tab once; gives its name when it is worth a picture."""
-    draw(page, "a red apple, flat style")
+    prompt = suggested(page.get_by_label("What to show", exact=True).first)
+    draw(page, prompt)
     page.mouse.move(0, 0)
     yield "create"
     page.get_by_role("button", name="Edit this image").first.click()
-    page.get_by_label("What the finished image should show").fill("a green apple, flat style")
+    page.get_by_label("What the finished image should show").fill(prompt)
     page.get_by_role("tab", name="Vary", exact=True).click()
     page.get_by_role("button", name="Vary", exact=True).click()
     status_is(page, "Done in")
@@ -95,27 +116,30 @@ def visit_tabs(page: Page) -> Iterator[str]:
     page.get_by_role("button", name="Ask about this image").locator("visible=true").first.click()
     page.get_by_role("button", name="Caption").click()
     status_is(page, "Ready.")
-    page.get_by_label("Question", exact=True).fill("is it food?")
+    question = page.get_by_label("Question", exact=True)
+    question.fill(suggested(question))
     page.get_by_role("button", name="Ask", exact=True).click()
     page.locator(".bot.message").nth(1).wait_for()
     status_is(page, "Ready.")
     yield "ask"
     open_tab(page, "Chat")
-    page.locator("#showo-chat-box textarea").fill("show me a red apple, then a pear.")
-    page.keyboard.press("Enter")
+    message = page.locator("#showo-chat-box textarea")
+    message.fill(suggested(message))
+    message.press("Enter")
     status_is(page, "Step")
     status_is(page, "Ready.")
     page.wait_for_timeout(500)
     yield "chat"
     open_tab(page, "Compare")
-    page.get_by_label("What to show", exact=True).locator("visible=true").fill("an owl, noto style")
+    page.get_by_label("What to show", exact=True).locator("visible=true").fill(prompt)
     page.get_by_role("button", name="Compare", exact=True).click()
     status_is(page, "Done:")
     yield "compare"
 
 
 def save(page: Page, path: Path) -> None:
-    """Save the whole page, with a palette."""
+    """Save the whole page once its images are there, with a palette."""
+    page.wait_for_function("[...document.images].every(image => image.hidden || image.complete)")
     page.screenshot(path=path, full_page=True)
     with Image.open(path) as image:
         image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
@@ -124,22 +148,25 @@ def save(page: Page, path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/images"), help="folder of the images")
-    parser.add_argument("--width", type=int, default=1280, help="of the window in pixels (default: 1280)")
-    parser.add_argument("--dark", action="store_true", help="the dark look")
+    parser.add_argument(
+        "--looks", nargs="+", choices=LOOKS, default=["light"], help="looks of the page (default: light)"
+    )
+    parser.add_argument("--empty", action="store_true", help="each tab before it is used, too")
     parser.add_argument("--url", help="a page that is served already")
     parser.add_argument("--browser", default=find_browser(), help="path of a Chromium")
     options = parser.parse_args(arguments)
     if options.browser is None:
         parser.error("there is no Chromium; name one with --browser")
     options.output.mkdir(parents=True, exist_ok=True)
-    ending = ("-dark" if options.dark else "") + ("" if options.width == 1280 else f"-{options.width}")
 
     def take(url: str) -> None:
-        with opened(url, options.browser, options.width, dark=options.dark) as page:
-            for name in visit_tabs(page):
-                path = options.output / f"space-{name}{ending}.png"
-                save(page, path)
-                print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+        for look in options.looks:
+            ending = "" if look == "light" else f"-{look}"
+            with opened(url, options.browser, *LOOKS[look]) as page:
+                for name in chain(empty_tabs(page) if options.empty else (), visit_tabs(page)):
+                    path = options.output / f"space-{name}{ending}.png"
+                    save(page, path)
+                    print(f"{path}: {path.stat().st_size / 1000:.0f} kB", flush=True)
 
     if options.url:
         take(options.url)

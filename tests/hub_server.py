@@ -41,6 +41,7 @@ class Hub(BaseHTTPRequestHandler):
     Attributes of the server:
         repositories: each repository's name to its files on the main branch, and each file's path to its bytes.
         branches: (repository, branch) to the files of another branch.
+        created: each repository's name to the fields with which it was asked for last.
         commits: each repository's name to its commits; a commit is its message, its branch, and the files after it.
         tokens: each token to the answer of `whoami`.
         faults: see [`Fault`].
@@ -144,7 +145,9 @@ class Hub(BaseHTTPRequestHandler):
             elif self.may_write(check[1]):
                 self.answer({})
             return
-        match = re.fullmatch(r"/(?:api/models/)?([^/]+/[^/]+)(?:/(tree|revision|resolve)/([^/]+)/?(.*))?", path)
+        match = re.fullmatch(
+            r"/(?:api/models/|api/spaces/|spaces/)?([^/]+/[^/]+)(?:/(tree|revision|resolve)/([^/]+)/?(.*))?", path
+        )
         if not match or match[1] not in self.server.repositories:
             return self.answer({"error": "not found"}, 404, X_Error_Code="RepoNotFound")
         revision = match[3] or "main"
@@ -199,10 +202,11 @@ class Hub(BaseHTTPRequestHandler):
                 return
             existed = name in self.server.repositories
             self.server.repositories.setdefault(name, {})
+            self.server.created[name] = fields
             self.answer({"url": f"{url}/{name}", "name": name}, 409 if existed else 200)
         elif path == "/api/validate-yaml":
             self.answer({"errors": [], "warnings": []})
-        elif match := re.fullmatch("/api/models/([^/]+/[^/]+)/(preupload|branch|commit)/(.+)", path):
+        elif match := re.fullmatch("/api/(?:models|spaces)/([^/]+/[^/]+)/(preupload|branch|commit)/(.+)", path):
             if match[1] not in self.server.repositories:
                 self.answer({"error": "not found"}, 404, X_Error_Code="RepoNotFound")
             elif self.may_write(match[1]):
@@ -271,6 +275,7 @@ def user_of(role: str, name: str = "someone", organizations: tuple[str, ...] = (
 def hub():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.repositories, server.objects, server.branches, server.commits = {}, {}, {}, {}
+    server.created = {}
     server.tokens = {"hf_test": user_of("write"), "hf_read": user_of("read")}
     server.faults, server.requests = [], []
     server.lock, server.ended = threading.RLock(), threading.Event()

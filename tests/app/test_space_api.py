@@ -1,5 +1,6 @@
 """The named endpoints with the embedded model, called with gradio_client."""
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -88,6 +89,14 @@ def test_the_endpoints_are_documented_with_their_ranges(client):
                 assert "0 to 2147483647" in one["label"], name
             if one["parameter_name"] in ("prompt", "question", "message"):
                 assert "1 to 300 characters" in one["label"], name
+
+
+def test_the_endpoints_are_tools_of_mcp_with_their_ranges(url):
+    pytest.importorskip("mcp")
+    tools = {tool["name"]: json.dumps(tool) for tool in httpx.get(f"{url}gradio_api/mcp/schema", timeout=30).json()}
+    assert set(tools) == {"generate", "inpaint", "extend", "vary", "ask", "chat"}
+    for name in ("generate", "inpaint", "extend", "vary"):
+        assert "1 to 50" in tools[name] and "0 to 2147483647" in tools[name], name
 
 
 @pytest.mark.slow

@@ -3,17 +3,17 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 
 pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
 
-from benchmarks.space_screenshots import FLAGS, draw, find_browser, open_tab, status_is  # noqa: E402
+from benchmarks.space_screenshots import FLAGS, TABS, draw, find_browser, open_tab, status_is  # noqa: E402
 
 
 ROOT = Path(__file__).resolve().parents[2]
 AXE = ROOT / "build" / "node_modules" / "axe-core" / "axe.min.js"
-TABS = ("Create", "Edit", "Ask", "Chat", "Compare")
 
 pytestmark = [
     pytest.mark.slow,
@@ -48,9 +48,9 @@ def new_page(browser, url):
 
 
 def few_steps(page, count=3):
-    """Open the settings of Create, and choose a number of steps."""
-    box = page.get_by_label("number input for Steps").first
-    page.get_by_role("button", name="Settings").first.click()
+    """Open the settings of the present tab, and choose a number of steps."""
+    page.get_by_role("button", name="Settings").locator("visible=true").first.click()
+    box = page.get_by_label("number input for Steps").locator("visible=true").first
     box.wait_for()
     box.fill(str(count))
     box.press("Tab")
@@ -121,12 +121,21 @@ def test_an_error_keeps_what_is_on_the_page(new_page):
     assert top or box["y"] > 900
 
 
+def is_uncovered(page, field) -> bool:
+    """Whether nothing lies over the middle of a field, such as a progress bar."""
+    field.scroll_into_view_if_needed()
+    box = field.bounding_box()
+    at = [box["x"] + box["width"] / 2, box["y"] + box["height"] / 2]
+    return field.evaluate("(e, [x, y]) => document.elementFromPoint(x, y) === e", at)
+
+
 def test_stop_in_the_middle_and_reload_in_the_middle(new_page, space):
     page = new_page()
     few_steps(page, 50)
     page.get_by_label("What to show", exact=True).first.fill("an owl")
     page.get_by_role("button", name="Make", exact=True).click()
     status_is(page, "Step")
+    assert is_uncovered(page, page.get_by_label("Seed of the first image").first)
     page.get_by_role("button", name="Stop", exact=True).first.click()
     status_is(page, "Stopped.")
     assert not space.line.tickets()
@@ -179,6 +188,49 @@ def test_an_image_goes_to_edit_and_to_ask(new_page):
     status_is(page, "Ready.")
 
 
+def test_an_image_is_extended_and_varied(new_page):
+    page = new_page(query="?prompt=an+owl&steps=2&seed=3")
+    status_is(page, "The settings of the link are set.")
+    page.get_by_role("button", name="Make", exact=True).click()
+    status_is(page, "Done in")
+    page.get_by_role("button", name="Edit this image").first.click()
+    page.get_by_label("What the finished image should show").fill("an owl")
+    few_steps(page, 2)
+    slider = page.locator(".showo-slider img")
+    sizes, shown = [], ""
+    for name in ("Extend", "Vary"):
+        page.get_by_role("tab", name=name, exact=True).click()
+        page.get_by_role("button", name=name, exact=True).click()
+        page.wait_for_function(
+            "old => { const image = document.querySelector('.showo-slider img');"
+            " return image && image.src !== old && image.complete && image.naturalWidth; }",
+            arg=shown,
+        )
+        status_is(page, "Done in")
+        shown = slider.first.get_attribute("src")
+        sizes.append({tuple(one.evaluate("e => [e.naturalWidth, e.naturalHeight]")) for one in slider.all()})
+    ((wide, high),), ((width, height),) = sizes
+    assert wide == 1.5 * width and high == height == width
+
+
+def test_two_samplers_are_compared(new_page):
+    page = new_page()
+    open_tab(page, "Compare")
+    for letter in "AB":
+        box = page.get_by_label(f"number input for Steps {letter}")
+        box.fill("2")
+        box.press("Tab")
+    page.get_by_label("What to show", exact=True).locator("visible=true").fill("an owl")
+    page.get_by_role("button", name="Compare", exact=True).click()
+    status_is(page, "Done: A")
+    images = [page.locator(f".showo-stage img[alt^='{letter}: an owl']").last for letter in "AB"]
+    assert all(image.is_visible() for image in images)
+    assert images[0].get_attribute("src") != images[1].get_attribute("src")
+    page.get_by_role("button", name="Ask about image B").click()
+    page.get_by_role("button", name="Caption").wait_for()
+    page.locator("#showo-ask-image img").first.wait_for()
+
+
 def test_a_conversation_shows_images(new_page):
     page = new_page()
     open_tab(page, "Chat")
@@ -195,6 +247,9 @@ def test_a_file_that_is_no_image_is_refused_on_upload(new_page, tmp_path):
     open_tab(page, "Ask")
     page.locator("#showo-ask-image input[type=file]").first.set_input_files(tmp_path / "file.png")
     status_is(page, "This file cannot be read as an image.")
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    page.locator("#showo-ask-image input[type=file]").first.set_input_files(tmp_path / "red.png")
+    page.locator("#showo-ask-image img").first.wait_for()  # and not its name only
 
 
 def test_a_link_holds_the_settings(new_page):
@@ -217,24 +272,42 @@ def test_two_visitors_at_once(new_page):
     assert seed_of(one) != seed_of(two)
 
 
-def test_the_keyboard_is_enough(new_page):
-    page = new_page(query="?prompt=an+owl&steps=2&seed=3")
+def tab_to(page, name, most=40):
+    """Press Tab until an element of this name has the focus."""
+    for _ in range(most):
+        page.keyboard.press("Tab")
+        element = "document.activeElement"
+        if name in page.evaluate(f"[{element}.innerText?.trim(), {element}.ariaLabel, {element}.placeholder]"):
+            return
+    raise AssertionError(f"Tab does not lead to {name}")
+
+
+def test_the_keyboard_is_enough(new_page, space):
+    page = new_page(query="?prompt=a+cat&steps=2&seed=3")
     status_is(page, "The settings of the link are set.")
-    page.get_by_label("What to show", exact=True).first.focus()
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.innerText").strip() == "Make"
+    example = space.facts.examples[0]
+    tab_to(page, example)  # the box for the words, by its placeholder
+    page.keyboard.press("Control+a")
+    page.keyboard.type("an owl")
+    tab_to(page, "Make")
     page.keyboard.press("Enter")
     status_is(page, "Done in")
+    tab_to(page, "Step of the image, 1 to 2")
+    page.keyboard.press("Home")
+    assert page.get_by_alt_text("an owl after step 1 of 2").is_visible()
+    page.get_by_role("tab", name="Create", exact=True).focus()
+    tab_to(page, "Ask")
+    page.keyboard.press("Enter")
+    tab_to(page, space.facts.questions[-1])
+    page.keyboard.type("what is this?")
+    page.keyboard.press("Enter")
+    status_is(page, "Please choose an image.")
 
 
 @pytest.mark.parametrize("tab", TABS)
 def test_a_phone_shows_everything(new_page, tab):
     page = new_page(390, 844)
-    if not page.get_by_role("tab", name=tab, exact=True).is_visible():
-        page.locator(".overflow-menu button").first.click()
-    page.get_by_role("tab", name=tab, exact=True).or_(
-        page.locator(".overflow-dropdown button", has_text=tab)
-    ).first.click()
+    open_tab(page, tab)
     page.wait_for_timeout(300)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 

@@ -81,6 +81,27 @@ def test_visitors_take_turns_whoever_sends_more():
     assert order == ["greedy", "modest", "greedy", "greedy", "greedy"]
 
 
+def test_an_address_whose_jobs_took_long_waits_for_the_others():
+    order = []
+
+    async def main():
+        line = Line(SpaceOptions(jobs_per_session=10, jobs_per_address=10))
+
+        async def ask(name, seconds, count):
+            for _ in range(count):
+                await collect(line, visitor(name), lambda job: (time.sleep(seconds), order.append(name)))
+
+        async def ask_after(delay, *job):
+            await asyncio.sleep(delay)
+            await ask(*job)
+
+        await asyncio.gather(ask("long", 0.3, 2), ask_after(0.05, "a", 0.02, 3), ask_after(0.05, "b", 0.02, 3))
+        assert line.tickets() == [] and not line.used
+
+    asyncio.run(main())
+    assert order[0] == "long" and order[-1] == "long" and sorted(order[1:-1]) == list("aaabbb")
+
+
 def test_the_place_in_the_line_is_told():
     free = threading.Event()
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 pytest.importorskip("gradio")
 
+from showo_hf import EMBEDDED_MODEL  # noqa: E402
 from showo_hf.app import model_card  # noqa: E402
 from showo_hf.app.previews import (  # noqa: E402
     LINES,
@@ -88,7 +89,8 @@ def test_the_line_about_the_model_comes_from_its_card(tmp_path):
     facts = model_card.model_facts(str(folder), Pipe)
     assert facts.name == "my-model" and facts.licence == "not stated"
     (folder / "README.md").write_text(
-        "---\nlicense: mit\nwidget:\n- text: a blue house\n---\n\n# House model\n\n"
+        "---\nlicense: mit\nwidget:\n- text: a blue house\n- {text: 'who lives here?', src: house.png}\n"
+        "- messages: [{role: user, content: draw a house.}]\n- messages: [3]\n- text: 3\n- 3\n---\n\n# House model\n\n"
         "![x](y.png)\n\nIt draws houses. It knows nothing else.\n"
     )
     facts = model_card.model_facts(str(folder), Pipe)
@@ -96,3 +98,10 @@ def test_the_line_about_the_model_comes_from_its_card(tmp_path):
         "**House model**, 2 million weights. It draws houses. About 1.2 s an image on this CPU. Licence: mit."
     )
     assert facts.examples == ["a blue house"]
+    assert facts.questions == ["who lives here?"] and facts.requests == ["draw a house."]
+
+
+def test_the_embedded_model_names_its_examples():
+    card = model_card.read_card(str(EMBEDDED_MODEL))
+    prompts, questions, requests = model_card.listed(card.data.to_dict().get("widget"))
+    assert len(prompts) == model_card.MOST and questions and requests

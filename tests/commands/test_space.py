@@ -65,6 +65,29 @@ def test_a_folder_that_is_in_use_is_refused(tmp_path, wheel, capsys):
     assert "new or empty" in capsys.readouterr().err and (tmp_path / "file").read_text() == "mine"
 
 
+def test_the_folder_is_pushed_and_pushed_again(tmp_path, wheel, hub_here, capsys):
+    for turn, model in enumerate(("org/one", "org/two")):
+        folder = tmp_path / f"space-{turn}"
+        asked = ["--wheel", str(wheel), "--model", model, "--push", "someone/show"]
+        assert main(["space", str(folder), *asked]) == 0
+        assert capsys.readouterr().out.splitlines()[-1].endswith("someone/show")
+        pushed = hub_here.repositories["someone/show"]
+        assert pushed == {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert model in pushed["README.md"].decode() and model in pushed["app.py"].decode()
+    created = hub_here.created["someone/show"]
+    assert created["type"] == "space" and created["sdk"] == "gradio"
+    address = pushed["requirements.txt"].decode().split(" @ ")[1].strip()
+    assert address == f"https://huggingface.co/spaces/someone/show/resolve/main/{wheel.name}"
+
+
+def test_a_push_that_the_hub_refuses_is_one_sentence_and_the_folder_stays(tmp_path, wheel, hub_here, capsys):
+    folder = tmp_path / "space"
+    assert main(["space", str(folder), "--wheel", str(wheel), "--push", "other/show"]) == 1
+    error = capsys.readouterr().err
+    assert "the Space 'other/show' cannot be pushed" in error and "Traceback" not in error
+    assert "other/show" not in hub_here.repositories and (folder / wheel.name).is_file()
+
+
 @pytest.mark.slow
 def test_the_app_starts_from_the_folder_in_an_environment_of_its_own(tmp_path):
     """The environment has this one's packages, but showo-hf only from the wheel in the folder."""

@@ -9,7 +9,6 @@ import gradio as gr
 
 from .components import UploadedImage, status_line
 from .engine import CAPTION, Answered, Words
-from .model_card import QUESTIONS
 from .page_parts import Shared
 from .previews import status
 from .settings import MAX_PROMPT_LENGTH, Refusal, check_text
@@ -54,12 +53,13 @@ class AskTab:
                     render_markdown=False,
                     placeholder="Choose an image, then ask about it.",
                 )
-                self.question = gr.Textbox(label="Question", placeholder=QUESTIONS[0], max_length=MAX_PROMPT_LENGTH)
+                questions = self.space.facts.questions
+                self.question = gr.Textbox(label="Question", placeholder=questions[-1], max_length=MAX_PROMPT_LENGTH)
                 with gr.Row():
                     self.send = gr.Button("Ask", variant="primary", min_width=100)
                     self.stop = gr.Button("Stop", variant="stop", min_width=80)
                     self.restart = gr.Button("New conversation", min_width=140)
-                gr.Examples(QUESTIONS, inputs=self.question, label="Questions to try", cache_examples=False)
+                gr.Examples(questions, inputs=self.question, label="Questions to try", cache_examples=False)
                 self.status = status_line("Choose an image, or take one from another tab.")
         self.messages = gr.State([])
 

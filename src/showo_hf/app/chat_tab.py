@@ -20,7 +20,6 @@ from .uploads import read_upload
 
 MAX_CHAT_IMAGES = 2  # in one answer
 MAX_SENT_IMAGES = 2  # in one message
-REQUESTS = ["show me a red apple, then a pear.", "draw an owl.", "in which style is it drawn?"]
 
 
 class ChatTab:
@@ -40,18 +39,21 @@ class ChatTab:
         )
         self.box = gr.MultimodalTextbox(
             label="Message",
-            placeholder=REQUESTS[0],
+            placeholder=min(self.space.facts.requests, key=len),  # a phone shows one line
             file_types=["image"],
             file_count="multiple",
             sources=["upload"],
             elem_id="showo-chat-box",
             submit_btn=True,
         )
-        with gr.Row():
+        with gr.Row(equal_height=True):
             self.stop = gr.Button("Stop", variant="stop", min_width=80)
             self.restart = gr.Button("New conversation", min_width=140)
         gr.Examples(
-            [{"text": text, "files": []} for text in REQUESTS], self.box, label="Messages to try", cache_examples=False
+            [{"text": text, "files": []} for text in self.space.facts.requests],
+            self.box,
+            label="Messages to try",
+            cache_examples=False,
         )
         self.status = status_line()
         self.chosen = gr.State(None)

@@ -37,6 +37,8 @@ class CompareTab:
         self.status = status_line()
         self.sides: list[list[Any]] = []
         self.stages: list[gr.HTML] = []
+        self.chosen: list[gr.State] = []
+        self.actions: list[dict[str, gr.Button]] = []
         choices = (
             engine.samplers[0],
             next((one for one in engine.samplers[1:] if one == "halton"), engine.samplers[-1]),
@@ -52,6 +54,8 @@ class CompareTab:
                         ]
                     )
                     self.stages.append(stage_component(f"Image {letter}"))
+                    self.chosen.append(gr.State(None))
+                    self.actions.append(self.shared.action_row(f"image {letter}"))
 
     # What the buttons do
 
@@ -68,7 +72,7 @@ class CompareTab:
             ]
             times: list[str] = []
             yield {self.status: status("Starting ..."), self.seed: first}
-            for letter, settings, stage in zip("AB", both, self.stages, strict=True):
+            for letter, settings, stage, chosen in zip("AB", both, self.stages, self.chosen, strict=True):
                 film = Film(f"{letter}: {settings.prompt}, {settings.sampler}")
                 finished = False
                 async for event in space.run(request, "images", partial(space.engine.draw, settings=settings)):
@@ -83,7 +87,12 @@ class CompareTab:
                         )
                         visit = add_to_visit(visit, path, caption)
                         times.append(f"{letter} {event.seconds:.1f} s")
-                        yield {stage: film.end(), self.shared.visit: visit, self.shared.visit_gallery: visit}
+                        yield {
+                            stage: film.end(),
+                            chosen: path,
+                            self.shared.visit: visit,
+                            self.shared.visit_gallery: visit,
+                        }
                     elif line:
                         yield {self.status: line}
                 if not finished:
@@ -96,7 +105,10 @@ class CompareTab:
     def wire(self, demo: gr.Blocks) -> None:
         """Connect the components."""
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        outputs = [self.status, self.seed, *self.stages, self.shared.visit, self.shared.visit_gallery]
+        shared = [self.shared.visit, self.shared.visit_gallery]
+        outputs = [self.status, self.seed, *self.stages, *self.chosen, *shared]
         inputs = [self.prompt, self.new_seed, self.seed, self.shared.visit, *self.sides[0], *self.sides[1]]
         gr.on([self.make.click, self.prompt.submit], self.compare, inputs, outputs, **hidden)
         self.stop.click(self.space.stop, outputs=self.status, queue=False, **hidden)
+        for actions, chosen in zip(self.actions, self.chosen, strict=True):
+            self.shared.wire_actions(actions, chosen, self.status)

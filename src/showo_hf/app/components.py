@@ -14,6 +14,7 @@ from .previews import EMPTY_STAGE, STAGE_SCRIPT, status
 from .settings import MAX_GUIDANCE, MAX_IMAGES, MAX_PROMPT_LENGTH, MAX_SEED, MAX_STEPS, MAX_TEMPERATURE, DrawSettings
 
 
+WIDE = 220  # pixels that a slider needs for its label and its number side by side
 MAX_PAINTINGS = 32  # unread paintings that are kept in memory, of all visitors
 
 
@@ -99,16 +100,17 @@ class DrawControls:
         height, width = engine.trained_size
         negative = gr.Textbox(label="What not to show", max_length=MAX_PROMPT_LENGTH, placeholder="(nothing)")
         with gr.Row():
-            steps = gr.Slider(1, MAX_STEPS, engine.usual_steps, step=1, precision=0, label="Steps")
-            guidance = gr.Slider(1.0, MAX_GUIDANCE, engine.usual_guidance, step=0.25, label="Guidance")
+            steps = gr.Slider(1, MAX_STEPS, engine.usual_steps, step=1, precision=0, label="Steps", min_width=WIDE)
+            guidance = gr.Slider(1.0, MAX_GUIDANCE, engine.usual_guidance, step=0.25, label="Guidance", min_width=WIDE)
         with gr.Row():
-            sampler = gr.Dropdown(engine.samplers, value=engine.samplers[0], label="Sampler")
+            sampler = gr.Dropdown(engine.samplers, value=engine.samplers[0], label="Sampler", min_width=WIDE)
             temperature = gr.Slider(
                 0.0,
                 MAX_TEMPERATURE,
                 engine.usual_temperature(),
                 step=0.1,
                 label="Temperature",
+                min_width=WIDE,
                 visible=engine.takes_temperature(engine.samplers[0]),
             )
         with gr.Row(visible=sizes):

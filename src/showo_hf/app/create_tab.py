@@ -74,7 +74,7 @@ class CreateTab:
                         self.keep = gr.Button("Keep this seed", size="sm")
                         self.link = gr.Button("Copy a link to these settings", size="sm")
                     self.restore = gr.File(
-                        label="Restore the settings of an image: drop its PNG here",
+                        label="Restore settings from a PNG",
                         file_types=[".png"],
                         type="filepath",
                         height=110,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from .components import DrawControls, PaintedImage, stage_component, status_line
 from .engine import Drawn, Step
@@ -32,7 +32,7 @@ class EditTab:
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
                 self.editor = self.shared.editor = PaintedImage(
-                    label="Image: paint over what should change",
+                    label="Image",  # short: on a phone, the tools stand beside it
                     type="pil",
                     sources=("upload", "clipboard"),
                     brush=gr.Brush(colors=["#ff2d87"], color_mode="fixed", default_size=40),
@@ -51,7 +51,7 @@ class EditTab:
                 )
                 with gr.Tabs():
                     with gr.Tab("Repaint"):
-                        gr.Markdown("Draws the painted part again. The rest stays as it is.")
+                        gr.Markdown("Paint over a part of the image: it is drawn again. The rest stays as it is.")
                         self.repaint_strength = gr.Slider(
                             0.1, 1.0, 1.0, step=0.05, label="Share of the painted part to draw again"
                         )
@@ -72,7 +72,7 @@ class EditTab:
                 self.status = status_line("Choose an image, or take one from another tab.")
                 self.stage = stage_component("Steps of the edit")
                 self.slider = gr.ImageSlider(
-                    label="Before and after: move the handle",
+                    label="Before and after",
                     type="filepath",
                     format="png",
                     interactive=False,
@@ -93,23 +93,24 @@ class EditTab:
         values: tuple,
         visit: list,
         name: str,
-        work: Callable[[Any, Any, Image.Image, Image.Image | None], Any],
+        work: Callable[..., Any],
+        options: Callable[[], dict[str, Any]],
         needs_paint: bool = False,
     ) -> AsyncIterator[dict]:
-        """Run one of the edits: `work(job, settings, image, mask)`."""
+        """Run one of the edits: `work(job, settings, image, **options())`, with the mask after the image."""
         space, controls = self.space, self.controls
         try:
-            settings = controls.settings(space.engine, values)
+            settings, checked = controls.settings(space.engine, values), options()
             yield {self.status: status("Starting ..."), controls.seed: settings.seed}
 
             def prepare() -> tuple:
                 image, mask = read_painting(painting, space.max_bytes)
                 if needs_paint and mask is None:
                     raise Refusal(NOTHING_PAINTED)
-                return settings, image, mask
+                return (settings, image, mask) if needs_paint else (settings, image)
 
             film = Film(settings.prompt)
-            async for event in space.run(request, "images", work, prepare):
+            async for event in space.run(request, "images", partial(work, previews=True, **checked), prepare):
                 line = progress(event)
                 if isinstance(event, Step):
                     yield {self.status: line, self.stage: await film.add(event)}
@@ -135,11 +136,11 @@ class EditTab:
     ) -> AsyncIterator[dict]:
         """Repaint what is painted over."""
 
-        def work(job: Any, settings: Any, image: Image.Image, mask: Any) -> None:
-            share = number("The share", strength, 0.1, 1)
-            self.space.engine.inpaint(job, settings, image, mask, share, previews=True)
+        def options() -> dict[str, Any]:
+            return {"strength": number("The share", strength, 0.1, 1)}
 
-        async for update in self.edit(request, painting, values, visit, "repainted", work, needs_paint=True):
+        work = self.space.engine.inpaint
+        async for update in self.edit(request, painting, values, visit, "repainted", work, options, needs_paint=True):
             yield update
 
     async def run_extend(
@@ -147,11 +148,12 @@ class EditTab:
     ) -> AsyncIterator[dict]:
         """Extend the image."""
 
-        def work(job: Any, settings: Any, image: Image.Image, mask: Any) -> None:
-            sides = check_directions(directions)
-            self.space.engine.extend(job, settings, image, sides, whole("How often", rounds, 1, MAX_ROUNDS), True)
+        def options() -> dict[str, Any]:
+            times = whole("How often", rounds, 1, MAX_ROUNDS)
+            return {"directions": check_directions(directions), "rounds": times}
 
-        async for update in self.edit(request, painting, values, visit, "extended", work):
+        work = self.space.engine.extend
+        async for update in self.edit(request, painting, values, visit, "extended", work, options):
             yield update
 
     async def run_vary(
@@ -159,10 +161,11 @@ class EditTab:
     ) -> AsyncIterator[dict]:
         """Vary the image."""
 
-        def work(job: Any, settings: Any, image: Image.Image, mask: Any) -> None:
-            self.space.engine.vary(job, settings, image, number("The share", strength, 0.1, 1), previews=True)
+        def options() -> dict[str, Any]:
+            return {"strength": number("The share", strength, 0.1, 1)}
 
-        async for update in self.edit(request, painting, values, visit, "varied", work):
+        work = self.space.engine.vary
+        async for update in self.edit(request, painting, values, visit, "varied", work, options):
             yield update
 
     def uploaded(self, painting: Any) -> dict:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from PIL import Image
@@ -89,17 +91,24 @@ class Engine:
     """
     The pipelines of one model. Threads may share it.
 
+    Pickled, it is a reference: a process that is forked from this one finds the same engine.
+
     Args:
         pipe: any pipeline of this package; all share its components.
     """
 
     def __init__(self, pipe: Any):
         self.pipe = pipe
+        self.number = next(NUMBERS)
+        ENGINES[self.number] = self
         usual = inspect.signature(ShowoT2IPipeline.__call__).parameters
         self.usual_steps: int = usual["num_inference_steps"].default
         self.usual_guidance: float = usual["guidance_scale"].default
         self.reads_features = pipe.model.mm_projector is not None
         self.has_images = pipe.image_tokenizer is not None
+
+    def __reduce__(self) -> tuple:
+        return engine_of, (self.number,)
 
     # What the model offers
 
@@ -360,6 +369,15 @@ class Engine:
         pipe(image, question, max_new_tokens=MAX_ANSWER, streamer=streamer, stopping_criteria=[streamer.criterion])
         job.check_time()
         job.emit(Answered([], job.stop_requested.is_set()))
+
+
+NUMBERS = itertools.count()
+ENGINES: WeakValueDictionary[int, Engine] = WeakValueDictionary()  # of this process
+
+
+def engine_of(number: int) -> Engine:
+    """The engine of this process, or of the one that it was forked from, that has a number."""
+    return ENGINES[number]
 
 
 class EmittingStreamer:

@@ -54,11 +54,12 @@ class Job:
     Args:
         emit: passes an event on to the visitor. Any thread may call it.
         seconds (`float`): the time that the job has, from when it starts.
+        stop_requested: tells the job to stop; a `threading.Event`, or what has its `set` and `is_set`.
     """
 
     emit: Callable[[Any], Any]
     seconds: float
-    stop_requested: threading.Event = field(default_factory=threading.Event)
+    stop_requested: Any = field(default_factory=threading.Event)
     started: float = 0.0
 
     @property
@@ -83,15 +84,16 @@ class Ticket:
         self.visitor, self.kind, self.number = visitor, kind, number
         self.called = asyncio.Event()
         self.job: Job | None = None
+        self.began = 0.0
 
 
 class Line:
     """
     Gives each kind of work one thread, and lets the visitors take turns.
 
-    The first job of every address comes before the second job of any, and of the first ones that of the address that was
-    served least recently. So one who sends many waits longer, not the others. All methods but the work itself run in the
-    server's event loop.
+    The first job of every address comes before the second job of any, and of the first ones that of the address whose jobs
+    have taken the least time since the line was empty. So one who sends many or long jobs waits longer, not the others. All
+    methods but the work itself run in the server's event loop.
 
     Args:
         options ([`SpaceOptions`]): the limits.
@@ -106,8 +108,8 @@ class Line:
         self.started: dict[str, deque[float]] = defaultdict(deque)  # by address
         self.threads = {kind: ThreadPoolExecutor(1, thread_name_prefix=f"showo-{kind}") for kind in kinds}
         self.readers = ThreadPoolExecutor(2, thread_name_prefix="showo-uploads")
-        self.served: dict[str, int] = {}  # by address: the number of the turn that it had last
-        self.count = self.turns = 0
+        self.used: dict[str, float] = defaultdict(float)  # by address: seconds of its jobs since the line was empty
+        self.count = 0
 
     # Who is next
 
@@ -121,7 +123,7 @@ class Line:
         keys = {}
         for ticket in sorted((one for one in self.waiting if one.kind == kind), key=lambda one: one.number):
             address = ticket.visitor.address
-            keys[ticket] = (turn[address], self.served.get(address, 0), ticket.number)
+            keys[ticket] = (turn[address], self.used.get(address, 0.0), ticket.number)
             turn[address] += 1
         return sorted(keys, key=keys.__getitem__)
 
@@ -148,7 +150,6 @@ class Line:
         if len(self.started) > 10_000:  # addresses that have not asked for a minute
             for address in [one for one, times in self.started.items() if not times or now - times[-1] > 60]:
                 del self.started[address]
-                self.served.pop(address, None)
         self.started[visitor.address].append(now)
         self.count += 1
         ticket = Ticket(visitor, kind, self.count)
@@ -166,8 +167,7 @@ class Line:
         if self.running[kind] is None and (order := self.order(kind)):
             self.waiting.remove(order[0])
             self.running[kind] = order[0]
-            self.turns += 1
-            self.served[order[0].visitor.address] = self.turns
+            order[0].began = time.monotonic()
             order[0].called.set()
 
     def leave(self, ticket: Ticket):
@@ -177,7 +177,10 @@ class Line:
                 places.remove(ticket)
         if self.running[ticket.kind] is ticket:
             self.running[ticket.kind] = None
+            self.used[ticket.visitor.address] += time.monotonic() - ticket.began
             self.advance(ticket.kind)
+        if not self.tickets():
+            self.used.clear()
 
     def stop(self, session: Hashable) -> int:
         """Stop the running jobs of a session within a step, and drop the waiting ones. Returns how many there were."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
+from yaml import YAMLError
 
 
-#: Prompts for models whose card has none under `widget`.
+#: For models whose card has none under `widget`: prompts, questions about an image, and requests of a conversation.
 GENERAL_EXAMPLES = [
     "a red apple on a wooden table",
     "an owl on a branch at night",
@@ -20,15 +22,9 @@ GENERAL_EXAMPLES = [
     "a rocket above the clouds",
     "a cat asleep in the sun",
 ]
-EMOJI_EXAMPLES = [
-    "a red apple, flat style",
-    "a red apple, 3d style",
-    "an owl, noto style",
-    "a rocket, flat style",
-    "a pizza, noto style",
-    "a cat face, 3d style",
-]
-QUESTIONS = ["what is this?", "is it food?", "what is the main color?", "in which style is it drawn?"]
+GENERAL_QUESTIONS = ["what is this?", "what is the main color?"]
+GENERAL_REQUESTS = ["show me a red apple, then a pear.", "draw an owl."]
+MOST = 6  # of each that the page shows
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,8 @@ class ModelFacts:
         licence (`str`): the licence of its card.
         parameters (`int`): number of weights.
         examples (`list[str]`): prompts that it is known to draw.
+        questions (`list[str]`): questions about an image that it can answer.
+        requests (`list[str]`): messages that it answers in text and images.
     """
 
     name: str
@@ -49,6 +47,8 @@ class ModelFacts:
     licence: str = "not stated"
     parameters: int = 0
     examples: list[str] = field(default_factory=lambda: list(GENERAL_EXAMPLES))
+    questions: list[str] = field(default_factory=lambda: list(GENERAL_QUESTIONS))
+    requests: list[str] = field(default_factory=lambda: list(GENERAL_REQUESTS))
 
     def line(self, seconds: float | None = None, device: str = "") -> str:
         """The one line about the model, as Markdown."""
@@ -63,35 +63,56 @@ def read_card(model: str) -> ModelCard | None:
         folder = Path(model)
         path = folder / "README.md" if folder.is_dir() else Path(hf_hub_download(model, "README.md"))
         return ModelCard(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, HfHubHTTPError):
+    except (OSError, ValueError, YAMLError, HfHubHTTPError):
         return None
 
 
-def model_facts(model: str, pipe: Any, embedded: bool = False) -> ModelFacts:
+def model_facts(model: str, pipe: Any) -> ModelFacts:
     """
     Read the facts of a model.
+
+    The examples of a card stand under `widget`, in the Hub's form: a prompt is a `text`, a question is a `text` with the
+    `src` of an image, and a request is the first of some `messages`.
 
     Args:
         model (`str`): its folder or Hub name.
         pipe: its pipeline.
-        embedded (`bool`): whether it is the embedded model, whose card names no prompts.
     """
     parameters = sum(one.numel() for one in pipe.model.parameters())
-    examples = EMOJI_EXAMPLES if embedded else GENERAL_EXAMPLES
     name = model.rstrip("/") if "/" in model and not Path(model).exists() else Path(model).name
     card = read_card(model)
     if card is None:
-        return ModelFacts(name, parameters=parameters, examples=list(examples))
+        return ModelFacts(name, parameters=parameters)
     data = card.data.to_dict()
-    prompts = [entry["text"] for entry in data.get("widget") or [] if isinstance(entry, dict) and entry.get("text")]
+    named = zip(("examples", "questions", "requests"), listed(data.get("widget")), strict=True)
     heading = re.search(r"^# +(.+)$", card.text, re.MULTILINE)
     return ModelFacts(
         heading.group(1).strip() if heading else name,
         first_sentence(card.text),
         str(data.get("license_name") or data.get("license") or "not stated"),
         parameters,
-        prompts[:6] or list(examples),
+        **{kind: texts for kind, texts in named if texts},
     )
+
+
+def listed(widget: Any) -> tuple[list[str], list[str], list[str]]:
+    """The prompts, questions and requests of a card's `widget`, at most `MOST` of each."""
+    entries = [entry for entry in widget if isinstance(entry, dict)] if isinstance(widget, list) else []
+    prompts = texts_of(entry for entry in entries if not entry.get("src"))
+    questions = texts_of(entry for entry in entries if entry.get("src"))
+    requests = texts_of({"text": first_message(entry.get("messages"))} for entry in entries)
+    return prompts[:MOST], questions[:MOST], requests[:MOST]
+
+
+def texts_of(entries: Iterable[dict]) -> list[str]:
+    """The texts of entries of a card's `widget` that have one."""
+    return [text for entry in entries if isinstance(text := entry.get("text"), str) and text.strip()]
+
+
+def first_message(messages: Any) -> Any:
+    """What the first of the messages says; None if this is no list of messages."""
+    first = messages[0] if isinstance(messages, list) and messages else None
+    return first.get("content") if isinstance(first, dict) else None
 
 
 def first_sentence(text: str) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import torch
 from starlette.middleware import Middleware
 
 from showo_hf import EMBEDDED_MODEL, ShowoT2IPipeline
@@ -28,6 +27,7 @@ from .model_card import model_facts
 from .page_parts import Shared
 from .settings import DrawSettings, SpaceOptions
 from .space import Space
+from .zero_gpu import best_device, compile_ahead
 
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def load_pipeline(model: str | None = None) -> ShowoT2IPipeline:
     """
     pipe = ShowoT2IPipeline.from_pretrained(model or os.environ.get("SHOWO_MODEL") or EMBEDDED_MODEL)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+    return pipe.to(best_device())
 
 
 def build_space(pipe: Any, options: SpaceOptions | None = None, warm_up: bool = True) -> Space:
@@ -116,7 +116,9 @@ def build_space(pipe: Any, options: SpaceOptions | None = None, warm_up: bool = 
     """
     options = options or SpaceOptions.from_environment()
     model = options.model or EMBEDDED_MODEL
-    space = Space(Engine(pipe), options, model_facts(model, pipe, embedded=model == EMBEDDED_MODEL))
+    space = Space(Engine(pipe), options, model_facts(model, pipe))
+    if options.compile:
+        compile_ahead(space.engine)
     if warm_up and space.engine.has_images:
         draw_examples(space)
     return space
@@ -130,7 +132,7 @@ def draw_examples(space: Space) -> None:
             asked = DrawSettings(**{**vars(settings), "prompt": prompt})
             (drawn,) = [
                 event
-                for event in collect(partial(space.engine.draw, settings=asked, previews=False))
+                for event in collect(space.lent(partial(space.engine.draw, settings=asked, previews=False)))
                 if isinstance(event, Drawn)
             ]
             space.thumbnails.append((drawn.images[0], prompt))
@@ -144,7 +146,7 @@ def build_demo(space: Space) -> gr.Blocks:
     """The page. [`launch`] starts it."""
     keep = int(space.options.keep_minutes * 60)
     with gr.Blocks(title="Show-o", analytics_enabled=False, delete_cache=(min(keep, 300), keep)) as demo:
-        device = "GPU" if torch.accelerator.is_available() else "CPU"
+        device = "CPU" if space.engine.pipe.model.device.type == "cpu" else "GPU"
         with gr.Row(elem_classes="showo-head"):
             gr.Markdown("# Show-o\nOne model that makes images from words, and answers questions about images.")
             toggle = gr.Button("Light or dark", size="sm", min_width=120, scale=0)

@@ -35,12 +35,12 @@ class Shared:
     ask_image: UploadedImage | None = None
     new_image: list[tuple[Callable, list[Any]]] = field(default_factory=list)
 
-    def action_row(self) -> dict[str, gr.Button]:
+    def action_row(self, image: str = "this image") -> dict[str, gr.Button]:
         """Buttons that take an image to another tab."""
         with gr.Row():
             return {
-                "edit": gr.Button("Edit this image", size="sm", min_width=120),
-                "ask": gr.Button("Ask about this image", size="sm", min_width=120),
+                "edit": gr.Button(f"Edit {image}", size="sm", min_width=120),
+                "ask": gr.Button(f"Ask about {image}", size="sm", min_width=120),
             }
 
     def wire_actions(self, buttons: dict[str, gr.Button], chosen: gr.State, status: gr.HTML) -> None:

@@ -41,6 +41,8 @@ class SpaceOptions:
         jobs_per_minute (`int`): jobs that one address may start within a minute.
         requests_per_minute (`int`): requests of any kind of one address within a minute; uploads count too.
         job_seconds (`float`): a job ends within a step after this time.
+        gpu_seconds (`float`): how long a job has a GPU on a ZeroGPU Space, its start included.
+        compile (`str`): "decoder" compiles the image tokenizer's decoder when the app starts, on a ZeroGPU Space.
         file_megabytes (`float`): the largest file.
         upload_megabytes (`float`): what one address may upload within ten minutes.
         upload_seconds (`float`): an upload ends after this time.
@@ -58,6 +60,8 @@ class SpaceOptions:
     jobs_per_minute: int = 60
     requests_per_minute: int = 600
     job_seconds: float = 120.0
+    gpu_seconds: float = 30.0
+    compile: str = ""
     file_megabytes: float = 10.0
     upload_megabytes: float = 100.0
     upload_seconds: float = 60.0
@@ -70,6 +74,8 @@ class SpaceOptions:
             value = getattr(self, field.name)
             if not isinstance(value, str) and not value > 0:
                 raise ValueError(f"`{field.name}` must be above 0, got {value!r}.")
+        if self.compile not in ("", "decoder"):
+            raise ValueError(f"`compile` must be 'decoder' or empty, got {self.compile!r}.")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> SpaceOptions:

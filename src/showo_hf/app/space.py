@@ -6,12 +6,14 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import gradio as gr
 from gradio.processing_utils import save_pil_to_cache
 from PIL import Image
 
+from . import zero_gpu
 from .engine import Drawn, Engine, Step
 from .gate import address_of
 from .line import Line, Visitor, Waiting
@@ -62,7 +64,11 @@ class Space:
         self, request: gr.Request, kind: str, work: Callable[..., Any], prepare: Callable[[], tuple] = tuple
     ) -> AsyncIterator[Any]:
         """The events of a job; see [`Line.run`]."""
-        return self.line.run(self.visitor(request), kind, work, prepare)
+        return self.line.run(self.visitor(request), kind, self.lent(work), prepare)
+
+    def lent(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        """Work that borrows a GPU while it runs, where GPUs are lent."""
+        return partial(zero_gpu.run_lent, work, self.options.gpu_seconds) if zero_gpu.LENDS else work
 
     def stop(self, request: gr.Request) -> str:
         """Stop the visitor's jobs. Returns the status line."""

@@ -40,7 +40,7 @@ colorFrom: indigo
 colorTo: blue
 sdk: gradio
 sdk_version: {gradio}
-python_version: "3.11"
+python_version: "3.12"
 app_file: app.py
 license: apache-2.0
 {models}---
@@ -55,6 +55,11 @@ APP = '''\
 
 import os
 
+
+try:
+    import spaces  # noqa: F401: on ZeroGPU, before anything that may use CUDA
+except ImportError:
+    pass
 
 for name, value in {variables}.items():
     os.environ.setdefault(name, value)
