@@ -96,17 +96,18 @@ def test_an_address_whose_jobs_took_long_waits_for_the_others():
             await ask(*job)
 
         await asyncio.gather(ask("long", 0.3, 2), ask_after(0.05, "a", 0.02, 3), ask_after(0.05, "b", 0.02, 3))
-        assert line.tickets() == [] and not line.used
+        assert line.tickets() == [] and not line.turns.used
 
     asyncio.run(main())
     assert order[0] == "long" and order[-1] == "long" and sorted(order[1:-1]) == list("aaabbb")
 
 
-def test_the_place_in_the_line_is_told():
+@pytest.mark.parametrize("jobs_at_once", [1, 2, 3])  # called or not, who does not compute waits
+def test_the_place_in_the_line_is_told(jobs_at_once):
     free = threading.Event()
 
     async def main():
-        line = Line(SpaceOptions())
+        line = Line(SpaceOptions(jobs_at_once=jobs_at_once))
         first = asyncio.create_task(collect(line, visitor("a"), lambda job: free.wait(5)))
         await asyncio.sleep(0.05)
         second = line.run(visitor("b"), "images", lambda job: job.emit("done"))
@@ -226,9 +227,9 @@ def test_stop_ends_the_jobs_of_one_session_only():
 
 def test_a_job_ends_after_its_time():
     def endless(job):
-        while not job.stopping:
+        while True:
             time.sleep(0.01)
-        job.check_time()
+            job.end_step()
 
     async def main():
         line = Line(SpaceOptions(job_seconds=0.1))
