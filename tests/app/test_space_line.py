@@ -223,7 +223,8 @@ def test_stop_ends_the_jobs_of_one_session_only():
         own = asyncio.create_task(collect(line, visitor("a"), until_stopped))
         waiting = asyncio.create_task(collect(line, visitor("a"), lambda job: job.emit("ran")))
         other = asyncio.create_task(collect(line, visitor("b"), lambda job: job.emit("ran")))
-        await asyncio.sleep(0.05)
+        while not line.turns.holders or len(line.tickets()) < 3:
+            await asyncio.sleep(0.01)
         assert line.stop("c") == 0
         assert not own.done()
         assert line.stop("a") == 2
