@@ -240,14 +240,32 @@ def test_a_flood_of_long_jobs_leaves_room_for_others():
 
 def test_who_waits_between_two_steps_is_told_the_place(monkeypatch):
     monkeypatch.setattr("showo_hf.app.line.POLL", 0.02)
-    record = []
+    begun, told = threading.Event(), threading.Event()
 
     async def main():
         line = Line(SpaceOptions())
-        long = asyncio.create_task(collect_events(line, "long", steps_of("long", 4, 0.1, record)))
-        await until(lambda: record)
-        await collect_events(line, "short", steps_of("short", 20, 0.004, record))
-        assert Waiting(1, 1) in await long
+        line.turns.used["long"] = 100.0
+
+        def first_step(job):
+            begun.set()
+            while not line.turns.waiting:
+                time.sleep(0.005)
+            job.end_step()
+            job.emit("done")
+
+        async def read():
+            places = []
+            async for event in line.run(Visitor("tab", "long"), "images", first_step):
+                if begun.is_set():
+                    places.append(event)
+                    told.set()
+            return places
+
+        long = asyncio.create_task(read())
+        await until(begun.is_set)
+        await collect_events(line, "short", lambda job: told.wait(10))
+        places = await long
+        assert places[0] == Waiting(1, 1) and places[-1] == "done"
 
     asyncio.run(asyncio.wait_for(main(), 20))
 
