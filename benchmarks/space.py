@@ -242,7 +242,7 @@ name => new Promise(resolve => {
 def step_seconds(engine: Engine, settings: DrawSettings) -> list[float]:
     """Seconds of each step of one image, with its preview, without the page."""
     times = [time.monotonic()]
-    engine.draw(Job(lambda event: times.append(time.monotonic()), float("inf"), started=times[0]), settings)
+    engine.draw(Job(lambda event: times.append(time.monotonic()), float("inf")), settings)
     return [
         after - before for before, after in zip(times[: settings.steps], times[1 : settings.steps + 1], strict=True)
     ]

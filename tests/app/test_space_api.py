@@ -201,9 +201,9 @@ def test_drawing_and_reading_run_at_once(client, apple, pipe):
 def test_a_job_whose_client_cancels_ends(client, space):
     job = client.submit(PROMPT, steps=50, count=4, api_name="/generate")
     deadline = time.monotonic() + 20
-    while space.line.running["images"] is None and time.monotonic() < deadline:
+    while not space.line.running["images"] and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert space.line.running["images"] is not None
+    assert space.line.running["images"]
     job.cancel()
     start = time.monotonic()
     while space.line.tickets() and time.monotonic() < start + 20:

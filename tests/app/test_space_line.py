@@ -87,26 +87,33 @@ def test_an_address_whose_jobs_took_long_waits_for_the_others():
     async def main():
         line = Line(SpaceOptions(jobs_per_session=10, jobs_per_address=10))
 
-        async def ask(name, seconds, count):
+        async def ask(name, steps, count):
+            def work(job):
+                for _ in range(steps):
+                    time.sleep(0.03)
+                    job.end_step()
+                order.append(name)
+
             for _ in range(count):
-                await collect(line, visitor(name), lambda job: (time.sleep(seconds), order.append(name)))
+                await collect(line, visitor(name), work)
 
         async def ask_after(delay, *job):
             await asyncio.sleep(delay)
             await ask(*job)
 
-        await asyncio.gather(ask("long", 0.3, 2), ask_after(0.05, "a", 0.02, 3), ask_after(0.05, "b", 0.02, 3))
-        assert line.tickets() == [] and not line.used
+        await asyncio.gather(ask("long", 20, 2), ask_after(0.05, "a", 1, 3), ask_after(0.05, "b", 1, 3))
+        assert line.tickets() == [] and not line.turns.used
 
     asyncio.run(main())
-    assert order[0] == "long" and order[-1] == "long" and sorted(order[1:-1]) == list("aaabbb")
+    assert sorted(order[:6]) == list("aaabbb") and order[6:] == ["long", "long"]
 
 
-def test_the_place_in_the_line_is_told():
+@pytest.mark.parametrize("jobs_at_once", [1, 2, 3])  # called or not, who does not compute waits
+def test_the_place_in_the_line_is_told(jobs_at_once):
     free = threading.Event()
 
     async def main():
-        line = Line(SpaceOptions())
+        line = Line(SpaceOptions(jobs_at_once=jobs_at_once))
         first = asyncio.create_task(collect(line, visitor("a"), lambda job: free.wait(5)))
         await asyncio.sleep(0.05)
         second = line.run(visitor("b"), "images", lambda job: job.emit("done"))
@@ -184,21 +191,24 @@ def test_a_job_whose_visitor_leaves_ends_and_the_next_one_starts():
     asyncio.run(main())
 
 
-def test_a_waiting_job_whose_visitor_leaves_never_runs():
+@pytest.mark.parametrize("jobs_at_once", [1, 4])  # not called, and called
+def test_a_waiting_job_whose_visitor_leaves_never_runs(jobs_at_once):
     free, ran = threading.Event(), []
 
     async def main():
-        line = Line(SpaceOptions())
+        line = Line(SpaceOptions(jobs_at_once=jobs_at_once))
         first = asyncio.create_task(collect(line, visitor("a"), lambda job: free.wait(5)))
         await asyncio.sleep(0.05)
         waiting = line.run(visitor("b"), "images", lambda job: ran.append(1))
         assert isinstance(await anext(waiting), Waiting)
         await waiting.aclose()
+        while len(line.tickets()) > 1:
+            await asyncio.sleep(0.01)
         free.set()
         await first
         assert line.tickets() == []
 
-    asyncio.run(main())
+    asyncio.run(asyncio.wait_for(main(), 20))
     assert not ran
 
 
@@ -213,7 +223,8 @@ def test_stop_ends_the_jobs_of_one_session_only():
         own = asyncio.create_task(collect(line, visitor("a"), until_stopped))
         waiting = asyncio.create_task(collect(line, visitor("a"), lambda job: job.emit("ran")))
         other = asyncio.create_task(collect(line, visitor("b"), lambda job: job.emit("ran")))
-        await asyncio.sleep(0.05)
+        while not line.turns.holders or len(line.tickets()) < 3:
+            await asyncio.sleep(0.01)
         assert line.stop("c") == 0
         assert not own.done()
         assert line.stop("a") == 2
@@ -226,9 +237,9 @@ def test_stop_ends_the_jobs_of_one_session_only():
 
 def test_a_job_ends_after_its_time():
     def endless(job):
-        while not job.stopping:
+        while True:
             time.sleep(0.01)
-        job.check_time()
+            job.end_step()
 
     async def main():
         line = Line(SpaceOptions(job_seconds=0.1))

@@ -5,7 +5,6 @@ On ZeroGPU, work and events are pickled between processes, so these tests pickle
 """
 
 import threading
-import time
 from contextlib import contextmanager
 from multiprocessing.reduction import ForkingPickler
 from types import SimpleNamespace
@@ -92,7 +91,7 @@ def test_a_stopped_job_ends_within_a_step(engine, two_processes):
         events.append(event)
         job.stop_requested.set()
 
-    job = Job(emit, 60.0, started=time.monotonic())
+    job = Job(emit, 60.0)
     settings = DrawSettings("a cat", steps=16)
     zero_gpu.run_lent(engine.draw, 60.0, job, settings)
     assert sum(isinstance(event, Step) for event in events) <= 3  # one shown, one begun, one on its way

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakValueDictionary
@@ -28,7 +28,7 @@ from showo_hf.pipelines import (
 from showo_hf.pipelines.scheduler_adapter import config_entry
 
 from ..schedulers import SCHEDULERS
-from .line import Job
+from .line import Job, Stopped
 from .previews import confidence_map, on_canvas, side_by_side, with_masked_cells
 from .settings import MAX_ANSWER, MAX_SCALE, OWN_SAMPLER, DrawSettings, Refusal
 
@@ -247,31 +247,28 @@ class Engine:
             picture = self.preview(pipe, latents) if previews else None
             job.emit(Step(step + 1, pipe.num_timesteps, 1 - masked.float().mean().item(), picture))
             last["latents"] = latents
-            if job.stopping:
-                pipe._interrupt = True
+            job.end_step()
             return tensors
 
         options = {} if settings.temperature is None else {"temperature": settings.temperature}
         seeds = range(settings.seed, settings.seed + settings.count)
-        start = time.monotonic()
-        images = pipe(
-            settings.prompt,
-            negative_prompt=settings.negative_prompt or None,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
-            num_images_per_prompt=settings.count,
-            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            callback_on_step_end=on_step_end,
-            **options,
-            **arguments,
-        ).images
-        job.check_time()
-        unfinished = "latents" in last and bool((last["latents"] == pipe.mask_token_id).any())
-        seconds = time.monotonic() - start
-        if unfinished:
-            job.emit(Drawn([], seconds, stopped=True))
+        start = job.turn.seconds
+        try:
+            images = pipe(
+                settings.prompt,
+                negative_prompt=settings.negative_prompt or None,
+                num_inference_steps=settings.steps,
+                guidance_scale=settings.guidance,
+                num_images_per_prompt=settings.count,
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                callback_on_step_end=on_step_end,
+                **options,
+                **arguments,
+            ).images
+        except Stopped:
+            job.emit(Drawn([], job.turn.seconds - start, stopped=True))
             return None
-        job.emit(Drawn(images, seconds, before=before))
+        job.emit(Drawn(images, job.turn.seconds - start, before=before))
         return last.get("latents")
 
     def preview(self, pipe: Any, latents: torch.LongTensor) -> Image.Image:
@@ -322,27 +319,30 @@ class Engine:
             if "positions" in str(error):
                 raise Refusal("This conversation is full. Please start a new one.") from error
             raise
-        stopped, start = False, time.monotonic()
-        with torch.no_grad():
-            for event in events:
-                if isinstance(event, TextPiece):
-                    job.emit(Words(event.text))
-                elif isinstance(event, ImageStep):
-                    grid = event.tokens[None]
-                    picture = self.preview(pipe, grid) if previews else None
-                    filled = 1 - (grid == pipe.mask_token_id).float().mean().item()
-                    job.emit(Step(event.step + 1, event.num_steps, filled, picture))
-                elif isinstance(event, ImageDone):
-                    assert isinstance(event.image, Image.Image)  # as `output_type` is "pil"
-                    job.emit(Drawn([event.image], time.monotonic() - start))
-                elif isinstance(event, AnswerDone):
-                    break
-                if job.stopping:
-                    stopped = True
-                    break
-        events.close()
-        job.check_time()
+        stopped, start = False, job.turn.seconds
+        with closing(events), torch.no_grad():
+            try:
+                for event in events:
+                    if isinstance(event, AnswerDone):
+                        break
+                    self.emit_event(job, pipe, event, previews, start)
+                    job.end_step()
+            except Stopped:
+                stopped = True
         job.emit(Answered(list(messages) if stopped else conversation.messages, stopped))
+
+    def emit_event(self, job: Job, pipe: Any, event: Any, previews: bool, start: float) -> None:
+        """Pass on an event of an answer that began after `start` seconds of the job."""
+        if isinstance(event, TextPiece):
+            job.emit(Words(event.text))
+        elif isinstance(event, ImageStep):
+            grid = event.tokens[None]
+            picture = self.preview(pipe, grid) if previews else None
+            filled = 1 - (grid == pipe.mask_token_id).float().mean().item()
+            job.emit(Step(event.step + 1, event.num_steps, filled, picture))
+        elif isinstance(event, ImageDone):
+            assert isinstance(event.image, Image.Image)  # as `output_type` is "pil"
+            job.emit(Drawn([event.image], job.turn.seconds - start))
 
     def ask(self, job: Job, messages: Sequence[dict], image: Image.Image | None, question: str) -> None:
         """
@@ -366,9 +366,12 @@ class Engine:
         """Answer one question without memory."""
         streamer = EmittingStreamer(job, self.pipe.processor.tokenizer)
         pipe = self.pipeline(ShowoMMUPipeline)
-        pipe(image, question, max_new_tokens=MAX_ANSWER, streamer=streamer, stopping_criteria=[streamer.criterion])
-        job.check_time()
-        job.emit(Answered([], job.stop_requested.is_set()))
+        stopped = False
+        try:
+            pipe(image, question, max_new_tokens=MAX_ANSWER, streamer=streamer)
+        except Stopped:
+            stopped = True
+        job.emit(Answered([], stopped))
 
 
 NUMBERS = itertools.count()
@@ -398,18 +401,14 @@ class EmittingStreamer:
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # a character may take several ids
             self.job.emit(Words(text[len(self.said) :]))
             self.said = text
+        self.job.end_step()
 
     def end(self) -> None:
         pass
-
-    def criterion(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Stop a job that should end."""
-        return torch.full((input_ids.shape[0],), self.job.stopping, device=input_ids.device)
 
 
 def collect(work: Callable[[Job], None], seconds: float = 600.0) -> list[Any]:
     """Run a piece of work here and give all its events."""
     events: list[Any] = []
-    job = Job(events.append, seconds, started=time.monotonic())
-    work(job)
+    work(Job(events.append, seconds))
     return events

@@ -8,8 +8,8 @@ import logging
 import threading
 import time
 import traceback
-from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections import Counter, defaultdict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,13 +17,14 @@ from typing import Any
 import torch
 
 from .settings import Refusal, SpaceOptions
+from .turns import Turn, Turns
 
 
 logger = logging.getLogger(__name__)
 
 FAILED = "That did not work. Please try again with other settings."
 TOO_LARGE = "There is not enough memory for that. Please try a smaller size or fewer images."
-POLL = 1.0  # seconds between two looks whether a waiting visitor is still there
+POLL = 1.0  # seconds after which a waiting visitor is told the place in the line, which shows whether they are still there
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class OutOfTime(Refusal):
     """A job took longer than a job may."""
 
 
+class Stopped(Exception):
+    """A job was stopped. It ends without computing any further."""
+
+
 @dataclass(eq=False)
 class Job:
     """
@@ -53,47 +58,68 @@ class Job:
 
     Args:
         emit: passes an event on to the visitor. Any thread may call it.
-        seconds (`float`): the time that the job has, from when it starts.
+        seconds (`float`): for how long the job may compute.
         stop_requested: tells the job to stop; a `threading.Event`, or what has its `set` and `is_set`.
+        turn ([`Turn`]): the time in which it computes. By itself, it begins now.
+        turns ([`Turns`], *optional*): with whom it takes turns.
     """
 
     emit: Callable[[Any], Any]
     seconds: float
     stop_requested: Any = field(default_factory=threading.Event)
-    started: float = 0.0
+    turn: Turn = field(default_factory=Turn)
+    turns: Turns | None = None
 
     @property
     def over_time(self) -> bool:
-        return time.monotonic() - self.started > self.seconds
+        return self.turn.seconds > self.seconds
 
     @property
     def stopping(self) -> bool:
         """Whether the work should end at its next step."""
         return self.stop_requested.is_set() or self.over_time
 
-    def check_time(self):
-        """Raise [`OutOfTime`] if the job ended because of its time."""
-        if self.over_time and not self.stop_requested.is_set():
+    def stop(self):
+        """Ask the job to end: within a step if it computes, at once if it waits."""
+        self.stop_requested.set()
+        if self.turns is not None:
+            self.turns.wake()
+
+    def end_step(self):
+        """
+        Let others compute after a step of this job, if it is their turn. The work calls this after every step.
+
+        Raises:
+            Stopped: if the job was stopped. It does not hold the turn then, or gives it up when the work ends.
+            OutOfTime: if the job has computed for too long.
+        """
+        if self.turns is not None:
+            self.turns.pass_on(self.turn)
+        if self.stop_requested.is_set():
+            raise Stopped
+        if self.over_time:
             raise OutOfTime(f"That took longer than {self.seconds:g} s and was stopped. Please try fewer steps.")
 
 
 class Ticket:
-    """A place in the line."""
+    """A place in the line, and the job that will be done for it."""
 
-    def __init__(self, visitor: Visitor, kind: str, number: int):
-        self.visitor, self.kind, self.number = visitor, kind, number
+    def __init__(self, visitor: Visitor, kind: str, job: Job):
+        self.visitor, self.kind, self.job = visitor, kind, job
         self.called = asyncio.Event()
-        self.job: Job | None = None
-        self.began = 0.0
 
 
 class Line:
     """
-    Gives each kind of work one thread, and lets the visitors take turns.
+    Calls some jobs of each kind of work at the same time, and lets the visitors take turns.
 
-    The first job of every address comes before the second job of any, and of the first ones that of the address whose jobs
-    have taken the least time since the line was empty. So one who sends many or long jobs waits longer, not the others. All
-    methods but the work itself run in the server's event loop.
+    Each called job has a thread of its own, but one of each kind computes: after every step, it lets another job go on whose
+    address has computed for less time since the line was empty; see [`Turns`]. So one who sends many or long jobs waits
+    longer, not the others. A job that waits between two steps keeps its memory: so only `jobs_at_once` of a kind are called,
+    and one of each address. The first job of every address comes before the second job of any, and of the first ones that of
+    the address that has computed for the least time.
+
+    All methods but the work itself run in the server's event loop.
 
     Args:
         options ([`SpaceOptions`]): the limits.
@@ -104,32 +130,39 @@ class Line:
         self.options = options
         self.preparing: list[Ticket] = []  # their uploads are being read
         self.waiting: list[Ticket] = []
-        self.running: dict[str, Ticket | None] = dict.fromkeys(kinds)
+        self.running: dict[str, list[Ticket]] = {kind: [] for kind in kinds}
         self.started: dict[str, deque[float]] = defaultdict(deque)  # by address
-        self.threads = {kind: ThreadPoolExecutor(1, thread_name_prefix=f"showo-{kind}") for kind in kinds}
+        at_once = options.jobs_at_once
+        self.threads = {kind: ThreadPoolExecutor(at_once, thread_name_prefix=f"showo-{kind}") for kind in kinds}
         self.readers = ThreadPoolExecutor(2, thread_name_prefix="showo-uploads")
-        self.used: dict[str, float] = defaultdict(float)  # by address: seconds of its jobs since the line was empty
+        self.turns = Turns()
         self.count = 0
 
     # Who is next
 
     def tickets(self) -> list[Ticket]:
         """All jobs that are not done."""
-        return self.preparing + self.waiting + [ticket for ticket in self.running.values() if ticket is not None]
+        return self.preparing + self.waiting + [ticket for tickets in self.running.values() for ticket in tickets]
 
     def order(self, kind: str) -> list[Ticket]:
-        """The waiting jobs of a kind in the order in which they will run."""
-        turn: dict[str, int] = defaultdict(int)
+        """The waiting jobs of a kind in the order in which they will be called."""
+        before = Counter(ticket.visitor.address for ticket in self.running[kind])
         keys = {}
-        for ticket in sorted((one for one in self.waiting if one.kind == kind), key=lambda one: one.number):
+        for ticket in sorted((one for one in self.waiting if one.kind == kind), key=lambda one: one.job.turn.number):
             address = ticket.visitor.address
-            keys[ticket] = (turn[address], self.used.get(address, 0.0), ticket.number)
-            turn[address] += 1
+            keys[ticket] = (before[address], self.turns.key(ticket.job.turn))
+            before[address] += 1
         return sorted(keys, key=keys.__getitem__)
 
-    def join(self, visitor: Visitor, kind: str) -> Ticket:
+    def place(self, ticket: Ticket) -> Waiting:
+        """The place of a job that does not compute, among the called ones and those that wait to be called."""
+        paused = [one for one in self.running[ticket.kind] if not self.turns.holds(one.job.turn)]
+        line = sorted(paused, key=lambda one: self.turns.key(one.job.turn)) + self.order(ticket.kind)
+        return Waiting(line.index(ticket) + 1 if ticket in line else 1, len(line))
+
+    def join(self, visitor: Visitor, kind: str, emit: Callable[[Any], Any]) -> Ticket:
         """
-        Let a visitor in. The job takes its place in the line with [`enter`].
+        Let a visitor in. The job takes its place in the line with [`enter`]; `emit` gets its events.
 
         Raises:
             Refusal: if the line is full, or the visitor has too many jobs or asked too often.
@@ -152,7 +185,9 @@ class Line:
                 del self.started[address]
         self.started[visitor.address].append(now)
         self.count += 1
-        ticket = Ticket(visitor, kind, self.count)
+        stop = threading.Event()
+        turn = Turn(kind, visitor.address, self.count, stop.is_set)
+        ticket = Ticket(visitor, kind, Job(emit, options.job_seconds, stop, turn, self.turns))
         self.preparing.append(ticket)
         return ticket
 
@@ -163,31 +198,29 @@ class Line:
         self.advance(ticket.kind)
 
     def advance(self, kind: str):
-        """Call the next one if nobody is being served."""
-        if self.running[kind] is None and (order := self.order(kind)):
+        """Call the next ones, as far as there is room."""
+        running = self.running[kind]
+        while len(running) < self.options.jobs_at_once and (order := self.order(kind)):
+            if order[0].visitor.address in [ticket.visitor.address for ticket in running]:
+                return  # so are those of all others that wait
             self.waiting.remove(order[0])
-            self.running[kind] = order[0]
-            order[0].began = time.monotonic()
+            running.append(order[0])
             order[0].called.set()
 
     def leave(self, ticket: Ticket):
         """Give up a place: a job is done, or its visitor is gone."""
-        for places in (self.preparing, self.waiting):
+        for places in (self.preparing, self.waiting, self.running[ticket.kind]):
             if ticket in places:
                 places.remove(ticket)
-        if self.running[ticket.kind] is ticket:
-            self.running[ticket.kind] = None
-            self.used[ticket.visitor.address] += time.monotonic() - ticket.began
-            self.advance(ticket.kind)
+        self.advance(ticket.kind)
         if not self.tickets():
-            self.used.clear()
+            self.turns.forget()
 
     def stop(self, session: Hashable) -> int:
-        """Stop the running jobs of a session within a step, and drop the waiting ones. Returns how many there were."""
+        """Stop the jobs of a session: one that computes within a step, the others at once. Returns how many there were."""
         own = [ticket for ticket in self.tickets() if ticket.visitor.session == session]
         for ticket in own:
-            if ticket.job is not None:
-                ticket.job.stop_requested.set()
+            ticket.job.stop()
             if ticket in self.waiting:
                 self.leave(ticket)
                 ticket.called.set()
@@ -199,15 +232,15 @@ class Line:
         self, visitor: Visitor, kind: str, work: Callable[..., Any], prepare: Callable[[], tuple] = tuple
     ) -> AsyncIterator[Any]:
         """
-        Wait for a turn, run the work in the kind's thread, and give its events: [`Waiting`], then what it emits.
+        Wait for a call, run the work in a thread, and give its events: what it emits, and [`Waiting`] while it waits.
 
         Args:
             visitor ([`Visitor`]): who asks.
             kind (`str`): the kind of work.
-            work: called as `work(job, *prepared)`.
-            prepare: gives `prepared`. It runs in a thread of its own kind, before the turn: it reads uploads.
+            work: called as `work(job, *prepared)`. It calls [`Job.end_step`] after each step.
+            prepare: gives `prepared`. It runs in a thread of its own kind, before the call: it reads uploads.
 
-        Closing this iterator ends the work within a step. The next job starts when the thread is free.
+        Closing this iterator ends the work within a step. The next job is called when the thread is free.
 
         Raises:
             Refusal: as `join`, and for every failure of the work, with one sentence. Details go to the log, without the
@@ -215,9 +248,8 @@ class Line:
         """
         loop = asyncio.get_running_loop()
         events: asyncio.Queue = asyncio.Queue()
-        job = Job(lambda event: loop.call_soon_threadsafe(events.put_nowait, (event, None)), self.options.job_seconds)
-        ticket = self.join(visitor, kind)
-        ticket.job = job
+        ticket = self.join(visitor, kind, lambda event: loop.call_soon_threadsafe(events.put_nowait, (event, None)))
+        job = ticket.job
         handed_over = False
         try:
             try:
@@ -225,21 +257,23 @@ class Line:
             except Exception as error:
                 raise as_refusal(error) from error
             self.enter(ticket)
-            while not await called_within(ticket, POLL):
-                order = self.order(kind)
-                yield Waiting(order.index(ticket) + 1 if ticket in order else 1, len(order))
+            while not await within(POLL, ticket.called.wait()):
+                yield self.place(ticket)
             if job.stop_requested.is_set():
                 return
 
             def work_in_thread():
-                job.started = time.monotonic()
                 failure: BaseException | None = None
                 try:
+                    self.turns.take(job.turn)
                     if not job.stop_requested.is_set():
                         work(job, *prepared)
+                except Stopped:
+                    pass
                 except BaseException as error:
                     failure = error
                 finally:
+                    self.turns.give_up(job.turn)
                     loop.call_soon_threadsafe(self.leave, ticket)
                     loop.call_soon_threadsafe(events.put_nowait, (None, failure or StopIteration()))
 
@@ -247,25 +281,28 @@ class Line:
             self.threads[kind].submit(context.run, work_in_thread)
             handed_over = True
             while True:
-                event, end = await events.get()
+                if (next_one := await within(POLL, events.get())) is None:
+                    if not self.turns.holds(job.turn):
+                        yield self.place(ticket)
+                    continue
+                event, end = next_one
                 if isinstance(end, StopIteration):
                     return
                 if end is not None:
                     raise as_refusal(end) from end
                 yield event
         finally:
-            job.stop_requested.set()
+            job.stop()
             if not handed_over:
                 self.leave(ticket)
 
 
-async def called_within(ticket: Ticket, seconds: float) -> bool:
-    """Wait for a turn, at most some seconds. Returns whether it came."""
+async def within(seconds: float, result: Awaitable[Any]) -> Any:
+    """Wait for a result, at most some seconds. None if it did not come."""
     try:
-        await asyncio.wait_for(ticket.called.wait(), seconds)
+        return await asyncio.wait_for(result, seconds)
     except TimeoutError:
-        return False
-    return True
+        return None
 
 
 def as_refusal(error: BaseException) -> Refusal:

@@ -38,9 +38,12 @@ class SpaceOptions:
         max_waiting (`int`): jobs in the line, of all visitors.
         jobs_per_session, jobs_per_address (`int`): jobs of one visitor that wait or run: of one browser tab, and of one
             network address.
+        jobs_at_once (`int`): jobs of one kind, images or words, that take turns step by step; the others wait until one of
+            them ends. Each keeps its memory between its turns. It is 1 on ZeroGPU, and for a model whose weights accelerate
+            moves for each call.
         jobs_per_minute (`int`): jobs that one address may start within a minute.
         requests_per_minute (`int`): requests of any kind of one address within a minute; uploads count too.
-        job_seconds (`float`): a job ends within a step after this time.
+        job_seconds (`float`): a job ends within a step after it has computed for this time.
         gpu_seconds (`float`): how long a job has a GPU on a ZeroGPU Space, its start included.
         compile (`str`): "decoder" compiles the image tokenizer's decoder when the app starts, on a ZeroGPU Space.
         file_megabytes (`float`): the largest file.
@@ -57,6 +60,7 @@ class SpaceOptions:
     max_waiting: int = 20
     jobs_per_session: int = 3
     jobs_per_address: int = 6
+    jobs_at_once: int = 4
     jobs_per_minute: int = 60
     requests_per_minute: int = 600
     job_seconds: float = 120.0

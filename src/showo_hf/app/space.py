@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ import gradio as gr
 from gradio.processing_utils import save_pil_to_cache
 from PIL import Image
 
+from ..utils.private_interfaces import has_offload_hook
 from . import zero_gpu
 from .engine import Drawn, Engine, Step
 from .gate import address_of
@@ -46,7 +47,10 @@ class Space:
     thumbnails: list[tuple[Image.Image, str]] = field(default_factory=list)
 
     def __post_init__(self):
-        self.line = Line(self.options)
+        # A job with a lent GPU computes in another process. A call of a model whose weights accelerate moves keeps all
+        # others out, so it must not wait for one of them between its steps.
+        alone = zero_gpu.LENDS or has_offload_hook(self.engine.pipe.model)
+        self.line = Line(replace(self.options, jobs_at_once=1) if alone else self.options)
         self.cache = gr.Image(render=False).GRADIO_CACHE  # Gradio serves and deletes the files there
 
     @property

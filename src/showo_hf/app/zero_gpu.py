@@ -14,7 +14,6 @@ import os
 import queue
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -81,7 +80,7 @@ def events_of(work: Callable[..., Any], prepared: tuple, seconds: float, stop: s
     """
     events: queue.SimpleQueue = queue.SimpleQueue()
     end = object()
-    job = Job(events.put, seconds * JOB_SHARE, StopFile(stop), time.monotonic())
+    job = Job(events.put, seconds * JOB_SHARE, StopFile(stop))
 
     def work_in_thread() -> None:
         try:
