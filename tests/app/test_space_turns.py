@@ -32,8 +32,8 @@ def clock(monkeypatch):
 class Work:
     """Threads that compute in steps, with a record of who computed when."""
 
-    def __init__(self, clock):
-        self.clock, self.turns, self.computing, self.steps, self.threads = clock, Turns(), {}, [], []
+    def __init__(self, clock, lead=0.0):
+        self.clock, self.turns, self.computing, self.steps, self.threads = clock, Turns(lead), {}, [], []
         self.jobs = []
 
     def job(self, name, steps, seconds=1.0, kind="images", fails_at=None, during=lambda step: None):
@@ -95,6 +95,20 @@ def test_short_jobs_wait_for_one_step_of_a_long_one(clock):
     work.finish()
     assert work.steps[:20] == ["hostile"] * 11 + list("abccabbac")  # the least time, then the oldest
     assert work.steps[20:] == ["hostile"] * 89
+
+
+def test_jobs_shorter_than_the_lead_run_in_one_piece(clock):
+    work = Work(clock, lead=1.0)
+
+    def others_come(step):
+        if step == 0:
+            for name in "bc":
+                work.job(name, steps=4, seconds=0.25)
+            work.until_waiting(2)
+
+    work.job("a", steps=12, seconds=0.25, during=others_come)
+    work.finish()
+    assert "".join(work.steps) == "aaaaa" + "bbbb" + "cccc" + "aaaaaaa", "the long one gives way after its lead"
 
 
 def test_addresses_that_go_on_share_the_time(clock):
@@ -215,6 +229,7 @@ def test_a_flood_of_long_jobs_leaves_room_for_others():
 
     async def main():
         line = Line(SpaceOptions(jobs_per_session=9, jobs_per_address=9))
+        line.turns.lead = 0.0
         floods = [
             asyncio.create_task(collect_events(line, name, steps_of(name, 20, 0.01, record)))
             for name in ("hostile 1", "hostile 2", "hostile 3")
@@ -244,6 +259,7 @@ def test_who_waits_between_two_steps_is_told_the_place(monkeypatch):
 
     async def main():
         line = Line(SpaceOptions())
+        line.turns.lead = 0.0
         line.turns.used["long"] = 100.0
 
         def first_step(job):
@@ -280,6 +296,7 @@ def test_a_visitor_who_waits_between_two_steps_ends_at_once(how):
 
     async def main():
         line = Line(SpaceOptions())
+        line.turns.lead = 0.0
         paused = line.run(Visitor("tab", "paused"), "images", first_step_then(record))
         assert await anext(paused) == "step"
         other = asyncio.create_task(collect_events(line, "other", blocking))
@@ -318,6 +335,7 @@ def test_the_time_limit_does_not_count_the_time_of_others(clock):
 
     async def main():
         line = Line(SpaceOptions(job_seconds=11))
+        line.turns.lead = 0.0
         jobs = [collect_events(line, name, steps(10)) for name in "abc"]
         assert await asyncio.gather(*jobs) == [["done"]] * 3
         assert clock.now == 30
@@ -346,6 +364,7 @@ def test_images_and_answers_are_the_same_step_by_step(pipe):
 
     async def main():
         line = Line(SpaceOptions())
+        line.turns.lead = 0.0
         holders = []
         line.turns.hand_over = lambda kind, usual=line.turns.hand_over: (
             usual(kind),

@@ -30,10 +30,10 @@ def write(root, change=lambda weights, config: None, form="safetensors"):
     write_original(root / "magvitv2", small_magvitv2(), None)
 
 
-def refused(root, capsys, *more) -> str:
-    """The message of a conversion that must fail and write nothing."""
+def refused(root, capsys, *more, code=1) -> str:
+    """The message of a conversion that must fail with an exit code and write nothing."""
     before = sorted(path.name for path in root.iterdir())
-    assert convert(root, root / "out", *more) == 1
+    assert convert(root, root / "out", *more) == code
     assert sorted(path.name for path in root.iterdir()) == before
     printed = capsys.readouterr()
     assert not printed.out
@@ -157,7 +157,7 @@ def test_a_text_tokenizer_with_other_ids_is_refused(root, capsys):
 @pytest.mark.parametrize("option", ["--showo", "--image-tokenizer", "--text-tokenizer", "--clip-vision"])
 def test_a_missing_source_is_named(root, capsys, option):
     write(root)
-    assert f"`{option}` must be a folder or file" in refused(root, capsys, option, str(root / "absent"))
+    assert f"`{option}` must be a folder or file" in refused(root, capsys, option, str(root / "absent"), code=2)
 
 
 def test_a_tower_without_a_projector_is_refused(root, capsys):

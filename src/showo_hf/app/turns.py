@@ -8,6 +8,9 @@ from collections import defaultdict
 from collections.abc import Callable
 
 
+LEAD = 1.0  # seconds
+
+
 class Turn:
     """
     The time in which one job computes.
@@ -40,9 +43,14 @@ class Turns:
     Gives each kind's turn to the job whose address has computed for the least time; of several, to the oldest job.
 
     A job that holds the turn keeps it until [`Turns.pass_on`] or [`Turns.give_up`]. Threads may share this.
+
+    Args:
+        lead (`float`): a job passes its turn on when its address has computed for so many seconds more than that of a
+            waiting one. So short jobs run from their beginning to their end, and jobs of equal length do not all end last.
     """
 
-    def __init__(self):
+    def __init__(self, lead: float = LEAD):
+        self.lead = lead
         self.changed = threading.Condition()
         self.used: dict[str, float] = defaultdict(float)  # by address: seconds since the line was empty
         self.holders: dict[str, Turn] = {}  # by kind
@@ -65,11 +73,11 @@ class Turns:
             self.wait(turn)
 
     def pass_on(self, turn: Turn) -> None:
-        """Let another job compute if its address has used less time; wait until the turn comes back, or a stop."""
+        """Let another job compute if its address is behind by the lead; wait until the turn comes back, or a stop."""
         with self.changed:
             self.count(turn)
             rivals = [one for one in self.waiting if one.kind == turn.kind]
-            if any(self.key(one)[0] < self.key(turn)[0] for one in rivals):
+            if any(self.key(one)[0] + self.lead < self.key(turn)[0] for one in rivals):
                 self.release(turn)
                 self.waiting.append(turn)
                 self.hand_over(turn.kind)
