@@ -86,6 +86,7 @@ def test_an_address_whose_jobs_took_long_waits_for_the_others():
 
     async def main():
         line = Line(SpaceOptions(jobs_per_session=10, jobs_per_address=10))
+        line.turns.lead = 0.0
 
         async def ask(name, steps, count):
             def work(job):
