@@ -256,7 +256,7 @@ def test_a_model_that_cannot_be_loaded_is_a_failure(capfd):
 
 @pytest.mark.slow
 def test_an_interrupt_leaves_only_complete_images():
-    arguments = ["generate", PROMPT, "-o", "apple.png", "--num", "10000", "--seed", "0", *FAST]
+    arguments = ["generate", PROMPT, "-o", "apple.png", "--num", "10000", "--yes", "--seed", "0", *FAST]
     command = [sys.executable, "-m", "showo_hf.cli", *arguments]
     # Background jobs of a shell ignore the signal, and so do their children.
     reset = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
