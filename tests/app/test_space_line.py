@@ -129,6 +129,35 @@ def test_the_place_in_the_line_is_told(jobs_at_once):
     asyncio.run(main())
 
 
+def test_a_full_line_has_room_for_those_who_have_fewer_jobs_in_it():
+    free = threading.Event()
+
+    async def ask(line, name):
+        try:
+            return await collect(line, visitor(name), lambda job: free.wait(10) and job.emit("done"))
+        except Refusal as refusal:
+            return str(refusal)
+
+    async def main():
+        line = Line(SpaceOptions(max_waiting=4, jobs_per_session=99, jobs_per_address=99, jobs_at_once=1))
+        first = asyncio.create_task(ask(line, "a"))
+        await asyncio.sleep(0.1)
+        flood = [asyncio.create_task(ask(line, "hostile")) for _ in range(4)]
+        await asyncio.sleep(0.1)
+        assert "The line is full: 4 requests are waiting" in await ask(line, "hostile")
+        honest = [asyncio.create_task(ask(line, name)) for name in ("b", "c", "d")]
+        await asyncio.sleep(0.1)
+        assert [task.done() for task in flood] == [False, True, True, True], "its newest jobs lost their places"
+        assert "others had fewer requests" in flood[-1].result()
+        assert "The line is full" in await ask(line, "e"), "now each address has one job"
+        free.set()
+        for task in (first, *honest, flood[0]):
+            assert (await task)[-1] == "done"
+        assert line.tickets() == []
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

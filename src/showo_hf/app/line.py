@@ -107,6 +107,7 @@ class Ticket:
     def __init__(self, visitor: Visitor, kind: str, job: Job):
         self.visitor, self.kind, self.job = visitor, kind, job
         self.called = asyncio.Event()
+        self.refusal = ""  # why it lost its place
 
 
 class Line:
@@ -178,8 +179,8 @@ class Line:
         of_address = sum(one.visitor.address == visitor.address for one in tickets)
         if of_session >= options.jobs_per_session or of_address >= options.jobs_per_address:
             raise Refusal("You already have requests in the line. Please wait until one is done.")
-        if (length := len(self.waiting) + len(self.preparing)) >= options.max_waiting:
-            raise Refusal(f"The line is full: {length} requests are waiting. Please try again in a minute.")
+        if len(self.waiting) + len(self.preparing) >= options.max_waiting:
+            self.make_room(visitor.address)
         if len(self.started) > 10_000:  # addresses that have not asked for a minute
             for address in [one for one, times in self.started.items() if not times or now - times[-1] > 60]:
                 del self.started[address]
@@ -190,6 +191,23 @@ class Line:
         ticket = Ticket(visitor, kind, Job(emit, options.job_seconds, stop, turn, self.turns))
         self.preparing.append(ticket)
         return ticket
+
+    def make_room(self, address: str):
+        """
+        In a full line, drop the newest job of the address with most jobs, if it has more than `address` will have.
+
+        Raises:
+            Refusal: if no address has.
+        """
+        waiting = self.waiting + self.preparing
+        jobs = Counter(one.visitor.address for one in waiting)
+        droppable = [one for one in self.waiting if jobs[one.visitor.address] > jobs[address] + 1]
+        if not droppable:
+            raise Refusal(f"The line is full: {len(waiting)} requests are waiting. Please try again in a minute.")
+        dropped = max(droppable, key=lambda one: (jobs[one.visitor.address], one.job.turn.number))
+        dropped.refusal = "The line is full, and others had fewer requests in it. Please try again in a minute."
+        self.leave(dropped)
+        dropped.called.set()
 
     def enter(self, ticket: Ticket):
         """Take the place in the line."""
@@ -259,6 +277,8 @@ class Line:
             self.enter(ticket)
             while not await within(POLL, ticket.called.wait()):
                 yield self.place(ticket)
+            if ticket.refusal:
+                raise Refusal(ticket.refusal)
             if job.stop_requested.is_set():
                 return
 
