@@ -123,14 +123,18 @@ def resident() -> int:
 
 
 def load(url: str, asked: list[Request], expected: dict, clients: int, picture: Path, steps: int) -> Results:
-    """Send the requests, as so many visitors, each from an address of its own."""
+    """Send the requests, as so many visitors, each from an address of its own, one request after the other."""
     results, lock = Results(), threading.Lock()
     visitors = [Client(url, verbose=False, headers={HEADER: f"10.0.0.{i}"}) for i in range(clients)]
 
-    def serve(number: int) -> None:
-        request, start = asked[number], time.monotonic()
+    def serve(visitor: int) -> None:
+        for request in asked[visitor::clients]:
+            one(visitors[visitor], request)
+
+    def one(visitor: Client, request: Request) -> None:
+        start = time.monotonic()
         try:
-            answer = call(visitors[number % clients], request, picture, steps)
+            answer = call(visitor, request, picture, steps)
         except Exception as error:
             with lock:
                 results.lost.append(f"{request.kind}: {error}")
@@ -142,7 +146,7 @@ def load(url: str, asked: list[Request], expected: dict, clients: int, picture: 
 
     start = time.monotonic()
     with ThreadPoolExecutor(clients) as pool:
-        list(pool.map(serve, range(len(asked))))
+        list(pool.map(serve, range(clients)))
     results.seconds = time.monotonic() - start
     for visitor in visitors:
         visitor.close()
