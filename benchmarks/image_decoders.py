@@ -3,7 +3,7 @@
     python -m benchmarks.image_decoders --model checkpoints/world-image-tokenizer --decoder checkpoints/world-image-decoder
 
 The images are scenes of the small world with combinations that no training has. They are encoded to tokens, and decoded in
-several ways. `detail`, `capped`, `PSNR` and `band error` are those of image_tokenizer_quality.py. An unsharp mask and added
+several ways. image_tokenizer_quality.py defines `detail`, `capped`, `PSNR` and `band error`. An unsharp mask and added
 noise of the same mean detail stand beside the decoder: detail in the wrong place costs more in the fine band than it gains.
 `right` is the share of the images in which the judge of benchmarks.world, which was trained on real scenes, finds all things
 in their colours and their style, and nothing else.

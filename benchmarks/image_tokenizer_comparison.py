@@ -6,7 +6,7 @@
 
 Each of the eight is trained on the same images with the same network, batch and number of steps: as many as take
 `--minutes` on this machine, measured once. If you stop the command, it goes on where it stopped. `--only NAME ...` trains
-some of them. The table is that of image_tokenizer_quality.py, on images held out of the training. The plot shows their PSNR
+some of them. image_tokenizer_quality.py makes the table, on images held out of the training. The plot shows their PSNR
 during the training, over the minutes of training steps.
 """
 
@@ -33,7 +33,7 @@ from showo_hf.utils.argument_types import positive_integer
 KINDS, BITS = ("lfq", "vq"), (10, 13)
 SIZE, BATCH = 128, 8
 EVALUATIONS = 16  # points of a curve
-#: What all have in common. The network is that of the embedded model's image tokenizer.
+#: What all have in common.
 COMMON: dict[str, Any] = {
     "image_size": SIZE,
     "batch_size": BATCH,
@@ -54,6 +54,7 @@ COMMON: dict[str, Any] = {
     "save_steps": 200,
     "report_to": "none",
 }
+#: As in the embedded model's image tokenizer, without attention.
 NETWORK: dict[str, Any] = {
     "mid_block_attention": False,
     "encoder_block_out_channels": [32, 48, 96, 128],

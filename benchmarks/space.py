@@ -5,7 +5,7 @@ Each part gives its figures as JSON, and all of them are one table, as in docs/d
 
 - `start`: from the start of `python app.py` to the first page.
 - `preview`: from pressing "Make" in a browser to the first preview, against a step of the model.
-- `load`: clients send images, questions and variations; every answer must be that of the pipelines alone. What was lost or
+- `load`: clients send images, questions and variations; every answer must equal the pipelines' own. What was lost or
   wrong, how long they waited against the pipeline's own time, how many requests a minute were served against a plain loop
   over the pipeline, and how the memory grew.
 - `hostile`: the same beside visitors who flood, leave, and send slow uploads and images of giant size.
@@ -296,7 +296,7 @@ def load_part(pipe, options: argparse.Namespace, hostile: int) -> dict:
 
 
 def summary(results: Results, asked: int, times: list[float]) -> dict:
-    """The figures of a run; `times` are those of the pipelines alone."""
+    """The figures of a run. The pipelines alone took `times`."""
     half = len(results.memory) // 2
     return {
         "requests": asked,

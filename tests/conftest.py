@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import conversations
 import pytest
 import tiny
 import torch
@@ -120,3 +121,11 @@ def model(backbone) -> ShowoForCausalLM:
 def pipe(processor) -> ShowoT2IPipeline:
     """A tiny pipeline, new for each test."""
     return tiny.pipeline(processor)
+
+
+@pytest.fixture(scope="session")
+def taught_folder(tmp_path_factory) -> str:
+    """A saved pipeline that answers "an owl." to an image and "what?", and two images to "two hearts"."""
+    folder = tmp_path_factory.mktemp("models") / "taught"
+    conversations.trained_chat_pipeline().save_pretrained(folder)
+    return str(folder)

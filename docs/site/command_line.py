@@ -18,7 +18,7 @@ HEAD = """\
 # Command line
 
 `showo-hf` has one command for each task. Every command has `--help`, which this page repeats. The
-defaults are those of the embedded model; with `--model`, the help names the defaults of that model.
+defaults belong to the embedded model; with `--model`, the help names the defaults of that model.
 `showo-hf --print-completion bash` (or `zsh`, `fish`) prints a script for the completion of words.
 
 Errors are one line that names the option. A command that makes images and would take more than an

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from recipes.world.words import THINGS
 from showo_hf import ShowoDiffusionDecoder, ShowoT2IPipeline
 from showo_hf.utils.atomic_folder import atomic_folder
 
@@ -136,20 +137,14 @@ def results_section(folder: Path | None) -> str:
 
 def model_card(name: str, pipe: Any, decoder: ShowoDiffusionDecoder | None, results: Path | None) -> str:
     """The text of the model card."""
-    known_words = pipe.processor.known_words
-    things = sum(len(words) for group, words in known_words.items() if group not in NO_THINGS)
     return CARD.format(
         name=name,
-        things=things,
-        words=words_section(known_words),
+        things=len(THINGS),
+        words=words_section(pipe.processor.known_words),
         parts=parts_section(pipe, decoder),
         results=results_section(results),
         size=pipe.model.config.image_tokenizer_config.sample_size,
     )
-
-
-#: Groups of recipes.world.known_words that do not list things.
-NO_THINGS = ("other names", "styles", "colours", "backgrounds")
 
 
 def publish(model: Path, output: Path, decoder: Path | None = None, results: Path | None = None) -> None:
@@ -170,7 +165,7 @@ def publish(model: Path, output: Path, decoder: Path | None = None, results: Pat
         image_decoder = ShowoDiffusionDecoder.from_pretrained(decoder, dtype=torch.bfloat16)
     pipe = ShowoT2IPipeline.from_pretrained(model, torch_dtype=torch.bfloat16, image_decoder=image_decoder)
     if not pipe.processor.known_words:
-        raise ValueError(f"`model` must have a processor with `known_words`, but that of '{model}' has none.")
+        raise ValueError(f"`model` must have a processor with `known_words`, but '{model}' has one without.")
     with atomic_folder(output, overwrite=True) as folder:
         pipe.save_pretrained(folder)
         (folder / "README.md").write_text(model_card(output.name, pipe, image_decoder, results), encoding="utf-8")

@@ -67,6 +67,17 @@ class Work:
         self.threads[-1].start()
         return job
 
+    def at_step(self, number, *names, **options):
+        """What a job does `during` its steps: at one of them, jobs of these addresses come, and wait."""
+
+        def jobs_come(step):
+            if step == number:
+                for name in names:
+                    self.job(name, **options)
+                self.until_waiting(len(names))
+
+        return jobs_come
+
     def finish(self):
         for thread in self.threads:
             thread.join(20)
@@ -84,14 +95,7 @@ class Work:
 
 def test_short_jobs_wait_for_one_step_of_a_long_one(clock):
     work = Work(clock)
-
-    def others_come(step):
-        if step == 10:
-            for name in "abc":
-                work.job(name, steps=3)
-            work.until_waiting(3)
-
-    work.job("hostile", steps=100, seconds=1.0, during=others_come)
+    work.job("hostile", steps=100, seconds=1.0, during=work.at_step(10, *"abc", steps=3))
     work.finish()
     assert work.steps[:20] == ["hostile"] * 11 + list("abccabbac")  # the least time, then the oldest
     assert work.steps[20:] == ["hostile"] * 89
@@ -99,14 +103,7 @@ def test_short_jobs_wait_for_one_step_of_a_long_one(clock):
 
 def test_jobs_shorter_than_the_lead_run_in_one_piece(clock):
     work = Work(clock, lead=1.0)
-
-    def others_come(step):
-        if step == 0:
-            for name in "bc":
-                work.job(name, steps=4, seconds=0.25)
-            work.until_waiting(2)
-
-    work.job("a", steps=12, seconds=0.25, during=others_come)
+    work.job("a", steps=12, seconds=0.25, during=work.at_step(0, *"bc", steps=4, seconds=0.25))
     work.finish()
     assert "".join(work.steps) == "aaaaa" + "bbbb" + "cccc" + "aaaaaaa", "the long one gives way after its lead"
 
@@ -114,13 +111,7 @@ def test_jobs_shorter_than_the_lead_run_in_one_piece(clock):
 def test_addresses_that_go_on_share_the_time(clock):
     """A hostile address computes no longer than an honest one, however long its steps are."""
     work = Work(clock)
-
-    def another_comes(step):
-        if step == 0:
-            work.job("honest", steps=300, seconds=0.1)
-            work.until_waiting(1)
-
-    work.job("hostile", steps=100, seconds=1.0, during=another_comes)
+    work.job("hostile", steps=100, seconds=1.0, during=work.at_step(0, "honest", steps=300, seconds=0.1))
     work.finish()
     for count in range(2, 330):
         used = {name: work.steps[:count].count(name) * s for name, s in (("hostile", 1.0), ("honest", 0.1))}
@@ -130,13 +121,7 @@ def test_addresses_that_go_on_share_the_time(clock):
 
 def test_jobs_of_one_address_run_one_after_the_other(clock):
     work = Work(clock)
-
-    def another_comes(step):
-        if step == 0:
-            work.job("a", steps=3, seconds=2.0)
-            work.until_waiting(1)
-
-    work.job("a", steps=5, during=another_comes)
+    work.job("a", steps=5, during=work.at_step(0, "a", steps=3, seconds=2.0))
     work.finish()
     assert clock.now == 5 * 1.0 + 3 * 2.0 and work.turns.used == {"a": 11.0}
     assert [job.turn.seconds for job in work.jobs] == [5.0, 6.0]
@@ -144,13 +129,7 @@ def test_jobs_of_one_address_run_one_after_the_other(clock):
 
 def test_the_time_of_a_job_is_that_of_its_own_turns(clock):
     work = Work(clock)
-
-    def another_comes(step):
-        if step == 0:
-            work.job("long", steps=4, seconds=10.0)
-            work.until_waiting(1)
-
-    work.job("short", steps=4, seconds=1.0, during=another_comes)
+    work.job("short", steps=4, seconds=1.0, during=work.at_step(0, "long", steps=4, seconds=10.0))
     work.finish()
     short, long = work.jobs
     assert (short.turn.seconds, long.turn.seconds) == (4.0, 40.0)

@@ -5,24 +5,15 @@ import json
 from pathlib import Path
 
 import conversation_turns
-import conversations
 import pytest
 
 from showo_hf import ShowoAnyToAnyPipeline
 
 
-@pytest.fixture(scope="module")
-def chat_model(tmp_path_factory) -> str:
-    """A saved pipeline; see `conversations.trained_model`."""
-    folder = tmp_path_factory.mktemp("chat") / "model"
-    conversations.trained_chat_pipeline().save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture
-def run(chat_model, tmp_path, capsys):
+def run(taught_folder, tmp_path, capsys):
     def call(*more: str) -> list[str]:
-        options = ["--model", chat_model, "--records", str(tmp_path / "said.jsonl"), "--request", "{}"]
+        options = ["--model", taught_folder, "--records", str(tmp_path / "said.jsonl"), "--request", "{}"]
         options += ["--question", "what?", "--turns", "2", "--steps", "2", "--names", "owl,owl"]
         conversation_turns.main([*options, *more])
         return capsys.readouterr().out.splitlines()
@@ -45,9 +36,9 @@ def test_the_table_and_the_records(run, tmp_path):
     assert all(turns[0]["ids"] <= turns[1]["ids"] for turns in (record["turns"] for record in records))
 
 
-def test_a_turn_is_right_with_one_picture_and_the_name(chat_model):
+def test_a_turn_is_right_with_one_picture_and_the_name(taught_folder):
     """The model answers "an owl" with one picture, "two hearts" with two, and "what?" with "two red hearts."."""
-    pipe = ShowoAnyToAnyPipeline.from_pretrained(chat_model)
+    pipe = ShowoAnyToAnyPipeline.from_pretrained(taught_folder)
     pipe.set_progress_bar_config(disable=True)
     found = {}
     for request, name in itertools.product(("an owl", "two hearts"), ("hearts", "heart")):

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import conversations
 import pytest
 
 from showo_hf import cli
@@ -17,14 +16,6 @@ def empty_folder(tmp_path, monkeypatch) -> Path:
     """Every test runs in a new, empty working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture(scope="session")
-def taught_folder(tmp_path_factory) -> str:
-    """A saved pipeline that answers "an owl." to an image and "what?", and two images to "two hearts"."""
-    folder = tmp_path_factory.mktemp("models") / "taught"
-    conversations.trained_chat_pipeline().save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture

@@ -114,11 +114,11 @@ class Line:
     """
     Calls some jobs of each kind of work at the same time, and lets the visitors take turns.
 
-    Each called job has a thread of its own, but one of each kind computes: after every step, it lets another job go on whose
-    address has computed for less time since the line was empty; see [`Turns`]. So one who sends many or long jobs waits
+    Each called job has a thread of its own, but one of each kind computes. After a step, it lets another job go on whose
+    address is behind in computing time since the line was empty; see [`Turns`]. So one who sends many or long jobs waits
     longer, not the others. A job that waits between two steps keeps its memory: so only `jobs_at_once` of a kind are called,
-    and one of each address. The first job of every address comes before the second job of any, and of the first ones that of
-    the address that has computed for the least time.
+    and one of each address. The first job of every address comes before the second job of any. Among the first jobs, the
+    address that has computed for the least time comes first.
 
     All methods but the work itself run in the server's event loop.
 
@@ -220,7 +220,7 @@ class Line:
         running = self.running[kind]
         while len(running) < self.options.jobs_at_once and (order := self.order(kind)):
             if order[0].visitor.address in [ticket.visitor.address for ticket in running]:
-                return  # so are those of all others that wait
+                return  # all others that wait are later jobs of such addresses
             self.waiting.remove(order[0])
             running.append(order[0])
             order[0].called.set()

@@ -45,8 +45,8 @@ class Turns:
     A job that holds the turn keeps it until [`Turns.pass_on`] or [`Turns.give_up`]. Threads may share this.
 
     Args:
-        lead (`float`): a job passes its turn on when its address has computed for so many seconds more than that of a
-            waiting one. So short jobs run from their beginning to their end, and jobs of equal length do not all end last.
+        lead (`float`): a job passes its turn on when its address has computed for so many seconds more than a waiting
+            job's address. So short jobs run from their beginning to their end, and jobs of equal length do not all end last.
     """
 
     def __init__(self, lead: float = LEAD):
