@@ -61,8 +61,14 @@ def opened(url: str, browser: str, width: int = 1280, height: int = 900, dark: b
 
 
 def status_is(page: Page, text: str) -> None:
-    """Wait until a visible status line holds a text."""
-    page.locator(".showo-status:visible", has_text=text).first.wait_for()
+    """Wait until a visible status line, written after the last [`press`], holds a text."""
+    page.locator(".showo-status:not(.seen):visible", has_text=text).first.wait_for()
+
+
+def press(page: Page, name: str) -> None:
+    """Press a button. What the status lines say before does not count as its answer."""
+    page.evaluate("document.querySelectorAll('.showo-status').forEach(line => line.classList.add('seen'))")
+    page.get_by_role("button", name=name, exact=True).locator("visible=true").first.click()
 
 
 def open_tab(page: Page, name: str) -> None:
@@ -81,7 +87,7 @@ def draw(page: Page, prompt: str, seed: int | None = 7) -> None:
         page.get_by_label("New seed each time").first.uncheck()
         page.get_by_label("Seed of the first image").first.fill(str(seed))
     page.get_by_label("What to show", exact=True).first.fill(prompt)
-    page.get_by_role("button", name="Make", exact=True).click()
+    press(page, "Make")
     status_is(page, "Done in")
     page.get_by_alt_text("Confidence map").wait_for()
 

@@ -1,5 +1,6 @@
 """The page in a real browser, with the embedded model: as a person would use it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
 
-from benchmarks.space_screenshots import FLAGS, TABS, draw, find_browser, open_tab, status_is  # noqa: E402
+from benchmarks.space_screenshots import FLAGS, TABS, draw, find_browser, open_tab, press, status_is  # noqa: E402
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,7 +110,7 @@ def test_an_error_keeps_what_is_on_the_page(new_page):
     draw(page, "an owl", seed=None)
     source = page.locator(".showo-results img").first.get_attribute("src")
     page.get_by_label("What to show", exact=True).first.fill("   ")
-    page.get_by_role("button", name="Make", exact=True).click()
+    press(page, "Make")
     status_is(page, "Please write what the image should show.")
     image = page.locator(".showo-results img").first
     assert image.is_visible() and image.get_attribute("src") == source
@@ -133,13 +134,13 @@ def test_stop_in_the_middle_and_reload_in_the_middle(new_page, space):
     page = new_page()
     few_steps(page, 50)
     page.get_by_label("What to show", exact=True).first.fill("an owl")
-    page.get_by_role("button", name="Make", exact=True).click()
+    press(page, "Make")
     status_is(page, "Step")
     assert is_uncovered(page, page.get_by_label("Seed of the first image").first)
     page.get_by_role("button", name="Stop", exact=True).first.click()
     status_is(page, "Stopped.")
     assert not space.line.tickets()
-    page.get_by_role("button", name="Make", exact=True).click()
+    press(page, "Make")
     status_is(page, "Step")
     page.reload()
     page.get_by_role("tab", name="Create", exact=True).wait_for()
@@ -164,8 +165,8 @@ def paint_and_press(page, button, tries=5):
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=8)
         page.mouse.up()
         page.wait_for_timeout(500)
-        page.get_by_role("button", name=button, exact=True).click()
-        page.wait_for_timeout(2000)
+        press(page, button)
+        status_is(page, re.compile("Please paint over|Step|Done in"))
         if not page.locator(".showo-status:visible", has_text="Please paint over").is_visible():
             return
 
@@ -175,23 +176,39 @@ def test_an_image_goes_to_edit_and_to_ask(new_page):
     few_steps(page, 8)
     draw(page, "a red apple, flat style", seed=None)
     page.get_by_role("button", name="Edit this image").first.click()
+    status_is(page, "Ready.")
     page.get_by_label("What the finished image should show").fill("a green apple, flat style")
-    page.get_by_role("button", name="Repaint", exact=True).click()
+    press(page, "Repaint")
     status_is(page, "Please paint over the part that should change.")
     paint_and_press(page, "Repaint")
     status_is(page, "Done in")
     page.locator(".showo-slider img").first.wait_for()
     open_tab(page, "Create")
-    page.get_by_role("button", name="Ask about this image").first.click()
-    page.get_by_role("button", name="Caption").click()
+    press(page, "Ask about this image")
+    press(page, "Caption")
     page.locator(".bot.message").first.wait_for()
     status_is(page, "Ready.")
+
+
+def test_a_painting_is_uploaded_by_its_own_tab_alone(new_page):
+    page = new_page()
+    few_steps(page, 3)
+    draw(page, "an owl", seed=None)
+    press(page, "Edit this image")
+    status_is(page, "Ready.")
+    sent = []
+    page.on("request", lambda request: sent.append(request.url) if "/upload" in request.url else None)
+    open_tab(page, "Create")
+    draw(page, "an owl", seed=None)
+    press(page, "Ask about this image")
+    page.get_by_role("button", name="Caption").wait_for()
+    assert not sent
 
 
 def test_an_image_is_extended_and_varied(new_page):
     page = new_page(query="?prompt=an+owl&steps=2&seed=3")
     status_is(page, "The settings of the link are set.")
-    page.get_by_role("button", name="Make", exact=True).click()
+    press(page, "Make")
     status_is(page, "Done in")
     page.get_by_role("button", name="Edit this image").first.click()
     page.get_by_label("What the finished image should show").fill("an owl")
@@ -200,7 +217,7 @@ def test_an_image_is_extended_and_varied(new_page):
     sizes, shown = [], ""
     for name in ("Extend", "Vary"):
         page.get_by_role("tab", name=name, exact=True).click()
-        page.get_by_role("button", name=name, exact=True).click()
+        press(page, name)
         page.wait_for_function(
             "old => { const image = document.querySelector('.showo-slider img');"
             " return image && image.src !== old && image.complete && image.naturalWidth; }",
@@ -221,7 +238,7 @@ def test_two_samplers_are_compared(new_page):
         box.fill("2")
         box.press("Tab")
     page.get_by_label("What to show", exact=True).locator("visible=true").fill("an owl")
-    page.get_by_role("button", name="Compare", exact=True).click()
+    press(page, "Compare")
     status_is(page, "Done: A")
     images = [page.locator(f".showo-stage img[alt^='{letter}: an owl']").last for letter in "AB"]
     assert all(image.is_visible() for image in images)
@@ -266,7 +283,7 @@ def test_two_visitors_at_once(new_page):
         few_steps(page, 4)
         page.get_by_label("What to show", exact=True).first.fill("an owl")
     for page in (one, two):
-        page.get_by_role("button", name="Make", exact=True).click()
+        press(page, "Make")
     for page in (one, two):
         status_is(page, "Done in")
     assert seed_of(one) != seed_of(two)

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("gradio")
 
-from showo_hf.app.gate import TOO_MUCH, TOO_OFTEN, TOO_SLOW, Gate, address_of  # noqa: E402
+from showo_hf.app.gate import TOO_MUCH, TOO_OFTEN, TOO_SLOW, UPLOADS_AT_ONCE, Gate, address_of  # noqa: E402
 from showo_hf.app.settings import SpaceOptions  # noqa: E402
 
 
@@ -25,8 +25,13 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": str(length).encode()})
 
 
-def call(gate, path, method="POST", body=b"12345", headers=None, host="1.2.3.4", delay=0.0):
+def call(gate, path, **request):
     """Send a request. Returns the status code and the body."""
+    return asyncio.run(answered(gate, path, **request))
+
+
+async def answered(gate, path, method="POST", body=b"12345", headers=None, host="1.2.3.4", delay=0.0):
+    """The same in a running loop."""
     sent = []
     headers = {"content-length": str(len(body)), **(headers or {})}
     parts = [body[:2], body[2:]]
@@ -46,7 +51,7 @@ def call(gate, path, method="POST", body=b"12345", headers=None, host="1.2.3.4",
         "client": (host, 1),
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
     }
-    asyncio.run(gate(scope, receive, send))
+    await gate(scope, receive, send)
     starts = [message for message in sent if message["type"] == "http.response.start"]
     assert len(starts) == 1
     return starts[0]["status"], b"".join(message.get("body", b"") for message in sent).decode()
@@ -57,12 +62,12 @@ def gate(**options):
 
 
 def test_the_health_check_answers():
-    assert call(gate(), "/health", "GET") == (200, json.dumps({"status": "ok"}))
+    assert call(gate(), "/health", method="GET") == (200, json.dumps({"status": "ok"}))
 
 
 @pytest.mark.parametrize("path", ["/gradio_api/deep_link", "/gradio_api/deep_link/", "/monitoring"])
 def test_paths_that_keep_or_tell_too_much_are_closed(path):
-    assert call(gate(), path, "GET")[0] == 404
+    assert call(gate(), path, method="GET")[0] == 404
 
 
 def test_requests_pass():
@@ -84,6 +89,32 @@ def test_an_address_has_a_number_of_bytes_to_upload():
     assert code == 429 and json.loads(body) == {"detail": TOO_MUCH}
     assert call(one, "/gradio_api/component_server")[0] == 429
     assert call(one, "/gradio_api/queue/join")[0] == 200
+
+
+def test_more_uploads_at_once_wait_for_their_turn():
+    one = gate(upload_seconds=0.5)
+
+    async def at_once():
+        sent = [answered(one, "/gradio_api/upload", delay=delay) for delay in [0.1] * UPLOADS_AT_ONCE + [0.0] * 4]
+        answers = asyncio.gather(*sent)
+        await asyncio.sleep(0.05)
+        assert one.open_uploads["1.2.3.4"] == len(sent) and one.slots["1.2.3.4"].locked()
+        return await answers
+
+    assert asyncio.run(at_once()) == [(200, "5")] * (UPLOADS_AT_ONCE + 4)
+    one.forget(0.0)
+    assert not one.open_uploads and not one.slots
+
+
+def test_an_upload_that_gets_no_turn_is_refused():
+    one = gate(upload_seconds=0.05)
+
+    async def without_a_slot():
+        for _ in range(UPLOADS_AT_ONCE):
+            await one.slots["1.2.3.4"].acquire()
+        return await answered(one, "/gradio_api/upload"), await answered(one, "/gradio_api/upload", host="5.6.7.8")
+
+    assert asyncio.run(without_a_slot()) == ((429, json.dumps({"detail": TOO_MUCH})), (200, "5"))
 
 
 def test_an_upload_says_how_long_it_is():

@@ -10,7 +10,7 @@ import gradio as gr
 
 from .components import DrawControls, PaintedImage, stage_component, status_line
 from .engine import Drawn, Step
-from .page_parts import Shared, for_editor
+from .page_parts import Shared, for_editor, without_progress
 from .previews import EMPTY_STAGE, status
 from .settings import MAX_PROMPT_LENGTH, MAX_ROUNDS, Refusal, number, whole
 from .space import Film, Space, add_to_visit, progress, refused
@@ -44,6 +44,7 @@ class EditTab:
                     format="png",
                     buttons=["fullscreen"],
                 ).bounded()
+                self.painting = PaintedImage(visible=False).bounded()
                 prompt = gr.Textbox(
                     label="What the finished image should show",
                     placeholder=self.space.facts.examples[0],
@@ -176,6 +177,8 @@ class EditTab:
         setting the editor again would wipe out what the visitor has painted since.
         """
         background = (painting or {}).get("background")
+        if background is None:  # it was lost on its way; the editor still has it
+            return {self.status: gr.skip()}
         try:
             value = for_editor(background, self.space.max_bytes)
             fits = open_rgb(background, self.space.max_bytes).size == value["background"].size
@@ -196,12 +199,27 @@ class EditTab:
             self.shared.visit_gallery,
         ]
         shared = [self.shared.visit, *self.controls.components]
-        self.repaint.click(self.run_repaint, [self.editor, self.repaint_strength, *shared], outputs, **hidden)
-        self.extend.click(self.run_extend, [self.editor, self.directions, self.rounds, *shared], outputs, **hidden)
-        self.vary.click(self.run_vary, [self.editor, self.vary_strength, *shared], outputs, **hidden)
-        self.editor.upload(self.uploaded, self.editor, [self.editor, self.status], queue=False, **hidden)
+        for button, handler, options in (
+            (self.repaint, self.run_repaint, [self.repaint_strength]),
+            (self.extend, self.run_extend, [self.directions, self.rounds]),
+            (self.vary, self.run_vary, [self.vary_strength]),
+        ):
+            inputs = [self.painting, *options, *shared]
+            self.with_painting(button.click).then(handler, inputs, outputs, trigger_mode="once", **hidden)
+        updated = [self.editor, self.status]
+        without = without_progress(self.status)
+        self.with_painting(self.editor.upload).then(self.uploaded, self.painting, updated, queue=False, **without)
         self.stop.click(self.space.stop, outputs=self.status, queue=False, **hidden)
         self.shared.wire_actions(self.actions, self.result, self.status)
+
+    def with_painting(self, event: Callable[..., Any]) -> Any:
+        """
+        Let the browser upload the painting into `painting` at an event.
+
+        An editor that is itself an input of handlers is told of every event of the page from then on, and uploads its
+        painting each time.
+        """
+        return event(None, self.editor, self.painting, js="(painting) => painting", api_visibility="private")
 
 
 def check_directions(directions: Any) -> list[str]:

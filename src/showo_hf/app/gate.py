@@ -7,13 +7,14 @@ import json
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from .settings import SpaceOptions
 
 
 UPLOAD_WINDOW = 600.0  # seconds
-UPLOADS_AT_ONCE = 4  # of one address
+UPLOADS_AT_ONCE = 6  # of one address; as many as a browser sends
 TOO_OFTEN = "Too many requests from your address. Please wait a minute."
 TOO_MUCH = "Too many uploads from your address. Please wait ten minutes."
 TOO_SLOW = "The upload took too long."
@@ -36,7 +37,8 @@ class Gate:
     ASGI middleware.
 
     `/health` answers that the app is up. Every address has a number of requests a minute, of bytes uploaded in ten minutes,
-    of uploads at once, and a time for each upload. What is refused gets a status code and a sentence as `detail`.
+    of uploads at once, and a time for each upload. More uploads at once wait for their turn. What is refused gets a status
+    code and a sentence as `detail`.
 
     Args:
         app: the ASGI app behind it.
@@ -47,7 +49,8 @@ class Gate:
         self.app, self.options = app, options
         self.requests: dict[str, deque[float]] = defaultdict(deque)
         self.uploads: dict[str, deque[tuple[float, int]]] = defaultdict(deque)
-        self.open_uploads: dict[str, int] = defaultdict(int)
+        self.open_uploads: dict[str, int] = defaultdict(int)  # those that wait count too
+        self.slots: dict[str, asyncio.Semaphore] = defaultdict(partial(asyncio.Semaphore, UPLOADS_AT_ONCE))
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -79,15 +82,28 @@ class Gate:
             await answer(send, 411, {"detail": "Length Required"})
         elif path not in UPLOAD_PATHS:
             await self.passed_on(scope, receive, send)
-        elif self.open_uploads[address] >= UPLOADS_AT_ONCE or self.over_budget(address, int(length)):
+        elif self.over_budget(address, int(length)):
             await answer(send, 429, {"detail": TOO_MUCH})
         else:
             self.uploads[address].append((now, int(length)))
             self.open_uploads[address] += 1
             try:
-                await self.passed_on(scope, receive, send)
+                await self.upload(address, scope, receive, send)
             finally:
                 self.open_uploads[address] -= 1
+
+    async def upload(self, address: str, scope: dict, receive: Any, send: Any) -> None:
+        """Pass on an upload when its address has a slot for it."""
+        slots = self.slots[address]
+        try:
+            await asyncio.wait_for(slots.acquire(), self.options.upload_seconds)
+        except TimeoutError:
+            await answer(send, 429, {"detail": TOO_MUCH})
+            return
+        try:
+            await self.passed_on(scope, receive, send)
+        finally:
+            slots.release()
 
     def over_budget(self, address: str, length: int) -> bool:
         sent = sum(size for _, size in self.uploads[address])
@@ -104,6 +120,7 @@ class Gate:
                     del records[address]
         for address in [one for one, count in self.open_uploads.items() if not count]:
             del self.open_uploads[address]
+            self.slots.pop(address, None)
 
     async def passed_on(self, scope: dict, receive: Any, send: Any) -> None:
         """Call the app; its request body must arrive within the upload time."""

@@ -165,7 +165,7 @@ def build_demo(space: Space) -> gr.Blocks:
         )
         shared = Shared(space, gr.State([], time_to_live=keep), visit_gallery)
         tabs = [kind(space, shared) for kind in (CreateTab, EditTab, AskTab, ChatTab, CompareTab)]
-        with gr.Tabs(selected="create") as shared.tabs:
+        with gr.Tabs(selected="create", elem_classes="showo-tabs"):
             for name, tab in zip(TABS, tabs, strict=True):
                 with gr.Tab(name.capitalize(), id=name):
                     tab.build()

@@ -14,6 +14,15 @@ from .space import Space, refused
 from .uploads import read_upload
 
 
+#: Presses the tab of a name in the browser. A narrow page keeps some tabs in a menu, where they have a label alone.
+OPEN_TAB = """
+(name) => {
+  if (!name) return;
+  const bar = document.querySelector('.showo-tabs > .tab-wrapper');
+  const tabs = [...bar.querySelectorAll('[role=tab], .overflow-dropdown button')];
+  tabs.find((tab) => tab.textContent.trim().toLowerCase() === name)?.click();
+}
+"""
 EDITOR_SIDE = 480  # pixels: small images are enlarged to this side, so that a brush can paint on them
 
 
@@ -30,7 +39,6 @@ class Shared:
     space: Space
     visit: gr.State
     visit_gallery: gr.Gallery | None = None
-    tabs: gr.Tabs | None = None
     editor: PaintedImage | None = None
     ask_image: UploadedImage | None = None
     new_image: list[tuple[Callable, list[Any]]] = field(default_factory=list)
@@ -45,20 +53,23 @@ class Shared:
 
     def wire_actions(self, buttons: dict[str, gr.Button], chosen: gr.State, status: gr.HTML) -> None:
         """Connect the buttons of [`action_row`] to the image whose path `chosen` holds."""
-        hidden: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        # The browser opens the tab. If the tabs were an output, Gradio would first upload the painting again.
+        opened = gr.Textbox(visible=False)
+        hidden: dict[str, Any] = {**without_progress(status), "queue": False}
 
         def to_edit(path: str | None) -> dict:
             if path is None:
-                return {status: refused(Refusal("There is no image yet."))}
-            return {self.editor: for_editor(path, self.space.max_bytes), self.tabs: gr.Tabs(selected="edit")}
+                return {status: refused(Refusal("There is no image yet.")), opened: ""}
+            return {self.editor: for_editor(path, self.space.max_bytes), opened: "edit"}
 
         def to_ask(path: str | None) -> dict:
             if path is None:
-                return {status: refused(Refusal("There is no image yet."))}
-            return {self.ask_image: path, self.tabs: gr.Tabs(selected="ask")}
+                return {status: refused(Refusal("There is no image yet.")), opened: ""}
+            return {self.ask_image: path, opened: "ask"}
 
-        buttons["edit"].click(to_edit, chosen, [self.editor, self.tabs, status], **hidden)
-        buttons["ask"].click(to_ask, chosen, [self.ask_image, self.tabs, status], **hidden)
+        for name, handler, target in (("edit", to_edit, self.editor), ("ask", to_ask, self.ask_image)):
+            done = buttons[name].click(handler, chosen, [target, opened, status], **hidden)
+            done.then(None, opened, None, js=OPEN_TAB, show_progress="hidden", api_visibility="private")
 
     def build_visit(self) -> None:
         """Make the gallery of the visit, below the tabs."""
@@ -74,6 +85,15 @@ class Shared:
         hidden: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         self.visit_gallery.select(choose_visited, self.visit, self.visit_chosen, **hidden)
         self.wire_actions(self.visit_actions, self.visit_chosen, self.visit_status)
+
+
+def without_progress(status: gr.HTML) -> dict[str, Any]:
+    """
+    Options of an event that sets the editor: Gradio shows its progress on the status line, where nothing is seen.
+
+    By default Gradio tells every output how far an event is, and the editor answers by uploading its painting.
+    """
+    return {"show_progress": "hidden", "show_progress_on": status, "api_visibility": "private"}
 
 
 def choose_visited(visit: list, event: gr.SelectData) -> Any:
