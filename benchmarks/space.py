@@ -12,7 +12,6 @@ Each part gives its figures as JSON, and all of them are one table, as in docs/d
 """
 
 import argparse
-import io
 import json
 import os
 import random
@@ -27,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -34,8 +34,7 @@ import httpx
 import torch
 from benchmarks.measuring import PROCESS, print_table
 from benchmarks.space_screenshots import find_browser, opened
-from gradio_client import Client, handle_file
-from PIL import Image
+from benchmarks.space_visitors import HEADER, PROMPTS, Request, Visitor, enemies
 
 from showo_hf import ShowoImg2ImgPipeline, ShowoMMUPipeline
 from showo_hf.app import SpaceOptions, build_demo, build_space, launch, load_pipeline
@@ -47,11 +46,10 @@ from showo_hf.app.settings import DrawSettings
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("start", "preview", "load", "hostile")
 START_SECONDS = 600  # the longest start
+KINDS = ("generate", "ask", "generate", "vary")
 PREVIEW_STEPS, PREVIEW_REPEATS = 6, 5
 
-PROMPTS = ("a red apple, flat style", "an owl, noto style", "a rocket, flat style", "a pizza, noto style")
-HEADER = "X-Forwarded-For"
-SLOW_BYTES = 20  # of a slow upload
+PROCESSES = PROCESS.parent
 
 
 @dataclass
@@ -65,20 +63,10 @@ class Results:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class Request:
-    """One request, which the pipeline can answer alone."""
-
-    kind: str
-    prompt: str
-    seed: int
-
-
 def requests(count: int) -> list[Request]:
     """A fixed mix: half of it images, a quarter questions, a quarter variations."""
     draw = random.Random(0)
-    kinds = ("generate", "ask", "generate", "vary")
-    return [Request(kinds[i % 4], draw.choice(PROMPTS), draw.randrange(1000)) for i in range(count)]
+    return [Request(KINDS[i % len(KINDS)], draw.choice(PROMPTS), draw.randrange(1000)) for i in range(count)]
 
 
 class Alone:
@@ -100,41 +88,29 @@ class Alone:
         return self.pipe(request.prompt, **options).images[0].tobytes()
 
 
-def call(client: Client, request: Request, picture: Path, steps: int):
-    """The answer of the app."""
-    if request.kind == "ask":
-        return client.predict(handle_file(picture), api_name="/ask")
-    options = {"steps": steps, "seed": request.seed}
-    if request.kind == "vary":
-        path, _ = client.predict(handle_file(picture), request.prompt, **options, api_name="/vary")
-    else:
-        gallery, _ = client.predict(request.prompt, **options, api_name="/generate")
-        path = gallery[0]["image"]
-    with Image.open(path) as image:
-        return image.convert("RGB").tobytes()
-
-
-def resident() -> int:
-    """Bytes of memory of this process."""
-    for line in (PROCESS / "status").read_text().splitlines():
+def resident(process: int) -> int:
+    """Bytes of memory of a process."""
+    for line in (PROCESSES / str(process) / "status").read_text().splitlines():
         if line.startswith("VmRSS"):
             return int(line.split()[1]) * 1024
     return 0
 
 
-def load(url: str, asked: list[Request], expected: dict, clients: int, picture: Path, steps: int) -> Results:
+def load(
+    url: str, server: int, asked: list[Request], expected: dict, clients: int, picture: Path, steps: int
+) -> Results:
     """Send the requests, as so many visitors, each from an address of its own, one request after the other."""
     results, lock = Results(), threading.Lock()
-    visitors = [Client(url, verbose=False, headers={HEADER: f"10.0.0.{i}"}) for i in range(clients)]
+    visitors = [Visitor(url, f"10.0.0.{number}") for number in range(clients)]
 
     def serve(visitor: int) -> None:
         for request in asked[visitor::clients]:
             one(visitors[visitor], request)
 
-    def one(visitor: Client, request: Request) -> None:
+    def one(visitor: Visitor, request: Request) -> None:
         start = time.monotonic()
         try:
-            answer = call(visitor, request, picture, steps)
+            answer = visitor.answer(request, picture, steps)
         except Exception as error:
             with lock:
                 results.lost.append(f"{request.kind}: {error}")
@@ -142,7 +118,7 @@ def load(url: str, asked: list[Request], expected: dict, clients: int, picture: 
         with lock:
             results.waits.append(time.monotonic() - start)
             results.wrong += answer != expected[request]
-            results.memory.append(resident())
+            results.memory.append(resident(server))
 
     start = time.monotonic()
     with ThreadPoolExecutor(clients) as pool:
@@ -153,39 +129,6 @@ def load(url: str, asked: list[Request], expected: dict, clients: int, picture: 
     return results
 
 
-def attack(url: str, ended: threading.Event, number: int) -> None:
-    """One hostile visitor: floods the queue and leaves, sends broken and huge files, and slow uploads."""
-    headers = {HEADER: f"66.0.0.{number}"}
-    with httpx.Client(base_url=url, headers=headers, timeout=20) as client:
-        while not ended.is_set():
-            try:
-                for turn in range(30):
-                    data = {"data": [PROMPTS[0], 50, 20, None, None, 4, "", "the model's own", 96, 96]}
-                    client.post("gradio_api/call/generate", json={**data, "session_hash": f"x{number}{turn}"})
-                (path,) = client.post("gradio_api/upload", files={"files": ("bomb.png", bomb())}).json()
-                file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-                client.post("gradio_api/call/ask", json={"data": [file, "what is this?"]})
-                client.post("gradio_api/upload", content=slow_body(ended), headers={"content-length": str(SLOW_BYTES)})
-            except (httpx.HTTPError, ValueError):  # refused, or not JSON
-                pass
-            ended.wait(0.2)
-
-
-@cache
-def bomb() -> bytes:
-    """A PNG of some kilobytes with 64 million pixels."""
-    buffer = io.BytesIO()
-    Image.new("1", (8_000, 8_000)).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def slow_body(ended: threading.Event):
-    """A body that arrives a byte at a time, for two seconds."""
-    for _ in range(SLOW_BYTES):
-        ended.wait(0.1)
-        yield b"x"
-
-
 def quantile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
 
@@ -194,9 +137,9 @@ def quantile(values: list[float], share: float) -> float:
 
 
 @contextmanager
-def served(pipe, warm_up: bool = False, **options) -> Iterator[tuple]:
+def served(pipe) -> Iterator[tuple]:
     """Serve a pipeline here. Gives the address of the page, and the app behind it."""
-    space = build_space(pipe, SpaceOptions(forwarded_header=HEADER, **options), warm_up=warm_up)
+    space = build_space(pipe, SpaceOptions(), warm_up=False)
     demo = build_demo(space)
     _, url, _ = launch(demo, space, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
     try:
@@ -205,26 +148,40 @@ def served(pipe, warm_up: bool = False, **options) -> Iterator[tuple]:
         demo.close(verbose=False)
 
 
-def start_part() -> dict:
-    """Seconds from the start of `python app.py`, in a process of its own, to its first page."""
+@contextmanager
+def app_process(**options) -> Iterator[tuple[str, int, float]]:
+    """Run `python app.py` with these options. Gives its address, its process, and the seconds until its first page."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    variables = {**os.environ, "GRADIO_SERVER_PORT": str(port), "GRADIO_SERVER_NAME": "127.0.0.1"}
-    start = time.monotonic()
+    chosen = {f"SHOWO_{name.upper()}": str(value) for name, value in options.items()}
+    variables = {**os.environ, "GRADIO_SERVER_PORT": str(port), "GRADIO_SERVER_NAME": "127.0.0.1", **chosen}
+    start, url = time.monotonic(), f"http://127.0.0.1:{port}/"
     with TemporaryDirectory() as scratch, (Path(scratch) / "log").open("w") as log:
         process = subprocess.Popen([sys.executable, ROOT / "app.py"], env=variables, stdout=log, stderr=log)
         try:
-            while time.monotonic() - start < START_SECONDS and process.poll() is None:
-                try:
-                    if httpx.get(f"http://127.0.0.1:{port}/", timeout=60).status_code == 200:
-                        return {"seconds": time.monotonic() - start}
-                except httpx.HTTPError:
-                    time.sleep(0.05)
+            while not answers(url):
+                if time.monotonic() - start > START_SECONDS or process.poll() is not None:
+                    raise RuntimeError(f"The app did not start: {(Path(scratch) / 'log').read_text()[-1000:]}")
+                time.sleep(0.05)
+            yield url, process.pid, time.monotonic() - start
         finally:
             process.terminate()
             process.wait(60)
-        raise RuntimeError(f"The app did not start: {(Path(scratch) / 'log').read_text()[-1000:]}")
+
+
+def answers(url: str) -> bool:
+    """Whether an app gives its page."""
+    try:
+        return httpx.get(url, timeout=60).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def start_part() -> dict:
+    """Seconds from the start of `python app.py`, in a process of its own, to its first page."""
+    with app_process() as (_, _, seconds):
+        return {"seconds": seconds}
 
 
 #: Presses "Make", and gives the milliseconds until the first image is on the stage.
@@ -268,35 +225,53 @@ def preview_part(pipe) -> dict:
     return {"seconds": statistics.median(first), "step": statistics.median(steps)}
 
 
-def load_part(pipe, options: argparse.Namespace, hostile: int) -> dict:
-    """What became of the requests of honest visitors, beside so many hostile ones."""
-    asked = requests(options.requests)
-    with TemporaryDirectory() as scratch:
-        picture = Path(scratch) / "picture.png"
-        pipe(PROMPTS[0], num_inference_steps=8, generator=torch.Generator().manual_seed(7)).images[0].save(picture)
-        alone = Alone(pipe, picture, options.steps)
-        alone.answer(asked[0])
-        times, expected = [], {}
-        for request in asked:
+class Load:
+    """
+    The requests of honest visitors, and what the pipelines alone answer to them.
+
+    Args:
+        pipe: the pipeline of the app's model.
+        options: the options of the command.
+        scratch (`Path`): a folder for the picture that the requests ask about.
+    """
+
+    def __init__(self, pipe, options: argparse.Namespace, scratch: Path):
+        self.clients, self.hostile = options.clients, options.hostile
+        self.steps = options.steps or Engine(pipe).usual_steps
+        self.asked = requests(options.requests)
+        self.picture = scratch / "picture.png"
+        generator = torch.Generator().manual_seed(7)
+        pipe(PROMPTS[0], num_inference_steps=8, generator=generator).images[0].save(self.picture)
+        self.alone = Alone(pipe, self.picture, self.steps)
+        self.first = self.asked[: len(KINDS)]  # the first of each kind takes longer, alone and in the app
+        for request in self.first:
+            self.alone.answer(request)
+        self.expected: dict = {}
+        self.times: list[list[float]] = []  # of each loop over all requests
+        self.run_alone()
+
+    def run_alone(self) -> None:
+        """Let the pipelines answer one request after the other."""
+        times = []
+        for request in self.asked:
             begun = time.monotonic()
-            expected[request] = alone.answer(request)
+            self.expected[request] = self.alone.answer(request)
             times.append(time.monotonic() - begun)
-        with served(pipe, jobs_per_minute=600) as (url, _):
-            ended = threading.Event()
-            enemies = [threading.Thread(target=attack, args=(url, ended, i)) for i in range(hostile)]
-            for enemy in enemies:
-                enemy.start()
-            try:
-                results = load(url, asked, expected, options.clients, picture, options.steps)
-            finally:
-                ended.set()
-                for enemy in enemies:
-                    enemy.join(30)
-    return summary(results, len(asked), times)
+        self.times.append(times)
+
+    def part(self, hostile: int) -> dict:
+        """What became of the requests in the app, beside so many hostile visitors."""
+        with app_process(forwarded_header=HEADER) as (url, server, _):
+            load(url, server, self.first, self.expected, 1, self.picture, self.steps)
+            with enemies(url, hostile):
+                results = load(url, server, self.asked, self.expected, self.clients, self.picture, self.steps)
+        if not hostile:
+            self.run_alone()  # before and after, as other work on the machine comes and goes
+        return {"steps": self.steps, **summary(results, len(self.asked), *self.times)}
 
 
-def summary(results: Results, asked: int, times: list[float]) -> dict:
-    """The figures of a run. The pipelines alone took `times`."""
+def summary(results: Results, asked: int, *times: list[float]) -> dict:
+    """The figures of a run. The pipelines alone took `times`, in one loop or several."""
     half = len(results.memory) // 2
     return {
         "requests": asked,
@@ -304,8 +279,10 @@ def summary(results: Results, asked: int, times: list[float]) -> dict:
         "wrong": results.wrong,
         "p50": quantile(results.waits, 0.5),
         "p95": quantile(results.waits, 0.95),
-        "own": statistics.median(times),
-        "rate": sum(times) / results.seconds,
+        "own": statistics.median(chain(*times)),
+        "seconds": results.seconds,
+        "plain": [sum(some) for some in times],
+        "rate": sum(chain(*times)) / len(times) / results.seconds,
         "growth": results.memory[-1] / results.memory[half - 1] - 1 if half else float("nan"),
     }
 
@@ -348,22 +325,24 @@ def main(arguments: list[str] | None = None) -> dict[str, dict]:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (default: all)")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--clients", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=8, help="of each image (default: 8)")
+    parser.add_argument("--steps", type=int, help="of each image (default: those of the pipeline)")
     parser.add_argument("--hostile", type=int, default=3, metavar="N", help="hostile visitors (default: 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
     options = parser.parse_args(arguments)
     pipe = load_pipeline() if set(options.parts) - {"start"} else None
-    work = {
-        "start": start_part,
-        "preview": lambda: preview_part(pipe),
-        "load": lambda: load_part(pipe, options, 0),
-        "hostile": lambda: load_part(pipe, options, options.hostile),
-    }
     found = {}
-    for part in PARTS:
-        if part in options.parts:
-            found[part] = work[part]()
-            print(json.dumps({part: found[part]}), file=sys.stderr, flush=True)
+    with TemporaryDirectory() as scratch:
+        loaded = cache(lambda: Load(pipe, options, Path(scratch)))
+        work = {
+            "start": start_part,
+            "preview": lambda: preview_part(pipe),
+            "load": lambda: loaded().part(0),
+            "hostile": lambda: loaded().part(options.hostile),
+        }
+        for part in PARTS:
+            if part in options.parts:
+                found[part] = work[part]()
+                print(json.dumps({part: found[part]}), file=sys.stderr, flush=True)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     print_table(("measurement", "measured", "target"), rows(found))

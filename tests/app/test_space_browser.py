@@ -329,6 +329,19 @@ def test_a_phone_shows_everything(new_page, tab):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def test_a_phone_scrolls_to_what_is_made(new_page):
+    page = new_page(390, 844, query="?prompt=an+owl&steps=3&seed=3")
+    status_is(page, "The settings of the link are set.")
+    stage = page.locator(".showo-stage-box").first
+    assert stage.bounding_box()["y"] > 844
+    press(page, "Make")
+    page.wait_for_function(
+        "stage => { const { top } = stage.getBoundingClientRect(); return top >= 0 && top < window.innerHeight / 2; }",
+        arg=stage.element_handle(),
+    )
+    status_is(page, "Done in")
+
+
 @pytest.mark.skipif(not AXE.is_file(), reason="there is no axe-core, and npm could not install it")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("tab", TABS)

@@ -82,6 +82,15 @@ def test_an_address_has_a_number_of_requests_a_minute():
     assert call(one, "/gradio_api/queue/join", host="5.6.7.8")[0] == 200
 
 
+@pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/call/generate"])
+def test_a_flood_of_jobs_does_not_reach_the_app(path):
+    one = gate(jobs_per_minute=2)
+    assert [call(one, path)[0] for _ in range(4)] == [200] * 4  # the app refuses the later two with a sentence
+    assert call(one, path) == (429, json.dumps({"detail": TOO_OFTEN}))
+    assert call(one, "/gradio_api/run/predict")[0] == 200
+    assert call(one, path, host="5.6.7.8")[0] == 200
+
+
 def test_an_address_has_a_number_of_bytes_to_upload():
     one = gate(upload_megabytes=10e-6)
     assert [call(one, "/gradio_api/upload")[0] for _ in range(2)] == [200, 200]
@@ -131,8 +140,9 @@ def test_a_slow_upload_is_ended():
 def test_what_is_old_is_forgotten():
     one = gate(requests_per_minute=1)
     call(one, "/gradio_api/upload")
+    call(one, "/gradio_api/queue/join", host="5.6.7.8")
     one.forget(float("inf"))
-    assert not one.requests and not one.uploads
+    assert not one.requests and not one.uploads and not one.jobs
     assert call(one, "/gradio_api/upload")[0] == 200
 
 

@@ -45,6 +45,7 @@ class Work:
 
         def compute():
             try:
+                self.turns.enlist(turn)
                 self.turns.take(turn)
                 for step in range(0 if stop.is_set() else steps):
                     assert self.turns.holds(turn)
@@ -232,6 +233,26 @@ def test_a_flood_of_long_jobs_leaves_room_for_others():
     asyncio.run(asyncio.wait_for(main(), 20))
 
 
+@pytest.mark.parametrize("places", [1, 2])
+def test_a_long_job_does_not_compute_between_two_that_are_before_it(places):
+    """Neither if they wait to be called, as the long job leaves one place."""
+    record = []
+
+    async def main():
+        line = Line(SpaceOptions(jobs_at_once=1 + places))
+        line.turns.lead = 0.0
+        long = asyncio.create_task(collect_events(line, "long", steps_of("long", 12, 0.02, record)))
+        await until(lambda: record)
+        line.turns.used["long"] += 100.0
+        await asyncio.gather(*(collect_events(line, name, steps_of(name, 1, 0.02, record)) for name in "abcd"))
+        await long
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+    assert "".join(name for name in record if name != "long") == "abcd"
+    first, last = record.index("a"), record.index("d")
+    assert last - first == 3, record
+
+
 def test_who_waits_between_two_steps_is_told_the_place(monkeypatch):
     monkeypatch.setattr("showo_hf.app.line.POLL", 0.02)
     begun, told = threading.Event(), threading.Event()
@@ -378,13 +399,19 @@ def test_an_offloaded_model_has_one_job_of_a_kind(pipe, monkeypatch):
     try:
         space = build_space(pipe, options, warm_up=False)
         assert space.line.options.jobs_at_once == 1
+        space.line.turns.lead = 0.0
+        message = {"role": "user", "content": [{"type": "text", "text": "a cat"}]}
+        works = {
+            "images": lambda job: space.engine.draw(job, settings),
+            "words": lambda job: space.engine.answer(job, [], message, 0, 1, 8),
+        }
 
         async def main():
-            work = lambda job: space.engine.draw(job, settings)  # noqa: E731
-            return await asyncio.gather(*(collect_events(space.line, name, work) for name in "abc"))
+            jobs = [collect_events(space.line, name + kind, works[kind], kind) for kind in works for name in "abc"]
+            return await asyncio.gather(*jobs)
 
         for events in asyncio.run(asyncio.wait_for(main(), 60)):
-            assert isinstance(events[-1], Drawn) and not events[-1].stopped
+            assert isinstance(events[-1], Drawn | Answered) and not events[-1].stopped
     finally:
         remove_hook_from_module(pipe.model)
 

@@ -10,7 +10,7 @@ import gradio as gr
 
 from .components import stage_component, status_line
 from .engine import Drawn, Step
-from .page_parts import Shared
+from .page_parts import Shared, show_status
 from .previews import status
 from .settings import MAX_GUIDANCE, MAX_PROMPT_LENGTH, MAX_SEED, MAX_STEPS, DrawSettings, Refusal
 from .space import Film, Space, add_to_visit, new_seed, progress, refused
@@ -109,6 +109,7 @@ class CompareTab:
         outputs = [self.status, self.seed, *self.stages, *self.chosen, *shared]
         inputs = [self.prompt, self.new_seed, self.seed, self.shared.visit, *self.sides[0], *self.sides[1]]
         gr.on([self.make.click, self.prompt.submit], self.compare, inputs, outputs, **hidden)
+        show_status(self.make.click, self.prompt.submit)
         self.stop.click(self.space.stop, outputs=self.status, queue=False, **hidden)
         for actions, chosen in zip(self.actions, self.chosen, strict=True):
             self.shared.wire_actions(actions, chosen, self.status)

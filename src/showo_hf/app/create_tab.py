@@ -11,7 +11,7 @@ import gradio as gr
 from .components import DrawControls, stage_component, status_line
 from .engine import Confidence, Drawn, Step
 from .model_card import ModelFacts
-from .page_parts import Shared
+from .page_parts import Shared, show_status
 from .previews import status, to_uri
 from .settings import MAX_PROMPT_LENGTH, DrawSettings, Refusal
 from .space import Film, Space, add_to_visit, progress, refused
@@ -184,6 +184,7 @@ class CreateTab:
             outputs=drawn,
             **hidden,
         )
+        show_status(self.make.click, controls.prompt.submit)
         self.stop.click(self.space.stop, outputs=self.status, queue=False, **hidden)
         self.keep.click(lambda: False, outputs=controls.new_seed, queue=False, **hidden)
         self.link.click(None, inputs=controls.components, outputs=self.status, js=COPY_LINK, **hidden)

@@ -10,7 +10,7 @@ import gradio as gr
 
 from .components import DrawControls, PaintedImage, stage_component, status_line
 from .engine import Drawn, Step
-from .page_parts import Shared, for_editor, without_progress
+from .page_parts import Shared, for_editor, show_status, without_progress
 from .previews import EMPTY_STAGE, status
 from .settings import MAX_PROMPT_LENGTH, MAX_ROUNDS, Refusal, number, whole
 from .space import Film, Space, add_to_visit, progress, refused
@@ -206,6 +206,7 @@ class EditTab:
         ):
             inputs = [self.painting, *options, *shared]
             self.with_painting(button.click).then(handler, inputs, outputs, trigger_mode="once", **hidden)
+        show_status(self.repaint.click, self.extend.click, self.vary.click)
         updated = [self.editor, self.status]
         without = without_progress(self.status)
         self.with_painting(self.editor.upload).then(self.uploaded, self.painting, updated, queue=False, **without)

@@ -18,6 +18,10 @@ UPLOADS_AT_ONCE = 6  # of one address; as many as a browser sends
 TOO_OFTEN = "Too many requests from your address. Please wait a minute."
 TOO_MUCH = "Too many uploads from your address. Please wait ten minutes."
 TOO_SLOW = "The upload took too long."
+#: Requests for a job. Beyond so many times the jobs that one address may start, they do not even reach Gradio: each costs it
+#: some milliseconds, in which no step of the model begins.
+JOB_PATHS = ("/gradio_api/queue/join", "/gradio_api/call/")
+REQUESTS_PER_JOB = 2
 UPLOAD_PATHS = ("/gradio_api/upload", "/gradio_api/component_server")
 #: Gradio keeps what a link of this path saves on disk forever; the page has its own links.
 CLOSED_PATHS = ("/gradio_api/deep_link", "/monitoring", "/gradio_api/monitoring")
@@ -36,9 +40,9 @@ class Gate:
     """
     ASGI middleware.
 
-    `/health` answers that the app is up. Every address has a number of requests a minute, of bytes uploaded in ten minutes,
-    of uploads at once, and a time for each upload. More uploads at once wait for their turn. What is refused gets a status
-    code and a sentence as `detail`.
+    `/health` answers that the app is up. Every address has a number of requests a minute, and of requests for jobs among
+    them, of bytes uploaded in ten minutes, of uploads at once, and a time for each upload. More uploads at once wait for
+    their turn. What is refused gets a status code and a sentence as `detail`.
 
     Args:
         app: the ASGI app behind it.
@@ -48,6 +52,7 @@ class Gate:
     def __init__(self, app: Any, options: SpaceOptions):
         self.app, self.options = app, options
         self.requests: dict[str, deque[float]] = defaultdict(deque)
+        self.jobs: dict[str, deque[float]] = defaultdict(deque)
         self.uploads: dict[str, deque[tuple[float, int]]] = defaultdict(deque)
         self.open_uploads: dict[str, int] = defaultdict(int)  # those that wait count too
         self.slots: dict[str, asyncio.Semaphore] = defaultdict(partial(asyncio.Semaphore, UPLOADS_AT_ONCE))
@@ -72,11 +77,14 @@ class Gate:
         address = address_of(headers, (scope.get("client") or [None])[0], self.options)
         now = time.monotonic()
         self.forget(now)
-        recent = self.requests[address]
-        if len(recent) >= self.options.requests_per_minute:
+        limits = [(self.requests[address], self.options.requests_per_minute)]
+        if path.startswith(JOB_PATHS):
+            limits.append((self.jobs[address], REQUESTS_PER_JOB * self.options.jobs_per_minute))
+        if any(len(recent) >= most for recent, most in limits):
             await answer(send, 429, {"detail": TOO_OFTEN})
             return
-        recent.append(now)
+        for recent, _ in limits:
+            recent.append(now)
         length = headers.get("content-length", "")
         if not length.isdigit():
             await answer(send, 411, {"detail": "Length Required"})
@@ -111,7 +119,7 @@ class Gate:
 
     def forget(self, now: float) -> None:
         """Drop what is too old to count."""
-        for records, window in ((self.requests, 60.0), (self.uploads, UPLOAD_WINDOW)):
+        for records, window in ((self.requests, 60.0), (self.jobs, 60.0), (self.uploads, UPLOAD_WINDOW)):
             for address in list(records):
                 times: deque = records[address]
                 while times and now - (times[0][0] if isinstance(times[0], tuple) else times[0]) > window:

@@ -114,21 +114,24 @@ class Line:
     """
     Calls some jobs of each kind of work at the same time, and lets the visitors take turns.
 
-    Each called job has a thread of its own, but one of each kind computes. After a step, it lets another job go on whose
-    address is behind in computing time since the line was empty; see [`Turns`]. So one who sends many or long jobs waits
-    longer, not the others. A job that waits between two steps keeps its memory: so only `jobs_at_once` of a kind are called,
-    and one of each address. The first job of every address comes before the second job of any. Among the first jobs, the
-    address that has computed for the least time comes first.
+    Each called job has a thread of its own, but one computes, or one of each kind. After a step, it lets another job go on
+    whose address is behind in computing time since the line was empty; see [`Turns`]. So one who sends many or long jobs
+    waits longer, not the others. A job that waits between two steps keeps its memory: so only `jobs_at_once` of a kind are
+    called, and one of each address. The first job of every address comes before the second job of any. Among the first jobs,
+    the address that has computed for the least time comes first.
 
     All methods but the work itself run in the server's event loop.
 
     Args:
         options ([`SpaceOptions`]): the limits.
-        kinds: the kinds of work that may run at the same time.
+        kinds: the kinds of work.
+        kinds_together (`bool`): whether a job of each kind may compute at the same time. On a CPU, one job has all cores.
     """
 
-    def __init__(self, options: SpaceOptions, kinds: tuple[str, ...] = ("images", "words")):
-        self.options = options
+    def __init__(
+        self, options: SpaceOptions, kinds: tuple[str, ...] = ("images", "words"), kinds_together: bool = True
+    ):
+        self.options, self.kinds_together = options, kinds_together
         self.preparing: list[Ticket] = []  # their uploads are being read
         self.waiting: list[Ticket] = []
         self.running: dict[str, list[Ticket]] = {kind: [] for kind in kinds}
@@ -187,7 +190,7 @@ class Line:
         self.started[visitor.address].append(now)
         self.count += 1
         stop = threading.Event()
-        turn = Turn(kind, visitor.address, self.count, stop.is_set)
+        turn = Turn(kind if self.kinds_together else "", visitor.address, self.count, stop.is_set)
         ticket = Ticket(visitor, kind, Job(emit, options.job_seconds, stop, turn, self.turns))
         self.preparing.append(ticket)
         return ticket
@@ -223,6 +226,7 @@ class Line:
                 return  # all others that wait are later jobs of such addresses
             self.waiting.remove(order[0])
             running.append(order[0])
+            self.turns.enlist(order[0].job.turn)
             order[0].called.set()
 
     def leave(self, ticket: Ticket):
@@ -231,6 +235,8 @@ class Line:
             if ticket in places:
                 places.remove(ticket)
         self.advance(ticket.kind)
+        # After the next one is called: else a job that is behind it in the line would compute for a step in between.
+        self.turns.give_up(ticket.job.turn)
         if not self.tickets():
             self.turns.forget()
 
@@ -293,7 +299,6 @@ class Line:
                 except BaseException as error:
                     failure = error
                 finally:
-                    self.turns.give_up(job.turn)
                     loop.call_soon_threadsafe(self.leave, ticket)
                     loop.call_soon_threadsafe(events.put_nowait, (None, failure or StopIteration()))
 

@@ -23,6 +23,16 @@ OPEN_TAB = """
   tabs.find((tab) => tab.textContent.trim().toLowerCase() === name)?.click();
 }
 """
+#: Scrolls to the status line of the open tab if it is out of sight, as on a phone.
+SHOW_STATUS = """
+() => {
+  const line = [...document.querySelectorAll('.showo-status-box')].find((one) => one.offsetParent);
+  const { top, bottom } = line.getBoundingClientRect();
+  if (top >= 0 && bottom <= window.innerHeight / 2) return;
+  const still = window.matchMedia('(prefers-reduced-motion: reduce)').matches;
+  line.scrollIntoView({ behavior: still ? 'auto' : 'smooth', block: 'start' });
+}
+"""
 EDITOR_SIDE = 480  # pixels: small images are enlarged to this side, so that a brush can paint on them
 
 
@@ -85,6 +95,11 @@ class Shared:
         hidden: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         self.visit_gallery.select(choose_visited, self.visit, self.visit_chosen, **hidden)
         self.wire_actions(self.visit_actions, self.visit_chosen, self.visit_status)
+
+
+def show_status(*events: Callable[..., Any]) -> None:
+    """Let the browser scroll to the status line at these events."""
+    gr.on(events, None, js=SHOW_STATUS, show_progress="hidden", api_visibility="private")
 
 
 def without_progress(status: gr.HTML) -> dict[str, Any]:

@@ -15,7 +15,7 @@ class Turn:
     """
     The time in which one job computes.
 
-    It begins when the turn is made. A turn that is given to [`Turns.take`] begins when the job gets it there.
+    It begins when the turn is made. A turn that is given to [`Turns.enlist`] begins when the job gets it.
 
     Args:
         kind (`str`): the kind of work. Jobs of two kinds compute at the same time.
@@ -42,7 +42,7 @@ class Turns:
     """
     Gives each kind's turn to the job whose address has computed for the least time; of several, to the oldest job.
 
-    A job that holds the turn keeps it until [`Turns.pass_on`] or [`Turns.give_up`]. Threads may share this.
+    A job is enlisted, takes the turn, and keeps it until [`Turns.pass_on`] or [`Turns.give_up`]. Threads may share this.
 
     Args:
         lead (`float`): a job passes its turn on when its address has computed for so many seconds more than a waiting
@@ -64,12 +64,16 @@ class Turns:
         """Whether a job computes now."""
         return self.holders.get(turn.kind) is turn
 
-    def take(self, turn: Turn) -> None:
-        """Wait until the job gets the turn, or is stopped."""
+    def enlist(self, turn: Turn) -> None:
+        """Let a job have the turn as soon as it is next, even before its thread has begun."""
         with self.changed:
             turn.since = None
             self.waiting.append(turn)
             self.hand_over(turn.kind)
+
+    def take(self, turn: Turn) -> None:
+        """Wait until an enlisted job gets the turn, or is stopped."""
+        with self.changed:
             self.wait(turn)
 
     def pass_on(self, turn: Turn) -> None:
@@ -84,9 +88,11 @@ class Turns:
                 self.wait(turn)
 
     def give_up(self, turn: Turn) -> None:
-        """The job is over. One that does not hold the turn has nothing to give."""
+        """The job is over."""
         with self.changed:
-            if self.holds(turn):
+            if turn in self.waiting:
+                self.waiting.remove(turn)
+            elif self.holds(turn):
                 self.count(turn)
                 self.release(turn)
                 self.hand_over(turn.kind)
