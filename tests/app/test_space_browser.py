@@ -130,6 +130,15 @@ def is_uncovered(page, field) -> bool:
     return field.evaluate("(e, [x, y]) => document.elementFromPoint(x, y) === e", at)
 
 
+def wait_until_idle(page, space):
+    """Wait until the app has no job."""
+    for _ in range(100):
+        if not space.line.tickets():
+            return
+        page.wait_for_timeout(200)
+    raise AssertionError("a job did not end")
+
+
 def test_stop_in_the_middle_and_reload_in_the_middle(new_page, space):
     page = new_page()
     few_steps(page, 50)
@@ -139,16 +148,12 @@ def test_stop_in_the_middle_and_reload_in_the_middle(new_page, space):
     assert is_uncovered(page, page.get_by_label("Seed of the first image").first)
     page.get_by_role("button", name="Stop", exact=True).first.click()
     status_is(page, "Stopped.")
-    assert not space.line.tickets()
+    wait_until_idle(page, space)
     press(page, "Make")
     status_is(page, "Step")
     page.reload()
     page.get_by_role("tab", name="Create", exact=True).wait_for()
-    for _ in range(100):
-        if not space.line.tickets():
-            break
-        page.wait_for_timeout(200)
-    assert not space.line.tickets()
+    wait_until_idle(page, space)
 
 
 def paint_and_press(page, button, tries=5):
