@@ -253,6 +253,23 @@ def test_a_long_job_does_not_compute_between_two_that_are_before_it(places):
     assert last - first == 3, record
 
 
+def test_addresses_with_long_jobs_in_all_places_do_not_keep_others_out(monkeypatch):
+    monkeypatch.setattr("showo_hf.app.line.POLL", 0.02)
+    record = []
+
+    async def main():
+        line = Line(SpaceOptions(jobs_at_once=2))
+        line.turns.lead = 0.05
+        long = [asyncio.create_task(collect_events(line, name, steps_of(name, 60, 0.01, record))) for name in "xy"]
+        await until(lambda: {"x", "y"} <= set(record))
+        for name in "abc":
+            assert (await collect_events(line, name, steps_of(name, 2, 0.01, record)))[-1] == f"{name} is done"
+            assert len(line.running["images"]) == 2, "the long ones are not done yet"
+        await asyncio.gather(*long)
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
 def test_who_waits_between_two_steps_is_told_the_place(monkeypatch):
     monkeypatch.setattr("showo_hf.app.line.POLL", 0.02)
     begun, told = threading.Event(), threading.Event()

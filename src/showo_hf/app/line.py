@@ -117,8 +117,9 @@ class Line:
     Each called job has a thread of its own, but one computes, or one of each kind. After a step, it lets another job go on
     whose address is behind in computing time since the line was empty; see [`Turns`]. So one who sends many or long jobs
     waits longer, not the others. A job that waits between two steps keeps its memory: so only `jobs_at_once` of a kind are
-    called, and one of each address. The first job of every address comes before the second job of any. Among the first jobs,
-    the address that has computed for the least time comes first.
+    called, and one of each address. One more is called if its address is behind all of them, so that they cannot keep others
+    out. The first job of every address comes before the second job of any. Among the first jobs, the address that has
+    computed for the least time comes first.
 
     All methods but the work itself run in the server's event loop.
 
@@ -137,7 +138,7 @@ class Line:
         self.running: dict[str, list[Ticket]] = {kind: [] for kind in kinds}
         self.started: dict[str, deque[float]] = defaultdict(deque)  # by address
         at_once = options.jobs_at_once
-        self.threads = {kind: ThreadPoolExecutor(at_once, thread_name_prefix=f"showo-{kind}") for kind in kinds}
+        self.threads = {kind: ThreadPoolExecutor(at_once + 1, thread_name_prefix=f"showo-{kind}") for kind in kinds}
         self.readers = ThreadPoolExecutor(2, thread_name_prefix="showo-uploads")
         self.turns = Turns()
         self.count = 0
@@ -218,10 +219,17 @@ class Line:
         self.waiting.append(ticket)
         self.advance(ticket.kind)
 
+    def places(self, ticket: Ticket) -> int:
+        """How many jobs of a kind may be called if `ticket` is the next one."""
+        used = [self.turns.key(one.job.turn)[0] for one in self.running[ticket.kind]]
+        behind = self.turns.key(ticket.job.turn)[0] + self.turns.lead < min(used, default=0.0)
+        most = self.options.jobs_at_once
+        return most + (behind and most > 1)
+
     def advance(self, kind: str):
         """Call the next ones, as far as there is room."""
         running = self.running[kind]
-        while len(running) < self.options.jobs_at_once and (order := self.order(kind)):
+        while (order := self.order(kind)) and len(running) < self.places(order[0]):
             if order[0].visitor.address in [ticket.visitor.address for ticket in running]:
                 return  # all others that wait are later jobs of such addresses
             self.waiting.remove(order[0])
@@ -282,7 +290,9 @@ class Line:
                 raise as_refusal(error) from error
             self.enter(ticket)
             while not await within(POLL, ticket.called.wait()):
-                yield self.place(ticket)
+                self.advance(kind)  # the called ones may be ahead by now
+                if not ticket.called.is_set():
+                    yield self.place(ticket)
             if ticket.refusal:
                 raise Refusal(ticket.refusal)
             if job.stop_requested.is_set():
