@@ -111,7 +111,9 @@ def visit_tabs(page: Page) -> Iterator[str]:
     draw(page, prompt)
     page.mouse.move(0, 0)
     yield "create"
-    page.get_by_role("button", name="Edit this image").first.click()
+    press(page, "Edit this image")
+    status_is(page, "Ready.")
+    page.wait_for_timeout(500)
     page.get_by_label("What the finished image should show").fill(prompt)
     page.get_by_role("tab", name="Vary", exact=True).click()
     page.get_by_role("button", name="Vary", exact=True).click()

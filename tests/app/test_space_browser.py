@@ -48,14 +48,24 @@ def new_page(browser, url):
         context.close()
 
 
+def settled(page):
+    """Wait until the page has drawn what was opened. Gradio then sets its components once more to their first values."""
+    frames = "requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 300)))"
+    page.evaluate(f"() => new Promise(done => {frames})")
+
+
 def few_steps(page, count=3):
     """Open the settings of the present tab, and choose a number of steps."""
     page.get_by_role("button", name="Settings").locator("visible=true").first.click()
     box = page.get_by_label("number input for Steps").locator("visible=true").first
-    box.wait_for()
-    box.fill(str(count))
-    box.press("Tab")
-    playwright.expect(box).to_have_value(str(count))
+    for _ in range(10):
+        settled(page)
+        box.fill(str(count))
+        box.press("Tab")
+        settled(page)
+        if box.input_value() == str(count):
+            return
+    raise AssertionError("the number of steps does not stay")
 
 
 def seed_of(page) -> str:
@@ -180,8 +190,9 @@ def test_an_image_goes_to_edit_and_to_ask(new_page):
     page = new_page()
     few_steps(page, 8)
     draw(page, "a red apple, flat style", seed=None)
-    page.get_by_role("button", name="Edit this image").first.click()
+    press(page, "Edit this image")
     status_is(page, "Ready.")
+    settled(page)
     page.get_by_label("What the finished image should show").fill("a green apple, flat style")
     press(page, "Repaint")
     status_is(page, "Please paint over the part that should change.")
@@ -215,7 +226,9 @@ def test_an_image_is_extended_and_varied(new_page):
     status_is(page, "The settings of the link are set.")
     press(page, "Make")
     status_is(page, "Done in")
-    page.get_by_role("button", name="Edit this image").first.click()
+    press(page, "Edit this image")
+    status_is(page, "Ready.")
+    settled(page)
     page.get_by_label("What the finished image should show").fill("an owl")
     few_steps(page, 2)
     slider = page.locator(".showo-slider img")
@@ -238,6 +251,7 @@ def test_an_image_is_extended_and_varied(new_page):
 def test_two_samplers_are_compared(new_page):
     page = new_page()
     open_tab(page, "Compare")
+    settled(page)
     for letter in "AB":
         box = page.get_by_label(f"number input for Steps {letter}")
         box.fill("2")
@@ -256,6 +270,7 @@ def test_two_samplers_are_compared(new_page):
 def test_a_conversation_shows_images(new_page):
     page = new_page()
     open_tab(page, "Chat")
+    settled(page)
     page.locator("#showo-chat-box textarea").fill("show me a red apple.")
     page.keyboard.press("Enter")
     status_is(page, "Step")
