@@ -87,12 +87,12 @@ def give_back_freed_memory():
         trim(0)
 
 
-def status_bytes(field: str) -> int:
-    """A memory field of this process in bytes: VmRSS is the current use, VmHWM the peak."""
-    for line in (PROCESS / "status").read_text().splitlines():
+def status_bytes(field: str, process: Path = PROCESS) -> int:
+    """A memory field of a process, by default this one, in bytes: VmRSS is the current use, VmHWM the peak."""
+    for line in (process / "status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError(f"`{field}` is not in {PROCESS / 'status'}.")
+    raise RuntimeError(f"`{field}` is not in {process / 'status'}.")
 
 
 def folder_bytes(folder: Path) -> int:

@@ -32,7 +32,7 @@ from tempfile import TemporaryDirectory
 
 import httpx
 import torch
-from benchmarks.measuring import PROCESS, print_table
+from benchmarks.measuring import PROCESS, print_table, status_bytes
 from benchmarks.space_screenshots import find_browser, opened
 from benchmarks.space_visitors import HEADER, PROMPTS, Request, Visitor, enemies
 
@@ -48,7 +48,6 @@ PARTS = ("start", "preview", "load", "hostile")
 START_SECONDS = 600  # the longest start
 KINDS = ("generate", "ask", "generate", "vary")
 PREVIEW_STEPS, PREVIEW_REPEATS = 6, 5
-
 PROCESSES = PROCESS.parent
 
 
@@ -88,14 +87,6 @@ class Alone:
         return self.pipe(request.prompt, **options).images[0].tobytes()
 
 
-def resident(process: int) -> int:
-    """Bytes of memory of a process."""
-    for line in (PROCESSES / str(process) / "status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
 def load(
     url: str, server: int, asked: list[Request], expected: dict, clients: int, picture: Path, steps: int
 ) -> Results:
@@ -118,7 +109,7 @@ def load(
         with lock:
             results.waits.append(time.monotonic() - start)
             results.wrong += answer != expected[request]
-            results.memory.append(resident(server))
+            results.memory.append(status_bytes("VmRSS", PROCESSES / str(server)))
 
     start = time.monotonic()
     with ThreadPoolExecutor(clients) as pool:
@@ -236,7 +227,7 @@ class Load:
     """
 
     def __init__(self, pipe, options: argparse.Namespace, scratch: Path):
-        self.clients, self.hostile = options.clients, options.hostile
+        self.clients = options.clients
         self.steps = options.steps or Engine(pipe).usual_steps
         self.asked = requests(options.requests)
         self.picture = scratch / "picture.png"

@@ -166,6 +166,14 @@ def test_stop_in_the_middle_and_reload_in_the_middle(new_page, space):
     wait_until_idle(page, space)
 
 
+def draw_and_edit(page, prompt, steps):
+    """Make an image in Create, and take it to Edit."""
+    few_steps(page, steps)
+    draw(page, prompt, seed=None)
+    press(page, "Edit this image")
+    status_is(page, "Ready.")
+
+
 def paint_and_press(page, button, tries=5):
     """
     Paint a stroke over the editor's image and press the button, until the app has seen the stroke.
@@ -188,10 +196,7 @@ def paint_and_press(page, button, tries=5):
 
 def test_an_image_goes_to_edit_and_to_ask(new_page):
     page = new_page()
-    few_steps(page, 8)
-    draw(page, "a red apple, flat style", seed=None)
-    press(page, "Edit this image")
-    status_is(page, "Ready.")
+    draw_and_edit(page, "a red apple, flat style", 8)
     settled(page)
     page.get_by_label("What the finished image should show").fill("a green apple, flat style")
     press(page, "Repaint")
@@ -208,10 +213,7 @@ def test_an_image_goes_to_edit_and_to_ask(new_page):
 
 def test_a_painting_is_uploaded_by_its_own_tab_alone(new_page):
     page = new_page()
-    few_steps(page, 3)
-    draw(page, "an owl", seed=None)
-    press(page, "Edit this image")
-    status_is(page, "Ready.")
+    draw_and_edit(page, "an owl", 3)
     sent = []
     page.on("request", lambda request: sent.append(request.url) if "/upload" in request.url else None)
     open_tab(page, "Create")

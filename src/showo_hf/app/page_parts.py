@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -67,19 +68,17 @@ class Shared:
         opened = gr.Textbox(visible=False)
         hidden: dict[str, Any] = {**without_progress(status), "queue": False}
 
-        def to_edit(path: str | None) -> dict:
-            if path is None:
-                return {status: refused(Refusal("There is no image yet.")), opened: ""}
-            return {self.editor: for_editor(path, self.space.max_bytes), opened: "edit"}
+        def open_in(name: str, target: Any, value: Callable[[str], Any]) -> None:
+            def take(path: str | None) -> dict:
+                if path is None:
+                    return {status: refused(Refusal("There is no image yet.")), opened: ""}
+                return {target: value(path), opened: name}
 
-        def to_ask(path: str | None) -> dict:
-            if path is None:
-                return {status: refused(Refusal("There is no image yet.")), opened: ""}
-            return {self.ask_image: path, opened: "ask"}
-
-        for name, handler, target in (("edit", to_edit, self.editor), ("ask", to_ask, self.ask_image)):
-            done = buttons[name].click(handler, chosen, [target, opened, status], **hidden)
+            done = buttons[name].click(take, chosen, [target, opened, status], **hidden)
             done.then(None, opened, None, js=OPEN_TAB, show_progress="hidden", api_visibility="private")
+
+        open_in("edit", self.editor, partial(for_editor, max_bytes=self.space.max_bytes))
+        open_in("ask", self.ask_image, str)
 
     def build_visit(self) -> None:
         """Make the gallery of the visit, below the tabs."""
