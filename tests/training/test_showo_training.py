@@ -34,6 +34,30 @@ def test_the_result_has_the_size_of_the_training_images(tmp_path):
         assert sample.size == (2 * SIZE, 2 * SIZE)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_layers_learn_the_same(tmp_path, monkeypatch):
+    model = small_run.write_model(tmp_path / "model", dropout=0.0)
+    compiled, compile_module = [], torch.nn.Module.compile
+
+    def recorded(module, **options):
+        compiled.append(type(module).__name__)
+        compile_module(module, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", recorded)
+    small_run.run(tmp_path / "plain", model=str(model))
+    assert not compiled
+    small_run.run(tmp_path / "compiled", model=str(model), torch_compile=True)
+    assert len(compiled) == 2 and len(set(compiled)) == 1  # its layers
+    rows, others = (small_run.log_rows(tmp_path / name) for name in ("plain", "compiled"))
+    assert [row["loss"] for row in rows if "loss" in row] == pytest.approx(
+        [row["loss"] for row in others if "loss" in row], rel=1e-4
+    )
+    first, second = (small_run.weights(tmp_path / name / "out") for name in ("plain", "compiled"))
+    assert set(first) == set(second)
+    assert all(torch.allclose(value, second[name], atol=1e-3) for name, value in first.items())
+
+
 def test_a_size_that_the_image_tokenizer_cannot_encode_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`image_size` must be a multiple of 4, got 18"):
         small_run.run(tmp_path, image_size=18)

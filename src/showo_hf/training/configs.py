@@ -167,6 +167,7 @@ class FinetuneConfig(RunConfig):
         sample_steps (`int`, *optional*): samples are made every so many steps, and at the end.
         sample_guidance (`float`, *optional*): guidance of the samples; by default the pipeline's.
         attention (`str`, *optional*): attention implementation, such as "sdpa" or "eager".
+        torch_compile (`bool`, defaults to `False`): compile each layer of the transformer. The first steps take longer.
         save_dtype (`str`, defaults to `"float32"`): dtype of the weights in the result.
         trained (`str`, *optional*): a regular expression; only parameters whose names match it are trained.
         fsdp_size, tp_size (`int`, default to 1): devices that share the weights in FSDP2 and in tensor parallelism.
@@ -187,6 +188,7 @@ class FinetuneConfig(RunConfig):
     sample_steps: int | None = None
     sample_guidance: float | None = None
     attention: str | None = None
+    torch_compile: bool = False
     save_dtype: str = "float32"
     trained: str | None = None
     fsdp_size: int = 1

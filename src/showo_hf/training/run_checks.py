@@ -20,7 +20,7 @@ from .recipe_files import nearest
 FREE_OPTIONS = frozenset(
     "recipe output resume push_to_hub push_steps max_minutes prompts questions sample_steps sample_guidance max_broken"
     " bad_step bad_step_norm bad_step_limit save_dtype fsdp_size tp_size merge validation_data validation_rows"
-    " keep_best early_stop licence".split()
+    " keep_best early_stop licence torch_compile".split()
 )
 FREE_ARGUMENTS = re.compile(
     r"(gradient_accumulation_steps|logging|save|report|hub|eval|dataloader|log_|disable|run_name|project|trackio|debug"

@@ -66,7 +66,7 @@ def load_pipeline(config: FinetuneConfig) -> ShowoT2IPipeline:
 
 def prepare_model(config: FinetuneConfig, pipe: ShowoT2IPipeline):
     """
-    Set up the model for training: the size of its images, attention, adapters, and what is trained.
+    Set up the model for training: the size of its images, attention, adapters, what is trained, and compilation.
 
     Raises:
         ValueError: if the model cannot do what the recipe asks for.
@@ -108,6 +108,9 @@ def prepare_model(config: FinetuneConfig, pipe: ShowoT2IPipeline):
         pattern = re.compile(config.trained)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and bool(pattern.search(name)))
+    if config.torch_compile:
+        for layer in model.model.layers:  # one by one, so that they share one compiled graph
+            layer.compile(dynamic=True)
     model.train()
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"`trained` must match the name of a parameter, got {config.trained!r}.")
