@@ -70,6 +70,7 @@ WHICH_COLOUR = (
     "what is the colour of the {one}?", "which colour is the {one}?", "what's the color of the {one}?",
 )  # fmt: skip
 WHICH_COLOUR_MANY = ("what colour are the {many}?", "which color are the {many}?", "what is the colour of the {many}?")
+MAIN_COLOUR = ("what is the main colour?", "what is the main color?", "which colour is it?", "what color is it?")
 WHERE = ("where is the {one}?", "where do you see the {one}?", "where can i find the {one}?", "where's the {one}?")
 WHAT_IS_BESIDE = (
     "what is {phrase} the {one}?",
@@ -80,6 +81,11 @@ IS_THERE = ("is there {a_one}?", "is there {a_one} in the picture?", "do you see
 ARE_THERE = ("are there {some}?", "do you see {some}?", "are there {some} in the picture?")
 IS_COLOUR = ("is the {one} {colour}?", "is the colour of the {one} {colour}?", "does the {one} look {colour}?")
 IS_RELATED = ("is the {one} {phrase} the {other}?", "does the {one} stand {phrase} the {other}?")
+WHICH_KIND = ("what kind of thing is it?", "what kind of thing is this?", "what sort of thing is it?")
+WHICH_KIND_MANY = ("what kind of things are they?", "what kind of things are these?", "what sort of things are they?")
+IS_KIND, ARE_KIND = ("is it {kind}?", "is this {kind}?"), ("are they {kind}?", "are these {kind}?")
+#: Kinds that a thing of another kind surely is not. Fruit is food and part of a plant, and everything is an object.
+CLEAR_KINDS = ("animal", "food", "vehicle", "plant")
 BACKGROUND = (
     "what is the background?",
     "which background does it have?",
@@ -162,6 +168,8 @@ class Asker:
         if group is None:
             return None
         colour = group.items[0].seen_colour
+        if len(self.scene.items) == 1 and self.rng.random() < 0.3:
+            return Question("colour", self.rng.choice(MAIN_COLOUR), f"it is {colour}.")
         if group.count > 1:
             many = noun_of(group.thing, self.rng, countable=True).plural
             return Question("colour", self._say(WHICH_COLOUR_MANY, many=many), f"they are {colour}.")
@@ -256,6 +264,21 @@ class Asker:
         )
         names = _named(yes, _relation_name(one.thing, other.thing, asked))
         return Question("is_related", text, "yes." if yes else f"no, it is {RELATIONS[placed][0]} it.", names)
+
+    def is_kind(self) -> Question | None:
+        """What kind of thing it is, or, more often, whether it is of a kind; for scenes of one thing or some of it."""
+        if len(self.groups) > 1:
+            return None
+        group, yes = self.groups[0], self.rng.random() < 0.5
+        kind, many = THINGS[group.thing].kind, group.count > 1
+        answer = f"they are {KINDS[kind][1]}." if many else f"it is {KINDS[kind][0]}."
+        if self.rng.random() < 0.4:
+            return Question("is_kind", self.rng.choice(WHICH_KIND_MANY if many else WHICH_KIND), answer)
+        others = [other for other in CLEAR_KINDS if other != kind and {other, kind} != {"food", "plant"}]
+        asked = kind if yes else self.rng.choice(others)
+        word = self.rng.choice(("food", KINDS[asked][many])) if asked == "food" else KINDS[asked][many]
+        text = self._say(ARE_KIND if many else IS_KIND, kind=word)
+        return Question("is_kind", text, "yes." if yes else f"no, {answer}")
 
     # The rest
 
@@ -353,6 +376,7 @@ KINDS_OF_QUESTION: dict[str, Callable[[Asker], Question | None]] = {
     "is_there": Asker.is_there,
     "is_colour": Asker.is_colour,
     "is_related": Asker.is_related,
+    "is_kind": Asker.is_kind,
     "background": Asker.background,
     "style": Asker.style,
     "odd": Asker.odd,

@@ -23,7 +23,10 @@ from recipes.world.words import THINGS
 
 seeds = st.integers(0, 10**6)
 TWO = Scene((Item("dog", "blue", 0, 3), Item("fox", None, 7, 3)), "3d", "night")
+APPLE = Scene((Item("apple", None, 0, 7),), "flat")
+BEES = Scene((Item("bee", None, 0, 3), Item("bee", None, 7, 3)), "noto")
 THREE = Scene((Item("apple", None, 3, 0), Item("car", None, 0, 7), Item("car", None, 6, 7)), "flat")
+YES_NO = ("is_there", "is_colour", "is_related", "is_kind")
 
 
 def ask(scene, kind, times=200, seed=0):
@@ -135,7 +138,10 @@ def test_phrases():
         (THREE, "how_many", {"there is one.", "there are two.", "there are three.", "there is none."}),
         (THREE, "beside", {"there are two cars.", "there is none."}),
         (THREE, "odd", {"the apple, because the others are cars."}),
-        (Scene((Item("apple", None, 0, 7),), "flat"), "where", {"it is in the bottom left corner.", "there is none."}),
+        (APPLE, "colour", {"it is red.", "there is none."}),
+        (APPLE, "is_kind", {"yes.", "it is something to eat or drink.", "no, it is something to eat or drink."}),
+        (BEES, "is_kind", {"yes.", "they are animals.", "no, they are animals."}),
+        (APPLE, "where", {"it is in the bottom left corner.", "there is none."}),
     ],
 )
 def test_answers_are_exact(scene, kind, answers):
@@ -151,6 +157,14 @@ def test_a_question_of_three_kinds_of_things_finds_the_odd_one():
     assert ask(all_different, "odd") == [] == ask(TWO, "odd")
 
 
+def test_kinds_that_may_be_doubted_are_not_asked_for():
+    """Fruit is also part of a plant, and everything is an object. Of several things, no kind is asked for."""
+    asked = {(question.text, question.answer) for question in ask(APPLE, "is_kind")}
+    assert not any("plant" in text or "object" in text for text, _ in asked)
+    assert {answer for text, answer in asked if "food" in text} == {"yes."}
+    assert ask(TWO, "is_kind") == []
+
+
 def test_answers_about_things_that_are_not_there():
     for question in ask(TWO, "how_many"):
         names_it = re.search(r"\b(dogs|doggies|foxes|things|objects)\b", question.text) is not None
@@ -162,11 +176,11 @@ def test_yes_is_as_frequent_as_no(objects):
     counts: Counter = Counter()
     for _ in range(1200):
         scene = maker.scene()
-        for kind in ("is_there", "is_colour", "is_related"):
+        for kind in YES_NO:
             question = Asker(scene, maker.rng).ask(kind)
-            if question:
+            if question and not question.text.startswith("what"):
                 counts[kind, question.answer.startswith("yes")] += 1
-    for kind in ("is_there", "is_colour", "is_related"):
+    for kind in YES_NO:
         yes, no = counts[kind, True], counts[kind, False]
         assert abs(yes - no) < 4 * (yes + no) ** 0.5, kind
 
