@@ -126,14 +126,19 @@ def script(objects: Objects, split: str, number: int) -> list[Turn]:
     wording = WORDINGS["polite"]
     return [
         Turn(turn.kind, wording.format(turn.answer.removeprefix("here is ").removeprefix("here are ").removesuffix(":")),
-             turn.answer, turn.shown, turn.made) if turn.kind == "draw" else turn
+             turn.answer, turn.shown, turn.made) if len(turn.made) == 1 and turn.kind == "draw" else turn
         for turn in turns
     ]  # fmt: skip
 
 
+def has_place(scene: Scene) -> bool:
+    """Whether a scene shows two different things, one on a side of the other."""
+    return len(scene.items) == len(scene.counts) == 2
+
+
 def judged(turn: Turn, parts: list[dict[str, Any]], detector: Detector) -> bool:
     """
-    Whether an answer is right: its words to a question, or its image to a request.
+    Whether an answer is right: its words to a question, or its images to a request.
 
     Args:
         turn: what was asked, and the right answer.
@@ -141,14 +146,14 @@ def judged(turn: Turn, parts: list[dict[str, Any]], detector: Detector) -> bool:
         detector: finds the things in an image.
     """
     images = [part["image"] for part in parts if part["type"] == "image"]
-    if turn.made is None:
+    if not turn.made:
         said = " ".join(part["text"] for part in parts if part["type"] == "text")
         return not images and normal(said) == normal(turn.answer)
-    if len(images) != 1:
+    if len(images) != len(turn.made):
         return False
-    pixels = to_pixel_values(np.asarray(images[0].convert("RGB"))[None])
-    placed = len(turn.made.items) == 2 and len(turn.made.counts) == 2
-    return is_right(Prompt("position" if placed else "counting", turn.made, turn.text), detect(detector, pixels)[0])
+    found = detect(detector, to_pixel_values(np.stack([np.asarray(image.convert("RGB")) for image in images])))
+    prompts = [Prompt("position" if has_place(scene) else "counting", scene, turn.text) for scene in turn.made]
+    return all(map(is_right, prompts, found))
 
 
 def converse(

@@ -18,7 +18,7 @@ REQUESTS = (
 )  # fmt: skip
 _STYLE_SAID = 0.35  # of the scenes in the default style; the others are always said
 _REQUEST_SHARE, _BARE_SHARE, _TYPO_SHARE = 0.3, 0.06, 0.04
-_DEFAULT_STYLE = "flat"
+DEFAULT_STYLE = "flat"
 _PLACES = ("on ", "at ", "in ", "to ", "by ", "left ", "right ", "above ", "over ", "below ", "under", "beneath ")
 # How a style is said, behind and before the rest.
 _AFTER = (
@@ -53,7 +53,7 @@ def caption(scene: Scene, rng: random.Random) -> str:
         if where and not requested and rng.random() < 0.12
         else " ".join(filter(None, (what, where)))
     )
-    if scene.style != _DEFAULT_STYLE or rng.random() < _STYLE_SAID:
+    if scene.style != DEFAULT_STYLE or rng.random() < _STYLE_SAID:
         wordings = _AFTER if requested or text.startswith(_PLACES) else _AFTER + _BEFORE
         style = style_word(scene.style, rng)
         text = rng.choice(wordings).format(text=text, style=style, a_style=f"{article(style)} {style}")

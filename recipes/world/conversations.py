@@ -4,10 +4,10 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.world.captions import REQUESTS, caption
+from recipes.world.captions import DEFAULT_STYLE, REQUESTS, caption
 from recipes.world.changes import change
 from recipes.world.held_out import trained
-from recipes.world.phrases import background_phrase, content
+from recipes.world.phrases import background_phrase, content, style_word
 from recipes.world.questions import Asker
 from recipes.world.scene_maker import SceneMaker
 from recipes.world.scenes import Scene
@@ -22,16 +22,21 @@ class Turn:
     Args:
         kind: "draw", "change", "ask" or "talk".
         text: what the user says.
-        answer: what the assistant says.
+        answer: what the assistant says, before the images if there are some.
         shown: the image that the user sends along.
-        made: the image that ends the answer.
+        made: the images of the answer. Each one after the first has words of its own before it.
     """
 
     kind: str
     text: str
     answer: str
     shown: Scene | None = None
-    made: Scene | None = None
+    made: tuple[Scene, ...] = ()
+
+    @property
+    def scenes(self) -> tuple[Scene, ...]:
+        """All images of the turn."""
+        return self.made if self.shown is None else (self.shown, *self.made)
 
 
 _SKILLS = "i draw things and answer questions about pictures. i can change what i drew."
@@ -46,6 +51,10 @@ _TALK = (
     (("nice", "very nice", "great", "i like it", "well done", "lovely"), "i am glad you like it."),
     (("goodbye", "bye", "see you"), "goodbye!"),
     (("how are you?", "how do you do?"), "i am fine. what shall i draw?"),
+)  # fmt: skip
+_TWO_REQUESTS = (
+    "draw {}, then {}", "show me {}, then {}", "draw {}, and then {}", "first {}, then {}", "please draw {}, then {}",
+    "show me {} and after that {}", "draw two pictures: {}; {}", "can you draw {}, and then {}?",
 )  # fmt: skip
 _THINGS_QUESTIONS = ("what can you draw?", "which things do you know?", "what do you know?", "what should i ask for?")
 
@@ -66,7 +75,19 @@ def drawn(scene: Scene, rng: random.Random) -> Turn:
     text = caption(scene, rng)
     if rng.random() < 0.5 and text.startswith(("a ", "an ", "two ", "three ", "four ")):
         text = rng.choice(REQUESTS[:20]).format(text)
-    return Turn("draw", text, announced(scene), made=scene)
+    return Turn("draw", text, announced(scene), made=(scene,))
+
+
+def drawn_twice(first: Scene, second: Scene, rng: random.Random) -> Turn:
+    """A request for two images in one answer."""
+    asked = [_wish(scene, rng) for scene in (first, second)]
+    return Turn("draw", rng.choice(_TWO_REQUESTS).format(*asked), announced(first), made=(first, second))
+
+
+def _wish(scene: Scene, rng: random.Random) -> str:
+    """What a scene shows, as a part of a request. The default style is not said."""
+    style = "" if scene.style == DEFAULT_STYLE else f"in {style_word(scene.style, rng)} style"
+    return " ".join(filter(None, (content(scene, rng), background_phrase(scene.background, rng), style)))
 
 
 def announced(scene: Scene) -> str:
@@ -101,22 +122,28 @@ class Talker:
         if rng.random() < 0.35:
             question = Asker(scene, rng).ask()
             made.append(Turn("ask", question.text, question.answer, shown=scene))
+        elif images > 1 and rng.random() < 0.12:
+            second = self.maker.scene()
+            made.append(drawn_twice(scene, second, rng))
+            scene = second
         else:
             made.append(drawn(scene, rng))
         while len(made) < turns:
-            full = sum((turn.shown or turn.made) is not None for turn in made) >= images
-            turn = self._next(scene, full)
-            scene = turn.made or scene
+            turn = self._next(scene, images - sum(len(turn.scenes) for turn in made))
+            scene = turn.made[-1] if turn.made else scene
             made.append(turn)
         return made[:turns]
 
-    def _next(self, scene: Scene, full: bool) -> Turn:
+    def _next(self, scene: Scene, room: int) -> Turn:
+        """The next turn, with at most `room` images."""
         draw = self.rng.random()
-        if not full and draw < 0.4:
+        if room and draw < 0.4:
             changed = change(scene, self.maker, split=self.split)
             if changed is not None:
-                return Turn("change", changed.text, announced(changed.scene), made=changed.scene)
-        if not full and draw < 0.48:
+                return Turn("change", changed.text, announced(changed.scene), made=(changed.scene,))
+        if room > 1 and draw > 0.97:
+            return drawn_twice(self.maker.scene(), self.maker.scene(), self.rng)
+        if room and draw < 0.48:
             return drawn(self.maker.scene(), self.rng)
         if draw > 0.93:
             return small_talk(self.rng)
@@ -137,9 +164,11 @@ def to_messages(turns: list[Turn], images: dict[Scene, Any]) -> list[dict[str, A
     for turn in turns:
         asked: list[dict[str, Any]] = [{"type": "text", "text": turn.text}]
         answer: list[dict[str, Any]] = [{"type": "text", "text": turn.answer}]
+        for number, scene in enumerate(turn.made):
+            if number:
+                answer.append({"type": "text", "text": f"and {announced(scene)}"})
+            answer.append({"type": "image", "image_tokens": images[scene]})
         if turn.shown is not None:
             asked.insert(0, {"type": "image", "image_tokens": images[turn.shown]})
-        if turn.made is not None:
-            answer.append({"type": "image", "image_tokens": images[turn.made]})
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
     return messages

@@ -105,7 +105,7 @@ class RowMaker:
     def mixed(self) -> Draft:
         """A conversation."""
         turns = self.talker.conversation(self.rng.randint(*TURNS), CONVERSATION_IMAGES)
-        scenes = [scene for turn in turns for scene in (turn.shown, turn.made) if scene is not None]
+        scenes = [scene for turn in turns for scene in turn.scenes]
         return scenes, lambda images: {"messages": to_messages(turns, images)}
 
 

@@ -193,10 +193,13 @@ def test_the_baselines_know_training_questions(objects):
 
 def test_turns_are_judged_by_words_or_by_the_image(objects):
     image = Image.fromarray(draw(TWO, objects))
-    made = Turn("draw", "draw it", "here is it:", made=TWO)
+    made = Turn("draw", "draw it", "here is it:", made=(TWO,))
     answer = [{"type": "text", "text": "here:"}, {"type": "image", "image": image}]
     assert judged(made, answer, Perfect([TWO])) and not judged(made, answer, Perfect([SWAPPED]))
     assert not judged(made, answer[:1], Perfect([TWO]))
+    two = Turn("draw", "draw it, then the other way round", "here is it:", made=(TWO, SWAPPED))
+    assert judged(two, [*answer, *answer], Perfect([TWO, SWAPPED]))
+    assert not judged(two, [*answer, *answer], Perfect([TWO, TWO])) and not judged(two, answer, Perfect([TWO]))
     asked = Turn("ask", "what?", "it is blue.")
     assert judged(asked, [{"type": "text", "text": "It is blue"}], None)
     assert not judged(asked, [{"type": "text", "text": "it is red."}], None)
@@ -207,7 +210,7 @@ def test_scripts_begin_with_an_unseen_combination(objects):
     for number in range(5):
         turns = script(objects, "validation", number)
         assert turns == script(objects, "validation", number) and len(turns) in (6, 7)
-        scenes = [scene for turn in turns for scene in (turn.shown, turn.made) if scene]
+        scenes = [scene for turn in turns for scene in turn.scenes]
         assert scenes[0].split == "validation"
         assert {scene.split for scene in scenes} <= {"train", "validation"}
 

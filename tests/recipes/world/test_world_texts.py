@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from recipes.world.captions import REQUESTS, canonical_caption, caption, mistyped
 from recipes.world.changes import KINDS_OF_CHANGE, change
-from recipes.world.conversations import Talker, small_talk, to_messages
+from recipes.world.conversations import Talker, drawn_twice, small_talk, to_messages
 from recipes.world.held_out import coloured, counted, trained
 from recipes.world.objects import STYLES
 from recipes.world.phrases import NUMBERS, STYLE_WORDS, listed, one_of, some_of
@@ -222,7 +222,7 @@ def test_no_training_text_names_a_held_out_combination(objects, seed):
             texts += [question.text, question.answer]
     for turn in Talker(maker).conversation(6):
         texts += [turn.text, turn.answer]
-        assert all(scene.split == "train" for scene in (turn.shown, turn.made) if scene)
+        assert all(scene.split == "train" for scene in turn.scenes)
     said = " | ".join(texts)
     found = [phrase for phrase in FORBIDDEN if phrase in said]
     found = [one for one in found if re.search(rf"\b{one}\b{LONGER.get(one.split(' ', 1)[1], '')}", said)]
@@ -296,7 +296,7 @@ def test_conversations_have_many_turns_and_few_images(objects):
     for _ in range(60):
         turns = talker.conversation(7, images=3)
         assert len(turns) == 7
-        assert sum((turn.shown or turn.made) is not None for turn in turns) <= 3
+        assert sum(len(turn.scenes) for turn in turns) <= 3
         kinds.update(turn.kind for turn in turns)
     assert set(kinds) == {"draw", "change", "ask", "talk"} and min(kinds.values()) > 10
 
@@ -306,22 +306,35 @@ def test_small_talk_says_what_the_model_can_do():
     turns = [small_talk(rng) for _ in range(300)]
     answers = {turn.text: turn.answer for turn in turns}
     assert "draw" in answers["what can you do?"]
-    assert all(turn.made is None and turn.shown is None for turn in turns)
+    assert not any(turn.scenes for turn in turns)
     assert any(answer.startswith("many things, such as ") for answer in answers.values())
+
+
+def test_two_images_in_one_answer_have_words_of_their_own(objects):
+    rng = random.Random(12)
+    turns = [drawn_twice(TWO, APPLE, rng) for _ in range(50)]
+    assert {turn.answer for turn in turns} == {"here is a blue dog to the left of a fox at night:"}
+    assert all("apple" in turn.text and re.search("3d style|fluent 3d", turn.text) for turn in turns)
+    (_, answer) = to_messages(turns[:1], {TWO: [[1]], APPLE: [[2]]})
+    kinds = [part.get("text", part.get("image_tokens")) for part in answer["content"]]
+    assert kinds == [turns[0].answer, [[1]], "and here is a small apple in the bottom left corner:", [[2]]]
+    talker = Talker(SceneMaker(objects, rng))
+    made = [turn for _ in range(60) for turn in talker.conversation(5) if len(turn.made) == 2]
+    assert len(made) > 5
 
 
 def test_messages_hold_images_where_they_belong(objects):
     talker = Talker(SceneMaker(objects, random.Random(11)))
     for _ in range(20):
         turns = talker.conversation(5)
-        images = {scene: [[number]] for number, turn in enumerate(turns) for scene in (turn.shown, turn.made) if scene}
+        images = {scene: [[number]] for number, turn in enumerate(turns) for scene in turn.scenes}
         messages = to_messages(turns, images)
         assert [message["role"] for message in messages] == ["user", "assistant"] * 5
         for turn, user, assistant in zip(turns, messages[::2], messages[1::2], strict=True):
             shown = [part["image_tokens"] for part in user["content"] if part["type"] == "image"]
             made = [part["image_tokens"] for part in assistant["content"] if part["type"] == "image"]
             assert shown == ([images[turn.shown]] if turn.shown else [])
-            assert made == ([images[turn.made]] if turn.made else [])
+            assert made == [images[scene] for scene in turn.made]
 
 
 def test_every_style_has_words():
