@@ -63,3 +63,17 @@ def test_cells_that_are_encoded_in_tiles_have_the_same_tokens():
     whole = tokenizer.encode(images).image_tokens
     tokenizer.enable_tiling(2 * CELL)
     assert torch.equal(tokenizer.encode(images).image_tokens, whole)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_every_cell_has_a_gradient_of_its_own(kind):
+    """A fine-tuning for tokens that come back needs it."""
+    tokenizer, images = MAKERS[kind](encoder_context=False).eval(), pixels()
+    images[..., :CELL] = images[:1, :, :CELL, :CELL].repeat(1, 1, SIDE, 1)  # a column of equal cells
+    expected = tokenizer.encode(images).latents
+    latents = tokenizer.encode(images.requires_grad_()).latents
+    torch.testing.assert_close(latents, expected)
+    latents.square().sum().backward()
+    cells = images.grad[..., :CELL].unflatten(2, (SIDE, CELL))  # (batch, 3, cells, rows, columns)
+    assert images.grad.abs().amax((0, 1)).min() > 0
+    torch.testing.assert_close(cells, cells[:1, :, :1].expand_as(cells))

@@ -284,10 +284,13 @@ class ShowoImageTokenizer(PreTrainedModel):
             return self.quant_conv(self.encoder(pixel_values))
         side = self.config.downsampling
         cells = pixel_values.unfold(2, side, side).unfold(3, side, side).movedim(1, 3)  # (batch, h, w, 3, side, side)
-        # Plain areas have many equal cells, so each different one is encoded once.
-        different, places = cells.flatten(0, 2).flatten(1).unique(dim=0, return_inverse=True)
-        latents = self.quant_conv(self.encoder(different.unflatten(1, cells.shape[3:])))  # (cells, channels, 1, 1)
-        return latents.flatten(1)[places].unflatten(0, cells.shape[:3]).movedim(-1, 1)
+        rows, shape = cells.flatten(0, 2).flatten(1), cells.shape[3:]
+        if rows.requires_grad:  # each cell has a gradient of its own
+            latents = self.quant_conv(self.encoder(rows.unflatten(1, shape))).flatten(1)  # (cells, channels)
+        else:  # plain areas have many equal cells, so each different one is encoded once
+            different, places = rows.unique(dim=0, return_inverse=True)
+            latents = self.quant_conv(self.encoder(different.unflatten(1, shape))).flatten(1)[places]
+        return latents.unflatten(0, cells.shape[:3]).movedim(-1, 1)
 
     # Decode
 
