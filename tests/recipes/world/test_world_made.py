@@ -19,7 +19,7 @@ from showo_hf.training.recipe_files import load_recipe
 
 
 ROOT = Path(__file__).parents[3]
-RECIPES = ("image_tokenizer", "showo-images", "showo")
+RECIPES = ("image_tokenizer", "image_tokenizer_decoder", "showo-images", "showo")
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +112,9 @@ def test_the_commands_make_a_world_model(root, data, tmp_path, capsys):
 
     pictures = [f"data={folders['scenes']}/train", f"validation_data={folders['scenes']}/validation"]
     small = ["codebook_size=64", "batch_size=2", "eval_steps=2", "validation_rows=2"]
-    assert len(train("image_tokenizer", folders["image"], *pictures, *small)) >= 2
+    first = str(tmp_path / "first")
+    assert len(train("image_tokenizer", first, *pictures, *small)) >= 2
+    train("image_tokenizer_decoder", folders["image"], f"model={first}", *pictures, *small)
     assert ShowoVQTokenizer.from_pretrained(folders["image"]).config.codebook_size == 64
     counts = ["--t2i", "4", "--mmu", "4", "--mixed", "4"]
     rows.main(["--objects", str(data), "--image-tokenizer", folders["image"], "--output", folders["rows"], *counts])
