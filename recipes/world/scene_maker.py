@@ -10,15 +10,16 @@ from recipes.world.scenes import CELLS, LARGE_CELLS, PLAIN_BACKGROUNDS, SCENERY,
 from recipes.world.words import THINGS
 
 
-#: How often a kind of scene is drawn for training. Order and binding are hardest to learn, so they come most often.
+#: How often a kind of scene is drawn for training. A large thing has 64 tokens of its own, which no other scene shows, so
+#: it needs many scenes.
 KIND_WEIGHTS = {
-    "single": 0.14,
-    "colours": 0.13,
-    "placed": 0.07,
-    "counting": 0.14,
-    "two_objects": 0.11,
-    "position": 0.18,
-    "binding": 0.15,
+    "single": 0.2,
+    "colours": 0.2,
+    "placed": 0.05,
+    "counting": 0.13,
+    "two_objects": 0.1,
+    "position": 0.12,
+    "binding": 0.12,
     "three_objects": 0.08,
 }
 #: The combination that each kind of scene is about, which the unseen scenes of the kind hold out; None for no one.
@@ -97,11 +98,11 @@ class SceneMaker:
     # One function for each kind
 
     def single(self) -> Scene:
-        """One large thing in its own colours."""
+        """One large thing in its own colours, in the middle."""
         return self._large(self._thing(), None)
 
     def colours(self) -> Scene:
-        """One large thing in another colour."""
+        """One large thing in another colour, in the middle."""
         return self._large(*self._recoloured())
 
     def placed(self) -> Scene:
@@ -171,8 +172,8 @@ class SceneMaker:
         return first, min(5, max(2, first + self.rng.randint(-1, 1)))
 
     def _large(self, thing: str, colour: str | None) -> Scene:
-        last = CELLS - LARGE_CELLS - 1
-        return self._finish([Item(thing, colour, self.rng.randint(1, last), self.rng.randint(1, last), large=True)])
+        margin = (CELLS - LARGE_CELLS) // 2
+        return self._finish([Item(thing, colour, margin, margin, large=True)])
 
     def _thing(self) -> str:
         return self.rng.choice(self.things)

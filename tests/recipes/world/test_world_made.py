@@ -46,7 +46,7 @@ def data(objects, tmp_path):
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_recipes_of_the_world_are_valid(root, name):
     config = load_recipe(f"recipes/world/{name}.yaml")
-    decay = config.training["lr_scheduler_kwargs"]["num_decay_steps"]
+    decay = config.training.get("lr_scheduler_kwargs", {}).get("num_decay_steps", 0)
     assert config.training["warmup_steps"] + decay < config.steps
 
 
