@@ -43,6 +43,7 @@ from recipes.world.captions import caption
 from recipes.world.conversations import Turn
 from recipes.world.drawing import draw
 from recipes.world.objects import STYLES, save_objects
+from recipes.world.questions import KINDS_OF_QUESTION
 from recipes.world.scene_maker import SceneMaker
 from recipes.world.scenes import Item, Scene
 from recipes.world.words import THINGS
@@ -277,7 +278,7 @@ def test_all_parts_run_and_resume(folder, capsys):
     world.main(arguments)
     first = capsys.readouterr()
     files = {file: file.stat().st_mtime_ns for file in (folder / "out").rglob("*.json")}
-    assert len(files) == 6 + 12 + 3 + 2 + 12 + 1
+    assert len(files) == 6 + 12 + 3 + 2 + len(KINDS_OF_QUESTION) + 1
     for kind in KINDS:
         stored = json.loads((folder / "out" / f"images-validation-{kind}.json").read_text())
         assert 0 <= stored["result"]["right"] <= 1 and stored["result"]["detail"] > 0

@@ -37,6 +37,9 @@ def test_the_result_has_the_size_of_the_training_images(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_layers_learn_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv(
+        "TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache")
+    )  # a killed process leaves half a file in the other
     model = small_run.write_model(tmp_path / "model", dropout=0.0)
     compiled, compile_module = [], torch.nn.Module.compile
 
