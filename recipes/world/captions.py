@@ -2,7 +2,7 @@
 
 import random
 
-from recipes.world.phrases import background_phrase, content, style_word
+from recipes.world.phrases import background_phrase, content, content_and_background, style_word
 from recipes.world.scenes import Scene
 from recipes.world.words import article
 
@@ -32,8 +32,7 @@ _BEFORE = (
 
 def canonical_caption(scene: Scene) -> str:
     """The caption that names everything in the usual order: "a dog to the left of a cat at night, 3d style"."""
-    parts = " ".join(filter(None, (content(scene), background_phrase(scene.background))))
-    return f"{parts}, {style_word(scene.style)} style"
+    return f"{content_and_background(scene)}, {style_word(scene.style)} style"
 
 
 def caption(scene: Scene, rng: random.Random) -> str:

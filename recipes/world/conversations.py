@@ -7,7 +7,7 @@ from typing import Any
 from recipes.world.captions import DEFAULT_STYLE, REQUESTS, caption
 from recipes.world.changes import change
 from recipes.world.held_out import trained
-from recipes.world.phrases import background_phrase, content, style_word
+from recipes.world.phrases import content_and_background, style_word
 from recipes.world.questions import Asker
 from recipes.world.scene_maker import SceneMaker
 from recipes.world.scenes import Scene
@@ -86,13 +86,13 @@ def drawn_twice(first: Scene, second: Scene, rng: random.Random) -> Turn:
 
 def _wish(scene: Scene, rng: random.Random) -> str:
     """What a scene shows, as a part of a request. The default style is not said."""
-    style = "" if scene.style == DEFAULT_STYLE else f"in {style_word(scene.style, rng)} style"
-    return " ".join(filter(None, (content(scene, rng), background_phrase(scene.background, rng), style)))
+    style = "" if scene.style == DEFAULT_STYLE else f" in {style_word(scene.style, rng)} style"
+    return content_and_background(scene, rng) + style
 
 
 def announced(scene: Scene) -> str:
     """The text before a generated image: "here is a dog to the left of a cat at night:"."""
-    parts = " ".join(filter(None, (content(scene), background_phrase(scene.background))))
+    parts = content_and_background(scene)
     verb = "are" if parts.startswith(("two ", "three ", "four ")) else "is"
     return f"here {verb} {parts}:"
 

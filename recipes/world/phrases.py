@@ -178,6 +178,11 @@ def _together(names: list[str], rng: random.Random) -> str:
     return ", ".join(names) if rng.random() < 0.2 else listed(names)
 
 
+def content_and_background(scene: Scene, rng: random.Random | None = None) -> str:
+    """ "a dog to the left of a cat at night": all but the style."""
+    return " ".join(filter(None, (content(scene, rng), background_phrase(scene.background, rng))))
+
+
 def background_phrase(background: str, rng: random.Random | None = None) -> str:
     """ "on a yellow background", "at night"; "" for white, which is only said sometimes."""
     if background in SCENERY_PHRASES:

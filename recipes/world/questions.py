@@ -16,9 +16,8 @@ from recipes.world.phrases import (
     PLACE_PHRASES,
     RELATIONS,
     Group,
-    background_phrase,
     bare,
-    content,
+    content_and_background,
     groups_of,
     listed,
     noun_of,
@@ -146,8 +145,7 @@ class Asker:
 
     def describe(self) -> Question:
         """Everything, as in the canonical caption without the style."""
-        parts = " ".join(filter(None, (content(self.scene), background_phrase(self.scene.background))))
-        return Question("describe", self.rng.choice(DESCRIBE), f"{parts}.")
+        return Question("describe", self.rng.choice(DESCRIBE), f"{content_and_background(self.scene)}.")
 
     def how_many(self) -> Question:
         """How many there are of one thing; in a fifth of the questions, of one that is not there."""

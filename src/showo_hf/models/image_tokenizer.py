@@ -285,11 +285,9 @@ class ShowoImageTokenizer(PreTrainedModel):
         side = self.config.downsampling
         cells = pixel_values.unfold(2, side, side).unfold(3, side, side).movedim(1, 3)  # (batch, h, w, 3, side, side)
         rows, shape = cells.flatten(0, 2).flatten(1), cells.shape[3:]
-        if rows.requires_grad:  # each cell has a gradient of its own
-            latents = self.quant_conv(self.encoder(rows.unflatten(1, shape))).flatten(1)  # (cells, channels)
-        else:  # plain areas have many equal cells, so each different one is encoded once
-            different, places = rows.unique(dim=0, return_inverse=True)
-            latents = self.quant_conv(self.encoder(different.unflatten(1, shape))).flatten(1)[places]
+        # Plain areas have many equal cells, so each different one is encoded once, unless each needs a gradient of its own.
+        different, places = (rows, slice(None)) if rows.requires_grad else rows.unique(dim=0, return_inverse=True)
+        latents = self.quant_conv(self.encoder(different.unflatten(1, shape))).flatten(1)[places]  # (cells, channels)
         return latents.unflatten(0, cells.shape[:3]).movedim(-1, 1)
 
     # Decode
