@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 import torch
-from torch.nn import functional as F
+from benchmarks.pictures import COMPARED_SIZE, generate, nearest, shrink
 
 from recipes.emoji.captions import canonical_caption
 from recipes.emoji.emoji import EmojiDataset, load_emoji
@@ -24,24 +24,13 @@ from showo_hf import EMBEDDED_MODEL, ShowoLFQTokenizer, ShowoT2IPipeline
 from showo_hf.utils.metrics import psnr
 
 
-COMPARED_SIZE = 32  # image size for the distance, in pixels
 FRECHET_SIZE = 6  # image size for the features of the Frechet distance, in pixels
-
-
-def shrink(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    """Average images (N, 3, H, W) to `size` x `size` pixels, as rows (N, 3 * size * size)."""
-    return F.adaptive_avg_pool2d(pixels, size).flatten(1)
 
 
 def gallery(data: EmojiDataset, size: int = COMPARED_SIZE) -> torch.Tensor:
     """All real images, shrunk to rows (N, 3 * size * size)."""
     chunks = np.array_split(np.arange(len(data.records)), 32)
     return torch.cat([shrink(to_pixel_values(data.images[rows]), size) for rows in chunks])
-
-
-def nearest(queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-    """The index of the nearest candidate for each query, (N,)."""
-    return torch.cdist(queries, candidates).argmin(-1)
 
 
 def frechet_distance(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -63,16 +52,6 @@ def tokenizer_quality(tokenizer: ShowoLFQTokenizer, data: EmojiDataset, batch_si
     for rows in torch.from_numpy(data.train_indices).split(batch_size):
         used[tokenizer.encode(to_pixel_values(data.images[rows.numpy()])).image_tokens.flatten()] = True
     return {"held_out_psnr_db": torch.cat(values).mean().item(), "codes_used": used.float().mean().item()}
-
-
-def generate(pipeline: ShowoT2IPipeline, captions: list[str], seed: int, batch_size: int, **options) -> torch.Tensor:
-    """Generate images (N, 3, H, W) in [-1, 1]. The image of caption i has its own generator with seed `seed + i`."""
-    images = []
-    for first in range(0, len(captions), batch_size):
-        chunk = captions[first : first + batch_size]
-        generators = [torch.Generator().manual_seed(seed + first + i) for i in range(len(chunk))]
-        images.append(pipeline(chunk, generator=generators, output_type="pt", **options).images.float() * 2 - 1)
-    return torch.cat(images)
 
 
 def each_hit(data: EmojiDataset, real: torch.Tensor, asked: list[int], images: torch.Tensor) -> dict[str, list[bool]]:

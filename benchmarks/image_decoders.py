@@ -1,12 +1,14 @@
-"""Does a diffusion decoder make images sharper, and are the details right? Prints one table. Run from the repository root:
+"""Do diffusion decoders make images sharper, and are the details right? Prints two tables. Run from the repository root:
 
     python -m benchmarks.image_decoders --model checkpoints/world-image-tokenizer --decoder checkpoints/world-image-decoder
 
-The images are scenes of the small world with combinations that no training has. They are encoded to tokens, and decoded in
-several ways. image_tokenizer_quality.py defines `detail`, `capped`, `PSNR` and `band error`. An unsharp mask and added
-noise of the same mean detail stand beside the decoder: detail in the wrong place costs more in the fine band than it gains.
-`right` is the share of the images in which the judge of benchmarks.world, which was trained on real scenes, finds all things
-in their colours and their style, and nothing else.
+The images are scenes of the small world that no training has. Those of the first table hold out one combination, such as
+two things beside each other, so most of their things were seen alone. Those of the second hold one thing that no training
+has in its style, so none of their pixels was seen. They are encoded to tokens, and decoded in several ways.
+image_tokenizer_quality.py defines `detail`, `capped`, `PSNR` and `band error`. An unsharp mask and added noise of the same
+mean detail stand beside each decoder: detail in the wrong place costs more in the fine band than it gains. `right` is the
+share of the images in which the judge of benchmarks.world, which was trained on real scenes, finds all things in their
+colours and their style, and nothing else. It is measured with `--detector`.
 """
 
 import argparse
@@ -19,9 +21,9 @@ import numpy as np
 import torch
 from benchmarks.image_tokenizer_quality import as_detailed, as_in_a_file, band_error, detail_ratios, noisy, unsharp
 from benchmarks.measuring import print_table
+from benchmarks.pictures import to_image
 from benchmarks.world_detector import Detector, detect, load_detector
 from diffusers.utils import make_image_grid
-from PIL import Image
 
 from recipes.image_tokens import to_pixel_values
 from recipes.world.drawing import draw
@@ -88,25 +90,33 @@ def make_sheets(folder: Path, columns: dict[str, torch.Tensor], styles: np.ndarr
         make_image_grid(tiles, len(columns), len(rows)).save(folder / f"{name}.png")
 
 
-def to_image(pixels: torch.Tensor, scale: int) -> Image.Image:
-    """Pixels (3, H, W) in [-1, 1] as an image, each pixel `scale` x `scale` pixels large."""
-    levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(0, -1)
-    image = Image.fromarray(levels.numpy())
-    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-
-
 def decoded(
-    tokenizer: ShowoImageTokenizer, decoder: ShowoDiffusionDecoder, originals: torch.Tensor, steps: list[int]
+    tokenizer: ShowoImageTokenizer,
+    decoders: dict[str, ShowoDiffusionDecoder],
+    originals: torch.Tensor,
+    steps: list[int] | None,
 ) -> dict[str, torch.Tensor]:
-    """The original images, what the tokenizer's own decoder makes of their tokens, and the diffusion decoder's images."""
+    """
+    The original images, what the tokenizer's own decoder makes of their tokens, and the images of each diffusion decoder.
+
+    Args:
+        decoders: by name.
+        steps: numbers of steps; by default each decoder's own.
+    """
     with torch.no_grad():
         tokens = torch.cat([tokenizer.encode(part).image_tokens for part in originals.split(32)])
         plain = torch.cat([tokenizer.decode(part).sample for part in tokens.split(32)]).clamp(-1, 1)
         codes = tokenizer.codes_of(tokens)
     ways = {"original": originals, "plain decoder": as_in_a_file(plain)}
-    for number in steps:
-        ways[f"diffusion, {number} steps"] = as_in_a_file(decode_all(decoder, codes, plain, number))
+    for name, decoder in decoders.items():
+        for number in steps_of(decoder, steps):
+            ways[f"{name}, {number} steps"] = as_in_a_file(decode_all(decoder, codes, plain, number))
     return ways
+
+
+def steps_of(decoder: ShowoDiffusionDecoder, steps: list[int] | None) -> list[int]:
+    """The numbers of steps that are measured: those given, or the decoder's own."""
+    return steps or [decoder.config.num_inference_steps]
 
 
 def with_baselines(ways: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -122,57 +132,81 @@ def with_baselines(ways: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def quality_row(images: torch.Tensor, originals: torch.Tensor, styles: np.ndarray) -> list[str]:
-    """Detail of all images and of each style, then the other measures."""
+    """Detail of all images and of each style, then the other measures. Images that are flat have no detail to compare."""
     ratios = detail_ratios(images, originals)
+    of_styles = [torch.from_numpy(styles == style) for style in sorted(set(styles))]
     return [
         f"{ratios.mean():.2f}",
-        *(f"{ratios[torch.from_numpy(styles == style)].mean():.2f}" for style in sorted(set(styles))),
+        *(f"{detail_ratios(images[chosen], originals[chosen]).mean():.2f}" for chosen in of_styles),
         f"{ratios.clamp(max=1).mean():.2f}",
         f"{psnr(images, originals).mean():.2f} dB",
         f"{band_error(images, originals):.3f}",
     ]
 
 
+def table(
+    shown: dict[str, torch.Tensor], scenes: list[Scene], styles: np.ndarray, judge: Detector | None
+) -> list[list[str]]:
+    """The rows of the table: the measures of each way to decode, and of the plain decoder's images made as detailed."""
+    rows = []
+    for name, images in with_baselines(shown).items():
+        right = f"{100 * right_scenes(judge, images, scenes):.1f}%" if judge else "not measured"
+        rows.append([name, *quality_row(images, shown["original"], styles), right])
+    return rows
+
+
+def file_size(folder: Path) -> int:
+    """The bytes of the weights in a folder."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Measure a diffusion decoder on scenes of the small world.")
+    parser = argparse.ArgumentParser(description="Measure diffusion decoders on scenes of the small world.")
     parser.add_argument("--objects", default="data/world-objects", help="the folder that recipes.world.objects wrote")
-    parser.add_argument("--decoder", required=True, help="a folder of a ShowoDiffusionDecoder")
+    parser.add_argument("--decoder", type=Path, required=True, nargs="+", help="folders of a ShowoDiffusionDecoder")
     parser.add_argument("--model", default="embedded", help="an image tokenizer, or a model or pipeline that has one")
-    parser.add_argument("--steps", type=positive_integer, nargs="+", help="numbers of steps; by default the decoder's")
+    parser.add_argument(
+        "--steps", type=positive_integer, nargs="+", help="numbers of steps; by default each decoder's"
+    )
     parser.add_argument("--split", choices=("validation", "test"), default="validation", help="unseen combinations")
-    parser.add_argument("--images", type=positive_integer, default=400, help="number of scenes")
+    parser.add_argument("--images", type=positive_integer, default=400, help="number of scenes of each table")
     parser.add_argument("--detector", help="file of the judge that benchmarks.world trained")
     parser.add_argument("--sheets", type=Path, help="folder for the contact sheets")
     options = parser.parse_args(arguments)
 
     objects = load_objects(options.objects)
-    maker = SceneMaker(objects, random.Random(f"decoders {options.split}"))
-    scenes = [maker.scene(options.split) for _ in range(options.images)]
-    styles = np.array([scene.style for scene in scenes])
-    originals = to_pixel_values(np.stack([draw(scene, objects) for scene in scenes]))
     tokenizer = load_tokenizer(options.model)
-    decoder = ShowoDiffusionDecoder.from_pretrained(options.decoder, dtype=torch.float32).eval()
-    steps = options.steps or [decoder.config.num_inference_steps]
-    shown = decoded(tokenizer, decoder, originals, steps)
-
+    decoders = {
+        str(folder): ShowoDiffusionDecoder.from_pretrained(folder, dtype=torch.float32).eval()
+        for folder in options.decoder
+    }
     judge = load_detector(options.detector) if options.detector else None
-    table = []
-    for name, images in with_baselines(shown).items():
-        row = [name, *quality_row(images, originals, styles)]
-        table.append(row + ([f"{100 * right_scenes(judge, images, scenes):.1f}%"] if judge else []))
-    print(f"{len(scenes)} scenes of the {options.split} split\n")
-    print_table(["", "detail", *sorted(set(styles)), "capped", "PSNR", "band error"] + ["right"] * bool(judge), table)
+    for kind, what, folder in (
+        (None, "one combination is unseen", ""),
+        ("single", "one thing, unseen in its style", "unseen-things"),
+    ):
+        maker = SceneMaker(objects, random.Random(f"decoders {options.split}"))
+        scenes = [maker.scene(options.split, kind) for _ in range(options.images)]
+        styles = np.array([scene.style for scene in scenes])
+        originals = to_pixel_values(np.stack([draw(scene, objects) for scene in scenes]))
+        shown = decoded(tokenizer, decoders, originals, options.steps)
+        print(f"{len(scenes)} scenes of the {options.split} split: {what}\n")
+        header = ["", "detail", *sorted(set(styles)), "capped", "PSNR", "band error", "right"]
+        print_table(header, table(shown, scenes, styles, judge))
+        print()
+        if options.sheets is not None:
+            make_sheets(options.sheets / folder, shown, styles)
 
-    weights = sum(weight.numel() for weight in decoder.parameters())
-    print(f"\n{weights:,} weights, {2 * weights / 1e6:.1f} MB in bfloat16")
     tokens = tokenizer.encode(originals[:1]).image_tokens
     codes, plain = tokenizer.codes_of(tokens), shown["plain decoder"][:1]
     before = seconds_for_one(lambda: tokenizer.decode(tokens))
-    for number in steps:
-        after = seconds_for_one(lambda number=number: decoder.decode(codes, plain, number))
-        print(f"one image, {torch.get_num_threads()} thread(s): {before:.3f} s, and {after:.3f} s for {number} steps")
-    if options.sheets is not None:
-        make_sheets(options.sheets, shown, styles)
+    print(f"one image, {torch.get_num_threads()} thread(s): {before:.3f} s")
+    for name, decoder in decoders.items():
+        weights = sum(weight.numel() for weight in decoder.parameters())
+        print(f"{name}: {weights:,} weights, {file_size(Path(name)) / 1e6:.1f} MB")
+        for number in steps_of(decoder, options.steps):
+            after = seconds_for_one(lambda decoder=decoder, number=number: decoder.decode(codes, plain, number))
+            print(f"{name}: one image, {number} steps: {after:.3f} s")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """LFQ and VQ, 10 and 13 bits, with and without a discriminator: which image tokenizer is best? From the repository root:
 
-    python -m recipes.emoji.emoji --output data/emoji-128 --size 128
-    python -m recipes.emoji.image_files --data data/emoji-128 --output data/emoji-images-128
-    python -m benchmarks.image_tokenizer_comparison --data data/emoji-images-128 --output runs/tokenizers --minutes 40
+    python -m recipes.drawings --output data/drawings-128 --size 128
+    python -m benchmarks.image_tokenizer_comparison --data data/drawings-128 --output runs/tokenizers --minutes 40
 
 Each of the eight is trained on the same images with the same network, batch and number of steps: as many as take
 `--minutes` on this machine, measured once. If you stop the command, it goes on where it stopped. `--only NAME ...` trains
@@ -54,7 +53,7 @@ COMMON: dict[str, Any] = {
     "save_steps": 200,
     "report_to": "none",
 }
-#: As in the embedded model's image tokenizer, without attention.
+#: A small network without attention.
 NETWORK: dict[str, Any] = {
     "mid_block_attention": False,
     "encoder_block_out_channels": [32, 48, 96, 128],
@@ -87,7 +86,7 @@ def recipe_of(name: str, data: Path, output: Path, steps: int) -> dict[str, Any]
         own["discriminator"] = {**DISCRIMINATOR, "start": round(DISCRIMINATOR_START * steps)}
     return own | {
         "data": str(data / "train"),
-        "validation_data": str(data / "held-out"),
+        "validation_data": str(data / "validation"),
         "output": str(output / name),
         "architecture": network,
         "steps": steps,
@@ -168,7 +167,7 @@ def sheet(output: Path, done: list[str], images: Path, count: int = 8) -> Path:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Compare image tokenizers after trainings of equal length.")
-    parser.add_argument("--data", type=Path, required=True, help="a folder with the folders `train` and `held-out`")
+    parser.add_argument("--data", type=Path, required=True, help="a folder with the folders `train` and `validation`")
     parser.add_argument(
         "--output", type=Path, default=Path("runs/tokenizers"), help="folder for tokenizers and results"
     )
@@ -180,7 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in options.only:
         train(write_recipe(name, options.data, options.output, steps))
     done = [name for name in names() if (options.output / name / "config.json").exists()]
-    held_out = options.data / "held-out"
+    held_out = options.data / "validation"
     rows = table([str(options.output / name) for name in done], held_out, SIZE, options.count)
     originals = load_images(held_out, SIZE, options.count)
     rows.append(["white images", *quality(torch.ones_like(originals), originals), "", "", ""])

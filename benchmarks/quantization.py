@@ -24,12 +24,8 @@ from showo_hf.utils.metrics import psnr_from_mse
 
 
 PROMPTS = [
-    *(
-        "a red apple, flat style",
-        "a squinting face with tongue, noto style",
-        "3d emoji of a smiling cat with heart eyes",
-    ),
-    *("a green heart, flat style", "a blue car, 3d style", "a slice of pizza, noto style"),
+    *("a red apple, flat style", "an owl, noto style", "a penguin, 3d style"),
+    *("a green heart, flat style", "a blue car, flat style", "a slice of pizza, noto style"),
 ]
 SEED = 0
 GUIDANCE = 3.0

@@ -13,72 +13,29 @@ import argparse
 import json
 import random
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.embedded_quality import FRECHET_SIZE, each_hit, frechet_distance, gallery, shrink
+from benchmarks.embedded_quality import FRECHET_SIZE, each_hit, frechet_distance, gallery
 from benchmarks.measuring import print_table
+from benchmarks.pictures import shrink
+from benchmarks.sampling import REFERENCE, SETTINGS, make, plot, scheduler_of
 
 from recipes.emoji.captions import canonical_caption
 from recipes.emoji.emoji import load_emoji
 from recipes.image_tokens import to_pixel_values
 from showo_hf import EMBEDDED_MODEL, ShowoT2IPipeline
-from showo_hf.schedulers import SCHEDULERS
 
 
 Result = dict[str, Any]
-
-#: The measured samplers: a name in `SCHEDULERS` and settings. The model is trained with masks only, so `mask_share` is 1.
-SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "maskgit": ("maskgit", {}),
-    "halton": ("halton", {}),
-    "entropy-bound": ("entropy-bound", {}),
-    "entropy-bound, 16 nats": ("entropy-bound", {"entropy_bound": 16.0}),
-    "remasking": ("remasking", {}),
-    "remasking, remdm": ("remasking", {"rule": "remdm"}),
-    "mask-and-replace": ("mask-and-replace", {"mask_share": 1.0}),
-    "mask-and-replace, purity": ("mask-and-replace", {"mask_share": 1.0, "purity": True}),
-}
-
-#: The reference sampler and steps. The right names of the others are compared with it, image by image.
-REFERENCE = ("maskgit", 16)
-
-
-def steps_alone(unfinished: list[torch.BoolTensor]) -> list[int]:
-    """The steps that each image of a batch would take alone, from `unfinished` (batch,) after every step."""
-    after = torch.stack(unfinished)  # (steps, batch)
-    number = torch.arange(1, len(after) + 1)[:, None]
-    return ((number * after).amax(0) + 1).tolist()
 
 
 def difference(one: Result, other: Result) -> tuple[float, float]:
     """The difference in the share of right names, and its standard error over the pairs of images."""
     pairs = np.subtract(one["names"], other["names"], dtype=float)
     return float(pairs.mean()), float(pairs.std(ddof=1) / len(pairs) ** 0.5)
-
-
-def make(pipe: ShowoT2IPipeline, captions: list[str], batch_size: int, **options) -> tuple[torch.Tensor, Result]:
-    """Make images (N, 3, H, W) in [-1, 1]. Also returns the mean seconds per image and step, and the mean steps."""
-    images, seconds, steps, steps_of_batches = [], [], [], 0
-    for first in range(0, len(captions), batch_size):
-        chunk = captions[first : first + batch_size]
-        unfinished: list[torch.BoolTensor] = []
-
-        def note(its_pipe, step, timestep, tensors, unfinished=unfinished):
-            unfinished.append((tensors["latents"] == its_pipe.mask_token_id).flatten(1).any(1))
-
-        generators = [torch.Generator().manual_seed(first + i) for i in range(len(chunk))]
-        start = time.perf_counter()
-        made = pipe(chunk, generator=generators, output_type="pt", callback_on_step_end=note, **options)
-        seconds.append(time.perf_counter() - start)
-        steps_of_batches += len(unfinished) * len(chunk)
-        steps += steps_alone(unfinished)
-        images.append(made.images.float() * 2 - 1)
-    cost = {"seconds_a_step": sum(seconds) / steps_of_batches, "steps_run": statistics.mean(steps)}
-    return torch.cat(images), cost
 
 
 def table(results: list[Result], guidance: float) -> tuple[tuple[str, ...], list[list[Any]]]:
@@ -105,29 +62,14 @@ def times(results: list[Result]) -> str:
     return ", ".join(f"{sampler} {statistics.median(values):.0f}" for sampler, values in found.items())
 
 
-def plot(results: list[Result], guidance: float, file: Path):
+def plot_names(results: list[Result], guidance: float, file: Path):
     """Plot right names against steps, one line per sampler, for one guidance scale."""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8.5, 4.2), layout="constrained")
-    results = [row for row in results if row["guidance"] == guidance]
-    for sampler in dict.fromkeys(row["sampler"] for row in results):
-        rows = sorted((row for row in results if row["sampler"] == sampler), key=lambda row: row["steps_run"])
-        steps, names = ([row[what] for row in rows] for what in ("steps_run", "name"))
-        (line,) = axes.plot(steps, names, "o-", label=sampler, alpha=0.7)
-        if sampler == REFERENCE[0]:
-            errors = [(share * (1 - share) / len(row["names"])) ** 0.5 for share, row in zip(names, rows, strict=True)]
-            lower, upper = (np.add(names, np.multiply(sign, errors)) for sign in (-1, 1))
-            label = f"one standard error of {sampler}"
-            axes.fill_between(steps, lower, upper, color=line.get_color(), alpha=0.15, linewidth=0, label=label)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set(xlabel="mean steps per image", ylabel="right name")
-    axes.set_title(f"Quality against time, guidance {guidance:g}")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
-    figure.savefig(file, dpi=110)
+    rows = [
+        {**row, "share": row["name"], "error": (row["name"] * (1 - row["name"]) / len(row["names"])) ** 0.5}
+        for row in results
+        if row["guidance"] == guidance
+    ]
+    plot(rows, file, "right name", f"Quality against time, guidance {guidance:g}")
 
 
 def main(arguments: list[str] | None = None):
@@ -163,8 +105,7 @@ def main(arguments: list[str] | None = None):
     results: list[Result] = [row for row in rows if len(row.get("names", ())) == len(captions)]
     known = {(row["sampler"], row["steps"], row["guidance"]) for row in results}
     for sampler in options.samplers:
-        name, settings = SETTINGS[sampler]
-        pipe.scheduler = SCHEDULERS[name].from_config(config, **settings)
+        pipe.scheduler = scheduler_of(sampler, config)
         for steps in options.steps:
             for guidance in options.guidance:
                 if (sampler, steps, guidance) in known:
@@ -183,7 +124,7 @@ def main(arguments: list[str] | None = None):
         print_table(*table([row for row in results if row["guidance"] == guidance], guidance))
     print(f"Milliseconds per image and step: {times(results)}")
     if options.plot is not None:
-        plot(results, options.guidance[(len(options.guidance) - 1) // 2], options.plot)
+        plot_names(results, options.guidance[(len(options.guidance) - 1) // 2], options.plot)
 
 
 if __name__ == "__main__":

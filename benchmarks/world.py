@@ -4,70 +4,47 @@
     python -m benchmarks.world --model checkpoints/showo-world --output runs/world-benchmark
 
 The parts are "judge", "images", "wordings", "inpainting", "understanding" and "conversations". Each result is a JSON file in
-the output folder with all settings. The same command goes on where it stopped, and prints the tables of what is there. The
-test split is for the end: `--split test`.
+the output folder with all settings that it depends on: the weights, too. The same command goes on where it stopped, and
+prints the tables of what is there, which tables-SPLIT.json holds. The test split is for the end: `--split test`.
 """
 
 import argparse
-import json
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import functools
 from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.measuring import print_table
-from benchmarks.world_detector import Detector, detect, load_detector, save_detector, train_detector
+from benchmarks import world_tables as tables
+from benchmarks.pictures import generate
 from benchmarks.world_inpainting import Replacement, draw_replacements, measured
-from benchmarks.world_prompts import (
-    KINDS,
-    WORDINGS,
-    NearestByWords,
-    Prompt,
-    draw_prompts,
-    exactly,
-    in_style,
-    is_right,
-    prompt_text,
-)
-from benchmarks.world_understanding import Baselines, converse, script, understanding
+from benchmarks.world_judging import GENEVAL, exactly, faults, look, scores, standard_error
+from benchmarks.world_prompts import KINDS, NearestByWords, prompt_text
+from benchmarks.world_scripts import converse, script
+from benchmarks.world_understanding import ASKED, Baselines, understanding
+from benchmarks.world_wordings import WORDINGS
+from benchmarks.world_workbench import Workbench, add_judge_options, add_workbench_options, real_pixels
 from PIL import Image
 
 from recipes.image_tokens import to_pixel_values
 from recipes.world.drawing import draw
-from recipes.world.objects import Objects, load_objects
-from recipes.world.questions import KINDS_OF_QUESTION
 from showo_hf import ShowoAnyToAnyPipeline, ShowoInpaintPipeline, ShowoMMUPipeline, ShowoT2IPipeline
-from showo_hf.utils.argument_types import positive_integer, seed_number
+from showo_hf.commands.errors import UsageError
+from showo_hf.commands.scheduler_options import (
+    add_scheduler_options,
+    check_scheduler,
+    check_scheduler_values,
+    set_scheduler,
+)
+from showo_hf.utils.argument_types import positive_integer, scale_number
 
 
 PARTS = ("judge", "images", "wordings", "inpainting", "understanding", "conversations")
-DETECTOR_STEPS = 20_000  # at most; usually the time ends it
-MAX_NEW_TOKENS = 48
+WORDED_KINDS = ("single", "two_objects", "position")
+ANSWER_TOKENS, TURN_TOKENS = 48, 100  # at most, of an answer and of a turn in a conversation
+_TURNS = 10  # more than a script has: so many seeds of a conversation are its own
 
 
-def detail(pixel_values: torch.Tensor) -> float:
-    """The mean difference between neighbouring pixels of images (batch, 3, H, W). Blurred images have less."""
-    across, down = pixel_values.diff(dim=-1).abs().mean(), pixel_values.diff(dim=-2).abs().mean()
-    return float(across + down) / 2
-
-
-def real_pixels(prompts: list[Prompt], objects: Objects) -> torch.Tensor:
-    """The real scenes of the prompts, (prompts, 3, 96, 96) in [-1, 1]."""
-    return to_pixel_values(np.stack([draw(prompt.scene, objects) for prompt in prompts]))
-
-
-def scores(prompts: list[Prompt], pixel_values: torch.Tensor, detector: Detector) -> dict[str, float]:
-    """The share of right images, and the share of things in the right style."""
-    found = detect(detector, pixel_values)
-    return {
-        "right": sum(map(is_right, prompts, found)) / len(prompts),
-        "style": sum(map(in_style, prompts, found)) / len(prompts),
-    }
-
-
-class Benchmark:
+class Benchmark(Workbench):
     """
     Makes the parts, or reads them if they were made with the same settings.
 
@@ -76,71 +53,44 @@ class Benchmark:
     """
 
     def __init__(self, options: argparse.Namespace):
-        self.options, self.output = options, Path(options.output)
-        self.objects: Objects = load_objects(options.objects)
-        self._loaded: dict[str, Any] = {}
+        super().__init__(options, options.output)
 
-    def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """A thing that several parts need, made on first use."""
-        if name not in self._loaded:
-            self._loaded[name] = make()
-        return self._loaded[name]
+    # What several parts need, made on first use
 
-    def part(self, name: str, make: Callable[[], dict[str, Any]], **settings: Any) -> dict[str, Any]:
-        """The result of a part, from its file if it has the same settings."""
-        file = self.output / f"{name}.json"
-        settings = {"split": self.options.split, "count": self.options.count, "seed": self.options.seed, **settings}
-        if file.exists():
-            stored = json.loads(file.read_text(encoding="utf-8"))
-            if stored["settings"] == settings:
-                return stored["result"]
-        result = make()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"settings": settings, "result": result}, indent=1), encoding="utf-8")
-        print(f"{name}: done", file=sys.stderr, flush=True)
-        return result
+    @functools.cached_property
+    def pipe(self) -> ShowoT2IPipeline:
+        """The model's pipeline, with the scheduler that was asked for."""
+        pipe = super().pipe
+        set_scheduler(pipe, self.options)
+        return pipe
 
-    @property
-    def generation(self) -> dict[str, Any]:
-        """The settings of generated images."""
-        options = self.options
-        return {"model": options.model, "steps": options.steps, "guidance": options.guidance}
+    @functools.cached_property
+    def nearest(self) -> NearestByWords:
+        """The baseline of images."""
+        return NearestByWords(self.objects, self.options.known_scenes)
 
-    @property
-    def detector(self) -> Detector:
-        """The judge: from its file, or trained."""
-        file = Path(self.options.detector or self.output / "detector.safetensors")
+    @functools.cached_property
+    def baselines(self) -> Baselines:
+        """The baselines of questions."""
+        return Baselines(self.objects, self.options.known_rows)
 
-        def make() -> Detector:
-            if not file.exists():
-                save_detector(
-                    train_detector(self.objects, DETECTOR_STEPS, seconds=self.options.detector_seconds), file
-                )
-            return load_detector(file)
+    # Settings
 
-        return self.once("detector", make)
+    @functools.cached_property
+    def own_sampling(self) -> dict[str, Any]:
+        """The arguments of every call that makes images."""
+        return self.sampling(self.options.steps, self.options.guidance)
 
-    def pipe(self, kind: type) -> Any:
-        """A pipeline of the model."""
-        return self.once(kind.__name__, lambda: kind.from_pretrained(self.options.model))
+    @functools.cached_property
+    def own_settings(self) -> dict[str, Any]:
+        """All that the images and their judgement depend on, but for the prompts and the size of a batch."""
+        return self.image_settings(self.own_sampling)
 
-    def prompts(self, split: str, kind: str) -> list[Prompt]:
-        """The prompts of a kind."""
-        return draw_prompts(self.objects, split, kind, self.options.count, self.options.seed)
+    # Images
 
     def generated(self, texts: list[str]) -> torch.Tensor:
         """The model's images for prompts, (prompts, 3, H, W) in [-1, 1]. Each prompt has its own seed."""
-        size = self.options.batch_size
-        parts = [(first, texts[first : first + size]) for first in range(0, len(texts), size)]
-        return torch.cat([self.made(self.pipe(ShowoT2IPipeline), first, some) for first, some in parts])
-
-    def made(self, pipe: Any, first: int, texts: list[str], **inputs: Any) -> torch.Tensor:
-        """A pipeline's images for prompts, of which `first` is the number of the first one, as [`generated`]."""
-        options = self.options
-        generators = [torch.Generator().manual_seed(options.seed + first + number) for number in range(len(texts))]
-        given = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
-        given = {name: value for name, value in given.items() if value}
-        return pipe(texts, generator=generators, output_type="pt", **given, **inputs).images.float() * 2 - 1
+        return generate(self.pipe, texts, self.options.seed, self.options.batch_size, **self.own_sampling)
 
     # The parts
 
@@ -148,191 +98,197 @@ class Benchmark:
         """The judge on real scenes, and on scenes that went through the image tokenizer: the ceiling of the model."""
         prompts = self.prompts(self.options.split, kind)
         pixels = real_pixels(prompts, self.objects)
-        result = {"real": scores(prompts, pixels, self.detector)}
+        result = {"real": self.scores(prompts, pixels)}
         if self.options.model:
-            tokenizer = self.pipe(ShowoT2IPipeline).image_tokenizer
+            tokenizer = self.pipe.image_tokenizer
             with torch.no_grad():
                 parts = [tokenizer.decode(tokenizer.encode(some).image_tokens).sample for some in pixels.split(32)]
-            through = torch.cat(parts).float()
-            result["tokenizer"] = {
-                **scores(prompts, through, self.detector),
-                "detail": detail(through) / detail(pixels),
-            }
-        nearest = self.once("nearest", lambda: NearestByWords(self.objects, self.options.known_scenes))
+            result["tokenizer"] = self.scores(prompts, torch.cat(parts).float())
         for name, asked in {"nearest": prompts, "nearest, trained": self.prompts("train", kind)}.items():
-            answers = [exactly(nearest.answer(prompt.text)) for prompt in asked]
-            result[name] = {"right": sum(map(is_right, asked, answers)) / len(asked)}
+            answers = [exactly(self.nearest.answer(prompt.text)) for prompt in asked]
+            result[name] = scores([prompt.wish for prompt in asked], answers)
         return result
 
     def images(self, split: str, kind: str) -> dict[str, Any]:
         """Generated images of the prompts of a kind."""
         prompts = self.prompts(split, kind)
         pixels = self.generated([prompt.text for prompt in prompts])
-        found = detect(self.detector, pixels)
-        wrong = [
-            {
-                "prompt": prompt.text,
-                "found": [f"{item.colour or 'own'} {item.thing} {item.column},{item.row}" for item, _ in one],
-            }
-            for prompt, one in zip(prompts, found, strict=True)
-            if not is_right(prompt, one)
-        ]
-        compared = detail(pixels) / detail(real_pixels(prompts, self.objects))
-        return {**scores(prompts, pixels, self.detector), "detail": compared, "wrong": wrong}
+        seen = look(self.detector, pixels)
+        points = [sorted(faults(prompt.wish, one)) for prompt, one in zip(prompts, seen, strict=True)]
+        clusters = [prompt.combinations for prompt in prompts]
+        return {
+            **self.scores(prompts, pixels),
+            "standard_error": standard_error([not one for one in points], clusters),
+            "standard_error_as_geneval": standard_error([not GENEVAL & set(one) for one in points], clusters),
+            "prompts": len(prompts),
+            "combinations": len(set(clusters)),
+            "wrong": [
+                {"prompt": prompt.text, "points": wrong, "found": one.words}
+                for prompt, wrong, one in zip(prompts, points, seen, strict=True)
+                if wrong
+            ],
+        }
+
+    def images_part(self, split: str, kind: str) -> dict[str, Any]:
+        """[`images`], made once."""
+        settings = self.settings(split, self.own_settings, batch_size=self.options.batch_size)
+        return self.results.part(f"images-{split}-{kind}", lambda: self.images(split, kind), settings)
 
     def wordings(self, kind: str) -> dict[str, Any]:
-        """The same prompts in other words."""
-        prompts = self.prompts(self.options.split, kind)
-        texts = {name: [wording.format(prompt.text) for prompt in prompts] for name, wording in WORDINGS.items()}
-        texts["title case"] = [prompt.text.title() for prompt in prompts]
+        """The same prompts in other words. Where these give the same ids, the images are the same: none are made."""
+        split = self.options.split
+        prompts = self.prompts(split, kind)
+        canonical = [prompt.text for prompt in prompts]
+        texts = {name: [wording.format(text) for text in canonical] for name, wording in WORDINGS.items()}
+        texts["title case"] = [text.title() for text in canonical]
         texts["reordered"] = [prompt_text(prompt.scene, kind, reordered=True) for prompt in prompts]
-        return {name: scores(prompts, self.generated(some), self.detector)["right"] for name, some in texts.items()}
+        tokenizer, result = self.pipe.processor.tokenizer, {}
+        for name, some in texts.items():
+            same = tokenizer(some).input_ids == tokenizer(canonical).input_ids
+            found = self.images_part(split, kind) if same else self.scores(prompts, self.generated(some))
+            result[name] = {"right": found["right"], "as_geneval": found["as_geneval"], "same_ids": same}
+        return result
 
     def inpainting(self, split: str) -> dict[str, Any]:
         """One of two things painted over with another; beside it, the score of not changing the image."""
         replacements = draw_replacements(self.objects, split, self.options.count, self.options.seed)
+        pipe = ShowoInpaintPipeline(**self.pipe.components)
 
         def inpaint(asked: list[Replacement]) -> torch.Tensor:
-            pipe, images = self.pipe(ShowoInpaintPipeline), []
+            images = []
             for first in range(0, len(asked), self.options.batch_size):
                 some = asked[first : first + self.options.batch_size]
                 pictures = [Image.fromarray(draw(one.before, self.objects)) for one in some]
                 masks = [one.mask() for one in some]
-                images.append(self.made(pipe, first, [one.text for one in some], image=pictures, mask_image=masks))
+                inputs = {"image": pictures, "mask_image": masks, **self.own_sampling}
+                texts = [one.text for one in some]
+                images.append(generate(pipe, texts, self.options.seed + first, len(texts), **inputs))
             return torch.cat(images)
 
         def unchanged(asked: list[Replacement]) -> torch.Tensor:
             return to_pixel_values(np.stack([draw(one.before, self.objects) for one in asked]))
 
-        def found(pixels: torch.Tensor) -> list[Any]:
-            return detect(self.detector, pixels)
-
-        return {"model": measured(replacements, inpaint, found), "copy": measured(replacements, unchanged, found)}
+        seen = functools.partial(look, self.detector)
+        return {"model": measured(replacements, inpaint, seen), "copy": measured(replacements, unchanged, seen)}
 
     def understanding(self, kind: str) -> dict[str, Any]:
         """The answers to a kind of question."""
-        pipe = self.pipe(ShowoMMUPipeline)
+        pipe, options = ShowoMMUPipeline(**self.pipe.components), self.options
 
-        def answer(images, questions):
-            pairs = zip(images, questions, strict=True)
-            return [pipe(image, question, max_new_tokens=MAX_NEW_TOKENS).texts[0] for image, question in pairs]
+        def answer(images: list[Image.Image], questions: list[str]) -> list[str]:
+            return pipe(images, questions, max_new_tokens=ANSWER_TOKENS, batch_size=options.batch_size).texts
 
-        baselines = self.once("baselines", lambda: Baselines(self.objects, self.options.known_scenes // 50))
-        return understanding(answer, self.objects, self.options.split, kind, self.options.count, baselines)
+        return understanding(
+            answer, self.objects, options.split, kind, options.count, self.baselines, seed=options.seed
+        )
 
     def conversation(self, number: int) -> dict[str, Any]:
         """One scripted conversation."""
-        options = {"max_new_tokens": 100}
-        options |= {"num_inference_steps": self.options.steps} if self.options.steps else {}
-        turns = script(self.objects, self.options.split, number)
-        return {"turns": converse(self.pipe(ShowoAnyToAnyPipeline), turns, self.objects, self.detector, **options)}
+        steps = script(self.objects, self.options.split, number, self.options.seed)
+        pipe, seed = ShowoAnyToAnyPipeline(**self.pipe.components), self.options.seed + _TURNS * number
+        options = {"max_new_tokens": TURN_TOKENS, **self.own_sampling}
+        return {"turns": converse(pipe, steps, self.objects, self.detector, seed, **options)}
 
-    # The tables
+    # Their tables
 
     def run(self) -> None:
         """Make the parts that were asked for, and print their tables."""
         for part in self.options.parts:
-            print_table(*getattr(self, f"{part}_table")())
+            settings, found = getattr(self, f"{part}_tables")()
+            for title, head, rows in found:
+                self.results.table(self.options.split, title, head, rows, settings)
 
-    def judge_table(self) -> tuple[list[str], list[list[str]]]:
-        """The judge's own accuracy, the ceiling, and the nearest training scene."""
-        detector = str(self.options.detector or self.output / "detector.safetensors")
+    def judge_tables(self) -> tables.Tables:
+        split = self.options.split
+        settings = self.settings(
+            split, self.model_settings, self.judge_settings, known_scenes=self.options.known_scenes
+        )
         made = {
-            kind: self.part(
-                f"judge-{kind}", lambda kind=kind: self.judge(kind), model=self.options.model, detector=detector
-            )
+            kind: self.results.part(f"judge-{split}-{kind}", functools.partial(self.judge, kind), settings)
             for kind in KINDS
         }
-        columns = [
-            name
-            for name in ("real", "tokenizer", "nearest", "nearest, trained")
-            if all(name in one for one in made.values())
-        ]
-        rows = [[kind, *(percent(one[name]["right"]) for name in columns)] for kind, one in made.items()]
-        return [f"{self.options.split}, right", *columns], rows
+        return settings, tables.judge(made)
 
-    def images_table(self) -> tuple[list[str], list[list[str]]]:
-        """Unseen and trained combinations."""
-        rows = []
-        for kind in KINDS:
-            made = [
-                self.part(f"images-{split}-{kind}", lambda s=split, k=kind: self.images(s, k), **self.generation)
-                for split in (self.options.split, "train")
-            ]
-            values = [[percent(one["right"]), percent(one["style"]), f"{one['detail']:.2f}"] for one in made]
-            rows.append([kind, *values[0], *values[1]])
-        return [f"{self.options.split}, images", "right", "style", "detail", "trained: right", "style", "detail"], rows
+    def images_tables(self) -> tables.Tables:
+        split = self.options.split
+        made = {kind: (self.images_part(split, kind), self.images_part("train", kind)) for kind in KINDS}
+        return self.settings(split, self.own_settings, batch_size=self.options.batch_size), tables.images(made)
 
-    def wordings_table(self) -> tuple[list[str], list[list[str]]]:
-        """The same prompts in other words."""
+    def wordings_tables(self) -> tables.Tables:
+        split = self.options.split
+        settings = self.settings(split, self.own_settings, batch_size=self.options.batch_size)
         made = {
-            kind: self.part(f"wordings-{kind}", lambda kind=kind: self.wordings(kind), **self.generation)
-            for kind in ("single", "two_objects", "position")
+            kind: self.results.part(f"wordings-{split}-{kind}", functools.partial(self.wordings, kind), settings)
+            for kind in WORDED_KINDS
         }
-        names = list(made["single"])
-        return ["wordings, right", *names], [
-            [kind, *(percent(one[name]) for name in names)] for kind, one in made.items()
+        return settings, tables.wordings(made)
+
+    def inpainting_tables(self) -> tables.Tables:
+        made = {}
+        for split in ("train", self.options.split):
+            settings = self.settings(split, self.own_settings, batch_size=self.options.batch_size)
+            made[split] = self.results.part(f"inpainting-{split}", functools.partial(self.inpainting, split), settings)
+        return settings, tables.inpainting({"unseen": made[self.options.split], "trained": made["train"]})
+
+    def understanding_tables(self) -> tables.Tables:
+        split = self.options.split
+        settings = self.settings(
+            split,
+            self.model_settings,
+            known_rows=self.options.known_rows,
+            max_new_tokens=ANSWER_TOKENS,
+            batch_size=self.options.batch_size,
+        )
+        made = {
+            kind: self.results.part(
+                f"understanding-{split}-{kind}", functools.partial(self.understanding, kind), settings
+            )
+            for kind in ASKED
+        }
+        return settings, tables.understanding(made)
+
+    def conversations_tables(self) -> tables.Tables:
+        split = self.options.split
+        settings = self.settings(split, self.own_settings, max_new_tokens=TURN_TOKENS)
+        del settings["count"]  # prompts of the other parts
+        turns = [
+            turn
+            for number in range(self.options.conversations)
+            for turn in self.results.part(
+                f"conversations-{split}/{number:03}", functools.partial(self.conversation, number), settings
+            )["turns"]
         ]
-
-    def inpainting_table(self) -> tuple[list[str], list[list[str]]]:
-        """Painting over: unseen and trained combinations, and not changing the image at all."""
-        rows = []
-        for split in (self.options.split, "train"):
-            one = self.part(f"inpainting-{split}", lambda s=split: self.inpainting(s), **self.generation)
-            for name, values in one.items():
-                who = split if name == "model" else f"{split}, nothing changed"
-                rows.append([who, *(percent(values[key]) for key in ("object", "rest", "right"))])
-        return ["inpainting", "right object", "rest unchanged", "both"], rows
-
-    def understanding_table(self) -> tuple[list[str], list[list[str]]]:
-        """Right answers by kind of question."""
-        rows = []
-        for kind in KINDS_OF_QUESTION:
-            one = self.part(f"understanding-{kind}", lambda k=kind: self.understanding(k), model=self.options.model)
-            rows.append([kind, *(percent(one[name]) for name in ("model", "blind", "nearest"))])
-        return [f"{self.options.split}, questions", "model", "blind guess", "nearest neighbour"], rows
-
-    def conversations_table(self) -> tuple[list[str], list[list[str]]]:
-        """Right turns by kind."""
-        right: dict[str, list[bool]] = {}
-        for turn in self.conversation_turns():
-            right.setdefault(turn["kind"], []).append(turn["right"])
-            right.setdefault("all", []).append(turn["right"])
-        rows = [[kind, len(values), percent(sum(values) / len(values))] for kind, values in sorted(right.items())]
-        return [f"{self.options.split}, turns", "number", "right"], rows
-
-    def conversation_turns(self) -> Iterator[dict[str, Any]]:
-        """All turns of all conversations."""
-        for number in range(self.options.conversations):
-            name = f"conversations/{number:03}"
-            yield from self.part(name, lambda n=number: self.conversation(n), **self.generation)["turns"]
-
-
-def percent(share: float) -> str:
-    """ "93%"."""
-    return f"{100 * share:.0f}%"
+        return settings | {"conversations": self.options.conversations}, tables.conversations(turns)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Measure a model of the small world.")
     parser.add_argument("--model", help="a pipeline folder; without it, only the part `judge` can run")
-    parser.add_argument("--objects", default="data/world-objects", help="the folder that recipes.world.objects wrote")
     parser.add_argument("--output", default="runs/world-benchmark", help="folder for the results")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
     parser.add_argument("--split", choices=("validation", "test"), default="validation", help="unseen combinations")
-    parser.add_argument("--count", type=positive_integer, default=100, help="prompts or questions of each kind")
     parser.add_argument("--conversations", type=positive_integer, default=50, help="number of conversations")
-    parser.add_argument("--steps", type=positive_integer, help="inference steps; the model's default without it")
-    parser.add_argument("--guidance", type=float, help="guidance scale; the model's default without it")
-    parser.add_argument("--batch-size", type=positive_integer, default=10, help="images that are made together")
-    parser.add_argument("--known-scenes", type=positive_integer, default=20_000, help="what the baselines know")
-    parser.add_argument("--detector", help="file of a trained judge; by default in the output folder")
-    parser.add_argument("--detector-seconds", type=float, default=900, help="how long the judge is trained")
-    parser.add_argument("--seed", type=seed_number, default=0, help="seed of the prompts and images")
+    parser.add_argument("--steps", type=positive_integer, help="inference steps; the pipeline's default without it")
+    parser.add_argument("--guidance", type=scale_number, help="guidance scale; the pipeline's default without it")
+    add_scheduler_options(parser)
+    parser.add_argument(
+        "--known-scenes", type=positive_integer, default=120_000, help="captions that the baseline of images knows"
+    )
+    parser.add_argument(
+        "--known-rows", type=positive_integer, default=30_000, help="rows of questions that the baselines know"
+    )
+    add_judge_options(parser, default=None)
+    add_workbench_options(parser, count=100, counted="prompts or questions of each kind")
     options = parser.parse_args(arguments)
     if options.model is None and options.parts != ["judge"]:
         parser.error("--model is needed for all parts but `judge`")
-    Benchmark(options).run()
+    try:
+        if options.model is not None:
+            check_scheduler(options)
+            check_scheduler_values(options)
+        Benchmark(options).run()
+    except UsageError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

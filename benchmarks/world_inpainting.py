@@ -5,15 +5,13 @@ import random
 from collections.abc import Callable
 
 import torch
-from benchmarks.world_prompts import Found, prompt_text
+from benchmarks.world_judging import Seen, near
+from benchmarks.world_prompts import prompt_text
 
+from recipes.world.drawing import CELL
 from recipes.world.objects import Objects
 from recipes.world.scene_maker import SceneMaker
-from recipes.world.scenes import SMALL_CELLS, Item, Scene
-
-
-CELL = 8  # pixels
-NEAR = 1  # a thing may be found so many cells beside its place
+from recipes.world.scenes import THING_CELLS, Item, Scene
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,50 +37,57 @@ class Replacement:
     def mask(self) -> torch.Tensor:
         """The mask (96, 96), 1 over the cells of the thing that goes and 0 elsewhere."""
         item, mask = self.before.items[self.changed], torch.zeros(96, 96)
-        rows, columns = (slice(CELL * first, CELL * (first + SMALL_CELLS)) for first in (item.row, item.column))
+        rows, columns = (slice(CELL * first, CELL * (first + THING_CELLS)) for first in (item.row, item.column))
         mask[rows, columns] = 1
         return mask
 
 
 def draw_replacements(objects: Objects, split: str, count: int, seed: int = 0) -> list[Replacement]:
-    """`count` replacements that lead to scenes of two things with an unseen relation, or to trained ones ("train")."""
+    """`count` replacements. The scene that is shown is a trained one; the one that is asked for is of the split."""
     maker = SceneMaker(objects, random.Random(f"replacements {seed} {split}"))
     found: list[Replacement] = []
     while len(found) < count:
         after = maker.scene(split, "position")
         changed = maker.rng.randrange(2)
-        other = dataclasses.replace(after.items[changed], thing=maker.rng.choice(maker.things), colour=None)
-        items = tuple(other if number == changed else item for number, item in enumerate(after.items))
+        new = after.items[changed]
+        old = dataclasses.replace(new, thing=maker.rng.choice(maker.things), colour=None)
+        items = tuple(old if number == changed else item for number, item in enumerate(after.items))
         before = dataclasses.replace(after, items=items)
-        if len(before.counts) == 2 and before.split == "train" and maker.fits(before):
+        if old.thing != new.thing and len(before.counts) == 2 and before.split == "train" and maker.fits(before):
             found.append(Replacement(before, after, changed))
     return found
 
 
-def stands_at(found: Found, wanted: Item) -> bool:
-    """Whether a thing is found once, at its place, and in its colour."""
-    items = [item for item, _ in found if item.thing == wanted.thing and item.colour == wanted.colour]
-    return len(items) == 1 and max(abs(items[0].row - wanted.row), abs(items[0].column - wanted.column)) <= NEAR
+def stands_at(seen: Seen, wanted: Item, style: str) -> bool:
+    """Whether a thing is found once, at its place, in its colour and style."""
+    found = [(item, drawn) for item, drawn in seen.things if item.thing == wanted.thing]
+    if len(found) != 1 or found[0][0].seen_colour != wanted.seen_colour or found[0][1] != style:
+        return False
+    return near(found[0][0], wanted)
 
 
-def judged(replacement: Replacement, found: Found) -> dict[str, bool]:
+def judged(replacement: Replacement, seen: Seen) -> dict[str, bool]:
     """
-    "object": the new thing is at its place, and the old one is gone. "rest": the other thing is as before, and nothing has
-    been added. "right": both.
+    "object": the new thing is at its place, and the old one is gone. "rest": the other thing and the background are as
+    before, and nothing has been added. "right": both.
     """
-    things = [item.thing for item, _ in found]
-    kept = replacement.after.items[1 - replacement.changed]
-    object_is_right = stands_at(found, replacement.after.items[replacement.changed]) and (
-        replacement.before.items[replacement.changed].thing not in things
+    before, after = replacement.before, replacement.after
+    things = [item.thing for item in seen.items]
+    object_is_right = stands_at(seen, after.items[replacement.changed], after.style) and (
+        before.items[replacement.changed].thing not in things
     )
-    rest_is_right = stands_at(found, kept) and len(things) <= 2
+    rest_is_right = (
+        stands_at(seen, after.items[1 - replacement.changed], after.style)
+        and len(things) <= 2
+        and seen.background == before.background
+    )
     return {"object": object_is_right, "rest": rest_is_right, "right": object_is_right and rest_is_right}
 
 
 def measured(
     replacements: list[Replacement],
     inpaint: Callable[[list[Replacement]], torch.Tensor],
-    detect: Callable[[torch.Tensor], list[Found]],
+    look: Callable[[torch.Tensor], list[Seen]],
 ) -> dict[str, float]:
     """
     The shares of [`judged`].
@@ -90,7 +95,7 @@ def measured(
     Args:
         replacements: what is asked for.
         inpaint: gives the images, (replacements, 3, 96, 96) in [-1, 1].
-        detect: gives what is found in images.
+        look: gives what is found in images.
     """
-    results = [judged(one, found) for one, found in zip(replacements, detect(inpaint(replacements)), strict=True)]
+    results = [judged(one, seen) for one, seen in zip(replacements, look(inpaint(replacements)), strict=True)]
     return {name: sum(one[name] for one in results) / len(results) for name in ("object", "rest", "right")}

@@ -1,25 +1,25 @@
-"""The prompts of benchmarks.world, and when an image is right: GenEval's six kinds (arXiv:2310.11513) on the small world."""
+"""The prompts of benchmarks.world: GenEval's six kinds (arXiv:2310.11513) on the small world, and a word baseline."""
 
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
+import numpy as np
+from benchmarks.world_judging import Wish, described
+
+from recipes.world.held_out import Combination
 from recipes.world.objects import Objects
 from recipes.world.phrases import background_phrase, content, groups_of, listed, named, style_word
 from recipes.world.scene_maker import KEY_KINDS, SceneMaker
-from recipes.world.scenes import Item, Scene, relation
+from recipes.world.scenes import Scene
 
 
 KINDS = tuple(KEY_KINDS)
-Found = Sequence[tuple[Item, str]]
-#: Wordings of a canonical prompt that say the same, and are in no training text.
-WORDINGS = {
-    "canonical": "{}",
-    "polite": "would you kindly sketch {} for me",
-    "very polite": "good day, might i ask you for {}, if it is no trouble",
-}
+#: Kinds whose prompts do not say where things are.
+WITHOUT_PLACES = ("two_objects", "binding")
+_DRAWS = 10  # scenes that are drawn for a prompt, at most
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,16 @@ class Prompt:
     scene: Scene
     text: str
 
+    @property
+    def wish(self) -> Wish:
+        """What the text asks for."""
+        return Wish(self.scene) if self.kind in WITHOUT_PLACES else described(self.scene)
+
+    @property
+    def combinations(self) -> frozenset[Combination]:
+        """The combinations that its kind is about. In an unseen scene, they are what is unseen."""
+        return frozenset(one for one in self.scene.combinations if one.kind in KEY_KINDS[self.kind])
+
 
 def prompt_text(scene: Scene, kind: str, reordered: bool = False) -> str:
     """
@@ -47,7 +57,7 @@ def prompt_text(scene: Scene, kind: str, reordered: bool = False) -> str:
         kind: one of `KINDS`. Two objects and bound colours are named without their places.
         reordered: name the style first, and the things in the other order where order has no meaning.
     """
-    if kind in ("two_objects", "binding"):
+    if kind in WITHOUT_PLACES:
         names = [named(group) for group in groups_of(scene)]
         what = listed(names[::-1] if reordered else names)
     else:
@@ -58,78 +68,66 @@ def prompt_text(scene: Scene, kind: str, reordered: bool = False) -> str:
 
 
 def draw_prompts(objects: Objects, split: str, kind: str, count: int, seed: int = 0) -> list[Prompt]:
-    """`count` prompts of a kind, as different as the split has combinations for. Seen ones have the split "train"."""
+    """
+    `count` different prompts of a kind, by turns of each combination. Seen ones have the split "train".
+
+    There are fewer if the split has not so many, and the combinations come several times if there are fewer than `count`.
+    """
     maker = SceneMaker(objects, random.Random(f"prompts {seed} {split} {kind}"))
-    found: dict[str, Prompt] = {}
-    for _ in range(50 * count):
+    found: dict[frozenset[Combination], dict[str, Prompt]] = {}
+    for _ in range(_DRAWS * count):
         scene = maker.scene(split, kind)
-        text = prompt_text(scene, kind)
-        found.setdefault(text, Prompt(kind, scene, text))
+        prompt = Prompt(kind, scene, prompt_text(scene, kind))
+        found.setdefault(prompt.combinations, {}).setdefault(prompt.text, prompt)
         if len(found) == count:
             break
-    return list(found.values())
+    turns = zip_longest(*(prompts.values() for prompts in found.values()))
+    return [prompt for turn in turns for prompt in turn if prompt is not None][:count]
 
 
-def is_right(prompt: Prompt, found: Found) -> bool:
-    """
-    Whether every point that the prompt names is right: things, numbers, colours, places, and the style of a single object.
-
-    Args:
-        prompt: the prompt.
-        found: the items in the image with their styles.
-    """
-    wanted, items = prompt.scene.items, [item for item, _ in found]
-    if Counter(item.thing for item in items) != Counter(item.thing for item in wanted):
-        return False
-    if any(item.colour != one.colour for item in items for one in wanted if one.thing == item.thing and one.colour):
-        return False
-    if prompt.kind == "single" and any(style != prompt.scene.style for _, style in found):
-        return False
-    if prompt.kind != "position":
-        return True
-    one, other = (next(item for item in items if item.thing == asked.thing) for asked in wanted)
-    return relation(one, other) == relation(*wanted)
-
-
-def in_style(prompt: Prompt, found: Found) -> float:
-    """The share of the found things that are drawn in the style of the prompt; 0 if nothing was found."""
-    return sum(style == prompt.scene.style for _, style in found) / len(found) if found else 0.0
-
-
-def exactly(scene: Scene) -> Found:
-    """What a perfect detector finds in a scene."""
-    return [(item, scene.style) for item in scene.items]
+def prompts_by_turns(objects: Objects, split: str, count: int, seed: int = 0) -> list[Prompt]:
+    """`count` prompts, by turns of each kind; fewer if the split has not so many."""
+    each = [draw_prompts(objects, split, kind, -(-count // len(KINDS)), seed) for kind in KINDS]
+    return [prompt for turn in zip_longest(*each) for prompt in turn if prompt is not None][:count]
 
 
 class NearestByWords:
     """
     Answers every prompt with the training scene whose prompt shares most words with it, the rare ones counting more.
 
+    An unseen combination is in no training scene, so on unseen prompts it scores about 0 by construction.
+
     Args:
         objects: the cut-outs.
         scenes: how many training scenes it knows.
+        seed: seed of the scenes.
     """
 
-    def __init__(self, objects: Objects, scenes: int = 20_000, seed: int = 0):
-        rng = random.Random(f"nearest {seed}")
-        maker = SceneMaker(objects, rng)
-        self.known: list[tuple[set[str], Scene]] = []
+    def __init__(self, objects: Objects, scenes: int, seed: int = 0):
+        maker = SceneMaker(objects, random.Random(f"nearest {seed}"))
+        known: dict[str, Scene] = {}
         for number in range(scenes):
             kind = KINDS[number % len(KINDS)]
             scene = maker.scene("train", kind)
-            self.known.append((_words(prompt_text(scene, kind)), scene))
-        counts = Counter(word for words, _ in self.known for word in words)
-        self.weights = {word: math.log(scenes / count) for word, count in counts.items()}
+            known.setdefault(prompt_text(scene, kind), scene)
+        self.texts, self.known = list(known), list(known.values())
+        words = [_words(text) for text in self.texts]
+        counts = Counter(word for some in words for word in some)
+        self.weights = {word: math.log(len(words) / count) for word, count in counts.items()}
+        places: dict[str, list[int]] = {word: [] for word in counts}
+        for number, some in enumerate(words):
+            for word in some:
+                places[word].append(number)
+        self._places = {word: np.array(numbers) for word, numbers in places.items()}  # of the texts with a word
+        self._sums = np.array([sum(self.weights[word] for word in some) for some in words])
 
     def answer(self, text: str) -> Scene:
         """The nearest training scene, by the weighted share of common words (Jaccard)."""
-        asked = _words(text)
-
-        def nearness(words: set[str]) -> float:
-            union = sum(self.weights.get(word, 1.0) for word in words | asked)
-            return sum(self.weights.get(word, 1.0) for word in words & asked) / union
-
-        return max(self.known, key=lambda one: nearness(one[0]))[1]
+        asked, common = _words(text), np.zeros(len(self.known))
+        for word in asked & set(self._places):
+            common[self._places[word]] += self.weights[word]
+        union = self._sums + sum(self.weights.get(word, 1.0) for word in asked) - common
+        return self.known[int((common / union.clip(1e-9)).argmax())]
 
 
 def _words(text: str) -> set[str]:

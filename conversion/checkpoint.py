@@ -2,16 +2,17 @@
 
 import itertools
 import json
-import pickle
 import re
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from showo_hf.utils.argument_types import quoted
+
 from .errors import ConversionError, examples, printable
+from .pickles import PickleFile
 
 
 STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
@@ -20,7 +21,6 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SUBFOLDERS = ("", "unwrapped_model")  # the second is where the original's training saves its weights
 PART = re.compile(r"(.+)-(\d{1,18})-of-(\d{1,18})(\.\w+)")
 DDP_PREFIX = "module."
-MAX_PICKLE = 2**25  # bytes; the pickle of 1,000 tensors takes 100 KB
 
 # The names of dtypes in the format, see https://github.com/huggingface/safetensors#format.
 DTYPES = {
@@ -46,7 +46,9 @@ class SafetensorsFile:
             self.file = safe_open(path, framework="pt")
             self.names = list(self.file.keys())
         except SafetensorError as error:
-            raise ConversionError(f"'{path.name}' is not a complete .safetensors file: {error}") from error
+            raise ConversionError(
+                f"'{printable(path.name)}' is not a complete .safetensors file: {printable(error)}"
+            ) from error
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.file.get_slice(name).get_shape())
@@ -55,7 +57,7 @@ class SafetensorsFile:
         found = self.file.get_slice(name).get_dtype()
         if found not in DTYPES:
             raise ConversionError(
-                f"`{printable(name)}` in '{self.path.name}' has dtype {found}, which is not supported"
+                f"`{printable(name)}` in '{printable(self.path.name)}' has dtype {found}, which is not supported"
             )
         return DTYPES[found]
 
@@ -63,122 +65,7 @@ class SafetensorsFile:
         return self.file.get_tensor(name)
 
 
-class PickleFile:
-    """
-    One file of `torch.save`, mapped into memory, so that tensors stay on disk until they are read.
-
-    Only tensors and plain containers are accepted. A pickle that names anything else is refused before it runs.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        check_archive(path)
-        try:
-            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ConversionError(
-                f"'{path.name}' was refused: it is not a pickle, or a pickle that contains more than tensors. Nothing in "
-                f"it was run. Found: {first_sentence(error)}"
-            ) from error
-        except Exception as error:  # a damaged file fails in many ways
-            raise ConversionError(
-                f"'{path.name}' cannot be read: it is cut off, or was written by torch before 1.6, which cannot be mapped "
-                f"into memory. Found: {first_sentence(error)}"
-            ) from error
-        self.tensors = flat_tensors(content, path.name)
-        check_storages(self.tensors, path)
-        self.names = list(self.tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.tensors[name].shape)
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self.tensors[name].dtype
-
-    def tensor(self, name: str) -> torch.Tensor:
-        return self.tensors[name]
-
-
 WeightsFile = SafetensorsFile | PickleFile
-
-
-def first_sentence(error: Exception) -> str:
-    """The part of torch's message that names the fault, without the advice to trust the file."""
-    text = str(error)
-    found = re.search(r"(Unsupported global: GLOBAL \S+|Unsupported operand \d+)", text)
-    return printable(found[0] if found else text.split("\n")[0].split(". ")[0])
-
-
-def flat_tensors(content, file_name: str) -> dict[str, torch.Tensor]:
-    """The tensors of a loaded file, also if they are inside one `state_dict`, `model` or `module`."""
-    if isinstance(content, dict) and not any(isinstance(value, torch.Tensor) for value in content.values()):
-        wrapped = [content[key] for key in ("state_dict", "model", "module") if isinstance(content.get(key), dict)]
-        content = wrapped[0] if wrapped else content
-    if not isinstance(content, dict):
-        raise ConversionError(f"'{file_name}' must hold tensors by name, got a {type(content).__name__}")
-    others = [
-        f"{key!r:.80} ({type(value).__name__})"
-        for key, value in content.items()
-        if not (isinstance(value, torch.Tensor) and isinstance(key, str))
-    ]
-    if others or not content:
-        raise ConversionError(
-            f"'{file_name}' must only hold tensors by name, but also holds {examples(others) or 'nothing'}"
-        )
-    return {name: tensor.detach() for name, tensor in content.items()}  # a parameter may come with a gradient
-
-
-def check_archive(path: Path):
-    """
-    Raise `ConversionError` for a zip archive whose parts are compressed, or whose pickle is very large.
-
-    torch writes parts as they are. A compressed part of a few megabytes could unpack to any size.
-    """
-    if not zipfile.is_zipfile(path):
-        return  # torch says what is wrong
-    try:
-        with zipfile.ZipFile(path) as archive:
-            parts = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise ConversionError(f"'{path.name}' is a damaged archive: {printable(error)}") from error
-    compressed = [one.filename for one in parts if one.file_size != one.compress_size or one.compress_type]
-    if compressed:
-        raise ConversionError(
-            f"'{path.name}' has compressed parts, which torch does not write: {examples(compressed)}"
-        )
-    large = [one for one in parts if one.filename.endswith(".pkl") and one.file_size > MAX_PICKLE]
-    if large:
-        raise ConversionError(
-            f"'{path.name}' has a pickle of {large[0].file_size:,} bytes, and at most {MAX_PICKLE:,} are read"
-        )
-
-
-def check_storages(tensors: dict[str, torch.Tensor], path: Path):
-    """Raise `ConversionError` unless the numbers of all tensors lie in the file."""
-    for name, tensor in tensors.items():
-        if why := why_not_plain(tensor):
-            raise ConversionError(f"`{printable(name)}` in '{path.name}' cannot be read: {why}")
-    planned = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    most = 2 * path.stat().st_size + 2**20  # tied weights stand in the file once
-    if planned > most:
-        raise ConversionError(
-            f"the tensors of '{path.name}' take {planned:,} bytes, and the file has {path.stat().st_size:,}: many of them "
-            "share their numbers"
-        )
-
-
-def why_not_plain(tensor: torch.Tensor) -> str | None:
-    """Why a tensor is not one whose numbers lie in the file, row by row or in another order; None if it is."""
-    if tensor.is_nested or tensor.layout != torch.strided:
-        return "it is sparse or nested"
-    if tensor.is_meta or tensor.is_quantized:
-        return "it is quantized, or has no numbers"
-    if tensor.is_neg() or tensor.is_conj():
-        return "its numbers are stored with another sign"
-    size, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
-    if size > stored:
-        return f"its shape {list(tensor.shape)} takes {size:,} bytes, and {stored:,} are stored"
-    return None
 
 
 class Checkpoint:
@@ -203,7 +90,7 @@ class Checkpoint:
         elif path.is_dir():
             self.folder, self.files = find_weights(path)
         else:
-            raise ConversionError(f"there is no file or folder '{path}'")
+            raise ConversionError(f"there is no file or folder {quoted(path, 200)}")
         self.config = read_config(path if path.is_dir() else path.parent, self.folder)
         self.locations: dict[str, tuple[WeightsFile, str]] = {}
         twice = []
@@ -252,7 +139,7 @@ def open_weights(path: Path) -> WeightsFile:
     if path.suffix in PICKLES:
         return PickleFile(path)
     raise ConversionError(
-        f"'{path.name}' must end in one of {', '.join(SAFETENSORS + PICKLES)}, which names the format"
+        f"'{printable(path.name)}' must end in one of {', '.join(SAFETENSORS + PICKLES)}, which names the format"
     )
 
 
@@ -270,7 +157,7 @@ def read_json_object(file: Path) -> dict:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ConversionError(f"'{file.name}' is not JSON: {error}") from error
+        raise ConversionError(f"'{file.name}' is not JSON: {printable(error)}") from error
     if not isinstance(content, dict):
         raise ConversionError(f"'{file.name}' must hold a JSON object, got a {type(content).__name__}")
     return content
@@ -289,8 +176,8 @@ def find_weights(folder: Path) -> tuple[Path, list[WeightsFile]]:
                     return parent, [open_weights(part) for part in parts]
     names = sorted(path.name for path in folder.iterdir())[:10]
     raise ConversionError(
-        f"'{folder}' holds no weights: none of {', '.join(STEMS)} with {', '.join(SAFETENSORS + PICKLES)}, whole or in "
-        f"parts; it holds {examples(names, 10) or 'nothing'}"
+        f"{quoted(folder, 200)} holds no weights: none of {', '.join(STEMS)} with {', '.join(SAFETENSORS + PICKLES)}, whole "
+        f"or in parts; it holds {examples(names, 10) or 'nothing'}"
     )
 
 
@@ -336,7 +223,9 @@ def parts_without_index(folder: Path, stem: str, ending: str) -> list[Path]:
     if not found:
         return []
     if len(found) > 1:
-        raise ConversionError(f"'{folder.name}' holds parts of several checkpoints: of {sorted(found)} parts")
+        raise ConversionError(
+            f"'{printable(folder.name)}' holds parts of several checkpoints: of {sorted(found)} parts"
+        )
     ((count, numbers),) = found.items()
     first = 0 if 0 in numbers else 1  # some checkpoints count from 0, others from 1
     expected = range(first, first + count)

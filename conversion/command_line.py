@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from showo_hf.utils.argument_types import DTYPES, shard_size, user_path
+from showo_hf.utils.messages import one_sentence
+from showo_hf.utils.progress_bars import hide_progress_bars
 
 from .errors import ConversionError, UploadError
 
@@ -71,7 +73,7 @@ def run_conversion(
     Args:
         convert: writes `output` and returns the report.
         output: the folder that `convert` writes.
-        quiet: print no report.
+        quiet: print no report, and show no progress bars. They are shown on terminals only.
 
     Returns:
         The exit code 0.
@@ -85,6 +87,8 @@ def run_conversion(
 
     if push_to_hub:
         validate_repo_id(push_to_hub)
+    if quiet or not sys.stderr.isatty():
+        hide_progress_bars()
     report = convert()
     if not quiet:
         print(report, file=sys.stderr)
@@ -103,14 +107,14 @@ def report_errors(run: Callable[[], int]) -> int:
     Run a conversion that is a program of its own, not a command of `showo-hf`.
 
     Returns:
-        The exit code of `run`; 1 after an expected error, which is one message on stderr.
+        The exit code of `run`; 1 after an expected error, which is one line on stderr.
     """
     from huggingface_hub.errors import HFValidationError
 
     try:
         return run()
     except (ConversionError, UploadError, OSError, HFValidationError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_sentence(error)}", file=sys.stderr)
         return 1
 
 

@@ -11,13 +11,13 @@ import torch
 
 from showo_hf.models.configuration_image_tokenizer import ShowoImageTokenizerConfig
 from showo_hf.models.modeling_showo import IMAGE_TOKENIZERS
-from showo_hf.utils.atomic_folder import atomic_folder, check_target
+from showo_hf.utils.atomic_folder import check_target
 
 from .architectures import infer_lfq_config
 from .checkpoint import Checkpoint
 from .errors import ConversionError
 from .model_card import origin_of, write_tokenizer_card
-from .output import check_output, write_model
+from .output import check_output, output_folder, write_model
 from .plan import ConversionPlan
 from .sources import local_source
 from .verify import verify_image_tokenizer
@@ -59,7 +59,7 @@ def convert_image_tokenizer(
     plan = ConversionPlan()
     add_image_tokenizer(plan, checkpoint, config)
     plan.check(model)
-    with atomic_folder(output, overwrite) as folder:
+    with output_folder(output, overwrite, [source]) as folder:
         write_model(folder, model, plan, dtype, max_shard_size)
         verification = verify_image_tokenizer(folder, checkpoint, dtype) if verify else None
         write_tokenizer_card(folder, config, origin, verification)

@@ -36,7 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
             repo_id=options.push_to_hub,
         )
 
-    return report_errors(lambda: run_conversion(convert, options.output, options.push_to_hub, options.private))
+    return report_errors(
+        lambda: run_conversion(convert, options.output, options.push_to_hub, options.private, options.quiet)
+    )
 
 
 if __name__ == "__main__":

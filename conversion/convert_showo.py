@@ -13,14 +13,14 @@ from showo_hf.models.modeling_showo import ShowoForCausalLM
 from showo_hf.pipelines import ShowoT2IPipeline
 from showo_hf.processing.processing_showo import ShowoProcessor, add_showo_tokens, showo_image_processor
 from showo_hf.schedulers import MaskGITScheduler
-from showo_hf.utils.atomic_folder import atomic_folder, check_target
+from showo_hf.utils.atomic_folder import check_target
 
 from .architectures import infer_showo_config, read_clip_vision_config
 from .checkpoint import Checkpoint
 from .convert_image_tokenizer import add_image_tokenizer, infer_image_tokenizer_config
 from .errors import ConversionError
 from .model_card import origin_of, write_model_card
-from .output import check_output, write_model
+from .output import check_output, output_folder, write_model
 from .plan import ConversionPlan, raise_all
 from .remote_code import add_code
 from .sources import local_source
@@ -69,7 +69,7 @@ def convert_showo(
     if clip_vision is not None:
         named["clip_vision"] = clip_vision
     sources = fetch(named)
-    check_output(output, overwrite, list(sources.values()))
+    check_output(output, overwrite, sources.values())
     origin = origin_of(named, sources["showo"], repo_id)
     showo_weights, tokenizer_weights = Checkpoint(sources["showo"]), Checkpoint(sources["image_tokenizer"])
     clip = Checkpoint(sources["clip_vision"]) if clip_vision is not None else None
@@ -95,7 +95,7 @@ def convert_showo(
         plan.add(clip, clip_vision_name, CLIP_DROPPED)
     plan.check(model)
 
-    with atomic_folder(output, overwrite) as folder:
+    with output_folder(output, overwrite, sources.values()) as folder:
         write_pipeline(folder, model, plan, processor, dtype, max_shard_size)
         if with_code:
             add_code(folder)

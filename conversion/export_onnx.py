@@ -22,7 +22,6 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from showo_hf.pipelines import ShowoT2IPipeline
 from showo_hf.schedulers import MaskGITScheduler
-from showo_hf.utils.atomic_folder import atomic_folder
 
 from .command_line import report_errors, run_conversion
 from .errors import ConversionError
@@ -35,7 +34,7 @@ from .onnx_graphs import (
     transformer_graph,
     write_graph,
 )
-from .output import check_output
+from .output import check_output, output_folder
 
 
 DTYPES = ("float32", "float16")
@@ -95,7 +94,10 @@ def export_onnx(
     check_output(output, overwrite, [Path(folder)])
     pipe = load_pipeline(Path(folder), dtype)
     lines = []
-    with atomic_folder(output, overwrite) as target, tempfile.TemporaryDirectory(dir=target) as scratch:
+    with (
+        output_folder(output, overwrite, [Path(folder)]) as target,
+        tempfile.TemporaryDirectory(dir=target) as scratch,
+    ):
         for part in PARTS:
             graph = part.make(pipe)
             place = Path(scratch) if quantize else target
@@ -110,6 +112,10 @@ def export_onnx(
         config = script_config(pipe) | {"dtype": dtype, "quantize": quantize}
         (target / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         shutil.copyfile(Path(__file__).with_name("onnx_generate.py"), target / SCRIPT)
+    if pipe.image_decoder is not None:
+        lines.append(
+            "the pipeline's diffusion decoder is left out: image_decoder.onnx is the image tokenizer's decoder"
+        )
     return "\n".join(lines)
 
 
@@ -162,12 +168,15 @@ def script_config(pipe: ShowoT2IPipeline) -> dict:
     """The ids, sizes and settings of the scheduler that `generate.py` needs."""
     special = ("mask", "pad", "soi", "eoi", "t2i", "sot", "eot")
     names = ["max_text_length", "codebook_size", "image_token_offset", *(f"{token}_token_id" for token in special)]
+    steps, guidance = pipe.with_defaults(None, None)
     return {
         "format": "showo-onnx",
         **{name: getattr(pipe.processor, name) for name in names},
         "grid": list(pipe.default_grid),
         "downsampling": pipe.image_tokenizer.config.downsampling,
         **{name: pipe.scheduler.config[name] for name in SCHEDULER_SETTINGS},
+        "steps": steps,
+        "guidance_scale": guidance,
     }
 
 

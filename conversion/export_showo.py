@@ -16,13 +16,12 @@ from transformers import PreTrainedConfig
 from showo_hf.models.configuration_showo import ShowoConfig
 from showo_hf.models.modeling_showo import ShowoForCausalLM
 from showo_hf.models.modeling_showo_lfq import indices_to_codes
-from showo_hf.utils.atomic_folder import atomic_folder
 
 from .architectures import SPECIAL_ORDER
 from .checkpoint import Checkpoint, read_json_object
 from .command_line import WEIGHT_FORMATS
 from .errors import ConversionError
-from .output import check_output
+from .output import check_output, output_folder
 from .plan import ConversionPlan, raise_all
 from .shards import write_shards
 from .weight_names import is_attention_kernel, original_magvitv2_names, original_showo_name
@@ -59,14 +58,15 @@ def export_showo(
     """
     if file_format not in WEIGHT_FORMATS:
         raise ValueError(f"`file_format` must be one of {', '.join(WEIGHT_FORMATS)}, got {file_format!r}")
-    folder = Path(folder)
-    check_output(output, overwrite, [folder])
-    folder = folder / "model" if (folder / "model").is_dir() else folder
+    source = Path(folder)
+    check_output(output, overwrite, [source])
+    decoder = source / "image_decoder"
+    folder = source / "model" if (source / "model").is_dir() else source
     config = read_our_config(folder)
     checkpoint = Checkpoint(folder)
     check_weights(checkpoint, config)
     showo, image_tokenizer, left_out = split_names(checkpoint, config)
-    with atomic_folder(output, overwrite) as target:
+    with output_folder(output, overwrite, [source]) as target:
         write_part(target / "showo", checkpoint, showo, original_config(config), dtype, max_shard_size, file_format)
         if image_tokenizer:
             tokenizer_config = config_before(config.image_tokenizer_config) or IMAGE_TOKENIZER_CONFIG
@@ -81,10 +81,12 @@ def export_showo(
                 file_format,
                 constants,
             )
-    report = f"{len(showo)} tensors of the transformer and {len(image_tokenizer)} of the image tokenizer exported"
-    return report + (
-        f"\n{len(left_out)} left out (the CLIP tower, which the original loads separately)" if left_out else ""
-    )
+    lines = [f"{len(showo)} tensors of the transformer and {len(image_tokenizer)} of the image tokenizer exported"]
+    if left_out:
+        lines.append(f"{len(left_out)} left out (the CLIP tower, which the original loads separately)")
+    if decoder.is_dir():
+        lines.append("image_decoder/ left out: the original has no diffusion decoder")
+    return "\n".join(lines)
 
 
 def read_our_config(folder: Path) -> ShowoConfig:

@@ -237,8 +237,8 @@ class OnnxShowo:
         prompts: Sequence[str],
         negative_prompt: str = "",
         size: tuple[int, int] | None = None,
-        steps: int = 18,
-        guidance_scale: float = 2.75,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
         temperature: float | None = None,
         draws: Draws | None = None,
     ) -> list[Image.Image]:
@@ -247,6 +247,7 @@ class OnnxShowo:
 
         Args:
             size: height and width in pixels, multiples of the downsampling; by default the trained size.
+            steps, guidance_scale: by default those of the exported model.
             temperature: scale of the noise on the confidences; by default the exported scheduler's.
 
         Raises:
@@ -256,6 +257,8 @@ class OnnxShowo:
         if size is not None and any(side < factor or side % factor for side in size):
             raise ValueError(f"`size` must be two positive multiples of {factor}, got {size}.")
         height, width = self.config["grid"] if size is None else (side // factor for side in size)
+        steps = self.config["steps"] if steps is None else steps
+        guidance_scale = self.config["guidance_scale"] if guidance_scale is None else guidance_scale
         texts = list(prompts)
         if guidance_scale > 1:
             texts += [negative_prompt] * len(prompts)
@@ -351,8 +354,8 @@ def main(arguments: list[str] | None = None) -> int:
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="the image to write")
     add("--negative-prompt", default="", metavar="TEXT", help="what the image must not show")
     add("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="in pixels (default: the model's)")
-    add("--steps", type=int, default=18, metavar="N", help="number of sampling steps (default: 18)")
-    add("--guidance", type=float, default=2.75, metavar="G", help="guidance scale; 1 is off (default: 2.75)")
+    add("--steps", type=int, metavar="N", help="number of sampling steps (default: the model's)")
+    add("--guidance", type=float, metavar="G", help="guidance scale; 1 is off (default: the model's)")
     add("--temperature", type=float, metavar="T", help="scale of the noise on the confidences (default: the model's)")
     add("--seed", type=int, metavar="N", help="seed of the random numbers; the same seed gives the same image")
     add("--num", type=int, default=1, metavar="N", help="number of images (default: 1)")

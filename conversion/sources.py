@@ -4,13 +4,14 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
+
+from showo_hf.utils.argument_types import HUB_NAME
 
 from .checkpoint import PICKLES, SAFETENSORS, STEMS, SUBFOLDERS
 from .errors import ConversionError, examples, printable
 
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SMALL_FILES = ("*.json", "*.txt", "*.model", "README.md")
 
 
@@ -18,7 +19,8 @@ def local_source(argument: str, path_or_hub_id: str, weights: bool = True) -> Pa
     """
     The path of a local folder or file, or of a repository `org/name` after its download.
 
-    If a repository has .safetensors files and pickles, only the .safetensors files are downloaded.
+    If a repository has .safetensors files and pickles, only the .safetensors files are downloaded. Offline, it is what
+    was downloaded before.
 
     Args:
         argument: the name of the option, for error messages.
@@ -30,16 +32,16 @@ def local_source(argument: str, path_or_hub_id: str, weights: bool = True) -> Pa
     path = Path(path_or_hub_id).expanduser()
     if path.exists():
         return path
-    if not HUB_ID.fullmatch(path_or_hub_id):
+    if not HUB_NAME.fullmatch(path_or_hub_id):
         raise ConversionError(
             f"`{argument}` must be a folder or file on this machine, or a Hub name such as showlab/show-o, "
             f"got '{printable(path_or_hub_id)}'"
         )
     patterns = list(SMALL_FILES)
     try:
-        if weights:
+        if weights and not constants.is_offline_mode():
             patterns += weight_patterns(HfApi().list_repo_files(path_or_hub_id))
-        return Path(snapshot_download(path_or_hub_id, allow_patterns=patterns))
+        return Path(snapshot_download(path_or_hub_id, allow_patterns=patterns))  # offline, from the cache
     except ConversionError:
         raise
     except Exception as error:  # networks and repositories fail in many ways

@@ -17,6 +17,7 @@ from showo_hf.models.configuration_showo_vq import ShowoVQTokenizerConfig
 from .architectures import Shapes, count_stages, shape_of, without_paths
 from .checkpoint import Checkpoint
 from .errors import ConversionError, examples
+from .held_tensors import HeldTensors
 from .plan import ConversionPlan
 from .weight_names import VQ_DROPPED, diffusers_vq_name, is_attention_kernel, vqgan_name
 
@@ -144,7 +145,7 @@ def vqgan_options(checkpoint: Checkpoint) -> dict[str, Any]:
 # Weights
 
 
-class Constants(Checkpoint):
+class Constants(HeldTensors, Checkpoint):
     """Tensors of our model that a source does not have."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]):
@@ -159,15 +160,6 @@ class Constants(Checkpoint):
 
     def __contains__(self, name: object) -> bool:
         return name in self.tensors
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.tensors[name].shape)
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self.tensors[name].dtype
-
-    def tensor(self, name: str) -> torch.Tensor:
-        return self.tensors[name]
 
 
 def add_vq(plan: ConversionPlan, checkpoint: Checkpoint, config: ShowoVQTokenizerConfig, prefix: str = ""):

@@ -28,8 +28,8 @@ class SamplingParams:
     diffusion decoder: None for its own number, 0 to leave it out.
     """
 
-    num_inference_steps: int = 18
-    guidance_scale: float = 2.75
+    num_inference_steps: int
+    guidance_scale: float
     guidance_schedule: str = "constant"
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     temperature: float | None = None

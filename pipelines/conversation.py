@@ -3,6 +3,8 @@
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
+from showo_hf.utils.validation import check_flag
+
 from .answers import Answer, Event, ImageStep
 from .conversation_cache import ConversationCache
 from .denoising import denoise, image_input_ids
@@ -54,6 +56,7 @@ class Conversation:
         Raises:
             ValueError, TypeError, RuntimeError: as the pipeline's call.
         """
+        check_flag("return_dict", return_dict)
         *_, done = self.stream(message, **options)  # the last event is the whole answer
         return self._pipe.output(done, return_dict)
 

@@ -8,10 +8,10 @@ from PIL import Image
 from torch.nn import functional as F
 
 from showo_hf.processing.images import load_grey
+from showo_hf.utils.validation import check_same_aspect
 
 
 MASK_THRESHOLD = 0.5  # a pixel of a soft mask counts from this value on
-ASPECT_TOLERANCE = 0.02  # for rounding to whole pixels
 
 
 def load_mask(mask: Any, name: str = "mask_image") -> torch.Tensor:
@@ -49,15 +49,8 @@ def load_mask(mask: Any, name: str = "mask_image") -> torch.Tensor:
 
 def check_aspect(mask: torch.Tensor, size: tuple[int, int], name: str = "mask_image"):
     """Raise `ValueError` unless a mask (H, W) has the aspect ratio of an image of `size`, (height, width)."""
-    (height, width), (rows, columns) = size, mask.shape
-    # Rounding changes a side by up to one pixel of the coarser resolution.
-    slack = max(ASPECT_TOLERANCE, 1 / min(height, width, rows, columns))
-    ratio = (columns / rows) / (width / height)
-    if not 1 / (1 + slack) <= ratio <= 1 + slack:
-        raise ValueError(
-            f"`{name}` must have the aspect ratio of its image, {width}x{height} (width x height), "
-            f"got {columns}x{rows}."
-        )
+    rows, columns = mask.shape
+    check_same_aspect(name, (rows, columns), size)
 
 
 def masked_tokens(mask: torch.Tensor, grid_size: tuple[int, int]) -> torch.BoolTensor:

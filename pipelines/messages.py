@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+from showo_hf.processing.image_reader import MAX_PIXELS
 from showo_hf.processing.images import is_token_grid, load_image
 from showo_hf.processing.processing_showo import check_texts
 from showo_hf.utils.validation import shown
@@ -71,9 +72,11 @@ def normalize_part(part: Any, codebook_size: int) -> dict[str, Any]:
     return {"type": "image", "image": image}
 
 
-def load_message_images(messages: Sequence[Message]) -> list[Message]:
+def load_message_images(messages: Sequence[Message], max_pixels: int = MAX_PIXELS) -> list[Message]:
     """
     Read the images of normalized messages: token grids are moved to the CPU, everything else becomes PIL images in RGB.
+
+    Files with more than `max_pixels` are refused.
 
     Raises:
         ValueError, TypeError: for an image that cannot be read.
@@ -81,7 +84,7 @@ def load_message_images(messages: Sequence[Message]) -> list[Message]:
     messages = copy_messages(messages)
     for part in image_parts(messages):
         image = part["image"]
-        part["image"] = image.cpu() if is_token_grid(image) else load_image(image, "messages")
+        part["image"] = image.cpu() if is_token_grid(image) else load_image(image, "messages", max_pixels=max_pixels)
     return messages
 
 

@@ -43,10 +43,10 @@ class ShowoAnyToAnyPipelineOutput(BaseOutput):
 class AnswerParams:
     """Parameters of an answer; see [`ShowoAnyToAnyPipeline.__call__`]."""
 
+    num_inference_steps: int
+    guidance_scale: float
     max_new_tokens: int = 256
     max_images: int = 4
-    num_inference_steps: int = 18
-    guidance_scale: float = 2.75
     temperature: float | None = None
     do_sample: bool = False
     text_temperature: float = 1.0
@@ -197,7 +197,8 @@ class ShowoAnyToAnyPipeline(ShowoPipeline):
         unknown = sorted(options.keys() - set(allowed))
         if unknown:
             raise TypeError(f"An answer has no argument {unknown}; its arguments are {allowed}.")
-        return AnswerParams(**options)
+        steps, guidance = self.with_defaults(options.get("num_inference_steps"), options.get("guidance_scale"))
+        return AnswerParams(**{**options, "num_inference_steps": steps, "guidance_scale": guidance})
 
     def start(self, messages: str | Message | Sequence[Message] = ()) -> Conversation:
         """
@@ -236,8 +237,8 @@ class ShowoAnyToAnyPipeline(ShowoPipeline):
         messages: str | Message | Sequence[Message],
         max_new_tokens: int = 256,
         max_images: int = 4,
-        num_inference_steps: int = 18,
-        guidance_scale: float = 2.75,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         temperature: float | None = None,
         do_sample: bool = False,
         text_temperature: float = 1.0,
@@ -261,9 +262,10 @@ class ShowoAnyToAnyPipeline(ShowoPipeline):
             max_new_tokens (`int`, defaults to 256): maximum number of text ids in the answer; images do not count.
             max_images (`int`, defaults to 4): maximum number of images in the answer; 0 for text only. After that, or
                 without room for a whole image in the context, the model cannot open an image.
-            num_inference_steps (`int`, defaults to 18): number of steps per image, at least 1.
-            guidance_scale (`float`, defaults to 2.75): g in `g c - (g - 1) u` on the logits of images. Values up to 1 turn
-                guidance off.
+            num_inference_steps (`int`, *optional*): number of steps per image, at least 1. By default the model's own,
+                `model.config.image_num_inference_steps`.
+            guidance_scale (`float`, *optional*): g in `g c - (g - 1) u` on the logits of images. Values up to 1 turn
+                guidance off. By default the model's own, `model.config.image_guidance_scale`.
             temperature (`float`, *optional*): noise on the choice of image tokens; the scheduler's own by default.
             do_sample (`bool`, defaults to `False`): sample the words instead of taking the likeliest.
             text_temperature (`float`, defaults to 1.0), top_k (`int`, *optional*), top_p (`float`, *optional*): how to
@@ -286,7 +288,7 @@ class ShowoAnyToAnyPipeline(ShowoPipeline):
             RuntimeError: if the scheduler or the callback leaves tokens masked.
         """
         # 1. Check inputs. Raise an error before any work starts
-        params = AnswerParams(
+        params = self.answer_params(
             max_new_tokens=max_new_tokens,
             max_images=max_images,
             num_inference_steps=num_inference_steps,

@@ -69,8 +69,8 @@ class ShowoImg2ImgPipeline(ShowoEditingPipeline):
         negative_prompt: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 18,
-        guidance_scale: float = 2.75,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         guidance_schedule: str = "constant",
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         temperature: float | None = None,
@@ -98,6 +98,7 @@ class ShowoImg2ImgPipeline(ShowoEditingPipeline):
             RuntimeError: if the scheduler or the callback leaves tokens masked.
         """
         # 1. Check inputs. Raise an error before any work starts
+        num_inference_steps, guidance_scale = self.with_defaults(num_inference_steps, guidance_scale)
         params = SamplingParams(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,

@@ -177,7 +177,7 @@ class ShowoMMUPipeline(ShowoPipeline):
         keys = [image if isinstance(image, (str, Path)) else id(image) for image in given]
         distinct = dict(zip(keys, given, strict=True))
         indices = {key: index for index, key in enumerate(distinct)}
-        loaded = [image if is_token_grid(image) else load_image(image) for image in distinct.values()]
+        loaded = [image if is_token_grid(image) else load_image(image, "images") for image in distinct.values()]
         return loaded, [indices[key] for key in keys]
 
     def pair(self, images: Any, prompts: str | list[str]) -> tuple[list[Any], list[int], list[str]]:

@@ -88,8 +88,8 @@ class ShowoT2IPipeline(ShowoPipeline):
         negative_prompt: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 18,
-        guidance_scale: float = 2.75,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         guidance_schedule: str = "constant",
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         temperature: float | None = None,
@@ -112,9 +112,11 @@ class ShowoT2IPipeline(ShowoPipeline):
             height, width (`int`, *optional*): size in pixels, multiples of the tokenizer's downsampling; the trained
                 size by default. Larger images are denoised in overlapping windows of the trained size, so memory does not
                 grow. [`ShowoLFQTokenizer.enable_tiling`] does the same for decoding.
-            num_inference_steps (`int`, defaults to 18): number of steps, at least 1.
-            guidance_scale (`float`, defaults to 2.75): g in `u + g (c - u)` on the logits. Values up to 1 turn guidance
-                off. The scale s of the original Show-o code is g = 1 + s.
+            num_inference_steps (`int`, *optional*): number of steps, at least 1. By default the model's own,
+                `model.config.image_num_inference_steps`.
+            guidance_scale (`float`, *optional*): g in `u + g (c - u)` on the logits. Values up to 1 turn guidance off. The
+                scale s of the original Show-o code is g = 1 + s. By default the model's own,
+                `model.config.image_guidance_scale`.
             guidance_schedule (`str`, defaults to `"constant"`): how g - 1 changes over the steps: "constant", or rising
                 from 0 to its full value as "linear" or "cosine".
             guidance_interval (`tuple[float, float]`, defaults to `(0, 1)`): the share of the steps, from first to last,
@@ -139,6 +141,7 @@ class ShowoT2IPipeline(ShowoPipeline):
             RuntimeError: if the scheduler or the callback leaves tokens masked.
         """
         # 1. Check inputs. Raise an error before any work starts
+        num_inference_steps, guidance_scale = self.with_defaults(num_inference_steps, guidance_scale)
         params = SamplingParams(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,

@@ -1,6 +1,5 @@
 """The `prompt` argument: texts and regional prompts."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -8,7 +7,7 @@ from typing import Any, TypeAlias
 import torch
 
 from showo_hf.processing.processing_showo import check_texts
-from showo_hf.utils.validation import is_number, shown
+from showo_hf.utils.validation import MAX_SCALE, check_unicode, is_number, shown
 
 from .masks import average_mask, crop_mask, load_mask
 
@@ -23,7 +22,7 @@ class RegionalPrompt:
 
     Args:
         text (`str`): what to show.
-        weight (`float`, defaults to 1.0): w, any finite number.
+        weight (`float`, defaults to 1.0): w, from -10,000 to 10,000.
         mask (*optional*): where the prompt applies: an image (white is 1), an array or a tensor of any resolution, in
             [0, 1], stretched over the image. None is everywhere. At each token, w is multiplied by the mean of the mask
             over the token's patch.
@@ -64,9 +63,15 @@ def check_prompt(prompt: Prompt | Sequence[Prompt], negative_prompt: str | Seque
     prompts = regional_prompts(prompt)
     for part in (part for parts in prompts for part in parts):
         if not isinstance(part.text, str):
-            raise TypeError(f"`prompt` must have a text in each `RegionalPrompt`, got {type(part.text).__name__}.")
-        if not is_number(part.weight) or not math.isfinite(part.weight):
-            raise ValueError(f"`prompt` must have finite weights, got {shown(part.weight)} for {part.text!r:.40}.")
+            raise TypeError(
+                f"`prompt` must have a text in each `RegionalPrompt`, got {type(part.text).__name__} as `text`."
+            )
+        check_unicode("RegionalPrompt.text", [part.text])
+        if not is_number(part.weight) or not abs(part.weight) <= MAX_SCALE:
+            raise ValueError(
+                f"`prompt` must have finite weights, got {shown(part.weight)} for {part.text!r:.40}: "
+                f"`weight` is from {-MAX_SCALE:,g} to {MAX_SCALE:,g}."
+            )
     if negative_prompt is not None:
         negative = check_texts("negative_prompt", negative_prompt)
         if len(negative) not in (1, len(prompts)):

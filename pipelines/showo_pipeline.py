@@ -137,7 +137,7 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
 
     @_guidance_scale.setter
     def _guidance_scale(self, guidance_scale: float):
-        check_number("guidance_scale", guidance_scale)
+        check_number("guidance_scale", guidance_scale, most=MAX_SCALE)
         running_call(self).guidance_scale = guidance_scale
 
     @property
@@ -151,6 +151,17 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
     @_interrupt.setter
     def _interrupt(self, interrupt: bool):
         running_call(self).interrupt = bool(interrupt)
+
+    def with_defaults(self, num_inference_steps: int | None, guidance_scale: float | None) -> tuple[int, float]:
+        """
+        The number of steps and the guidance scale of a call: where it gives None, the model's own,
+        `image_num_inference_steps` and `image_guidance_scale` in its config.
+        """
+        config = self.model.config
+        return (
+            config.image_num_inference_steps if num_inference_steps is None else num_inference_steps,
+            config.image_guidance_scale if guidance_scale is None else guidance_scale,
+        )
 
     # Checks
 
@@ -182,12 +193,7 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
         check_guidance(params.guidance_scale, params.guidance_schedule, params.guidance_interval)
         if params.temperature is not None:
             check_number("temperature", params.temperature, most=MAX_SCALE)
-        if params.decoder_steps is not None:
-            check_count("decoder_steps", params.decoder_steps, least=0, most=MAX_COUNT)
-        if params.decoder_steps and self.image_decoder is None:
-            raise ValueError(
-                f"`decoder_steps` must be None or 0 for a pipeline without an image decoder, got {params.decoder_steps}."
-            )
+        self.check_decoder_steps(params.decoder_steps)
         check_generators(params.generator, batch_size)
         check_scheduler_arguments(self.scheduler, params.num_inference_steps, params.temperature, params.generator)
         if params.callback_on_step_end is not None:
@@ -200,6 +206,15 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` must be among {list(self._callback_tensor_inputs)}, "
                 f"got {sorted(unknown)}."
+            )
+
+    def check_decoder_steps(self, decoder_steps: int | None):
+        """Raise `ValueError` for a number of decoder steps that is not allowed, or that needs a missing image decoder."""
+        if decoder_steps is not None:
+            check_count("decoder_steps", decoder_steps, least=0, most=MAX_COUNT)
+        if decoder_steps and self.image_decoder is None:
+            raise ValueError(
+                f"`decoder_steps` must be None or 0 for a pipeline without an image decoder, got {decoder_steps}."
             )
 
     def check_output_type(self, output_type: str):
@@ -222,7 +237,7 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
             if value is not None and (not is_integer(value) or value < self.patch or value % self.patch):
                 raise ValueError(f"`{name}` must be a positive multiple of {self.patch} pixels, got {shown(value)}.")
         trained = [side * self.patch for side in self.default_grid]
-        self.check_grid_size("height and width", (height or trained[0], width or trained[1]), self.patch)
+        self.check_grid_size("height` and `width", (height or trained[0], width or trained[1]), self.patch)
 
     def check_grid_size(self, name: str, size: tuple[int, int], unit: int = 1):
         """Raise `ValueError` for a size, in `unit`s of a token, that takes far more tokens than the trained one."""
@@ -231,13 +246,21 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
             found = f"{shown(size[0] // unit)}x{shown(size[1] // unit)}"
             raise ValueError(f"`{name}` must take at most {most:,} image tokens, got {found}.")
 
-    def check_token_grids(self, name: str, grids: Any, batch_size: int, largest: int):
+    def check_rows_and_columns(self, name: str, grid: Any):
+        """Raise `ValueError` unless `grid` holds rows and columns of image tokens, not far above the trained ones."""
+        if not isinstance(grid, (tuple, list)) or len(grid) != 2:
+            raise ValueError(f"`{name}` must be (rows, columns), got {shown(grid)}.")
+        for side in grid:
+            check_count(name, side, most=MAX_COUNT)
+        self.check_grid_size(name, (grid[0], grid[1]))
+
+    def check_token_grids(self, name: str, grids: Any, batch_size: int | None, largest: int):
         """Raise `ValueError` unless `grids` is int64 (batch_size, h, w) with image tokens from 0 to `largest`."""
         if not isinstance(grids, torch.Tensor) or grids.ndim != 3 or grids.dtype != torch.int64:
             got = f"{grids.dtype} {tuple(grids.shape)}" if isinstance(grids, torch.Tensor) else type(grids).__name__
             raise ValueError(f"`{name}` must be an int64 tensor of shape (batch, height, width), got {got}.")
-        if grids.shape[0] != batch_size or grids.numel() == 0:
-            raise ValueError(f"`{name}` must hold {batch_size} grids, got shape {tuple(grids.shape)}.")
+        if grids.numel() == 0 or batch_size not in (None, len(grids)):
+            raise ValueError(f"`{name}` must hold {batch_size or 'some'} grids, got shape {tuple(grids.shape)}.")
         if grids.min() < 0 or grids.max() > largest:
             masked = f", or {largest} where masked" if largest == self.mask_token_id else ""
             raise ValueError(
@@ -304,6 +327,10 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
             ValueError, TypeError: for prompts or masks that are not allowed.
         """
         check_prompt(prompt, negative_prompt)
+        check_count("num_images_per_prompt", num_images_per_prompt, most=MAX_COUNT)
+        check_flag("do_classifier_free_guidance", do_classifier_free_guidance)
+        if grid_size is not None:
+            self.check_rows_and_columns("grid_size", grid_size)
         prompts = [parts for parts in load_prompt_masks(prompt) for _ in range(num_images_per_prompt)]
         texts = [part.text for parts in prompts for part in parts]
         self.warn_of_unknown_words(texts)
@@ -345,7 +372,14 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
             output_type (`str`): "pil", "np", "pt", or "latent" to return `latents`.
             generator (`torch.Generator` or a list with one per image, *optional*): draws the image decoder's noise.
             decoder_steps (`int`, *optional*): steps of the image decoder; by default its own number. 0 leaves it out.
+
+        Raises:
+            ValueError, TypeError: for arguments that are not allowed.
         """
+        self.check_token_grids("latents", latents, None, self.mask_token_id)
+        self.check_output_type(output_type)
+        self.check_decoder_steps(decoder_steps)
+        check_generators(generator, len(latents))
         if output_type == "latent":
             return latents
         pixels = self.decode_pixels(latents, generator, decoder_steps)

@@ -46,6 +46,12 @@ def shared_model() -> ShowoForCausalLM:
     return tiny.showo("llama", text_ids=PROCESSOR.pad_token_id)
 
 
+@cache
+def shared_vq_model() -> ShowoForCausalLM:
+    """The same with a codebook of vectors."""
+    return tiny.showo_with("vq", text_ids=PROCESSOR.pad_token_id)
+
+
 class RecordingScheduler(MaskGITScheduler):
     """Records the initial samples, of shape (batch, tokens), and the grid sizes. Calls share it instead of copying it."""
 

@@ -120,6 +120,7 @@ def test_a_command_prints_only_what_concerns_the_user(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "a.png\n", "")
 
 
+@pytest.mark.slow
 def test_warnings_of_the_user_stay():
     code = (
         "import logging, sys; sys.path.insert(0, sys.argv[1])\n"

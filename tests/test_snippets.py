@@ -1,14 +1,15 @@
 """
 The Python of README.md and the guides: each snippet runs, or stands below with the reason why not.
 
-The snippets of a page run in order, in one process and in a folder that is empty at first. The page's commands
-`showo-hf generate ... -o FILE` make the images that they read. What a page's training or conversion would have made is
+The snippets of a page run in order, in one process and in a folder that is empty at first, and so do its commands that make
+images or read them. What a page's training or conversion would have made is
 put there as a small model with random weights; trainings and conversions have their own tests.
 """
 
 import os
 import re
 import shlex
+import socket
 import sys
 import textwrap
 from collections.abc import Callable
@@ -22,14 +23,14 @@ import torch
 from hub_server import user_of
 from PIL import Image
 
-from showo_hf import EMBEDDED_MODEL, ShowoForCausalLM
+from showo_hf import EMBEDDED_MODEL, ShowoForCausalLM, ShowoT2IPipeline
 from showo_hf.cli import main
 from showo_hf.conversion.convert_showo import convert_showo
 
 
 ROOT = Path(__file__).resolve().parents[1]
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^ *```$", re.DOTALL | re.MULTILINE)
-MAKES_IMAGE = re.compile(r"showo-hf generate \"[^\"]*\"(?: --(?:seed|steps) \d+)* -o \w+\.png")
+RUN_COMMANDS = ("generate", "inpaint", "extend", "vary", "caption", "ask")
 
 #: Pages, the numbers of their snippets that do not run here (from 0), and the reason.
 NOT_RUN = {
@@ -104,13 +105,42 @@ BEFORE: dict[str, Callable[[], None]] = {
     "models.md": lambda: put_model("show-o-hf"),
     "onnx.md": before_onnx,
     "stages.md": lambda: put_model("stage1"),
+    "text_to_image.md": lambda: Path("prompts.txt").write_text("an owl\na pear\n"),
 }
+
+
+@pytest.fixture
+def running_space():
+    """A Space at the address that the guide names, unless a test of the Space has one there already."""
+    app = pytest.importorskip("showo_hf.app")
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", 7860)) == 0:
+            yield
+            return
+    space = app.build_space(ShowoT2IPipeline.from_pretrained(EMBEDDED_MODEL), warm_up=False)
+    demo = app.build_demo(space)
+    app.launch(demo, space, server_name="127.0.0.1", server_port=7860, prevent_thread_lock=True, quiet=True)
+    yield
+    demo.close(verbose=False)
+
+
+#: Fixtures that pages need.
+FIXTURES = {"space.md": "running_space"}
 
 
 def blocks_of(page: Path) -> list[tuple[str, str]]:
     """The fenced blocks of a page, as (language, code)."""
     text = page.read_text(encoding="utf-8")
     return [(match["language"], textwrap.dedent(match["code"])) for match in FENCE.finditer(text)]
+
+
+def commands_of(code: str) -> list[list[str]]:
+    """The commands of a block that make images or read them, without `showo-hf`."""
+    lines = [line.strip().removeprefix(".venv/bin/") for line in code.replace("\\\n", " ").splitlines()]
+    found = [
+        shlex.split(line)[1:] for line in lines if line.startswith(tuple(f"showo-hf {one} " for one in RUN_COMMANDS))
+    ]
+    return [words for words in found if "help" not in words]
 
 
 def snippets_of(page: Path) -> list[str]:
@@ -135,17 +165,19 @@ def test_every_snippet_is_python_and_runs_or_has_a_reason():
     not_run = sum(len(numbers) for numbers, _ in NOT_RUN.values())
     print(f"{sum(count.values()) - not_run} of {sum(count.values())} snippets run")
     assert not_run <= MOST_NOT_RUN
-    assert set(BEFORE) <= set(PAGES)
+    assert {*BEFORE, *FIXTURES} <= set(PAGES)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in PAGES if len(skipped_on(name)) < len(snippets_of(PAGES[name]))])
-def test_the_snippets_of_a_page_run_in_order(name, tmp_path, monkeypatch, hub_here):
+def test_the_snippets_of_a_page_run_in_order(name, tmp_path, monkeypatch, hub_here, request):
     """The Hub is the local server of hub_server.py, on which the user is called `me`."""
     hub_here.tokens["hf_test"] = user_of("write", name="me")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     BEFORE.get(name, lambda: None)()
+    if name in FIXTURES:
+        request.getfixturevalue(FIXTURES[name])
     variables = {"__name__": "__main__"}
     number = 0
     for language, code in blocks_of(PAGES[name]):
@@ -154,6 +186,5 @@ def test_the_snippets_of_a_page_run_in_order(name, tmp_path, monkeypatch, hub_he
                 exec(compile(code, f"{name}, snippet {number}", "exec"), variables)
             number += 1
         elif not language:
-            for command in MAKES_IMAGE.findall(code):
-                if not os.path.exists(shlex.split(command)[-1]):
-                    assert main([*shlex.split(command)[1:], "--quiet"]) == 0
+            for command in commands_of(code):
+                assert main([*command, "--quiet"]) == 0, command

@@ -74,6 +74,10 @@ def vq(seed=0, **kwargs) -> ShowoVQTokenizer:
     return model
 
 
+#: Makes an image tokenizer of each kind.
+TOKENIZERS = {"lfq": lfq, "vq": vq}
+
+
 def image_decoder(seed=0, **kwargs) -> ShowoDiffusionDecoder:
     """A decoder for the tokens of [`lfq`], with weights so large that its image differs from the tokenizer's."""
     options = {
@@ -132,6 +136,14 @@ def showo(backbone="phi", seed=0, **kwargs) -> ShowoForCausalLM:
             if weight.ndim == 2:
                 weight.normal_(std=1.0 if "embed" in name else 1.2 / weight.shape[1] ** 0.5)
         model.lm_head.weight.normal_(std=0.3)
+    return model
+
+
+def showo_with(kind: str, backbone="llama", seed=0, **kwargs) -> ShowoForCausalLM:
+    """[`showo`] with the image tokenizer of a kind of [`TOKENIZERS`]."""
+    tokenizer = TOKENIZERS[kind]()
+    model = showo(backbone, seed, image_tokenizer_config=tokenizer.config, **kwargs)
+    model.image_tokenizer.load_state_dict(tokenizer.state_dict())
     return model
 
 

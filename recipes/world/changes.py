@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
+from recipes.world.held_out import pair, trained
 from recipes.world.phrases import RELATIONS, bare, groups_of, noun_of, one_of, style_word
 from recipes.world.scene_maker import SceneMaker
-from recipes.world.scenes import BACKGROUNDS, CELLS, SMALL_CELLS, Item, Scene
+from recipes.world.scenes import BACKGROUNDS, CELLS, THING_CELLS, Item, Scene
 from recipes.world.words import THINGS
 
 
@@ -109,9 +110,10 @@ def replace(scene: Scene, maker: SceneMaker) -> Change | None:
     if not groups:
         return None
     rng, old = maker.rng, maker.rng.choice(groups).items[0]
-    thing = rng.choice([one for one in THINGS if one not in scene.counts])
+    # The request names both, so this pair has to be a trained one too.
+    thing = rng.choice([one for one in THINGS if one not in scene.counts and trained([pair(one, old.thing)])])
     items = tuple(dataclasses.replace(old, thing=thing, colour=None) if item is old else item for item in scene.items)
-    before, after = bare(old.thing, rng=rng), one_of(thing, rng=rng)
+    before, after = bare(old.thing, rng), one_of(thing, rng=rng)
     text = rng.choice((
         f"replace the {before} with {after}", f"replace the {before} by {after}", f"{after} instead of the {before}",
         f"change the {before} to {after}", f"turn the {before} into {after}",
@@ -180,5 +182,5 @@ def change(scene: Scene, maker: SceneMaker, kind: str | None = None, split: str 
 
 
 def _inside(items: tuple[Item, ...]) -> bool:
-    last = CELLS - SMALL_CELLS
-    return all(item.large or item.column <= last and item.row <= last for item in items)
+    last = CELLS - THING_CELLS
+    return all(item.column <= last and item.row <= last for item in items)

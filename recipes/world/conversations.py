@@ -4,10 +4,10 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.world.captions import DEFAULT_STYLE, REQUESTS, caption
+from recipes.world.captions import caption
 from recipes.world.changes import change
-from recipes.world.held_out import trained
-from recipes.world.phrases import content_and_background, style_word
+from recipes.world.held_out import DEFAULT_STYLE, pair, trained
+from recipes.world.phrases import content_and_background, is_or_are, style_word
 from recipes.world.questions import Asker
 from recipes.world.scene_maker import SceneMaker
 from recipes.world.scenes import Scene
@@ -25,6 +25,7 @@ class Turn:
         answer: what the assistant says, before the images if there are some.
         shown: the image that the user sends along.
         made: the images of the answer. Each one after the first has words of its own before it.
+        asks: the kind of question, a key of `KINDS_OF_QUESTION`; None for what is none.
     """
 
     kind: str
@@ -32,6 +33,7 @@ class Turn:
     answer: str
     shown: Scene | None = None
     made: tuple[Scene, ...] = ()
+    asks: str | None = None
 
     @property
     def scenes(self) -> tuple[Scene, ...]:
@@ -40,18 +42,30 @@ class Turn:
 
 
 _SKILLS = "i draw things and answer questions about pictures. i can change what i drew."
-_TALK = (
-    (("hello!", "hello", "hi", "hi there", "hey", "good morning"), "hello! tell me what to draw, or show me a picture."),
-    (("what can you do?", "what are you able to do?", "help", "how does this work?", "what do you do?"), _SKILLS),
-    (("who are you?", "what are you?", "what is your name?"), "i am a small show-o model. i know a small world of things."),
-    (("which styles do you know?", "what styles can you draw?", "which styles are there?"),
-     "flat, fluent, noto and 3d style."),
-    (("which colours do you know?", "what colors can you draw?"), "red, orange, yellow, green, blue, purple and pink."),
-    (("thank you", "thanks", "thank you very much", "thanks a lot"), "you are welcome."),
-    (("nice", "very nice", "great", "i like it", "well done", "lovely"), "i am glad you like it."),
-    (("goodbye", "bye", "see you"), "goodbye!"),
-    (("how are you?", "how do you do?"), "i am fine. what shall i draw?"),
-)  # fmt: skip
+#: Small talk by where it belongs: "greeting" before all else, "about" anywhere, "praise" after a drawing, "goodbye" at the
+#: end. What the user says, in many wordings, and the answer.
+TALK: dict[str, tuple[tuple[tuple[str, ...], str], ...]] = {
+    "greeting": (
+        (("hello!", "hello", "hi", "hi there", "hey", "good morning"),
+         "hello! tell me what to draw, or show me a picture."),
+        (("how are you?", "how do you do?"), "i am fine. what shall i draw?"),
+    ),
+    "about": (
+        (("what can you do?", "what are you able to do?", "help", "how does this work?", "what do you do?"), _SKILLS),
+        (("who are you?", "what are you?", "what is your name?"),
+         "i am a small show-o model. i know a small world of things."),
+        (("which styles do you know?", "what styles can you draw?", "which styles are there?"),
+         "flat, fluent, noto and 3d style."),
+        (("which colours do you know?", "what colors can you draw?"),
+         "red, orange, yellow, green, blue, purple and pink."),
+    ),
+    "praise": (
+        (("thank you", "thanks", "thank you very much", "thanks a lot"), "you are welcome."),
+        (("nice", "very nice", "great", "i like it", "well done", "lovely"), "i am glad you like it."),
+    ),
+    "goodbye": ((("goodbye", "bye", "see you"), "goodbye!"),),
+}  # fmt: skip
+_REQUEST_SHARE = 0.6  # of the texts of drawings; the others are captions
 _TWO_REQUESTS = (
     "draw {}, then {}", "show me {}, then {}", "draw {}, and then {}", "first {}, then {}", "please draw {}, then {}",
     "show me {} and after that {}", "draw two pictures: {}; {}", "can you draw {}, and then {}?",
@@ -59,23 +73,29 @@ _TWO_REQUESTS = (
 _THINGS_QUESTIONS = ("what can you draw?", "which things do you know?", "what do you know?", "what should i ask for?")
 
 
-def small_talk(rng: random.Random) -> Turn:
-    """A turn without a picture."""
-    if rng.random() < 0.2:
-        names = [THINGS[name].name.with_article for name in rng.sample(list(THINGS), 3)]
-        return Turn(
-            "talk", rng.choice(_THINGS_QUESTIONS), f"many things, such as {names[0]}, {names[1]} or {names[2]}."
-        )
-    questions, answer = rng.choice(_TALK)
+def small_talk(rng: random.Random, *kinds: str) -> Turn:
+    """A turn without a picture, of one of the `kinds`, which are keys of [`TALK`]; of any by default."""
+    kind = rng.choice(kinds or tuple(TALK))
+    if kind == "about" and rng.random() < 0.3:
+        return _things(rng)
+    questions, answer = rng.choice(TALK[kind])
     return Turn("talk", rng.choice(questions), answer)
+
+
+def _things(rng: random.Random) -> Turn:
+    """The question what there is to draw. The answer names three things, whose pairs are trained ones."""
+    things: list[str] = []
+    while len(things) < 3:
+        thing = rng.choice(list(THINGS))
+        if thing not in things and trained(pair(thing, other) for other in things):
+            things.append(thing)
+    names = [THINGS[thing].name.with_article for thing in things]
+    return Turn("talk", rng.choice(_THINGS_QUESTIONS), f"many things, such as {names[0]}, {names[1]} or {names[2]}.")
 
 
 def drawn(scene: Scene, rng: random.Random) -> Turn:
     """A request for a scene."""
-    text = caption(scene, rng)
-    if rng.random() < 0.5 and text.startswith(("a ", "an ", "two ", "three ", "four ")):
-        text = rng.choice(REQUESTS[:20]).format(text)
-    return Turn("draw", text, announced(scene), made=(scene,))
+    return Turn("draw", caption(scene, rng, _REQUEST_SHARE), announced(scene), made=(scene,))
 
 
 def drawn_twice(first: Scene, second: Scene, rng: random.Random) -> Turn:
@@ -93,8 +113,12 @@ def _wish(scene: Scene, rng: random.Random) -> str:
 def announced(scene: Scene) -> str:
     """The text before a generated image: "here is a dog to the left of a cat at night:"."""
     parts = content_and_background(scene)
-    verb = "are" if parts.startswith(("two ", "three ", "four ")) else "is"
-    return f"here {verb} {parts}:"
+    return f"here {is_or_are(parts)} {parts}:"
+
+
+def _named_together(first: Scene, second: Scene) -> bool:
+    """Whether training may name the things of both scenes in one request."""
+    return trained(pair(one, other) for one in first.counts for other in second.counts if one != other)
 
 
 class Talker:
@@ -117,39 +141,51 @@ class Talker:
             turns: number of turns.
             images: at most so many images.
         """
-        rng, made = self.rng, [small_talk(self.rng)] if self.rng.random() < 0.15 else []
+        rng, made = self.rng, [small_talk(self.rng, "greeting", "about")] if self.rng.random() < 0.12 else []
         scene = self.maker.scene(self.split)
         if rng.random() < 0.35:
-            question = Asker(scene, rng).ask()
-            made.append(Turn("ask", question.text, question.answer, shown=scene))
+            made.append(self._question(scene, [], shown=scene))
         elif images > 1 and rng.random() < 0.12:
-            second = self.maker.scene()
-            made.append(drawn_twice(scene, second, rng))
-            scene = second
+            made.append(self._two(scene))
         else:
             made.append(drawn(scene, rng))
         while len(made) < turns:
-            turn = self._next(scene, images - sum(len(turn.scenes) for turn in made))
-            scene = turn.made[-1] if turn.made else scene
-            made.append(turn)
+            made.append(self._next(made, images - sum(len(turn.scenes) for turn in made)))
+        if turns > 2 and rng.random() < 0.05:
+            made[turns - 1] = small_talk(rng, "goodbye")
         return made[:turns]
 
-    def _next(self, scene: Scene, room: int) -> Turn:
+    def _next(self, made: list[Turn], room: int) -> Turn:
         """The next turn, with at most `room` images."""
-        draw = self.rng.random()
+        draw, scene = self.rng.random(), next(turn.scenes[-1] for turn in reversed(made) if turn.scenes)
         if room and draw < 0.4:
             changed = change(scene, self.maker, split=self.split)
             if changed is not None:
                 return Turn("change", changed.text, announced(changed.scene), made=(changed.scene,))
         if room > 1 and draw > 0.97:
-            return drawn_twice(self.maker.scene(), self.maker.scene(), self.rng)
+            return self._two(self.maker.scene())
         if room and draw < 0.48:
             return drawn(self.maker.scene(), self.rng)
         if draw > 0.93:
-            return small_talk(self.rng)
-        question = Asker(scene, self.rng).ask()
+            turn = small_talk(self.rng, "praise" if made[-1].made and self.rng.random() < 0.6 else "about")
+            if turn.answer not in [one.answer for one in made]:
+                return turn
+        return self._question(scene, made)
+
+    def _two(self, first: Scene) -> Turn:
+        """A request for a scene and another one."""
+        second = self.maker.scene()
+        while not _named_together(first, second):
+            second = self.maker.scene()
+        return drawn_twice(first, second, self.rng)
+
+    def _question(self, scene: Scene, made: list[Turn], shown: Scene | None = None) -> Turn:
+        """A question about a scene, of a kind that was not asked since it came; any, if all were."""
+        last = max((at for at, turn in enumerate(made) if turn.scenes), default=0)
+        asker, asked = Asker(scene, self.rng), [turn.asks for turn in made[last:]]
+        question = asker.ask(without=asked) or asker.ask()
         assert trained(question.names)
-        return Turn("ask", question.text, question.answer)
+        return Turn("ask", question.text, question.answer, shown, asks=question.kind)
 
 
 def to_messages(turns: list[Turn], images: dict[Scene, Any]) -> list[dict[str, Any]]:

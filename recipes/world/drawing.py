@@ -13,9 +13,7 @@ SIZE = CELLS * CELL
 #: The colours of the plain backgrounds, sRGB: paler than those that things are given.
 PLAIN = {
     "white": (255, 255, 255),
-    "grey": (190, 196, 204),
     "yellow": (255, 241, 160),
-    "green": (190, 235, 180),
     "blue": (170, 215, 250),
     "pink": (255, 208, 224),
 }
@@ -67,7 +65,7 @@ def draw(scene: Scene, objects: Objects) -> np.ndarray:
     """
     image = background_image(scene.background).astype(np.float32)
     for item in scene.items:
-        rgba = objects.image(item.thing, scene.style, item.colour, item.large).astype(np.float32)
+        rgba = objects.image(item.thing, scene.style, item.colour).astype(np.float32)
         side = len(rgba)
         box = image[item.row * CELL : item.row * CELL + side, item.column * CELL : item.column * CELL + side]
         box += (rgba[..., :3] - box) * (rgba[..., 3:] / 255)
@@ -81,10 +79,10 @@ def contrasts(objects: Objects) -> dict[str, np.ndarray]:
 
     It is the mean distance of its visible pixels from the background's mean colour, in 0..441.
     """
-    visible = objects.small[..., 3] > 128
+    visible = objects.images[..., 3] > 128
     found = {}
     for name in (*PLAIN, "grass", "sea", "night"):
         mean = background_image(name).reshape(-1, 3).mean(0)
-        distance = np.linalg.norm(objects.small[..., :3].astype(np.float32) - mean.astype(np.float32), axis=-1)
+        distance = np.linalg.norm(objects.images[..., :3].astype(np.float32) - mean.astype(np.float32), axis=-1)
         found[name] = (distance * visible).sum((1, 2)) / visible.sum((1, 2)).clip(1)
     return found

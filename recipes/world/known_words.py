@@ -7,7 +7,11 @@ from recipes.world.words import KINDS, THINGS
 
 
 def known_words() -> dict[str, list[str]]:
-    """Names of the things by kind, then their other names and plurals, styles, colours, and sceneries."""
+    """
+    Names of the things by kind, then their other names and plurals, styles, colours, and sceneries.
+
+    Sizes, numbers and places are left out: a prompt that names nothing else has nothing to draw.
+    """
     groups = {
         plural: [name for name, thing in THINGS.items() if thing.kind == kind] for kind, (_, plural) in KINDS.items()
     }
@@ -15,10 +19,11 @@ def known_words() -> dict[str, list[str]]:
     forms = dict.fromkeys(
         form for noun in nouns for form in (noun.singular, noun.plural) if form and form not in THINGS
     )
+    own_colours = [thing.own_colour for thing in THINGS.values() if thing.own_colour]
     return {
         **groups,
         "other names": list(forms),
-        "styles": [words[0] for words in STYLE_WORDS.values()],
-        "colours": list(dict.fromkeys([*PALETTE, *PLAIN_BACKGROUNDS])),
+        "styles": list(dict.fromkeys(word for words in STYLE_WORDS.values() for word in words)),
+        "colours": list(dict.fromkeys([*PALETTE, *PLAIN_BACKGROUNDS, *own_colours, "gray"])),
         "backgrounds": [phrase for phrases in SCENERY_PHRASES.values() for phrase in dict.fromkeys(phrases)],
     }

@@ -1,11 +1,11 @@
-"""The things of the small world as cut-outs in four drawing styles, and in other colours.
+"""The things of the small world as cut-outs in four drawing styles, and, in the default one, in other colours.
 
 The images come from npm packages with pinned versions, which `npm pack` fetches. Run from the repository root:
 
     python -m recipes.world.objects --output data/world-objects
 
-The folder holds `small.npy` and `large.npy`, the cut-outs in both sizes, `cutouts.json`, which says what they show, and
-the licences of the packages in `licences/`.
+The folder holds `cutouts.npy`, the cut-outs, `cutouts.json`, which says what they show, and the licences of the packages
+in `licences/`.
 """
 
 import argparse
@@ -22,13 +22,14 @@ from PIL import Image
 
 from recipes.colours import main_colour
 from recipes.npm_packages import fetch_package, read_members, write_licences
+from recipes.world.held_out import DEFAULT_STYLE
 from recipes.world.known_words import known_words
 from recipes.world.recolouring import OTHER_COLOURS, PALETTE, main_shade, recoloured
 from recipes.world.words import THINGS
 from showo_hf.utils.atomic_folder import atomic_folder
 
 
-#: Style -> (npm package, version, image folder inside the package, file extension). The first one is the default.
+#: Style -> (npm package, version, image folder inside the package, file extension).
 PACKAGES = {
     "flat": ("emoji-datasource-twitter", "16.0.0", "package/img/twitter/64/", ".png"),
     "fluent": ("@lobehub/fluent-emoji-flat", "1.1.0", "package/assets/", ".svg"),
@@ -39,8 +40,8 @@ STYLES = tuple(PACKAGES)
 #: The packages whose synonyms recipes.world.words holds. It is fetched for its licence alone.
 WORDS_PACKAGE = ("emojibase-data", "16.0.3")
 
-SMALL, LARGE = 40, 64  # sides of the cut-outs in pixels: 5 and 8 cells of the token grid
-_EXTENT = {SMALL: 38, LARGE: 64}  # the longer side of what is visible; small things get a margin, because they meet
+SIDE, EXTENT = 40, 38  # of a cut-out and of what is visible of it in pixels: 5 cells of the token grid, and a margin
+MEASURED = 64  # the side of the images whose colours are measured
 _DRAWN = 256  # side to which vector images are drawn before they are cut out
 
 
@@ -67,13 +68,11 @@ class Objects:
 
     Args:
         cutouts: what they show.
-        small: uint8 RGBA (cut-outs, 40, 40, 4), alpha not premultiplied.
-        large: uint8 RGBA (cut-outs, 64, 64, 4).
+        images: uint8 RGBA (cut-outs, 40, 40, 4), alpha not premultiplied.
     """
 
     cutouts: list[CutOut]
-    small: np.ndarray
-    large: np.ndarray
+    images: np.ndarray
 
     @cached_property
     def rows(self) -> dict[tuple[str, str, str | None], int]:
@@ -89,9 +88,9 @@ class Objects:
                 found.setdefault(one.thing, {})[one.colour] = None
         return {thing: tuple(colours) for thing, colours in found.items()}
 
-    def image(self, thing: str, style: str, colour: str | None, large: bool) -> np.ndarray:
-        """One cut-out, uint8 (side, side, 4)."""
-        return (self.large if large else self.small)[self.rows[thing, style, colour]]
+    def image(self, thing: str, style: str, colour: str | None) -> np.ndarray:
+        """One cut-out, uint8 (40, 40, 4)."""
+        return self.images[self.rows[thing, style, colour]]
 
 
 def open_image(content: bytes, extension: str) -> Image.Image:
@@ -106,11 +105,11 @@ def open_image(content: bytes, extension: str) -> Image.Image:
         return file.convert("RGBA")
 
 
-def cut_out(source: Image.Image, side: int) -> np.ndarray:
+def cut_out(source: Image.Image, side: int = SIDE, extent: int = EXTENT) -> np.ndarray:
     """
     The visible part of an RGBA image in the middle of a transparent square, uint8 (side, side, 4).
 
-    It is scaled down to fit, but never up.
+    It is scaled down until its longer side is `extent` pixels, but never up.
 
     Raises:
         ValueError: if nothing is visible.
@@ -119,7 +118,7 @@ def cut_out(source: Image.Image, side: int) -> np.ndarray:
     if box is None:
         raise ValueError("`source` must have visible pixels, got a transparent image")
     visible = source.crop(box)
-    scale = min(1.0, _EXTENT[side] / max(visible.size))
+    scale = min(1.0, extent / max(visible.size))
     size = tuple(max(1, round(length * scale)) for length in visible.size)
     # Premultiplied alpha: otherwise the colour of transparent pixels, often black, shows at the edges.
     scaled = visible.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
@@ -139,7 +138,7 @@ def other_colours(own: set[str | None]) -> tuple[str, ...]:
     return tuple(colour for colour in PALETTE if colour not in own)[:OTHER_COLOURS]
 
 
-def _plain(code: str) -> str:
+def plain_code(code: str) -> str:
     """Code points without variation selectors, which the packages use inconsistently."""
     return "-".join(part for part in code.upper().split("-") if part != "FE0F")
 
@@ -155,7 +154,7 @@ def read_images(archive: Path, style: str) -> dict[str, Image.Image]:
     names = {thing.code: name for name, thing in THINGS.items()}
     found = {}
     for path, content in read_members(archive, folder, extension):
-        code = _plain(path.removeprefix(folder).removesuffix(extension))
+        code = plain_code(path.removeprefix(folder).removesuffix(extension))
         if code in names:
             found[names[code]] = open_image(content, extension)
     missing = [name for name in THINGS if name not in found]
@@ -166,20 +165,19 @@ def read_images(archive: Path, style: str) -> dict[str, Image.Image]:
 
 def cut_all(sources: dict[str, dict[str, Image.Image]]) -> Objects:
     """All cut-outs of the images `sources`, by style and thing."""
-    cutouts: list[CutOut] = []
-    images: dict[int, list[np.ndarray]] = {SMALL: [], LARGE: []}
+    cutouts, images = [], []
     for name in next(iter(sources.values())):
-        plain = {style: {side: cut_out(drawn[name], side) for side in images} for style, drawn in sources.items()}
         thing = THINGS[name]
-        measured = {main_colour(on_white(of_style[LARGE])) for of_style in plain.values()}
-        colours = other_colours({thing.own_colour} if thing.own_colour else measured) if thing.recoloured else ()
-        for style, of_style in plain.items():
-            shade = main_shade(of_style[LARGE])
-            for colour in (None, *colours):
-                cutouts.append(CutOut(name, style, colour))
-                for side, image in of_style.items():
-                    images[side].append(image if colour is None else recoloured(image, shade, colour))
-    return Objects(cutouts, np.stack(images[SMALL]), np.stack(images[LARGE]))
+        drawn = {style: cut_out(of_style[name], MEASURED, MEASURED) for style, of_style in sources.items()}
+        measured = {main_colour(on_white(image)) for image in drawn.values()}
+        own = {thing.own_colour} if thing.own_colour else measured
+        colours = other_colours({*own, *thing.near_colours}) if thing.recoloured else ()
+        for style, of_style in sources.items():
+            image, shade = cut_out(of_style[name]), main_shade(drawn[style])
+            given = colours if style == DEFAULT_STYLE else ()
+            cutouts += [CutOut(name, style, colour) for colour in (None, *given)]
+            images += [image, *(recoloured(image, shade, colour) for colour in given)]
+    return Objects(cutouts, np.stack(images))
 
 
 def prepare_objects(output: str | os.PathLike, cache: str | os.PathLike = "data/npm") -> Path:
@@ -195,8 +193,7 @@ def prepare_objects(output: str | os.PathLike, cache: str | os.PathLike = "data/
 
 def save_objects(objects: Objects, folder: Path) -> None:
     """Write cut-outs, and the words for them, into an existing folder."""
-    np.save(folder / "small.npy", objects.small)
-    np.save(folder / "large.npy", objects.large)
+    np.save(folder / "cutouts.npy", objects.images)
     (folder / "cutouts.json").write_text(json.dumps([asdict(one) for one in objects.cutouts]), encoding="utf-8")
     (folder / "known_words.json").write_text(json.dumps(known_words(), indent=2) + "\n", encoding="utf-8")
 
@@ -212,7 +209,7 @@ def load_objects(folder: str | os.PathLike) -> Objects:
     if not (folder / "cutouts.json").exists():
         raise FileNotFoundError(f"`folder` must contain cutouts.json, written by recipes.world.objects, got {folder}")
     cutouts = [CutOut(**one) for one in json.loads((folder / "cutouts.json").read_text(encoding="utf-8"))]
-    return Objects(cutouts, np.load(folder / "small.npy"), np.load(folder / "large.npy"))
+    return Objects(cutouts, np.load(folder / "cutouts.npy"))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -5,14 +5,15 @@ Functions without a `random.Random` give the canonical phrase. With one, they ch
 """
 
 import random
+import re
 from dataclasses import dataclass
 
+from recipes.world.recolouring import PALETTE
 from recipes.world.scenes import Item, Scene, place, relation
 from recipes.world.words import THINGS, Noun, article
 
 
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
-SMALL_WORDS, LARGE_WORDS = ("small", "small", "little", "tiny"), ("big", "large", "huge")
 STYLE_WORDS = {
     "flat": ("flat", "flat", "twemoji"),
     "fluent": ("fluent", "fluent", "fluent flat"),
@@ -45,6 +46,12 @@ PLACE_PHRASES = {
         for across in ("left", "right")
     },
 }
+# How a phrase begins that names more than one: "two cars", "a pair of dogs", "small blue grapes".
+_MANY_NOUNS = "|".join(noun.singular for thing in THINGS.values() for noun in thing.nouns if noun.is_many)
+_MANY = re.compile(
+    rf"({'|'.join(NUMBERS[count] for count in (2, 3, 4))}|[234]|a couple of|a pair of (?!{_MANY_NOUNS})"
+    rf"|(({'|'.join(PALETTE)}) )*({_MANY_NOUNS}))\b"
+)
 _SYNONYM_SHARE, _OWN_COLOUR_SHARE, _DIGIT_SHARE = 0.25, 0.25, 0.3
 
 
@@ -64,16 +71,17 @@ def groups_of(scene: Scene) -> list[Group]:
     return [Group(thing, len(some), some[0].colour, some) for thing, some in items.items()]
 
 
-def noun_of(thing: str, rng: random.Random | None, countable: bool = False) -> Noun:
-    """A noun for a thing: its name, or sometimes a synonym. `countable` nouns have a plural."""
-    nouns = [noun for noun in THINGS[thing].nouns[1:] if noun.plural or not countable]
+def noun_of(thing: str, rng: random.Random | None, countable: bool = False, singular: bool = False) -> Noun:
+    """A noun for a thing: its name, or sometimes a synonym. `countable` ones have a plural, "is" follows `singular` ones."""
+    nouns = THINGS[thing].nouns[1:]
+    nouns = [noun for noun in nouns if (noun.plural or not countable) and not (noun.is_many and singular)]
     return rng.choice(nouns) if rng and nouns and rng.random() < _SYNONYM_SHARE else THINGS[thing].name
 
 
-def one_of(thing: str, colour: str | None = None, adjective: str = "", rng: random.Random | None = None) -> str:
-    """ "a dog", "a small blue dog", "blue cheese"."""
+def one_of(thing: str, colour: str | None = None, rng: random.Random | None = None) -> str:
+    """ "a dog", "a blue dog", "blue cheese"."""
     noun = noun_of(thing, rng)
-    words = " ".join(filter(None, (adjective, _spelled(colour, rng), noun.singular)))
+    words = " ".join(filter(None, (_spelled(colour, rng), noun.singular)))
     return words if noun.plural is None else f"{article(words)} {words}"
 
 
@@ -90,9 +98,14 @@ def some_of(thing: str, count: int, colour: str | None = None, rng: random.Rando
     return " ".join(filter(None, (number, _spelled(colour, rng), noun.plural)))
 
 
-def bare(thing: str, colour: str | None = None, rng: random.Random | None = None) -> str:
-    """ "dog", "blue dog"."""
-    return " ".join(filter(None, (_spelled(colour, rng), noun_of(thing, rng).singular)))
+def bare(thing: str, rng: random.Random | None = None) -> str:
+    """ "dog", "cheese": a noun without an article, which "is" can follow."""
+    return noun_of(thing, rng, singular=True).singular
+
+
+def is_or_are(phrase: str) -> str:
+    """ "are" for "two cars and a dog" or "grapes", "is" for "a dog and two cars"."""
+    return "are" if _MANY.match(phrase) else "is"
 
 
 def named(group: Group, rng: random.Random | None = None) -> str:
@@ -102,10 +115,7 @@ def named(group: Group, rng: random.Random | None = None) -> str:
         colour = THINGS[group.thing].own_colour
     if group.count > 1:
         return some_of(group.thing, group.count, colour, rng)
-    adjective = ""
-    if rng and group.items[0].large and rng.random() < 0.08:
-        adjective = rng.choice(LARGE_WORDS)
-    return one_of(group.thing, colour, adjective, rng)
+    return one_of(group.thing, colour, rng)
 
 
 def listed(phrases: list[str]) -> str:
@@ -125,10 +135,9 @@ def content(scene: Scene, rng: random.Random | None = None) -> str:
 
 def _one_group(group: Group, rng: random.Random | None) -> str:
     where = place(group.items[0]) if group.count == 1 else None
-    if where is None:
+    if where is None or where == "middle" and not (rng and rng.random() < 0.05):
         return named(group, rng)
-    adjective = "small" if rng is None else rng.choice((*SMALL_WORDS, ""))
-    what = one_of(group.thing, group.colour, adjective, rng)
+    what = one_of(group.thing, group.colour, rng)
     if rng and rng.random() < 0.2:
         return f"{rng.choice(PLACE_PHRASES[where])}, {what}"
     return f"{what} {rng.choice(PLACE_PHRASES[where]) if rng else PLACE_PHRASES[where][0]}"

@@ -1,10 +1,11 @@
 """Write the finished model of the world as a folder that the package can ship. Run from the repository root:
 
     python -m recipes.world.publish --model checkpoints/showo-world --decoder checkpoints/world-image-decoder \
-        --results runs/world-benchmark --output src/showo_hf/checkpoints/showo-world
+        --results runs/world-benchmark --steps 18 --guidance 1.5 --output src/showo_hf/checkpoints/showo-world
 
-The weights are stored in bfloat16. The model card lists the words that the model knows, and the figures of benchmarks.world
-that are in the folder of results.
+The weights are stored in bfloat16 and load in float32. The model card lists the words that the model knows, and the
+tables of benchmarks.world that are in the folder of results: those of the test split, or, before it was measured, of the
+validation split.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import torch
 
 from recipes.world.words import THINGS
 from showo_hf import ShowoDiffusionDecoder, ShowoT2IPipeline
+from showo_hf.training.results import tidy_config
+from showo_hf.utils.argument_types import positive_integer, scale_number
 from showo_hf.utils.atomic_folder import atomic_folder
 
 
@@ -29,12 +32,18 @@ tags:
 - show-o
 - discrete-diffusion
 widget:
-- text: a red apple
-- text: a blue cat
+- text: a red apple to the left of a blue car
 - text: three stars at night
-- text: a dog to the left of a house
-- text: a yellow car and a green tree
 - text: a penguin, 3d style
+- text: a purple cat
+- text: a dog on the grass
+- text: two cats, noto style
+- {{text: "what is this?", src: scene.png}}
+- {{text: "how many things are there?", src: scene.png}}
+- {{text: "what is the background?", src: scene.png}}
+- {{text: "what style is it?", src: scene.png}}
+- messages: [{{role: user, content: "show me a red apple, then a blue car"}}]
+- messages: [{{role: user, content: "draw a dog on the grass."}}]
 ---
 
 # {name}
@@ -47,9 +56,9 @@ it, so you can try everything in the package on a laptop and without a download.
 from showo_hf import EMBEDDED_MODEL, ShowoAnyToAnyPipeline, ShowoMMUPipeline, ShowoT2IPipeline
 
 pipe = ShowoT2IPipeline.from_pretrained(EMBEDDED_MODEL)
-pipe("a red apple and a blue car").images[0].save("scene.png")
+pipe("a red apple to the left of a blue car").images[0].save("scene.png")
 ShowoMMUPipeline(**pipe.components)("scene.png", ["what is this?", "what is left of the car?"]).texts
-ShowoAnyToAnyPipeline(**pipe.components)("draw a cat. then make it blue.").content
+ShowoAnyToAnyPipeline(**pipe.components)("show me a dog, then a cat").content
 ```
 
 ## Words it knows
@@ -108,30 +117,19 @@ def parts_of(pipe: Any) -> dict[str, torch.nn.Module]:
 
 
 def results_section(folder: Path | None) -> str:
-    """Tables of the results of benchmarks.world that are there: images, and questions. Empty without any."""
+    """
+    The tables that benchmarks.world wrote: of the test split if they are there, else of the validation split; empty
+    without any.
+    """
     if folder is None:
         return ""
-    found = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
-    splits = sorted({one["settings"]["split"] for one in found.values()}) or [""]
-    split = "test" if "test" in splits else splits[0]
-    images, questions = [], []
-    for name, one in found.items():
-        part, _, kind = name.partition("-")
-        result = one["result"]
-        if part == "images" and kind.startswith(f"{split}-"):
-            kind = kind.removeprefix(f"{split}-")
-            trained = found[f"images-train-{kind}"]["result"]
-            images.append(f"| {kind.replace('_', ' ')} | {result['right']:.0%} | {trained['right']:.0%} |")
-        if part == "understanding":
-            columns = " | ".join(f"{result[who]:.0%}" for who in ("model", "blind", "nearest"))
-            questions.append(f"| {kind.replace('_', ' ')} | {columns} |")
+    files = [folder / f"tables-{split}.json" for split in ("test", "validation")]
+    file = next((file for file in files if file.exists()), None)
+    tables = json.loads(file.read_text(encoding="utf-8")) if file else {}
     sections = []
-    if images:
-        head = "| every point right | unseen combinations | trained ones |\n| --- | --- | --- |\n"
-        sections.append(head + "\n".join(images))
-    if questions:
-        head = "| questions about real scenes | right | blind guess | nearest question |\n| --- | --- | --- | --- |\n"
-        sections.append(head + "\n".join(questions))
+    for title, table in tables.items():
+        rows = [table["head"], ["---"] * len(table["head"]), *table["rows"]]
+        sections.append(f"**{title}**\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows))
     return "".join(f"\n{section}\n" for section in sections)
 
 
@@ -147,7 +145,14 @@ def model_card(name: str, pipe: Any, decoder: ShowoDiffusionDecoder | None, resu
     )
 
 
-def publish(model: Path, output: Path, decoder: Path | None = None, results: Path | None = None) -> None:
+def publish(
+    model: Path,
+    output: Path,
+    decoder: Path | None = None,
+    results: Path | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+) -> None:
     """
     Write the folder `output`, and replace an existing one.
 
@@ -156,6 +161,8 @@ def publish(model: Path, output: Path, decoder: Path | None = None, results: Pat
         output: the folder that is written; its name is the model's.
         decoder: the diffusion decoder's folder.
         results: the folder with the results of benchmarks.world.
+        steps, guidance: the number of inference steps and the guidance scale of calls that name none; the trained model's
+            own by default.
 
     Raises:
         ValueError: if the model's processor does not say which words it knows.
@@ -163,11 +170,15 @@ def publish(model: Path, output: Path, decoder: Path | None = None, results: Pat
     image_decoder = None
     if decoder is not None:
         image_decoder = ShowoDiffusionDecoder.from_pretrained(decoder, dtype=torch.bfloat16)
-    pipe = ShowoT2IPipeline.from_pretrained(model, torch_dtype=torch.bfloat16, image_decoder=image_decoder)
+    pipe = ShowoT2IPipeline.from_pretrained(model, dtype=torch.bfloat16, image_decoder=image_decoder)
     if not pipe.processor.known_words:
         raise ValueError(f"`model` must have a processor with `known_words`, but '{model}' has one without.")
+    chosen = {"image_num_inference_steps": steps, "image_guidance_scale": guidance}
+    pipe.model.config.update({name: value for name, value in chosen.items() if value is not None})
     with atomic_folder(output, overwrite=True) as folder:
         pipe.save_pretrained(folder)
+        for config in folder.glob("*/config.json"):
+            tidy_config(config)
         (folder / "README.md").write_text(model_card(output.name, pipe, image_decoder, results), encoding="utf-8")
 
 
@@ -176,9 +187,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, default=Path("checkpoints/showo-world"), help="the trained pipeline")
     parser.add_argument("--decoder", type=Path, help="its diffusion decoder")
     parser.add_argument("--results", type=Path, help="the folder with the results of benchmarks.world")
+    parser.add_argument("--steps", type=positive_integer, help="inference steps of calls that name no number")
+    parser.add_argument("--guidance", type=scale_number, help="guidance scale of calls that name none")
     parser.add_argument("--output", type=Path, required=True, help="the folder that is written")
     options = parser.parse_args(arguments)
-    publish(options.model, options.output, options.decoder, options.results)
+    publish(options.model, options.output, options.decoder, options.results, options.steps, options.guidance)
     size = sum(file.stat().st_size for file in options.output.rglob("*") if file.is_file())
     print(f"{options.output}: {size / 1e6:.1f} MB")
 

@@ -5,7 +5,7 @@ A question never names a held-out combination, not even where the answer is no, 
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from recipes.world.held_out import Combination, above, coloured, counted, left_of, trained
@@ -19,6 +19,7 @@ from recipes.world.phrases import (
     bare,
     content_and_background,
     groups_of,
+    is_or_are,
     listed,
     noun_of,
     one_of,
@@ -27,7 +28,7 @@ from recipes.world.phrases import (
 )
 from recipes.world.recolouring import PALETTE
 from recipes.world.scenes import SCENERY, Item, Scene, place, relation
-from recipes.world.words import KINDS, THINGS
+from recipes.world.words import ALSO_CALLED, KINDS, THINGS
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,11 @@ class Question:
 
 
 WHAT = (
-    "what is this?", "what is in the picture?", "what do you see?", "what does the picture show?", "what can you see?",
-    "what is it?", "what's in the image?", "which things are there?", "name everything in the picture.",
+    "what is in the picture?", "what do you see?", "what does the picture show?", "what can you see?", "what is there?",
+    "what's in the image?", "which things are there?", "name everything in the picture.",
 )  # fmt: skip
+#: One thing alone is answered with "this is" to these, and with "there is" to the others.
+WHAT_IS_THIS = ("what is this?", "what's this?", "what is it?", "what is shown here?")
 DESCRIBE = (
     "describe the picture.",
     "describe it.",
@@ -69,26 +72,39 @@ WHICH_COLOUR = (
     "what is the colour of the {one}?", "which colour is the {one}?", "what's the color of the {one}?",
 )  # fmt: skip
 WHICH_COLOUR_MANY = ("what colour are the {many}?", "which color are the {many}?", "what is the colour of the {many}?")
-MAIN_COLOUR = ("what is the main colour?", "what is the main color?", "which colour is it?", "what color is it?")
+MAIN_COLOUR = ("what is its colour?", "what colour does it have?", "which colour is it?", "what color is it?")
 WHERE = ("where is the {one}?", "where do you see the {one}?", "where can i find the {one}?", "where's the {one}?")
 WHAT_IS_BESIDE = (
     "what is {phrase} the {one}?",
     "what do you see {phrase} the {one}?",
     "which thing is {phrase} the {one}?",
 )
-IS_THERE = ("is there {a_one}?", "is there {a_one} in the picture?", "do you see {a_one}?", "can you see {a_one}?")
+IS_THERE = (
+    "{are} there {a_one}?",
+    "{are} there {a_one} in the picture?",
+    "do you see {a_one}?",
+    "can you see {a_one}?",
+)
 ARE_THERE = ("are there {some}?", "do you see {some}?", "are there {some} in the picture?")
 IS_COLOUR = ("is the {one} {colour}?", "is the colour of the {one} {colour}?", "does the {one} look {colour}?")
 IS_RELATED = ("is the {one} {phrase} the {other}?", "does the {one} stand {phrase} the {other}?")
 WHICH_KIND = ("what kind of thing is it?", "what kind of thing is this?", "what sort of thing is it?")
 WHICH_KIND_MANY = ("what kind of things are they?", "what kind of things are these?", "what sort of things are they?")
 IS_KIND, ARE_KIND = ("is it {kind}?", "is this {kind}?"), ("are they {kind}?", "are these {kind}?")
-#: Kinds that a thing of another kind surely is not. Fruit is food and part of a plant, and everything is an object.
-CLEAR_KINDS = ("animal", "food", "vehicle", "plant")
+#: Kinds that a thing of another kind surely is not: fruit is part of a plant, some animals and water are food, and
+#: everything is an object.
+SURELY_NOT = {
+    "animal": ("vehicle", "plant"),
+    "food": ("animal", "vehicle"),
+    "vehicle": ("animal", "food", "plant"),
+    "plant": ("animal", "vehicle"),
+    "sky": ("animal", "vehicle", "plant"),
+    "object": ("animal", "food", "vehicle", "plant"),
+}
 BACKGROUND = (
     "what is the background?",
     "which background does it have?",
-    "what is behind it?",
+    "what is in the background?",
     "describe the background.",
 )
 STYLE = (
@@ -117,12 +133,12 @@ class Asker:
         self.scene, self.rng = scene, rng
         self.groups = groups_of(scene)
 
-    def ask(self, kind: str | None = None) -> Question | None:
+    def ask(self, kind: str | None = None, without: Collection[str | None] = ()) -> Question | None:
         """
-        A question of a kind, or of a random one; None if this scene has no question of this kind.
+        A question of a kind, or of a random one but those of `without`; None if this scene has no such question.
         """
         kinds = [kind] if kind else self.rng.sample(list(KINDS_OF_QUESTION), len(KINDS_OF_QUESTION))
-        return next((question for one in kinds if (question := KINDS_OF_QUESTION[one](self))), None)
+        return next((made for one in kinds if one not in without and (made := KINDS_OF_QUESTION[one](self))), None)
 
     def several(self, count: int) -> list[Question]:
         """Up to `count` questions of different kinds."""
@@ -137,11 +153,11 @@ class Asker:
 
     def what(self) -> Question:
         """All things, with their numbers but without their places."""
-        names = [some_of(group.thing, group.count, group.colour) for group in self.groups]
-        verb = "there are" if self.groups[0].count > 1 else "there is"
-        if len(self.scene.items) == 1:
-            verb = self.rng.choice(("this is", "there is"))
-        return Question("what", self.rng.choice(WHAT), f"{verb} {listed(names)}.")
+        names = listed([some_of(group.thing, group.count, group.colour) for group in self.groups])
+        wordings = WHAT_IS_THIS if self.rng.random() < 0.35 else WHAT
+        this = wordings is WHAT_IS_THIS and len(self.scene.items) == 1
+        answer = f"this is {names}." if this else f"there {is_or_are(names)} {names}."
+        return Question("what", self.rng.choice(wordings), answer)
 
     def describe(self) -> Question:
         """Everything, as in the canonical caption without the style."""
@@ -153,7 +169,7 @@ class Asker:
             many = noun_of(self._absent(), self.rng, countable=True).plural
             return Question("how_many", self._say(HOW_MANY, many=many), _NONE)
         group = self.rng.choice(self.groups)
-        if len(self.scene.items) > 1 and self.rng.random() < 0.15:
+        if self._also_called(group.thing) or len(self.scene.items) > 1 and self.rng.random() < 0.15:
             return Question("how_many", self.rng.choice(HOW_MANY_ALL), _number(len(self.scene.items)))
         many = noun_of(group.thing, self.rng, countable=True).plural
         return Question("how_many", self._say(HOW_MANY, many=many), _number(group.count))
@@ -161,7 +177,7 @@ class Asker:
     def colour(self) -> Question | None:
         """The colour of a thing that has a clear one, or of one that is not there."""
         if self.rng.random() < 0.08:
-            return Question("colour", self._say(WHICH_COLOUR, one=bare(self._absent(), rng=self.rng)), _NONE)
+            return Question("colour", self._say(WHICH_COLOUR, one=bare(self._absent(), self.rng)), _NONE)
         group = self._with_colour()
         if group is None:
             return None
@@ -171,26 +187,30 @@ class Asker:
         if group.count > 1:
             many = noun_of(group.thing, self.rng, countable=True).plural
             return Question("colour", self._say(WHICH_COLOUR_MANY, many=many), f"they are {colour}.")
-        return Question("colour", self._say(WHICH_COLOUR, one=bare(group.thing, rng=self.rng)), f"it is {colour}.")
+        return Question("colour", self._say(WHICH_COLOUR, one=bare(group.thing, self.rng)), f"it is {colour}.")
 
     # Where it is
 
     def where(self) -> Question | None:
-        """Where a thing is: in the picture if it is alone, else beside another one."""
+        """Where a thing is: in the picture if it is alone, else beside the others that it has on one side."""
         if self.rng.random() < 0.08:
-            return Question("where", self._say(WHERE, one=bare(self._absent(), rng=self.rng)), _NONE)
+            return Question("where", self._say(WHERE, one=bare(self._absent(), self.rng)), _NONE)
         if len(self.scene.items) == 1:
             where = place(self.scene.items[0])
             if where is None:
                 return None
-            one = bare(self.scene.items[0].thing, rng=self.rng)
+            one = bare(self.scene.items[0].thing, self.rng)
             return Question("where", self._say(WHERE, one=one), f"it is {PLACE_PHRASES[where][0]}.")
         related = self._related()
         if related is None:
             return None
-        one, other, placed = related
-        answer = f"it is {RELATIONS[placed][0]} the {bare(other.thing)}."
-        return Question("where", self._say(WHERE, one=bare(one.thing, rng=self.rng)), answer)
+        one = related[0]
+        sides = {group.thing: relation(one, group.items[0]) for group in self.groups if group.count == 1}
+        placed = next(side for side in sides.values() if side)  # as seen from the first of its neighbours, row by row
+        others = listed([f"the {bare(thing)}" for thing, side in sides.items() if side == placed])
+        return Question(
+            "where", self._say(WHERE, one=bare(one.thing, self.rng)), f"it is {RELATIONS[placed][0]} {others}."
+        )
 
     def beside(self) -> Question | None:
         """What is left of, right of, above, below or next to a thing; "there is none" where nothing is."""
@@ -203,15 +223,15 @@ class Asker:
         wanted = self.rng.choice(list(RELATIONS))
         found = [(group, _related_items(group, other, wanted)) for group in self.groups]
         found = [(group, count) for group, count in found if count]
-        if not found and self.rng.random() < 0.6:  # mostly ask where something is
+        unclear = any(wanted in _sides(item, other) and relation(item, other) != wanted for item in self.scene.items)
+        if unclear or not found and self.rng.random() < 0.6:  # mostly ask where something is
             return self.beside()
         phrase = self.rng.choice(RELATIONS[wanted])
         if found and wanted in ("left", "right") and len(self.scene.items) == 2 and self.rng.random() < 0.2:
             phrase = self.rng.choice(NEXT_TO)
-        text = self._say(WHAT_IS_BESIDE, phrase=phrase, one=bare(other.thing, rng=self.rng))
-        names = [some_of(group.thing, count, group.colour) for group, count in found]
-        verb = "there are" if found and found[0][1] > 1 else "there is"
-        return Question("beside", text, f"{verb} {listed(names)}." if names else _NONE)
+        text = self._say(WHAT_IS_BESIDE, phrase=phrase, one=bare(other.thing, self.rng))
+        names = listed([some_of(group.thing, count, group.colour) for group, count in found]) if found else "none"
+        return Question("beside", text, f"there {is_or_are(names)} {names}.")
 
     # Yes or no, as often the one as the other
 
@@ -228,9 +248,10 @@ class Asker:
             wrong = self._wrong_colour(group)
             if yes or wrong:
                 asked = one_of(group.thing, group.colour if yes else wrong.second, rng=self.rng)
-                return Question("is_there", self._say(IS_THERE, a_one=asked), answer, _named(yes, wrong))
+                text = self._say(IS_THERE, a_one=asked, are=is_or_are(asked))
+                return Question("is_there", text, answer, _named(yes, wrong))
         asked = one_of(group.thing if yes else self._absent(), rng=self.rng)
-        return Question("is_there", self._say(IS_THERE, a_one=asked), "yes." if yes else "no.")
+        return Question("is_there", self._say(IS_THERE, a_one=asked, are=is_or_are(asked)), "yes." if yes else "no.")
 
     def is_colour(self) -> Question | None:
         """Whether a thing has a colour."""
@@ -239,7 +260,7 @@ class Asker:
         if wrong is None:
             return None
         seen, yes = group.items[0].seen_colour, self.rng.random() < 0.5
-        text = self._say(IS_COLOUR, one=bare(group.thing, rng=self.rng), colour=seen if yes else wrong.second)
+        text = self._say(IS_COLOUR, one=bare(group.thing, self.rng), colour=seen if yes else wrong.second)
         return Question("is_colour", text, "yes." if yes else f"no, it is {seen}.", _named(yes, wrong))
 
     def is_related(self) -> Question | None:
@@ -248,7 +269,8 @@ class Asker:
         if related is None:
             return None
         one, other, placed = related
-        untrue = [side for side in (OPPOSITE[placed], OPPOSITE[placed], *RELATIONS) if side != placed]
+        true = {placed, *_sides(one, other)}
+        untrue = [side for side in (OPPOSITE[placed], OPPOSITE[placed], *RELATIONS) if side not in true]
         untrue = [side for side in untrue if trained([_relation_name(one.thing, other.thing, side)])]
         if not untrue:
             return None
@@ -256,8 +278,8 @@ class Asker:
         asked = placed if yes else self.rng.choice(untrue)
         text = self._say(
             IS_RELATED,
-            one=bare(one.thing, rng=self.rng),
-            other=bare(other.thing, rng=self.rng),
+            one=bare(one.thing, self.rng),
+            other=bare(other.thing, self.rng),
             phrase=self.rng.choice(RELATIONS[asked]),
         )
         names = _named(yes, _relation_name(one.thing, other.thing, asked))
@@ -272,8 +294,7 @@ class Asker:
         answer = f"they are {KINDS[kind][1]}." if many else f"it is {KINDS[kind][0]}."
         if self.rng.random() < 0.4:
             return Question("is_kind", self.rng.choice(WHICH_KIND_MANY if many else WHICH_KIND), answer)
-        others = [other for other in CLEAR_KINDS if other != kind and {other, kind} != {"food", "plant"}]
-        asked = kind if yes else self.rng.choice(others)
+        asked = kind if yes else self.rng.choice(SURELY_NOT[kind])
         word = self.rng.choice(("food", KINDS[asked][many])) if asked == "food" else KINDS[asked][many]
         text = self._say(ARE_KIND if many else IS_KIND, kind=word)
         return Question("is_kind", text, "yes." if yes else f"no, {answer}")
@@ -315,14 +336,24 @@ class Asker:
         return self.rng.choice(wordings).format(**words)
 
     def _absent(self) -> str:
-        return self.rng.choice([thing for thing in THINGS if thing not in self.scene.counts])
+        absent = [thing for thing in THINGS if thing not in self.scene.counts and not self._also_called(thing)]
+        return self.rng.choice(absent)
+
+    def _also_called(self, thing: str) -> bool:
+        """Whether something else in the scene could be called by this name. At night the sky has stars."""
+        return (
+            thing == "star"
+            and self.scene.background == "night"
+            or any(other in self.scene.counts for other in ALSO_CALLED.get(thing, ()))
+        )
 
     def _with_colour(self, single: bool = False) -> Group | None:
         found = [one for one in self.groups if one.items[0].seen_colour and (one.count == 1 or not single)]
         return self.rng.choice(found) if found else None
 
     def _wrong_colour(self, group: Group) -> Combination | None:
-        others = [colour for colour in PALETTE if colour not in (group.items[0].seen_colour, group.colour)]
+        near = () if group.colour else THINGS[group.thing].near_colours
+        others = [colour for colour in PALETTE if colour not in (group.items[0].seen_colour, *near)]
         return self._untold([coloured(group.thing, colour) for colour in others])
 
     def _untold(self, combinations: list[Combination]) -> Combination | None:
@@ -347,6 +378,12 @@ def _relation_name(one: str, other: str, placed: str) -> Combination:
     if placed in ("right", "below"):
         one, other, placed = other, one, OPPOSITE[placed]
     return (left_of if placed == "left" else above)(one, other)
+
+
+def _sides(one: Item, other: Item) -> set[str]:
+    """The sides of `other` on which one could say that `one` stands: two, if it is diagonally across."""
+    across, down = one.column - other.column, one.row - other.row
+    return {side for side, cells in zip(RELATIONS, (-across, across, -down, down), strict=True) if cells > 1}
 
 
 def _related_items(group: Group, other: Item, wanted: str) -> int:

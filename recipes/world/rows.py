@@ -17,7 +17,7 @@ import dataclasses
 import json
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,11 @@ import numpy as np
 from recipes.image_tokens import encode_images
 from recipes.world.captions import caption
 from recipes.world.conversations import Talker, Turn, to_messages
-from recipes.world.drawing import draw
+from recipes.world.drawing import CELL, draw
 from recipes.world.objects import Objects, load_objects
 from recipes.world.questions import Asker
 from recipes.world.scene_maker import SceneMaker
-from recipes.world.scenes import Scene
+from recipes.world.scenes import CELLS, Scene
 from showo_hf.models.image_tokenizer import ShowoImageTokenizer
 from showo_hf.training.diffusion_decoder import load_tokenizer
 from showo_hf.utils.atomic_folder import atomic_folder
@@ -41,7 +41,8 @@ CAPTIONS = 8  # captions of a row, of which training draws one
 QUESTIONS = 4  # questions about an image
 TURNS = (2, 7)  # turns of a conversation
 CONVERSATION_IMAGES = 3
-_CHUNK = 64  # rows whose images are encoded together
+_CHUNK = 512  # rows whose images are encoded together
+_CELLS_AT_ONCE = 1024
 
 Draft = tuple[
     list[Scene], Callable[[dict[Scene, Any]], dict[str, Any]]
@@ -109,25 +110,49 @@ class RowMaker:
         return scenes, lambda images: {"messages": to_messages(turns, images)}
 
 
-def encoded(
-    scenes: list[Scene], objects: Objects, image_tokenizer: ShowoImageTokenizer
-) -> dict[Scene, list[list[int]]]:
-    """The tokens of each scene, as rows of integers."""
-    distinct = list(dict.fromkeys(scenes))
-    if not distinct:
-        return {}
-    tokens = encode_images(image_tokenizer, np.stack([draw(scene, objects) for scene in distinct]))
-    return dict(zip(distinct, tokens.tolist(), strict=True))
+class SceneEncoder:
+    """
+    Encodes scenes. Each different cell of them is encoded once.
+
+    Args:
+        objects: the cut-outs.
+        image_tokenizer: sees each cell of an image alone (`encoder_context=False`).
+
+    Raises:
+        ValueError: for an image tokenizer that sees the cells around a cell.
+    """
+
+    def __init__(self, objects: Objects, image_tokenizer: ShowoImageTokenizer):
+        if image_tokenizer.config.encoder_context or image_tokenizer.config.downsampling != CELL:
+            raise ValueError(f"`image_tokenizer` must see cells of {CELL} x {CELL} pixels, each alone.")
+        self.objects, self.image_tokenizer = objects, image_tokenizer
+        self.known: dict[bytes, int] = {}  # pixels of a cell -> token
+
+    def __call__(self, scenes: Iterable[Scene]) -> dict[Scene, list[list[int]]]:
+        """The tokens of each scene, as rows of integers."""
+        distinct = list(dict.fromkeys(scenes))
+        cells = [cells_of(draw(scene, self.objects)) for scene in distinct]
+        new = {one: None for image in cells for one in image if one not in self.known}
+        if new:
+            pixels = np.frombuffer(b"".join(new), dtype=np.uint8).reshape(-1, CELL, CELL, 3)
+            tokens = encode_images(self.image_tokenizer, pixels, batch_size=_CELLS_AT_ONCE)
+            self.known.update(zip(new, tokens.flatten().tolist(), strict=True))
+        tokens_of = [np.array([self.known[one] for one in image]).reshape(CELLS, CELLS).tolist() for image in cells]
+        return dict(zip(distinct, tokens_of, strict=True))
 
 
-def made_rows(
-    task: str, count: int, objects: Objects, image_tokenizer: ShowoImageTokenizer, seed: int
-) -> Iterator[dict[str, Any]]:
+def cells_of(image: np.ndarray) -> list[bytes]:
+    """The pixels of each cell of an image (96, 96, 3)."""
+    cells = image.reshape(CELLS, CELL, CELLS, CELL, 3).swapaxes(1, 2).reshape(CELLS * CELLS, -1)
+    return [cell.tobytes() for cell in cells]
+
+
+def made_rows(task: str, count: int, encode: SceneEncoder, seed: int) -> Iterator[dict[str, Any]]:
     """`count` rows of a task. They depend on the seed and the task alone."""
-    make: Callable[[], Draft] = getattr(RowMaker(SceneMaker(objects, random.Random(f"{seed} {task}"))), task)
+    make: Callable[[], Draft] = getattr(RowMaker(SceneMaker(encode.objects, random.Random(f"{seed} {task}"))), task)
     for first in range(0, count, _CHUNK):
         drafts = [make() for _ in range(min(_CHUNK, count - first))]
-        images = encoded([scene for scenes, _ in drafts for scene in scenes], objects, image_tokenizer)
+        images = encode(scene for scenes, _ in drafts for scene in scenes)
         yield from (finish(images) for _, finish in drafts)
 
 
@@ -150,10 +175,11 @@ def write_rows(
     """
     for task, count in counts.items():
         check_count(task, count)
+    encode = SceneEncoder(objects, image_tokenizer)
     with atomic_folder(Path(output), overwrite=True) as folder:
         for task, count in counts.items():
             with open(folder / f"{task}.jsonl", "w", encoding="utf-8") as lines:
-                for row in made_rows(task, count, objects, image_tokenizer, seed):
+                for row in made_rows(task, count, encode, seed):
                     lines.write(json.dumps(row, separators=(",", ":")) + "\n")
 
 
@@ -164,9 +190,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--image-tokenizer", default="checkpoints/world-image-tokenizer", help="a trained image tokenizer"
     )
     parser.add_argument("--output", default="data/world-rows", help="folder for the rows")
-    parser.add_argument("--t2i", type=int, default=200_000, help="scenes with captions")
-    parser.add_argument("--mmu", type=int, default=60_000, help="scenes with questions")
-    parser.add_argument("--mixed", type=int, default=30_000, help="conversations")
+    parser.add_argument("--t2i", type=int, default=100_000, help="scenes with captions")
+    parser.add_argument("--mmu", type=int, default=30_000, help="scenes with questions")
+    parser.add_argument("--mixed", type=int, default=15_000, help="conversations")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random choices")
     options = parser.parse_args(arguments)
     image_tokenizer = load_tokenizer(options.image_tokenizer)

@@ -4,23 +4,22 @@ import random
 from collections.abc import Callable
 
 from recipes.world.drawing import contrasts
-from recipes.world.held_out import Combination, split_of
+from recipes.world.held_out import DEFAULT_STYLE, Combination, split_of
 from recipes.world.objects import Objects
-from recipes.world.scenes import CELLS, LARGE_CELLS, PLAIN_BACKGROUNDS, SCENERY, SMALL_CELLS, Item, Scene
+from recipes.world.scenes import CELLS, PLAIN_BACKGROUNDS, SCENERY, THING_CELLS, Item, Scene
 from recipes.world.words import THINGS
 
 
-#: How often a kind of scene is drawn for training. A large thing has 64 tokens of its own, which no other scene shows, so
-#: it needs many scenes.
+#: How often a kind of scene is drawn for training.
 KIND_WEIGHTS = {
-    "single": 0.2,
-    "colours": 0.2,
+    "single": 0.1,
+    "colours": 0.1,
     "placed": 0.05,
-    "counting": 0.13,
-    "two_objects": 0.1,
-    "position": 0.12,
-    "binding": 0.12,
-    "three_objects": 0.08,
+    "counting": 0.15,
+    "two_objects": 0.15,
+    "position": 0.18,
+    "binding": 0.17,
+    "three_objects": 0.1,
 }
 #: The combination that each kind of scene is about, which the unseen scenes of the kind hold out; None for no one.
 KEY_KINDS: dict[str, tuple[str, ...]] = {
@@ -31,8 +30,9 @@ KEY_KINDS: dict[str, tuple[str, ...]] = {
     "position": ("left", "above"),
     "binding": ("pair",),
 }
+#: How often a style is drawn where all things have their own colours. Recoloured things have the default style.
 STYLE_WEIGHTS = {"flat": 0.4, "fluent": 0.2, "noto": 0.15, "3d": 0.25}
-#: The words for the places where a small thing may stand alone, and their columns and rows.
+#: The words for the places where a thing may stand alone, and their columns and rows.
 PLACES = {
     "left": ((0, 1), (3, 4)),
     "right": ((6, 7), (3, 4)),
@@ -42,10 +42,9 @@ PLACES = {
     "top right": ((6, 7), (0, 1)),
     "bottom left": ((0, 1), (6, 7)),
     "bottom right": ((6, 7), (6, 7)),
-    "middle": ((3, 4), (3, 4)),
 }
 _CONTRAST = 75  # a thing stands out from a background at least so far, in 0..441
-_WHITE_SHARE, _PLAIN_SHARE = 0.5, 0.3  # of the backgrounds; the others are scenery
+_WHITE_SHARE, _PLAIN_SHARE = 0.6, 0.22  # of the backgrounds; the others are scenery
 _ATTEMPTS = 10_000
 
 
@@ -89,24 +88,25 @@ class SceneMaker:
         raise RuntimeError(f"no scene of the kind {kind!r} was found in the split {split!r}")
 
     def fits(self, scene: Scene) -> bool:
-        """Whether every thing stands out from the background. On white, all do."""
-        if scene.background == "white":
-            return True
-        rows, contrast = self.objects.rows, contrasts(self.objects)[scene.background]
-        return all(contrast[rows[item.thing, scene.style, item.colour]] >= _CONTRAST for item in scene.items)
+        """Whether every thing has a cut-out, and stands out from the background. On white, all do."""
+        rows = [self.objects.rows.get((item.thing, scene.style, item.colour)) for item in scene.items]
+        if None in rows:
+            return False
+        contrast = contrasts(self.objects)[scene.background]
+        return scene.background == "white" or all(contrast[row] >= _CONTRAST for row in rows)
 
     # One function for each kind
 
     def single(self) -> Scene:
-        """One large thing in its own colours, in the middle."""
-        return self._large(self._thing(), None)
+        """One thing in its own colours, in the middle."""
+        return self._finish(self.arrange([(self._thing(), None)]))
 
     def colours(self) -> Scene:
-        """One large thing in another colour, in the middle."""
-        return self._large(*self._recoloured())
+        """One thing in another colour, in the middle."""
+        return self._finish(self.arrange([self._recoloured()]))
 
     def placed(self) -> Scene:
-        """One small thing at a place."""
+        """One thing at a place other than the middle."""
         columns, rows = PLACES[self.rng.choice(list(PLACES))]
         thing, colour = self._recoloured() if self.rng.random() < 0.3 else (self._thing(), None)
         return self._finish([Item(thing, colour, self.rng.choice(columns), self.rng.choice(rows))])
@@ -145,9 +145,9 @@ class SceneMaker:
     # Their parts
 
     def arrange(self, things: list[tuple[str, str | None]]) -> list[Item]:
-        """Small items for one to four things, which do not overlap. The first one is left or above."""
+        """Items for one to four things, which do not overlap. The first one is left or above, a single one in the middle."""
         if len(things) == 1:
-            cells = [(self.rng.randint(3, 4), self.rng.randint(3, 4))]
+            cells = [(4, 4)]
         elif len(things) == 2:
             across, down = (self.rng.randint(0, 1), self.rng.randint(6, 7)), self._level()
             cells = list(zip(across, down, strict=True))
@@ -161,7 +161,7 @@ class SceneMaker:
             ]
             cells = [alone, *below]
             if self.rng.random() < 0.5:
-                cells = [(column, CELLS - SMALL_CELLS - row) for column, row in (*below, alone)]
+                cells = [(column, CELLS - THING_CELLS - row) for column, row in (*below, alone)]
         else:
             low, high = (0, 1), (6, 7)
             cells = [(self.rng.choice(a), self.rng.choice(b)) for b in (low, high) for a in (low, high)]
@@ -170,10 +170,6 @@ class SceneMaker:
     def _level(self) -> tuple[int, int]:
         first = self.rng.randint(2, 5)
         return first, min(5, max(2, first + self.rng.randint(-1, 1)))
-
-    def _large(self, thing: str, colour: str | None) -> Scene:
-        margin = (CELLS - LARGE_CELLS) // 2
-        return self._finish([Item(thing, colour, margin, margin, large=True)])
 
     def _thing(self) -> str:
         return self.rng.choice(self.things)
@@ -188,6 +184,8 @@ class SceneMaker:
 
     def _finish(self, items: list[Item]) -> Scene:
         style = self.rng.choices(list(STYLE_WEIGHTS), list(STYLE_WEIGHTS.values()))[0]
+        if any(item.colour for item in items):
+            style = DEFAULT_STYLE
         draw = self.rng.random()
         plain = PLAIN_BACKGROUNDS[1:]
         background = (

@@ -16,8 +16,8 @@ from recipes.world.words import THINGS
 
 
 CELLS = 12  # cells in a row and in a column of an image
-SMALL_CELLS, LARGE_CELLS = 5, 8  # cells that a thing takes in each direction
-PLAIN_BACKGROUNDS = ("white", "grey", "yellow", "green", "blue", "pink")
+THING_CELLS = 5  # cells that a thing takes in each direction
+PLAIN_BACKGROUNDS = ("white", "yellow", "blue", "pink")
 SCENERY = ("grass", "sea", "night")
 BACKGROUNDS = PLAIN_BACKGROUNDS + SCENERY
 
@@ -34,19 +34,12 @@ class Item:
         thing: a name in `THINGS`.
         colour: a colour other than its own, or None.
         column, row: the cell of its upper left corner, from 0.
-        large: whether it takes 8 x 8 cells; otherwise 5 x 5.
     """
 
     thing: str
     colour: str | None
     column: int
     row: int
-    large: bool = False
-
-    @property
-    def cells(self) -> int:
-        """The cells that it takes in each direction."""
-        return LARGE_CELLS if self.large else SMALL_CELLS
 
     @property
     def seen_colour(self) -> str | None:
@@ -126,14 +119,8 @@ def relation(one: Item, other: Item) -> str | None:
 
 
 def place(item: Item) -> str | None:
-    """
-    Where a small item stands in the image: "left", "top right", ...; "middle"; None if it is not clear.
-
-    Large items fill the image and stand nowhere in particular.
-    """
-    if item.large:
-        return None
-    end = CELLS - SMALL_CELLS
+    """Where an item stands in the image: "left", "top right", ...; "middle"; None if it is not clear."""
+    end = CELLS - THING_CELLS
     across = "left" if item.column <= 1 else "right" if item.column >= end - 1 else ""
     down = "top" if item.row <= 1 else "bottom" if item.row >= end - 1 else ""
     if not across and not 3 <= item.column <= 4 or not down and not 3 <= item.row <= 4:

@@ -17,6 +17,7 @@ from .models.modeling_diffusion_decoder import ShowoDiffusionDecoder
 from .models.modeling_showo import ShowoForCausalLM
 from .models.modeling_showo_lfq import ShowoLFQTokenizer
 from .models.modeling_showo_vq import ShowoVQTokenizer
+from .processing.images import load_image
 from .processing.processing_showo import ShowoProcessor
 from .schedulers import (
     EntropyBoundScheduler,
@@ -95,4 +96,5 @@ __all__ = [
     "ShowoImg2ImgPipeline",
     "ShowoInpaintPipeline",
     "TextPiece",
+    "load_image",
 ]

@@ -27,7 +27,7 @@ from .commands.completion import add_completion
 from .commands.errors import UsageError
 from .commands.info import package_version
 from .commands.saved_model import asked_model, help_numbers
-from .commands.texts import one_sentence
+from .utils.messages import one_sentence
 
 
 GOOD, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # exit codes

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 import tiny
+import torch
+from conversations import pixels, random_chat_pipeline
 from PIL import Image
 
 
@@ -14,7 +16,7 @@ pytest.importorskip("gradio")
 from showo_hf import MaskGITScheduler, ShowoT2IPipeline  # noqa: E402
 from showo_hf.app import SpaceOptions, build_demo, build_space  # noqa: E402
 from showo_hf.app.ask_tab import NO_MEMORY  # noqa: E402
-from showo_hf.app.engine import Answered, Drawn, Engine, Words, collect  # noqa: E402
+from showo_hf.app.engine import Answered, Drawn, Engine, Step, Words, collect  # noqa: E402
 from showo_hf.app.settings import DrawSettings  # noqa: E402
 
 
@@ -100,3 +102,59 @@ def test_the_images_of_one_request_have_seeds_that_follow():
     together = images(seed=7, count=3)
     assert together == [images(seed=seed)[0] for seed in (7, 8, 9)]
     assert len(set(together)) == 3
+
+
+# Models with a diffusion decoder
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """A pipeline with an image decoder that counts its decoded batches, in `decoded.batches`."""
+    pipe = random_chat_pipeline()
+    pipe.register_modules(image_decoder=tiny.image_decoder(residual_scale=0.5))
+    pipe.batches, decode = [], pipe.image_decoder.decode
+
+    def counted(codes, *args):
+        pipe.batches.append(len(codes))
+        return decode(codes, *args)
+
+    monkeypatch.setattr(pipe.image_decoder, "decode", counted)
+    return pipe
+
+
+def test_finished_images_are_decoded_once_and_previews_without_the_image_decoder(decoded):
+    settings = DrawSettings("a cat", steps=3, seed=7, count=2)
+    engine, picture = Engine(decoded), pixels()
+    mask = Image.new("L", picture.size, 255)
+    before = torch.get_rng_state()
+    for work in (
+        lambda job: engine.draw(job, settings),
+        lambda job: engine.inpaint(job, settings, picture, mask, 1.0, True),
+        lambda job: engine.extend(job, settings, picture, ["right"], 1, True),
+        lambda job: engine.vary(job, settings, picture, 1.0, True),
+    ):
+        events = collect(work)
+        assert sum(isinstance(event, Step) and event.image is not None for event in events) > 1
+        assert decoded.batches == [2]
+        decoded.batches.clear()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_image_of_a_seed_is_the_pipelines_with_its_image_decoder(decoded):
+    settings = DrawSettings("a cat", steps=3, seed=7)
+    (drawn,) = [one for one in collect(lambda job: Engine(decoded).draw(job, settings)) if isinstance(one, Drawn)]
+    pipe = ShowoT2IPipeline(**decoded.components)
+    pipe.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 3, "guidance_scale": settings.guidance}
+    (expected,) = pipe("a cat", generator=torch.Generator().manual_seed(7), **options).images
+    assert drawn.images[0].tobytes() == expected.tobytes()
+
+
+def test_an_answer_decodes_each_of_its_images_once(decoded):
+    message = {"role": "user", "content": [{"type": "text", "text": "an owl"}]}
+    before = torch.get_rng_state()
+    events = collect(lambda job: Engine(decoded).answer(job, [], message, max_images=2, seed=0, max_new_tokens=6))
+    images = [event for event in events if isinstance(event, Drawn)]
+    assert images and decoded.batches == [1] * len(images)
+    assert sum(isinstance(event, Step) and event.image is not None for event in events) > len(images)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 import small_emoji
+import small_world
 import tiny
+from world_objects import drawn_objects
+
+from recipes.world.objects import Objects
 
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -25,3 +29,17 @@ def model(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("model")
     tiny.pipeline(tiny.processor()).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def objects() -> Objects:
+    """See [`drawn_objects`]."""
+    return drawn_objects()
+
+
+@pytest.fixture(scope="session")
+def world_folder(objects, tmp_path_factory) -> Path:
+    """What [`small_world`] writes."""
+    folder = tmp_path_factory.mktemp("world")
+    small_world.write(folder, objects)
+    return folder

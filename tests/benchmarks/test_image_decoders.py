@@ -1,5 +1,8 @@
 """The benchmark of diffusion decoders: its table, and what it calls right."""
 
+import random
+
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -9,8 +12,15 @@ from world_objects import drawn_objects
 
 from recipes.image_tokens import to_pixel_values
 from recipes.world.drawing import draw
+from recipes.world.held_out import styled
 from recipes.world.objects import save_objects
+from recipes.world.scene_maker import SceneMaker
 from recipes.world.scenes import Item, Scene
+
+
+@pytest.fixture(scope="module")
+def objects():
+    return drawn_objects()
 
 
 def test_a_scene_is_right_if_all_things_are_found_and_nothing_else(monkeypatch):
@@ -26,28 +36,75 @@ def test_a_scene_is_right_if_all_things_are_found_and_nothing_else(monkeypatch):
     assert image_decoders.right_scenes(None, torch.zeros(4, 3, 96, 96), scenes) == 0.25
 
 
-def test_the_table_of_a_small_model(tmp_path, capsys):
-    objects = drawn_objects()
+def rows_of(printed: str) -> list[list[str]]:
+    """The cells of each row of a printed table, headers too."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("|")]
+
+
+@pytest.fixture
+def small_world(objects, tmp_path) -> list[str]:
+    """The arguments for the objects, a tiny tokenizer and two decoders."""
     (tmp_path / "objects").mkdir()
     save_objects(objects, tmp_path / "objects")
     tiny.lfq(stages=4, sample_size=96).save_pretrained(tmp_path / "tokenizer")
-    tiny.image_decoder(downsampling=8, sample_size=96).save_pretrained(tmp_path / "decoder")
+    decoders = [str(tmp_path / name) for name in ("plain", "distilled")]
+    for seed, folder in enumerate(decoders):
+        decoder = tiny.image_decoder(seed, downsampling=8, sample_size=96, num_inference_steps=2 - seed)
+        decoder.to(torch.bfloat16 if seed else torch.float32).save_pretrained(folder)
+    paths = ["--objects", str(tmp_path / "objects"), "--model", str(tmp_path / "tokenizer")]
+    return [*paths, "--decoder", *decoders]
+
+
+@pytest.mark.slow
+def test_the_tables_of_small_models(small_world, tmp_path, capsys):
     save_detector(Detector(), tmp_path / "judge.safetensors")
-    paths = {"objects": "objects", "model": "tokenizer", "decoder": "decoder", "detector": "judge.safetensors"}
-    arguments = [word for name, path in paths.items() for word in (f"--{name}", str(tmp_path / path))]
     sheets = tmp_path / "sheets"
-    image_decoders.main([*arguments, "--steps", "1", "2", "--images", "4", "--sheets", str(sheets)])
+    arguments = [*small_world, "--detector", str(tmp_path / "judge.safetensors"), "--images", "4"]
+    image_decoders.main([*arguments, "--steps", "1", "2", "--sheets", str(sheets)])
     printed = capsys.readouterr().out
-    for name in ("original", "plain decoder", "diffusion, 1 steps", "noise as diffusion, 2 steps"):
-        assert f"| {name} |" in printed
-    original = next(line for line in printed.splitlines() if "| original |" in line)
-    assert original.count("| 1.00") >= 2 and "| 0.000 |" in original and "MB in bfloat16" in printed
-    assert {file.name for file in sheets.iterdir()} == {"true-size.png", "enlarged.png"}
+    first, second = printed.split("4 scenes of the validation split: ")[1:]
+    assert first.startswith("one combination is unseen") and second.startswith("one thing, unseen in its style")
+    for table in (first, second):
+        rows = {row[0]: row[1:] for row in rows_of(table)}
+        assert rows[""][-2:] == ["band error", "right"]
+        assert rows["original"][0] == "1.00" and rows["original"][-2] == "0.000"
+        for folder in ("plain", "distilled"):
+            for number in (1, 2):
+                assert rows[f"{tmp_path / folder}, {number} steps"][-1].endswith("%")
+        assert f"noise as {tmp_path / 'distilled'}, 2 steps" in rows
+    for folder in (sheets, sheets / "unseen-things"):
+        assert {"true-size.png", "enlarged.png"} <= {file.name for file in folder.iterdir()}
 
 
-def test_baselines_are_as_detailed_as_the_decoder():
+def test_steps_are_each_decoders_own_and_what_is_not_measured_is_named(small_world, tmp_path, capsys):
+    image_decoders.main([*small_world, "--images", "2"])
+    printed = capsys.readouterr().out
+    rows = {row[0]: row[1:] for row in rows_of(printed)}
+    assert rows["plain decoder"][-1] == "not measured"
+    for name, steps in (("plain", 2), ("distilled", 1)):
+        folder = tmp_path / name
+        assert f"{folder}, {steps} steps" in rows and f"{folder}, {3 - steps} steps" not in rows
+        size = (folder / "model.safetensors").stat().st_size
+        assert f"{folder}: " in printed and f" weights, {size / 1e6:.1f} MB" in printed
+
+
+def test_things_of_the_second_table_were_never_seen_in_their_style(objects):
+    maker = SceneMaker(objects, random.Random(0))
+    for _ in range(30):
+        scene = maker.scene("validation", "single")
+        assert all(styled(item.thing, scene.style).split == "validation" for item in scene.items)
+
+
+def test_flat_images_have_no_detail_to_compare(objects):
+    originals = to_pixel_values(draw(Scene((Item("dog", None, 3, 3),), "flat", "white"), objects)[None])
+    both = torch.cat([torch.ones_like(originals), originals])
+    row = image_decoders.quality_row(both, both, np.array(["3d", "flat"]))
+    assert row[:4] == ["1.00", "nan", "1.00", "1.00"]
+
+
+def test_baselines_are_as_detailed_as_the_decoder(objects):
     scene = Scene((Item("dog", None, 3, 3),), "flat", "white")
-    originals = to_pixel_values(draw(scene, drawn_objects())[None])
+    originals = to_pixel_values(draw(scene, objects)[None])
     ways = {"original": originals, "plain decoder": originals * 0.5, "diffusion, 1 steps": originals * 0.8}
     found = image_decoders.with_baselines(ways)
     assert list(found)[3:] == ["unsharp mask as diffusion, 1 steps", "noise as diffusion, 1 steps"]

@@ -20,7 +20,7 @@ def test_two_are_trained_compared_and_not_trained_again(tmp_path, monkeypatch, c
     common = {"image_size": tiny.SIDE * tiny.FACTOR, "logging_steps": 1, "validation_rows": 2, "batch_size": 2}
     monkeypatch.setattr(comparison, "COMMON", comparison.COMMON | common)
     monkeypatch.setattr(comparison, "EVALUATIONS", 2)
-    for folder in ("train", "held-out"):
+    for folder in ("train", "validation"):
         (tmp_path / folder).mkdir()
         for number in range(4):
             image = Image.new("RGB", (16, 16), "white")

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_each_number_of_channels(monkeypatch):
     monkeypatch.setattr(image_tokenizers, "CODES", 200)
     monkeypatch.setattr(image_tokenizers, "LATENTS", 100)
@@ -15,7 +16,7 @@ def test_the_table_has_a_row_for_each_number_of_channels(monkeypatch):
 
 @pytest.mark.slow
 def test_the_search_costs_about_one_matrix_product():
-    """The user's CPU time of one thread; the memory is a tenth of the table's."""
+    """The CPU time of one thread; the memory is a fifth of the table's at most."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import large_images
 import pytest
-import torch
 from benchmarks import editing, samplers
 from PIL import Image
 from t2i import SMALL
@@ -51,11 +50,6 @@ def test_each_sampler_is_measured_once_and_plotted(capsys, folder, model, tmp_pa
         assert image.width > image.height > 300
 
 
-def test_steps_alone_counts_the_steps_of_each_image():
-    after = [[True, False, True], [True, False, False], [False, False, False], [False, False, False]]
-    assert samplers.steps_alone([torch.tensor(unfinished) for unfinished in after]) == [3, 1, 2]
-
-
 def test_samplers_are_compared_image_by_image():
     one, other = ({"names": names} for names in ([True, True, False, True], [True, False, False, False]))
     more, error = samplers.difference(one, other)
@@ -72,14 +66,6 @@ def test_known_tokens_stay_in_every_image(capsys, folder, model):
     assert 50 <= int(rows["varied, strength 0.5: unchanged tokens"].rstrip("%")) < 60
     seams = [value for what, value in rows.items() if "gradient across seams" in what]
     assert len(seams) == 2 and all(float(value.split()[0]) > 0 for value in seams)
-
-
-def test_seam_visibility_is_a_ratio_of_gradients():
-    pixels = torch.zeros(2, 3, 8, 32)
-    pixels[..., 16:] = 0.5  # the left border of token column 4
-    pixels[..., 20:] = 0.6
-    assert editing.seam_visibility(pixels, torch.tensor([4]), 2, 4) == pytest.approx(0.5 / (0.1 / 5))
-    assert editing.seam_visibility(pixels, torch.tensor([3]), 2, 4) == 0
 
 
 def test_near_borders_marks_tokens_next_to_tile_borders():

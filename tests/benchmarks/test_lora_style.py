@@ -8,23 +8,12 @@ import numpy as np
 import pytest
 import small_emoji
 import torch
-from benchmarks import lora_style
-from benchmarks.ink import INKS, draw_ink, train_judge
-from PIL import Image, ImageDraw
+from benchmarks import lora_style, style_lora
+from benchmarks.ink import train_judge
+from PIL import Image
 
 from recipes.emoji.emoji import STYLES, load_emoji
 from showo_hf.training.data.sources import DataSource, open_source
-
-
-def disc(colour: str, size: int = 64) -> torch.Tensor:
-    """A disc on white, (1, 3, size, size)."""
-    image = Image.new("RGB", (size, size), "white")
-    ImageDraw.Draw(image).ellipse((size // 4, size // 4, 3 * size // 4, 3 * size // 4), fill=colour)
-    return torch.from_numpy(np.array(image)).movedim(-1, 0)[None].float() / 127.5 - 1
-
-
-def as_rgb(pixels: torch.Tensor) -> tuple[int, ...]:
-    return tuple(((pixels + 1) * 127.5).round().int().tolist())
 
 
 @pytest.fixture(scope="module")
@@ -35,33 +24,6 @@ def data(tmp_path_factory) -> Path:
     lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
     (folder / "records.jsonl").write_text("\n".join(json.dumps({**line, "held_out": False}) for line in lines) + "\n")
     return folder
-
-
-def test_ink_is_blue_on_white_paper_with_dark_outlines():
-    drawn = draw_ink(disc("yellow"))
-    assert drawn.shape == (1, 3, 64, 64)
-    assert as_rgb(drawn[0, :, 0, 0]) == as_rgb(drawn[0, :, 63, 40]) == (255, 255, 255) == INKS[-1]
-    outline, inside = drawn[0, :, 32, 16], drawn[0, :, 32, 32]
-    assert outline.mean() < inside.mean() < 1
-    for one in (outline, inside):
-        assert one[0] < one[1] < one[2]  # blue
-    assert as_rgb(draw_ink(disc("black"))[0, :, 32, 32]) == INKS[0]
-
-
-def test_a_mirrored_picture_gives_the_mirrored_drawing():
-    picture = torch.cat([disc("red")[..., 5:], disc("blue")[..., :5]], -1)
-    assert torch.allclose(draw_ink(picture.flip(-1)).flip(-1), draw_ink(picture), atol=1e-4)
-
-
-def test_the_judge_tells_styles_it_was_trained_on():
-    generator = torch.Generator().manual_seed(0)
-    noisy = [disc(colour) + 0.1 * torch.randn(40, 3, 64, 64, generator=generator) for colour in ("red", "blue")]
-    drawings = [draw_ink(one) for one in noisy]
-    state = torch.get_rng_state()
-    judge = train_judge(torch.cat([one[:20] for one in (*noisy, *drawings)]), ["flat"] * 40 + ["ink"] * 40, epochs=5)
-    assert torch.equal(torch.get_rng_state(), state)
-    unseen = judge.judge(torch.cat([one[20:] for one in (*noisy, *drawings)]))
-    assert unseen == ["flat"] * 40 + ["ink"] * 40
 
 
 def test_names_are_drawn_once_and_known_in_all_styles(data, folder):
@@ -98,7 +60,7 @@ def test_real_pictures_are_right_and_others_are_not(data):
     pictures = {style: things.pictures([*things.trained, *things.held_out], style) for style in styles}
     shown = torch.cat([pictures["noto"], pictures["ink"]]).repeat_interleave(8, 0)
     judge = train_judge(shown, ["noto"] * 32 + ["ink"] * 32)
-    measure = lora_style.Measure(things, judge)
+    measure = style_lora.Measure(things, judge)
     names = [*things.trained, *things.held_out]
     assert measure(pictures["noto"], names, "noto") == (1.0, 1.0)
     assert measure(pictures["noto"], names[::-1], "noto") == (1.0, 0.0)

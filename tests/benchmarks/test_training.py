@@ -73,6 +73,7 @@ def test_operations_are_counted_from_the_shapes():
     assert step.operations() == 6 * (layer * tokens + attention + head)
 
 
+@pytest.mark.slow
 def test_json_output(monkeypatch, tmp_path):
     monkeypatch.setattr(measuring, "PROCESS", tmp_path)  # memory cannot be measured, so there are no child processes
     found = json.loads(run_benchmark("--json", "--waiting-steps", "2"))

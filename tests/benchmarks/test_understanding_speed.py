@@ -36,6 +36,7 @@ def test_it_prints_one_table():
     assert all(any(letter.isdigit() for letter in measured) for _, _, measured, _ in cells), cells
 
 
+@pytest.mark.slow
 def test_json_output(monkeypatch, tmp_path):
     monkeypatch.setattr(measuring, "PROCESS", tmp_path)  # memory cannot be measured, so there are no child processes
     found = json.loads(run_benchmark("--json"))

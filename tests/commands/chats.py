@@ -8,6 +8,7 @@ from PIL import Image
 
 from showo_hf import ShowoAnyToAnyPipeline
 from showo_hf.commands.chat import Chat
+from showo_hf.utils.argument_types import MAX_PIXELS
 
 
 def paint(name: str) -> str:
@@ -30,6 +31,6 @@ def files() -> list[str]:
 def conversation(pipe: ShowoAnyToAnyPipeline, interactive=False, **options) -> Chat:
     """A chat with default options."""
     names = ("max_new_tokens", "max_images", "steps", "guidance", "temperature", "load")
-    defaults = {"output": ".", "quiet": True, "debug": False, **dict.fromkeys(names)}
+    defaults = {"output": ".", "quiet": True, "debug": False, "max_pixels": MAX_PIXELS, **dict.fromkeys(names)}
     values = {**defaults, **options}
     return Chat(pipe, argparse.Namespace(**{**values, "output": Path(values["output"])}), 0, interactive)

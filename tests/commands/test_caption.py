@@ -141,7 +141,7 @@ def test_json(caption, said, capsys):
     assert caption(*names, "--json") == cli.GOOD
     texts = said(*names)
     assert json_records(capsys.readouterr().out) == [
-        {"image": name, "text": text} for name, text in zip(names, texts, strict=True)
+        {"image": name, "prompt": DEFAULT_PROMPT, "text": text} for name, text in zip(names, texts, strict=True)
     ]
     assert caption("a.png", "--json", "--prompt", "what?") == cli.GOOD
     assert json_records(capsys.readouterr().out) == [{"image": "a.png", "prompt": "what?", "text": "an owl."}]
@@ -220,7 +220,7 @@ def test_unusual_images_are_read(caption, said, capsys):
     names = sorted(path.name for path in Path().iterdir())
     assert caption(*names, "--json") == cli.GOOD
     assert json_records(capsys.readouterr().out) == [
-        {"image": name, "text": text} for name, text in zip(names, said(*names), strict=True)
+        {"image": name, "prompt": DEFAULT_PROMPT, "text": text} for name, text in zip(names, said(*names), strict=True)
     ]
 
 
@@ -278,7 +278,7 @@ def test_a_second_run_only_appends_new_images(caption, said, taught_folder, caps
     assert printed.out == "out.jsonl\n"
     first = Path("out.jsonl").read_bytes()
     assert results() == [
-        {"image": name, "text": text}
+        {"image": name, "prompt": DEFAULT_PROMPT, "text": text}
         for name, text in zip(["p/a.png", "p/c.png"], said("p/a.png", "p/c.png"), strict=True)
     ]
     paint("p/b.png")
@@ -303,6 +303,28 @@ def test_a_second_run_only_appends_new_images(caption, said, taught_folder, caps
     assert caption("p", "-o", "out.jsonl", "--prompt", "what?") == cli.GOOD
     assert len(results()) == 6
     assert all(record["text"] == "an owl." for record in results()[3:])
+
+
+def test_records_of_an_earlier_version_were_asked_the_default_prompt(caption, capsys):
+    paint("p/a.png", "p/b.png")
+    Path("out.jsonl").write_text('{"image": "p/a.png", "text": "an apple."}\n', encoding="utf-8")
+    assert caption("p", "-o", "out.jsonl") == cli.GOOD
+    assert [(record["image"], record.get("prompt")) for record in results()] == [
+        ("p/a.png", None), ("p/b.png", DEFAULT_PROMPT)
+    ]  # fmt: skip
+    assert caption("p", "-o", "out.jsonl", "--prompt", "what?") == cli.GOOD
+    assert [record.get("prompt") for record in results()] == [None, DEFAULT_PROMPT, "what?", "what?"]
+
+
+def test_max_pixels_reads_larger_images(caption, capsys):
+    paint("a.png")  # 20x16
+    assert caption("a.png", "--prompt", "what?", "--max-pixels", "319") == cli.FAILED
+    line = (
+        "'a.png' cannot be read: its 20x16 pixels are more than the 319 that are read; `--max-pixels` raises the limit"
+    )
+    assert capsys.readouterr().err == f"showo-hf: error: {line}\n"
+    assert caption("a.png", "--prompt", "what?", "--max-pixels", "320") == cli.GOOD
+    assert capsys.readouterr().out == "an owl.\n"
 
 
 def test_errors_are_tried_again_and_replaced(caption):

@@ -16,7 +16,9 @@ from PIL import Image
 from showo_hf import ShowoAnyToAnyPipeline, cli
 from showo_hf.commands.chat import Chat, image_name, is_sensible
 from showo_hf.commands.chat_screen import Screen
-from showo_hf.commands.conversation_files import read_conversation
+from showo_hf.commands.conversation_files import is_grid, open_conversation, read_conversation
+from showo_hf.commands.saved_model import SavedModel
+from showo_hf.utils.argument_types import MAX_PIXELS
 
 
 @pytest.fixture
@@ -197,7 +199,8 @@ def test_loaded_images_are_their_saved_tokens(pipe):
     pixel_values = pipe.processor(images=[Image.open(f"image-{index}.png") for index in range(2)])["pixel_values"]
     assert not torch.equal(pipe.image_tokenizer.encode(pixel_values).image_tokens, torch.stack(drawn))
     loaded = conversation(pipe, load=Path("said.json"))
-    loaded.resume(*read_conversation("--load", Path("said.json")))
+    saved = read_conversation("--load", Path("said.json"))
+    loaded.resume(*open_conversation("--load", Path("said.json"), saved, None, MAX_PIXELS))
     for one, other in zip(loaded.session.messages, chat.session.messages, strict=True):
         assert one["role"] == other["role"] and conversations.same_parts(one["content"], other["content"])
 
@@ -223,13 +226,57 @@ def test_a_conversation_without_tokens_is_loaded_from_its_image_files(chat, pipe
         (None, "content"),
     ],
 )
-def test_a_conversation_that_is_not_valid_is_refused(content, named, chat, capfd):
+def test_a_conversation_that_is_not_valid_is_refused(content, named, chat, monkeypatch, capfd):
     Path("said.json").write_text(json.dumps([{"role": "assistant", "content": content}]), encoding="utf-8")
-    assert chat("what?", options=("--quiet", "--seed", "3", "--load", "said.json")) == cli.USAGE
+    monkeypatch.setattr("showo_hf.commands.chat.load_pipeline", None)  # no model is loaded
+    assert chat("what?", options=("--quiet", "--load", "said.json")) == cli.USAGE
     printed = capfd.readouterr()
     assert printed.out == ""
     (line,) = printed.err.splitlines()
     assert line.startswith("showo-hf: error: `--load` cannot continue 'said.json': ") and named in line
+
+
+def test_tokens_of_a_model_whose_files_do_not_tell_are_refused_without_a_seed(chat, monkeypatch, capfd):
+    """The files of a model on the Hub are not known before it is loaded."""
+    monkeypatch.setattr("showo_hf.commands.chat.read_saved_model", lambda model: SavedModel())
+    content = [{"type": "image", "tokens": [[1, 64]]}]
+    Path("said.json").write_text(json.dumps([{"role": "assistant", "content": content}]), encoding="utf-8")
+    assert chat("what?", options=("--quiet", "--load", "said.json")) == cli.USAGE
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("showo-hf: error: `--load` cannot continue 'said.json': ") and "from 0 to 63" in line
+
+
+@pytest.mark.parametrize(
+    ("rows", "right"),
+    [
+        ([[1, 2], [3, 4]], True),
+        ([[0]], True),
+        ([[1, 2], [3]], False),
+        ([[1, True]], False),
+        ([[1.0]], False),
+        ([["1"]], False),
+        ([[2**40]], False),
+        ([[]], False),
+        ([], False),
+        ([1, 2], False),
+        ("12", False),
+        (None, False),
+    ],
+)
+def test_rows_of_tokens(rows, right):
+    assert is_grid(rows) is right
+
+
+def test_max_pixels_reads_larger_images(chat, capfd):
+    Image.new("RGB", (50, 40), "red").save("photo.png")
+    small = ("--quiet", "--seed", "3", "--max-pixels", "1999")
+    assert chat("/image photo.png", options=small) == cli.FAILED
+    assert "its 50x40 pixels are more than the 1,999 that are read; `--max-pixels`" in capfd.readouterr().err
+    content = [{"type": "image", "path": "photo.png"}, {"type": "text", "text": "what?"}]
+    Path("said.json").write_text(json.dumps([{"role": "user", "content": content}]), encoding="utf-8")
+    assert chat(options=(*small, "--load", "said.json")) == cli.USAGE
+    assert "1,999 that are read); `--max-pixels` raises the limit" in capfd.readouterr().err
+    assert chat("/image photo.png", options=("--quiet", "--max-pixels", "2000", "--load", "said.json")) == cli.GOOD
 
 
 def test_a_failed_line_does_not_stop_the_others(chat, capfd):

@@ -1,10 +1,18 @@
 """The commands `showo-hf convert` and `showo-hf export`."""
 
+import argparse
+import re
+import subprocess
+import sys
+
 import pytest
 from originals import TEXT_TOKENIZER, small_magvitv2, small_showo, write_original
 
 from showo_hf import cli
 from showo_hf.conversion import convert_magvitv2
+from showo_hf.models.configuration_image_tokenizer import LARGEST_TOKENIZER
+from showo_hf.models.configuration_showo import LARGEST_MODEL
+from showo_hf.utils.argument_types import LARGEST_GRID, LARGEST_SIDE, square_number
 
 
 def test_convert_and_export(tmp_path, capsys):
@@ -62,8 +70,46 @@ def test_a_module_reports_one_sentence(tmp_path, capsys):
     assert len(lines) == 2 and all(line.startswith("error: ") for line in lines)
 
 
+def test_the_limits_of_sizes_are_those_of_the_configs():
+    assert LARGEST_SIDE == LARGEST_TOKENIZER["sample_size"] and LARGEST_GRID == LARGEST_MODEL["num_image_tokens"]
+    assert square_number(str(LARGEST_GRID)) == LARGEST_GRID and square_number("1") == 1
+    for wrong in ("0", "255", str(LARGEST_GRID + 1), "-4", "16.0"):
+        with pytest.raises(argparse.ArgumentTypeError, match=rf"got '?{re.escape(wrong)}"):
+            square_number(wrong)
+
+
 @pytest.mark.parametrize("size", ["2", "GB", "0GB", "2GiBB"])
 def test_a_shard_size_has_a_unit(size, capsys):
     with pytest.raises(SystemExit):
         cli.main(["export", "x", "--output", "y", "--max-shard-size", size])
     assert "such as 2GB" in capsys.readouterr().err
+
+
+VERIFY_TWICE = """
+import sys
+from showo_hf import cli
+from transformers.utils import logging
+for more in ([], ["--quiet"]):
+    logging.enable_progress_bar()
+    assert cli.main([*sys.argv[1:], "--verify", "--overwrite", *more]) == 0
+    print("done", file=sys.stderr, flush=True)
+"""
+
+
+def test_there_are_no_progress_bars_in_a_pipe_and_nothing_at_all_if_quiet(tmp_path):
+    write_original(tmp_path / "magvitv2", small_magvitv2(), None)
+    words = ["convert", "--image-tokenizer", tmp_path / "magvitv2", "--output", tmp_path / "ours"]
+    done = subprocess.run([sys.executable, "-c", VERIFY_TWICE, *words], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'ours'}\n" * 2), done.stderr
+    report, quiet = done.stderr.split("done\n")[:2]
+    assert "largest differences from the source" in report
+    assert "Loading weights" not in report and "%|" not in report and "\r" not in report
+    assert quiet == ""
+
+
+def test_a_module_can_be_quiet(tmp_path, capsys):
+    write_original(tmp_path / "magvitv2", small_magvitv2(), None)
+    command = ["--image-tokenizer", str(tmp_path / "magvitv2"), "--output", str(tmp_path / "ours"), "--quiet"]
+    assert convert_magvitv2.main(command) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{tmp_path / 'ours'}\n" and printed.err == ""

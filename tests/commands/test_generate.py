@@ -15,8 +15,8 @@ import tiny
 import torch
 from PIL import Image, ImageSequence
 
-from showo_hf import EMBEDDED_MODEL, cli
-from showo_hf.commands import image_steps, model_loading
+from showo_hf import EMBEDDED_MODEL, ShowoDiffusionDecoder, cli
+from showo_hf.commands import image_generation, image_steps, model_loading
 from showo_hf.commands.files import replace_file
 from showo_hf.commands.info import model_facts
 
@@ -70,7 +70,10 @@ def trained_size() -> int:
         ([PROMPT, "-o", "a.png", "--dtype", "float16", "--device", "cpu"], "--dtype float16"),
         ([PROMPT, "-o", "a.png", "--size", "97"], "`--size` must be multiples of 8"),
         ([PROMPT, "-o", "a.png", "--size", "100000"], "at most 16384"),
-        ([PROMPT, "-o", "a.png", "--size", "16384"], "67,108,864 pixels"),
+        (
+            [PROMPT, "-o", "a.png", "--size", "16384"],
+            "`--size` must be at most 2,359,296 pixels in all, got 16384x16384",
+        ),
         ([PROMPT, "-o", "a.png", "--num", "1000000"], "from 1 to 100000"),
         ([PROMPT, "-o", "a.png", "--steps", "9" * 20], "from 1 to 10000"),
         ([PROMPT, "-o", "a.png", "--steps", "9" * 9000], "from 1 to 10000"),
@@ -216,6 +219,34 @@ def test_size_and_suffix():
     assert pixels("wide.JPG").shape == (size, 2 * size, 3)
     with Image.open("wide.JPG") as image:
         assert image.format == "JPEG"
+
+
+def test_large_images_are_decoded_in_tiles(monkeypatch, processor):
+    pipe = tiny.pipeline(processor)
+    pipe.register_modules(image_decoder=tiny.image_decoder())
+    pipe.save_pretrained("model")
+    side = tiny.SIDE * tiny.FACTOR
+    tiles, forward = {"tokenizer": set(), "decoder": set()}, ShowoDiffusionDecoder.forward
+
+    def watched(decoder, sample, timestep, codes, image):
+        tiles["decoder"].add(tuple(sample.shape[-2:]))
+        return forward(decoder, sample, timestep, codes, image)
+
+    def watched_codes(tokenizer, quantized):
+        tiles["tokenizer"].add(tuple(tiny.FACTOR * one for one in quantized.shape[-2:]))
+        return decode_quantized(tokenizer, quantized)
+
+    decode_quantized = type(pipe.image_tokenizer).decode_quantized
+    monkeypatch.setattr(ShowoDiffusionDecoder, "forward", watched)
+    monkeypatch.setattr(type(pipe.image_tokenizer), "decode_quantized", watched_codes)
+    for limit, whole in ((side * side, False), (2 * side * side, True)):
+        monkeypatch.setattr(image_generation, "TILED_PIXELS", limit)
+        arguments = ["generate", "an owl", "-o", "owl.png", "--model", "model", "--size", f"{side}x{2 * side}", *FAST]
+        assert cli.main(arguments) == cli.GOOD
+        assert pixels("owl.png").shape == (side, 2 * side, 3)
+        assert all(found == {(side, 2 * side if whole else side)} for found in tiles.values())
+        for found in tiles.values():
+            found.clear()
 
 
 def test_save_steps_ends_in_the_image(capfd):

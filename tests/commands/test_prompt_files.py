@@ -1,6 +1,7 @@
 """`showo-hf generate --prompts`: a folder of images that resumes, in one process and in several."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,11 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from showo_hf import cli
-from showo_hf.commands import prompt_files
+from showo_hf.commands import image_generation, prompt_files
 from showo_hf.commands.prompt_files import read_prompts, wanted_images
+from showo_hf.commands.saved_model import SavedModel
 
 
 COMMAND = Path(__file__).parents[2] / "src" / "showo_hf_command.py"
@@ -60,7 +63,7 @@ def test_every_prompt_gets_its_images_and_the_index_every_setting(generate, taug
         "file_name": "000003.png", "text": "two hearts", "number": 3, "prompt": "two hearts", "negative_prompt": "",
         "seed": 8, "width": 24, "height": 24, "model": taught_folder, "dtype": "float32", "steps": 3, "guidance": 2.75,
         "temperature": records[3]["scheduler"]["temperature"], "scheduler": records[3]["scheduler"],
-        "showo_hf": version("showo-hf"),
+        "device": "cpu", "threads": torch.get_num_threads(), "showo_hf": version("showo-hf"),
     } | {"width": records[3]["width"], "height": records[3]["height"]}  # fmt: skip
     with Image.open("out/000003.png") as image:
         assert image.size == (records[3]["width"], records[3]["height"])
@@ -102,11 +105,65 @@ def test_a_stopped_run_resumes_with_the_same_images(generate, monkeypatch, capsy
     assert generate("--prompts", prompts, "-o", "parts") == cli.GOOD
 
 
+@pytest.fixture
+def threads():
+    """Sets the number of threads of this process, and sets it back in the end."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_a_resumed_run_computes_with_the_threads_of_the_first(generate, threads):
+    prompts = write_prompts()
+    threads(3)
+    assert generate("--prompts", prompts, "-o", "out", "--seed", "5") == cli.GOOD
+    settings = json.loads(Path("out/settings.json").read_text(encoding="utf-8"))
+    assert (settings["threads"], settings["device"]) == (3, "cpu")
+    whole = index("out")
+    assert [record["threads"] for record in whole] == [3, 3, 3]
+    Path("out/000001.png").unlink()
+    threads(1)
+    assert generate("--prompts", prompts, "-o", "out") == cli.GOOD
+    assert torch.get_num_threads() == 3 and index("out") == whole
+
+
+def change_settings(folder: str, **changes) -> None:
+    """Change fields of the settings of a folder. None removes a field."""
+    file = Path(folder, "settings.json")
+    settings = json.loads(file.read_text(encoding="utf-8")) | changes
+    file.write_text(json.dumps({name: value for name, value in settings.items() if value is not None}))
+
+
+def test_a_folder_is_continued_on_its_kind_of_device(generate, threads, capsys):
+    prompts = write_prompts()
+    assert generate("--prompts", prompts, "-o", "out", "--seed", "5") == cli.GOOD
+    before, whole = images("out"), index("out")
+    change_settings("out", device="cuda")
+    capsys.readouterr()
+    assert generate("--prompts", prompts, "-o", "out") == cli.USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "holds images made on the device 'cuda', and 'cpu' would round differently; use `--device cuda`" in line
+    # A folder of an earlier version, whose settings name neither, is continued as it was.
+    change_settings("out", device=None, threads=None)
+    Path("out/000001.png").unlink()
+    assert generate("--prompts", prompts, "-o", "out") == cli.GOOD
+    assert images("out") == before and index("out") == whole
+
+
+@pytest.mark.parametrize("change", [{"threads": 0}, {"threads": "many"}, {"threads": 10**9}, {"seed": None}])
+def test_settings_that_the_command_did_not_write_are_refused(change, generate, capsys):
+    prompts = write_prompts(["an owl"])
+    assert generate("--prompts", prompts, "-o", "out", "--seed", "5") == cli.GOOD
+    change_settings("out", **change)
+    assert generate("--prompts", prompts, "-o", "out") == cli.USAGE
+    assert "has a settings.json that this command did not write" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "named"),
     [
         (["--seed", "6"], "holds images with seed '5', and '6'"),
-        (["--seed", "5", "--guidance", "4"], "guidance '2.75', and '4.0'"),
+        (["--seed", "5", "--guidance", "4"], "guidance 'None', and '4.0'"),
         (["--seed", "5", "--num", "2"], "num '1', and '2'"),
     ],
 )
@@ -163,6 +220,7 @@ def test_a_file_that_is_not_allowed_is_refused_before_any_work(content, named, r
         (["--prompts", "prompts.txt", "-o", "prompts.txt/out"], "'prompts.txt' is a file"),
         (["--prompts", "prompts.txt", "-o", "mine", "--seed", "3"], "'mine' has other files"),
         (["--prompts", "prompts.txt", "-o", "out", "--size", "97"], "--size"),
+        (["--prompts", "prompts.txt", "-o", "out", "--size", "2048"], "`--size` must be at most"),
         (["--prompts", "prompts.txt", "-o", "out", "--save-steps", "a.gif"], "--save-steps"),
     ],
 )
@@ -171,6 +229,24 @@ def test_arguments_that_are_not_allowed(arguments, named, refused):
     Path("mine").mkdir()
     Path("mine/thesis.txt").touch()
     refused(["generate", *arguments], named)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (["--size", "2048"], "`--size` must take at most 4,096 image tokens"),
+        (["--scheduler", "mask-and-replace", "--temperature", "3"], "`--temperature` is not an option of Mask"),
+    ],
+)
+def test_nothing_is_written_for_what_only_the_pipeline_refuses(wrong, named, generate, monkeypatch, capsys):
+    """A model on the Hub has no files that tell its sizes before it is loaded."""
+    monkeypatch.setattr(image_generation, "read_saved_model", lambda model: SavedModel())
+    prompts = write_prompts(["an owl"])
+    assert generate("--prompts", prompts, "-o", "out", *wrong) == cli.USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert named in line
+    assert not Path("out").exists()
+    assert generate("--prompts", prompts, "-o", "out") == cli.GOOD
 
 
 def test_the_home_folder_is_expanded(generate, monkeypatch, tmp_path):
@@ -213,6 +289,24 @@ def test_two_processes_make_the_images_of_one(launcher, generate, taught_folder)
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and "18 skipped, 3 done" in done.stderr, done.stderr
     assert images("two") == images("one") and index("two") == index("one")
+
+
+@pytest.mark.slow
+def test_processes_with_one_thread_continue_a_run_with_two(generate, threads, taught_folder):
+    """Launchers give each process one thread. Without the stored number, the index would name that one."""
+    prompts = write_prompts([f"{prompt} {number}" for number in range(7) for prompt in PROMPTS])  # three batches
+    threads(2)
+    assert generate("--prompts", prompts, "-o", "out", "--seed", "5") == cli.GOOD
+    before, whole = images("out"), index("out")
+    assert {record["threads"] for record in whole} == {2}
+    for number in (0, 9, 20):
+        Path(f"out/{number:06}.png").unlink()
+    options = ["--model", taught_folder, "--device", "cpu", "--steps", "3", "--seed", "5"]
+    command = [sys.executable, "-m", *LAUNCHERS["torchrun"], COMMAND, "generate", "--prompts", prompts, "-o", "out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0 and "18 skipped, 3 done" in done.stderr, done.stderr
+    assert images("out") == before and index("out") == whole
 
 
 @pytest.mark.slow

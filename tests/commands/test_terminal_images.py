@@ -5,12 +5,14 @@ import io
 import os
 import pty
 import re
+import sys
 import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from showo_hf import cli
 from showo_hf.commands.terminal_images import iterm, kitty, sixel, terminal_features, terminal_protocol
 
 
@@ -126,3 +128,47 @@ def test_a_terminal_is_asked_for_sixel(answer, features, protocol, monkeypatch):
             assert check()
             thread.join()
     os.close(master)
+
+
+def test_a_system_without_termios_shows_no_sixels(monkeypatch):
+    for name in ("termios", "tty"):
+        monkeypatch.setitem(sys.modules, name, None)  # an import raises `ImportError`
+    assert terminal_features(Terminal()) == set()
+    assert terminal_protocol(Terminal(), {"TERM": "xterm"}) is None
+    assert terminal_protocol(Terminal(), {"KITTY_WINDOW_ID": "1"}) is kitty
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_chat_shows_its_images_in_the_terminal(quiet, taught_folder, monkeypatch):
+    """The image in kitty's protocol, and then the path of its file."""
+    monkeypatch.setenv("KITTY_WINDOW_ID", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("TMUX", raising=False)
+    keyboard, slave = pty.openpty()
+    shown = bytearray()
+
+    def be_terminal():
+        while True:
+            try:
+                shown.extend(os.read(keyboard, 65536))
+            except OSError:  # the other end is closed
+                return
+
+    thread = threading.Thread(target=be_terminal, daemon=True)
+    thread.start()
+    with os.fdopen(slave, "r+b", buffering=0) as raw, io.TextIOWrapper(raw, write_through=True) as stream:
+        monkeypatch.setattr("sys.stdin", stream)
+        monkeypatch.setattr("sys.stdout", stream)
+        os.write(keyboard, b"two hearts\n/quit\n")
+        options = ["--device", "cpu", "--seed", "3", *(["-q"] if quiet else [])]
+        assert cli.main(["chat", "--model", taught_folder, *options]) == 0
+    thread.join(timeout=10)
+    os.close(keyboard)
+    text = shown.decode()
+    pictures = re.findall(r"((?:\x1b_G[^;]*;[^\x1b]*\x1b\\)+)\r\n(image-\d\.png)\r\n", text)
+    assert [path for _, path in pictures] == ([] if quiet else ["image-0.png", "image-1.png"])
+    assert "image-0.png\r\n" in text and ("\x1b_G" in text) is not quiet
+    for escapes, path in pictures:
+        data = "".join(re.findall(r"\x1b_G[^;]*;([^\x1b]*)", escapes))
+        with Image.open(path) as saved:
+            assert same(base64.b64decode(data), saved)

@@ -11,12 +11,15 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from showo_hf import EMBEDDED_MODEL, ShowoT2IPipeline, cli, pipelines
+from showo_hf import EMBEDDED_MODEL, ShowoConfig, ShowoT2IPipeline, cli, pipelines
 from showo_hf.commands.errors import UsageError
+from showo_hf.commands.image_generation import check_size
 from showo_hf.commands.saved_model import GUIDANCE, STEPS, asked_model, help_numbers, read_saved_model
-from showo_hf.commands.texts import LONGEST_MESSAGE, one_sentence, with_option_names
+from showo_hf.commands.texts import with_option_names
 from showo_hf.commands.time_limit import LONG_WORK, TimeLimit, duration
+from showo_hf.pipelines.showo_pipeline import MAX_GRID
 from showo_hf.utils.argument_types import integer, quoted, user_path
+from showo_hf.utils.messages import LONGEST_MESSAGE, one_sentence
 
 
 # Messages
@@ -38,6 +41,7 @@ def test_one_sentence_is_one_line_of_printable_characters():
 def test_errors_of_pipelines_name_options():
     message = with_option_names("`height` must fit `model_output`, not `prompt`")
     assert message == "`--size` must fit `--guidance`, not `prompt`"
+    assert with_option_names("`height` and `width` need a tokenizer") == "`--size` need a tokenizer"
 
 
 def test_every_argument_of_a_command_that_a_pipeline_checks_has_its_option_s_name():
@@ -147,13 +151,29 @@ def test_duration(seconds, words):
 # Help and saved models
 
 
-def test_the_defaults_in_the_help_are_those_of_every_pipeline():
+def test_the_defaults_in_the_help_are_those_of_models():
+    config = ShowoConfig()
+    assert (STEPS, GUIDANCE) == (config.image_num_inference_steps, config.image_guidance_scale)
     for name in pipelines.__all__:
         kind = getattr(pipelines, name)
         parameters = inspect.signature(kind.__call__).parameters if "Pipeline" in name and "Output" not in name else {}
-        for argument, value in (("num_inference_steps", STEPS), ("guidance_scale", GUIDANCE)):
-            if argument in parameters:
-                assert parameters[argument].default == value, name
+        for argument in ("num_inference_steps", "guidance_scale"):
+            assert argument not in parameters or parameters[argument].default is None, name
+
+
+def test_the_largest_image_is_that_of_the_pipelines():
+    pipe = ShowoT2IPipeline.from_pretrained(EMBEDDED_MODEL)
+    saved = read_saved_model(None)
+    assert saved.most_pixels == MAX_GRID * pipe.model.config.num_image_tokens * pipe.patch**2
+    side = int(saved.most_pixels**0.5) // pipe.patch * pipe.patch
+    pipe.check_size(side, side)
+    check_size((side, side), None)
+    for check in (
+        lambda: pipe.check_size(side + pipe.patch, side),
+        lambda: check_size((side + pipe.patch, side), None),
+    ):
+        with pytest.raises((ValueError, UsageError), match="at most"):
+            check()
 
 
 def test_help_names_the_numbers_of_the_model_that_is_asked(taught_folder, capsys):
@@ -168,7 +188,7 @@ def test_help_names_the_numbers_of_the_model_that_is_asked(taught_folder, capsys
         with pytest.raises(SystemExit):
             cli.main(["generate", *more, "--help"])
         helps[model] = " ".join(capsys.readouterr().out.split())
-        assert "(default: 18)" in helps[model] and "(default: 2.75)" in helps[model]
+        assert ("(default: 18)" in helps[model] and "(default: 2.75)" in helps[model]) == (model != "someone/large")
         assert not {"{steps}", "{size}", "{patch}", "{temperature}", "{guidance}"} & set(helps[model].split())
     embedded = read_saved_model(None)
     assert f"a multiple of {embedded.patch} (default: {embedded.size[0]}x{embedded.size[1]})" in helps["embedded"]
@@ -186,6 +206,11 @@ def test_facts_of_files_that_say_nothing_useful(tmp_path):
     (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"num_image_tokens": 6}))
     assert read_saved_model(str(tmp_path)).size == (16, 24)
     assert help_numbers(str(tmp_path))["{size}"] == "16x24"
+    for steps, guidance, shown in ((9, 1.5, ("9", "1.5")), ("many", [], ("the model's", "the model's"))):
+        defaults = {"image_num_inference_steps": steps, "image_guidance_scale": guidance}
+        (tmp_path / "model" / "config.json").write_text(json.dumps(config | defaults))
+        numbers = help_numbers(str(tmp_path))
+        assert (numbers["{steps}"], numbers["{guidance}"]) == shown
 
 
 def test_the_model_that_is_asked():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from showo_hf import cli
-from showo_hf.training.recipe_files import shipped_recipes
+from showo_hf.training.recipe_entries import shipped_recipes
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
@@ -74,14 +74,12 @@ def test_a_broken_recipe_is_a_usage_error(refused, empty_folder):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"data": "no-such-folder"}, "got 'no-such-folder'"),
         ({"output": "file"}, "`output` must be a folder, but 'file' is a file"),
         ({"output": "file/below"}, "`output` must be in a folder that can be written to"),
         ({"output": "full"}, "The folder 'full' exists and is not a result of this run"),
-        ({"model": "no/such/model"}, "`model` must be a pipeline folder, a name on the Hub, or 'embedded'"),
         ({"model": "full"}, "`model` must be a folder with a model_index.json, but 'full' has none"),
     ],
-    ids=["data", "file", "below-file", "not-empty", "no-model", "other-folder"],
+    ids=["file", "below-file", "not-empty", "other-folder"],
 )
 def test_a_run_that_cannot_start_fails_with_one_sentence(empty_folder, capsys, changes, named):
     Path("file").write_text("a file")

@@ -192,13 +192,25 @@ def test_the_image_tokenizer_encodes_and_decodes(eager, runner, grid):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("vq", {"distance": "euclidean"}),
+        ("vq", {"distance": "cosine"}),
+        ("vq", {"encoder_context": False}),
+        ("lfq", {"encoder_context": False}),
+    ],
+)
 @torch.no_grad()
-def test_an_image_tokenizer_with_a_codebook_of_vectors(distance, tmp_path):
-    tokenizer = tiny.vq(distance=distance)
+def test_image_tokenizers_of_other_kinds(kind, options, tmp_path):
+    tokenizer = tiny.TOKENIZERS[kind](**options)
+    if kind == "vq":  # a codebook that the images use, of the latents of 64 other cells
+        latents = tokenizer.encode(torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))).latents
+        tokenizer.quantizer.codebook.copy_(latents[0].flatten(1).T)
     write_graph(image_encoder_graph(tokenizer), tmp_path / "encoder.onnx")
     write_graph(image_decoder_graph(tokenizer), tmp_path / "decoder.onnx")
     pixels = torch.rand(3, 3, 8, 20, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pixels[0] = pixels[0, :, :1, :1]  # equal cells
     expected = tokenizer.encode(pixels).image_tokens
     (tokens,) = InferenceSession(tmp_path / "encoder.onnx").run(None, {"pixel_values": pixels.numpy()})
     assert np.array_equal(tokens, expected.numpy()) and len(np.unique(tokens)) > 3
@@ -304,6 +316,18 @@ def test_the_embedded_model_end_to_end(tmp_path):
     assert sizes[1] < 0.3 * sizes[0]
 
 
+def test_a_diffusion_decoder_is_left_out_and_named(processor, tmp_path, monkeypatch):
+    """Without the graphs, which take long."""
+    monkeypatch.setattr("showo_hf.conversion.export_onnx.PARTS", ())
+    pipe, reports = tiny.pipeline(processor), []
+    for decoder in (None, tiny.image_decoder()):
+        pipe.register_modules(image_decoder=decoder)
+        pipe.save_pretrained(tmp_path / f"saved-{len(reports)}")
+        reports.append(export_onnx(tmp_path / f"saved-{len(reports)}", tmp_path / f"onnx-{len(reports)}"))
+    line = "the pipeline's diffusion decoder is left out: image_decoder.onnx is the image tokenizer's decoder"
+    assert reports == ["", line]
+
+
 # Bad input
 
 
@@ -405,8 +429,9 @@ def test_a_graph_that_computes_something_else_is_not_kept(processor, tmp_path):
     pipe.model.model.layers[0].mlp.up_proj.weight.data.fill_(torch.nan)
     pipe.save_pretrained(tmp_path / "saved")
     (tmp_path / "onnx").mkdir()
-    (tmp_path / "onnx" / "onnx_config.json").write_text("kept")
+    earlier = json.dumps({"format": "showo-onnx"})
+    (tmp_path / "onnx" / "onnx_config.json").write_text(earlier)
     with pytest.raises(ConversionError, match="the graph of transformer differs from the model by nan"):
         export_onnx(tmp_path / "saved", tmp_path / "onnx", overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["onnx", "saved"]
-    assert (tmp_path / "onnx" / "onnx_config.json").read_text() == "kept"
+    assert (tmp_path / "onnx" / "onnx_config.json").read_text() == earlier

@@ -82,13 +82,23 @@ def test_a_model_saved_after_training_is_exported(tmp_path, capsys):
     pipe.save_pretrained(tmp_path / "tuned")
     arguments = [str(tmp_path / "tuned"), "--output", str(tmp_path / "back"), "--dtype", "bfloat16"]
     assert cli.main(["export", *arguments]) == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path / "back")
+    printed = capsys.readouterr()
+    assert printed.out.strip() == str(tmp_path / "back") and "image_decoder" not in printed.err
     weights["showo.lm_head.bias"] += 1
     found = load(tmp_path / "back" / "showo", "safetensors")
     assert_same(found, {name: tensor.bfloat16() for name, tensor in weights.items()})
     assert json.loads((tmp_path / "back" / "showo" / "config.json").read_text()) == config
     constants = load(tmp_path / "back" / "magvitv2", "safetensors")
     assert constants["quantize.power_vals"].dtype == torch.int64
+
+
+def test_a_diffusion_decoder_is_left_out_and_named(processor, tmp_path):
+    pipe = tiny.pipeline(processor, "phi")
+    pipe.register_modules(image_decoder=tiny.image_decoder())
+    pipe.save_pretrained(tmp_path / "ours")
+    report = export(tmp_path / "ours", tmp_path / "back")
+    assert report.splitlines()[-1] == "image_decoder/ left out: the original has no diffusion decoder"
+    assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["magvitv2", "showo"]
 
 
 def test_a_model_without_an_original_gets_the_config_keys_of_one(tmp_path):

@@ -49,8 +49,8 @@ def test_from_the_hub_to_the_hub(hub, tmp_path):
     command[command.index("original/show-o")] = "original/absent"
     command[command.index(str(tmp_path / "out"))] = str(tmp_path / "other")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1 and not (tmp_path / "other").exists()
-    assert "`--showo`: 'original/absent' is not on this machine and could not be downloaded" in done.stderr
+    assert done.returncode == 2 and not (tmp_path / "other").exists()
+    assert "`--showo` must be a folder, or a model on the Hub" in done.stderr and "no such model" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -1,6 +1,10 @@
 """Image tokenizers of diffusers and taming-transformers: the same codes and pixels after the conversion."""
 
 import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -218,6 +222,55 @@ def test_a_gumbel_vqgan_is_refused(tmp_path):
     write_original(tmp_path / "source", weights, None)
     with pytest.raises(ConversionError, match="Gumbel quantizer"):
         convert_image_tokenizer(tmp_path / "source", tmp_path / "out")
+
+
+@pytest.fixture
+def lightning(monkeypatch):
+    """Stands for pytorch-lightning, which is not installed: the class whose objects its checkpoints name."""
+    parts = "pytorch_lightning.callbacks.model_checkpoint".split(".")
+    modules = {".".join(parts[: count + 1]): ModuleType(parts[count]) for count in range(3)}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(modules[".".join(parts)], "ModelCheckpoint", ModelCheckpoint, raising=False)
+    monkeypatch.setattr(ModelCheckpoint, "__module__", ".".join(parts))
+
+
+class ModelCheckpoint:
+    pass
+
+
+def lightning_checkpoint(callbacks: dict) -> dict:
+    """What pytorch-lightning saves of a training of a VQGAN."""
+    return {
+        "epoch": 3,
+        "global_step": 1000,
+        "pytorch-lightning_version": "1.0.8",
+        "state_dict": small_vqgan() | {"loss.logvar": torch.zeros(1)},
+        "callbacks": callbacks,
+        "optimizer_states": [{"state": {}, "param_groups": [{"lr": 4.5e-6}]}],
+        "lr_schedulers": [],
+    }
+
+
+def test_a_checkpoint_of_lightning_without_its_objects_is_converted(tmp_path):
+    torch.save(lightning_checkpoint({}), tmp_path / "last.ckpt")
+    convert_image_tokenizer(tmp_path / "last.ckpt", tmp_path / "out")
+    assert ShowoVQTokenizer.from_pretrained(tmp_path / "out").config.codebook_size == CODES
+
+
+def test_a_checkpoint_with_objects_of_lightning_is_refused_until_its_weights_are_saved_alone(
+    lightning, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    torch.save(lightning_checkpoint({ModelCheckpoint: {"best_model_score": None}}), "last.ckpt")
+    named = "the name pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+    with pytest.raises(ConversionError, match=f"'last.ckpt' was refused: .*Nothing in it was run. Found: .*{named}"):
+        convert_image_tokenizer("last.ckpt", "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+    guide = (Path(__file__).parents[2] / "docs" / "conversion.md").read_text(encoding="utf-8")
+    exec(re.search(r'python -c "(.*vqgan\.ckpt.*)"', guide)[1])
+    convert_image_tokenizer("vqgan.ckpt", "out")
+    assert ShowoVQTokenizer.from_pretrained("out").config.codebook_size == CODES
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,21 @@ def test_a_vision_tower_on_disk(tmp_path):
         assert torch.equal(model(ids, pixel_values=pixels).logits, plain(ids, pixel_values=pixels).logits)
 
 
+def test_a_codebook_of_vectors_beyond_the_memory_limit(tmp_path):
+    plain = tiny.showo_with("vq")
+    plain.save_pretrained(tmp_path / "model")
+    model = ShowoForCausalLM.from_pretrained(
+        tmp_path / "model", device_map="auto", max_memory={"cpu": "20KB"}, offload_folder=tmp_path / "offloaded"
+    )
+    assert model.image_tokenizer.quantizer.codebook.is_meta
+    pixels = torch.linspace(-1, 1, 3 * 16 * 16).view(1, 3, 16, 16)
+    tokens = plain.encode_images(pixels)
+    assert torch.equal(model.encode_images(pixels), tokens) and len(tokens.unique()) > 3
+    assert torch.equal(model.image_codes(tokens), plain.image_codes(tokens))
+    assert torch.equal(model.decode_images(tokens), plain.decode_images(tokens))
+    assert model.image_tokenizer.quantizer.codebook.is_meta
+
+
 @pytest.mark.parametrize("device_map", ["cpu", "balanced"])
 def test_a_pipeline_with_a_device_map(folder, expected, device_map):
     """Without an accelerator, diffusers accepts these two. It places whole components."""

@@ -24,6 +24,7 @@ PIXELS = tiny.SIDE * tiny.FACTOR
 SCHEDULERS = {
     "flow_prediction": [
         FlowMatchEulerDiscreteScheduler(),
+        FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
         DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
     ],
     "epsilon": [DDPMScheduler(clip_sample=False), DDIMScheduler(clip_sample=False), DPMSolverMultistepScheduler()],
@@ -78,6 +79,27 @@ def test_every_scheduler_reaches_what_an_exact_network_knows(kind, scheduler, st
     found = decoder.decode(codes, image, 8, generators(1, 2)).sample
     torch.testing.assert_close(found, decoder.pixels, rtol=0, atol=2e-2)
     assert (found - decoder.pixels).abs().max() < 0.2 * (image - decoder.pixels).abs().max()
+
+
+@pytest.mark.parametrize("start", ["image", "noise"])
+def test_in_pixels_a_flow_is_the_straight_line_from_its_start(start):
+    """From the tokenizer's image D with noise, D + s eps, or from noise alone, to the image."""
+    codes, image = inputs()
+    decoder = Knows(tiny.image_decoder(start=start, residual_scale=0.2).config)
+    decoder.pixels = (image + 0.1 * torch.randn(image.shape, generator=torch.Generator().manual_seed(1))).clamp(-1, 1)
+    noise = torch.cat([torch.randn(1, *image.shape[1:], generator=generator) for generator in generators(1, 2)])
+    first = (image if start == "image" else 0) + 0.2 * noise
+    seen, forward = [], decoder.forward
+
+    def watched(sample, timestep, codes, image):
+        seen.append((float(timestep) / 1000, decoder.to_pixels(sample, image)))
+        return forward(sample, timestep, codes, image)
+
+    decoder.forward = watched
+    decoder.decode(codes, image, 4, generators(1, 2))
+    assert [time for time, _ in seen] == [1.0, 0.75, 0.5, 0.25]
+    for time, pixels in seen:
+        torch.testing.assert_close(pixels, time * first + (1 - time) * decoder.pixels, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "scheduler"), EVERY, ids=named)
@@ -309,8 +331,8 @@ def test_schedulers_that_do_not_fit_are_refused(scheduler, message):
     [
         ((1, 5, 4, 4), (1, 3, 16, 16), 2, r"`codes` must be \(batch, 6, height, width\), got \(1, 5, 4, 4\)"),
         ((1, 6, 4, 4), (1, 3, 16, 12), 2, r"`image` must have the shape \(1, 3, 16, 16\) .* got \(1, 3, 16, 12\)"),
-        ((1, 6, 4, 4), (1, 3, 16, 16), -1, "`num_inference_steps` must be a whole number from 0, got -1"),
-        ((1, 6, 4, 4), (1, 3, 16, 16), 1.5, "`num_inference_steps` must be a whole number from 0, got 1.5"),
+        ((1, 6, 4, 4), (1, 3, 16, 16), -1, "`num_inference_steps` must be an integer of at least 0, got -1"),
+        ((1, 6, 4, 4), (1, 3, 16, 16), 1.5, "`num_inference_steps` must be an integer of at least 0, got 1.5"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(codes, image, steps, message):

@@ -169,22 +169,27 @@ def test_it_compiles_to_one_graph(model):
 
 
 @pytest.mark.parametrize(
-    "device_map",
+    ("kind", "device_map"),
     [
-        "auto",
-        {"": "cpu"},
-        {"model": "cpu", "lm_head": "cpu", "image_tokenizer": "disk"},
-        {"model": "disk", "lm_head": "cpu", "image_tokenizer": "cpu"},
-        {"model": "cpu", "lm_head": "disk", "image_tokenizer": "cpu"},
+        ("lfq", "auto"),
+        ("lfq", {"": "cpu"}),
+        ("lfq", {"model": "cpu", "lm_head": "cpu", "image_tokenizer": "disk"}),
+        ("vq", {"model": "cpu", "lm_head": "cpu", "image_tokenizer": "disk"}),
+        ("lfq", {"model": "disk", "lm_head": "cpu", "image_tokenizer": "cpu"}),
+        ("lfq", {"model": "cpu", "lm_head": "disk", "image_tokenizer": "cpu"}),
     ],
 )
-def test_a_device_map_changes_nothing(model, device_map, tmp_path):
+def test_a_device_map_changes_nothing(kind, backbone, device_map, tmp_path):
+    model = tiny.showo_with(kind, backbone)
     model.save_pretrained(tmp_path / "model")
     placed = ShowoForCausalLM.from_pretrained(
         tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offloaded"
     )
     pixels = torch.rand(1, 3, 16, 16) * 2 - 1
-    assert torch.equal(placed.encode_images(pixels).cpu(), model.encode_images(pixels))
+    tokens = model.encode_images(pixels)
+    assert torch.equal(placed.encode_images(pixels).cpu(), tokens) and len(tokens.unique()) > 3
+    assert torch.equal(placed.image_codes(tokens).cpu(), model.image_codes(tokens))
+    assert torch.equal(placed.decode_images(tokens).cpu(), model.decode_images(tokens))
     torch.testing.assert_close(all_logits(placed).cpu(), all_logits(model), rtol=1e-4, atol=1e-4)
     with torch.no_grad():
         codes = [one(padded(), codebook_only=True).logits.cpu() for one in (placed, model)]

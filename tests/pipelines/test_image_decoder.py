@@ -9,7 +9,13 @@ from conversations import PROCESSOR, generator, pixels, random_chat_pipeline
 from diffusers import DPMSolverMultistepScheduler
 from image_pipelines import EDIT_ARGUMENTS, EDITING_PIPELINES, block_mask, make_pipeline, shared_model
 
-from showo_hf import ShowoDiffusionDecoder, ShowoInpaintPipeline, ShowoMMUPipeline, ShowoT2IPipeline
+from showo_hf import (
+    ShowoDiffusionDecoder,
+    ShowoExtrapolatePipeline,
+    ShowoInpaintPipeline,
+    ShowoMMUPipeline,
+    ShowoT2IPipeline,
+)
 
 
 PROMPTS = ["owl", "a green pear"]
@@ -41,6 +47,17 @@ def test_a_pipeline_uses_its_image_decoder_on_the_same_tokens():
     assert (draw(pipe) - draw(plain)).abs().mean() > 0.02
 
 
+def test_the_codes_may_be_those_of_a_codebook_of_vectors():
+    model = tiny.showo_with("vq", text_ids=PROCESSOR.pad_token_id)
+    channels = model.image_tokenizer.config.codebook_channels
+    pipe = make_pipeline(ShowoT2IPipeline, model)
+    pipe.register_modules(image_decoder=tiny.image_decoder(residual_scale=0.5, codebook_channels=channels))
+    tokens, drawn = draw(pipe, output_type="latent"), torch.Generator().manual_seed(2)
+    found = pipe.decode_latents(tokens, "pt", generator(2))
+    image = pipe.image_decoder.decode(model.image_codes(tokens), model.decode_images(tokens), generator=drawn).sample
+    torch.testing.assert_close(found, image / 2 + 0.5, rtol=0, atol=1e-6)
+
+
 def test_steps_are_the_decoders_by_default_and_zero_leaves_it_out():
     plain, pipe = make_pipeline(ShowoT2IPipeline), decoded(num_inference_steps=3)
     assert torch.equal(draw(pipe, decoder_steps=0), draw(plain))
@@ -65,13 +82,20 @@ def test_editing_uses_the_image_decoder(kind):
     assert torch.equal(draw(pipe, **options), draw(pipe, **options))
 
 
-def test_kept_pixels_stay():
-    pipe = decoded(ShowoInpaintPipeline)
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        (ShowoInpaintPipeline, {"mask_image": block_mask(slice(3, 4), slice(3, 4))}),
+        (ShowoExtrapolatePipeline, {"direction": ["right", "down"], "extent": 2 * tiny.FACTOR}),
+    ],
+)
+def test_kept_pixels_stay(kind, arguments):
+    pipe = decoded(kind)
     image = pixels(size=(SIDE, SIDE))
-    options = {"image": image, "mask_image": block_mask(slice(3, 4), slice(3, 4)), "preserve_pixels": True}
+    options = {"image": image, "preserve_pixels": True, **arguments}
     found = draw(pipe, **options)
     original = torch.tensor(list(image.tobytes())).view(1, SIDE, SIDE, 3).movedim(-1, 1) / 255
-    corner = (..., slice(0, 8), slice(0, 8))  # farther than a patch from the edited corner
+    corner = (..., slice(0, 8), slice(0, 8))  # farther than a patch from what is new
     torch.testing.assert_close(found[corner], original[corner], rtol=0, atol=1e-6)
     assert not torch.equal(found, draw(pipe, **options, decoder_steps=0))
 
@@ -135,6 +159,21 @@ def test_offloading_moves_the_image_decoder_and_changes_nothing():
     pipe.enable_model_cpu_offload(device="cpu")
     assert hasattr(pipe.image_decoder, "_hf_hook") and hasattr(pipe.model, "_hf_hook")
     assert torch.equal(draw(pipe), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [ShowoT2IPipeline, *EDITING_PIPELINES])
+@pytest.mark.parametrize("way", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+def test_offloading_from_a_gpu_moves_the_image_decoder(kind, way):
+    pipe = make_pipeline(kind, tiny.showo("llama", text_ids=PROCESSOR.pad_token_id))
+    pipe.register_modules(image_decoder=tiny.image_decoder(residual_scale=0.5))
+    getattr(pipe, way)()
+    options = {} if kind is ShowoT2IPipeline else {"image": pixels(), **EDIT_ARGUMENTS[kind]}
+    found = draw(pipe, **options)
+    assert found.isfinite().all()
+    assert (found - draw(pipe, **options, decoder_steps=0)).abs().mean() > 0.02
+    resting = "cpu" if way == "enable_model_cpu_offload" else "meta"
+    assert {weight.device.type for weight in pipe.image_decoder.parameters()} == {resting}
 
 
 def test_tiles_of_large_images():

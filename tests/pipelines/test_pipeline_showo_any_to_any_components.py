@@ -4,7 +4,18 @@ import accelerate
 import pytest
 import tiny
 import torch
-from conversations import OPTIONS, answer, generator, grid, pixels, random_chat_pipeline, same_parts, user
+from conversations import (
+    OPTIONS,
+    PROCESSOR,
+    answer,
+    generator,
+    grid,
+    make_chat_pipeline,
+    pixels,
+    random_chat_pipeline,
+    same_parts,
+    user,
+)
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
@@ -104,6 +115,31 @@ def test_sequential_offloading_does_not_change_answers(pipe):
         found = answer(offloaded, messages, output_type="pt").content
         assert all(torch.equal(a["image"], b["image"]) for a, b in zip(found, expected, strict=True) if "image" in a)
         assert [part.get("text") for part in found] == [part.get("text") for part in expected]
+
+
+def vq_chat_pipeline() -> ShowoAnyToAnyPipeline:
+    """[`random_chat_pipeline`] with an image tokenizer with a codebook of vectors."""
+    plain = random_chat_pipeline().model
+    options = {"lm_head_bias": True, "text_options": {"max_position_embeddings": 512}}
+    model = tiny.showo_with("vq", "phi", text_ids=PROCESSOR.pad_token_id, **options)
+    own = {name: weight for name, weight in plain.state_dict().items() if not name.startswith("image_tokenizer")}
+    assert not model.load_state_dict(own, strict=False).unexpected_keys
+    return make_chat_pipeline(model)
+
+
+def test_answers_with_a_codebook_of_vectors():
+    pipe, offloaded = vq_chat_pipeline(), vq_chat_pipeline()
+    values = torch.tensor(list(pixels().tobytes())).view(1, 16, 16, 3).movedim(-1, 1) / 127.5 - 1
+    tokens = pipe.model.encode_images(values)[0]
+    found = answer(pipe, [user(pixels(), "an owl")]).content
+    assert len(tokens.unique()) > 3 and same_parts(found, answer(pipe, [user(tokens, "an owl")]).content)
+    grids = [part["image"] for part in found if part["type"] == "image"]
+    accelerate.cpu_offload(offloaded.model, torch.device("cpu"))
+    images = answer(offloaded, [user(pixels(), "an owl")], output_type="pt").content
+    decoded = [part["image"] for part in images if part["type"] == "image"]
+    assert grids and len(decoded) == len(grids)
+    for image, one in zip(decoded, grids, strict=True):
+        torch.testing.assert_close(image, pipe.model.decode_images(one[None])[0] / 2 + 0.5)
 
 
 @pytest.mark.gpu

@@ -357,8 +357,8 @@ def test_offloading_from_a_gpu(processor):
     assert pipe.model.device.type == "cpu"
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_sequential_offloading_does_not_change_pixels(processor, tied):
+@pytest.mark.parametrize(("kind", "tied"), [("lfq", False), ("lfq", True), ("vq", False)])
+def test_sequential_offloading_does_not_change_pixels(processor, kind, tied):
     """
     Set the hooks of `enable_sequential_cpu_offload` directly, because that method fails on a CPU for every model.
 
@@ -366,7 +366,7 @@ def test_sequential_offloading_does_not_change_pixels(processor, tied):
     """
 
     def make() -> ShowoT2IPipeline:
-        model = tiny.showo("llama", text_ids=processor.pad_token_id, tie_word_embeddings=tied)
+        model = tiny.showo_with(kind, text_ids=processor.pad_token_id, tie_word_embeddings=tied)
         pipe = ShowoT2IPipeline(model, processor, MaskGITScheduler(mask_token_id=tiny.CODES))
         pipe.set_progress_bar_config(disable=True)
         return pipe
@@ -379,8 +379,11 @@ def test_sequential_offloading_does_not_change_pixels(processor, tied):
 
 
 @pytest.mark.gpu
-def test_sequential_offloading_from_a_gpu(processor):
-    pipe = tiny.pipeline(processor)
+@pytest.mark.parametrize("kind", tiny.TOKENIZERS)
+def test_sequential_offloading_from_a_gpu(processor, kind):
+    model = tiny.showo_with(kind, text_ids=processor.pad_token_id)
+    pipe = ShowoT2IPipeline(model, processor, MaskGITScheduler(mask_token_id=tiny.CODES))
+    pipe.set_progress_bar_config(disable=True)
     pipe.enable_sequential_cpu_offload()
     image = pipe("owl", num_inference_steps=2, generator=generator(), output_type="pt").images
     assert image.isfinite().all()

@@ -14,6 +14,7 @@ from image_pipelines import (
     edit,
     encode_image,
     make_pipeline,
+    shared_vq_model,
     text_to_image,
 )
 from PIL import Image
@@ -73,6 +74,17 @@ def test_known_tokens_stay_unchanged(kind, pipe):
         assert is_equal.sum() >= 16 - round(0.6 * 16)
     else:
         assert found.shape == (1, 4, 6) and is_equal.all()
+
+
+def test_image_tokens_may_be_those_of_a_codebook_of_vectors(kind):
+    pipe, image = make_pipeline(kind, shared_vq_model()), pixels()
+    known = encode_image(image, pipe)
+    assert len(known.unique()) > 3
+    found = edit(pipe, image=image)
+    assert torch.equal(found, edit(pipe, image=known))
+    assert (crop_to_given_image(kind, found) == known).sum() >= 16 - round(0.6 * 16)
+    as_pt = edit(pipe, image=image, output_type="pt")
+    torch.testing.assert_close(as_pt, (pipe.image_tokenizer.decode(found).sample.detach() / 2 + 0.5).clamp(0, 1))
 
 
 def test_output_types_agree(pipe):

@@ -1,19 +1,27 @@
 """
 Read image files, each in a process of its own, and print what that takes.
 
-`python measured_reading.py READER FILE ...` with the path of `image_reader.py`, which needs nothing but Pillow: so the
-memory of these processes is the reader's. Prints one JSON object for each file.
+`python measured_reading.py FILE ...`. The reader needs nothing but Pillow, so the memory of these processes is its own.
+Prints one JSON object for each file.
 """
 
-import importlib.util
 import json
 import os
 import resource
 import sys
 import time
 
+from PIL import Image
 
-def read(read_image_file, path: str) -> dict:
+import showo_hf_command
+
+
+showo_hf_command.prepare()  # the reader without the package's torch
+
+from showo_hf.processing.image_reader import read_image_file  # noqa: E402
+
+
+def read(path: str) -> dict:
     start = time.process_time()
     try:
         image = read_image_file(path)
@@ -25,14 +33,12 @@ def read(read_image_file, path: str) -> dict:
 
 
 def main() -> None:
-    spec = importlib.util.spec_from_file_location("image_reader", sys.argv[1])
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.Image.init()
-    for path in sys.argv[2:]:
+    assert "torch" not in sys.modules
+    Image.init()
+    for path in sys.argv[1:]:
         process = os.fork()
         if process == 0:
-            print(json.dumps(read(module.read_image_file, path)), flush=True)
+            print(json.dumps(read(path)), flush=True)
             os._exit(0)
         os.waitpid(process, 0)
 

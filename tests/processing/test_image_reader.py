@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import showo_hf
+from showo_hf import ShowoImg2ImgPipeline
 from showo_hf.processing import image_reader
 from showo_hf.processing.image_reader import read_image_content, read_image_file
 from showo_hf.processing.images import load_image
@@ -40,7 +42,7 @@ def measured(tmp_path_factory) -> dict[str, dict]:
     script = Path(__file__).parent / "measured_reading.py"
     files = [str(folder / name) for name in HOSTILE]
     done = subprocess.run(
-        [sys.executable, script, image_reader.__file__, *files],
+        [sys.executable, script, *files],
         capture_output=True,
         text=True,
         timeout=120,
@@ -75,12 +77,25 @@ def test_the_caller_can_raise_the_limit(tmp_path):
     Image.new("1", (5000, 4000), 1).save(tmp_path / "large.png")
     with pytest.raises(
         ValueError, match="'large.png' .its 5000x4000 pixels are more than the 16,000,000 that are read"
-    ):
-        load_image(tmp_path / "large.png")
+    ) as caught:
+        showo_hf.load_image(tmp_path / "large.png")
+    (note,) = caught.value.__notes__
+    assert "showo_hf.load_image(file, max_pixels=...)" in note and "PIL.Image.open" in note
     assert load_image(tmp_path / "large.png", max_pixels=20_000_000).size == (5000, 4000)
     assert load_image(Image.open(tmp_path / "large.png")).size == (5000, 4000)
     with pytest.raises(ValueError, match="its 6x4 pixels are more than the 23"):
         load_image(saved(Image.new("L", (6, 4)), "PNG"), max_pixels=23)
+
+
+def test_the_pipelines_and_the_processor_take_a_larger_image_that_the_caller_loaded(processor, pipe, tmp_path):
+    Image.new("1", (5000, 4000), 1).save(tmp_path / "large.png")
+    with pytest.raises(ValueError, match="`images` holds .* 16,000,000 that are read"):
+        processor(images=tmp_path / "large.png")
+    large = showo_hf.load_image(tmp_path / "large.png", max_pixels=20_000_000)
+    assert processor(images=large)["pixel_values"].shape[0] == 1
+    with pytest.raises(ValueError, match="`image` holds .* 16,000,000 that are read"):
+        ShowoImg2ImgPipeline(**pipe.components).load_images(tmp_path / "large.png", None, None)
+    assert ShowoImg2ImgPipeline(**pipe.components).load_images(large, None, None)[0].size == (5000, 4000)
 
 
 def test_a_large_file_and_what_is_no_file_are_not_read(tmp_path):

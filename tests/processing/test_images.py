@@ -91,13 +91,13 @@ def test_float_grayscale_is_scaled():
     image = Image.fromarray(np.array([[0, 0.2, 1]], "float32"))
     assert image.mode == "F" and [load_image(image).getpixel((x, 0))[0] for x in range(3)] == [0, 51, 255]
     for wrong in (-1, 300, np.nan):
-        with pytest.raises(ValueError, match="`images` must have floats from 0 to 1, or to 255, got"):
+        with pytest.raises(ValueError, match="`image` must have floats from 0 to 1, or to 255, got"):
             load_image(Image.fromarray(np.full((1, 1), wrong, "float32")))
 
 
 @pytest.mark.parametrize("mode", ["F", "I", "RGB"])
 def test_an_empty_image_is_refused(mode):
-    with pytest.raises(ValueError, match=f"`images` holds an empty image: a 0x3 {mode} image"):
+    with pytest.raises(ValueError, match=f"`image` holds an empty image: a 0x3 {mode} image"):
         load_image(Image.new(mode, (0, 3)))
 
 
@@ -134,8 +134,8 @@ def test_unreadable_images_are_refused_in_one_line(tmp_path):
     (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "cut.png").write_bytes(png(Image.effect_noise((64, 64), 50))[:900])
     for name, message in (
-        ("text.png", "`images` holds an image that cannot be read: 'text.png'"),
-        ("cut.png", "`images` holds an image that cannot be read: 'cut.png'"),
+        ("text.png", "`image` holds an image that cannot be read: 'text.png'"),
+        ("cut.png", "`image` holds an image that cannot be read: 'cut.png'"),
         ("missing.png", "'missing.png' .*no such file"),
     ):
         with pytest.raises(ValueError, match=message) as caught:

@@ -101,6 +101,23 @@ def test_the_last_step_of_the_chain_is_certain(schedule):
     assert bool((variance == 0).all())
 
 
+def test_the_end_of_the_chain_is_nearly_pure_noise():
+    """The bound's prior term, the divergence of q(x_T | x_0) from N(0, 1), for pixels from -1 to 1."""
+    alphas = DDPMScheduler().alphas_cumprod.double()
+    assert len(alphas) == 1000 and alphas[-1] < 1e-4
+    pixels = torch.linspace(-1, 1, 101, dtype=torch.float64)
+    zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    prior = gaussian_kl(alphas[-1].sqrt() * pixels, 1 - alphas[-1], zero, one)
+    assert 0 < prior.max() < 1e-4
+    torch.testing.assert_close(prior, alphas[-1] * pixels.square() / 2, rtol=0, atol=1e-8)
+    assert gaussian_kl(alphas[500].sqrt() * pixels, 1 - alphas[500], zero, one).max() > 1e-3
+
+
+def test_the_end_of_a_flow_is_pure_noise():
+    clean, noise, _ = draws()
+    assert torch.equal(flow_sample(clean, noise, torch.ones(len(clean), dtype=torch.float64)), noise)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_terms_of_the_bound_are_the_divergences_of_the_posteriors(schedule):
     clean, noised, guess = draws(count=1)

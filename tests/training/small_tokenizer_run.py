@@ -1,4 +1,7 @@
-"""Small training runs of image tokenizers with everything that has a state: discriminator, LeCAM, codebook, averages."""
+"""
+Small training runs of image tokenizers with everything that has a state: discriminator, LeCAM, codebook, averages. And
+of diffusion decoders.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,15 @@ KINDS: dict[str, dict[str, Any]] = {
         "codebook_learning": "ema",
         "architecture": {**ARCHITECTURE, **ATTENTION, "latent_channels": 8, "codebook_decay": 0.9},
     },
+    "diffusion-decoder": {  # of the tokens of the tiny pipeline; some of its images are remembered
+        "batch_size": 2,
+        "architecture": {"patch_size": 2, "block_out_channels": [8, 8], "norm_num_groups": 4},
+        "image_weight": 0.5,
+        "mirror": True,
+        "cached_images": 5,
+    },
 }
+#: Of image tokenizers.
 ENTRIES: dict[str, Any] = {
     "model": None,
     "image_size": {0: 8, 3: 16},
@@ -37,7 +48,8 @@ ENTRIES: dict[str, Any] = {
 
 def entries(kind: str = "vq-tokenizer", **changes: Any) -> dict[str, Any]:
     """The changes for `small_run.run`."""
-    return {"kind": kind, **ENTRIES, **KINDS[kind], **changes}
+    common = ENTRIES if kind.endswith("-tokenizer") else {}
+    return {"kind": kind, **common, **KINDS[kind], **changes}
 
 
 def run(folder: Path, kind: str = "vq-tokenizer", **changes: Any) -> Path:

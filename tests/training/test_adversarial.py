@@ -11,7 +11,7 @@ from showo_hf.training.adversarial import (
     hinge_loss,
     lecam_loss,
 )
-from showo_hf.training.discriminator import DiscriminatorShape
+from showo_hf.training.discriminator_shape import DiscriminatorShape
 
 
 SHAPE = DiscriminatorShape(channels=8, halvings=2)

@@ -1,6 +1,7 @@
 """Training of diffusion decoders on a folder of real files."""
 
 import json
+import math
 
 import pytest
 import tiny
@@ -13,6 +14,7 @@ from showo_hf.schedulers.gaussian_diffusion import bound_weights, flow_bound_wei
 from showo_hf.training.decoder_config import DiffusionDecoderConfig
 from showo_hf.training.diffusion_decoder import (
     FrozenTokenizer,
+    NoisedImages,
     batch_losses,
     decoder_losses,
     draw_noise,
@@ -21,7 +23,8 @@ from showo_hf.training.diffusion_decoder import (
     load_tokenizer,
 )
 from showo_hf.training.dry_run import plan_of
-from showo_hf.training.recipe_files import RecipeError, load_recipe
+from showo_hf.training.recipe_entries import RecipeError
+from showo_hf.training.recipe_files import load_recipe
 from showo_hf.training.run import TrainingError, Unfinished, run_recipe
 
 
@@ -126,9 +129,9 @@ def to_pixels(file) -> torch.Tensor:
 
 @pytest.mark.parametrize("cached", [pytest.param(0, marks=pytest.mark.slow), 5])
 def test_a_stopped_run_goes_on_to_the_same_weights(images, tokenizer, tmp_path, cached):
-    """Whatever is kept in memory: the resumed run has to encode again what the stopped one knew."""
+    """With a memory, the resumed run has to encode again what the stopped one knew."""
     options = {"mirror": True, "cached_images": cached, "ema_decay": 0.5}
-    run_recipe(recipe(images, tokenizer, tmp_path / "whole", **{**options, "cached_images": 100}))
+    run_recipe(recipe(images, tokenizer, tmp_path / "whole", **options))
     with pytest.raises(Unfinished):
         run_recipe(recipe(images, tokenizer, tmp_path / "stopped", max_minutes=0.0, **options))
     run_recipe(recipe(images, tokenizer, tmp_path / "stopped", **options))
@@ -167,20 +170,36 @@ def test_a_model_without_images_has_no_tokenizer(tmp_path):
         load_tokenizer(str(tmp_path))
 
 
-def test_images_are_encoded_once_and_the_batch_changes_nothing(monkeypatch):
+def test_images_are_encoded_once_and_the_memory_changes_nothing(monkeypatch):
     tokenizer = tiny.lfq()
-    known, forgetful = FrozenTokenizer(tokenizer, capacity=2), FrozenTokenizer(tokenizer)
+    known, other = FrozenTokenizer(tokenizer, capacity=2), FrozenTokenizer(tokenizer, capacity=100)
     calls = []
     encode = tokenizer.encode
     monkeypatch.setattr(tokenizer, "encode", lambda values: calls.append(len(values)) or encode(values))
     both = pixels(batch=3)
     first, again = known(both), known(both)
     assert calls == [1] * 4, "two of three images are remembered"
-    for one, other, fresh in zip(first, again, forgetful(both), strict=True):
-        assert torch.equal(one, other) and torch.equal(one, fresh)
+    other(both[1:])
+    for one, second, third in zip(first, again, other(both), strict=True):
+        assert torch.equal(one, second) and torch.equal(one, third)
     codes, decoded = first
     assert torch.equal(codes, tokenizer.encode(both).quantized.sign())
     assert (decoded - tokenizer.decode(tokenizer.encode(both).image_tokens).sample).abs().max() <= 1 / 255 + 1e-6
+
+
+def test_without_a_memory_a_batch_is_encoded_together(monkeypatch):
+    tokenizer = tiny.lfq()
+    together, alone = FrozenTokenizer(tokenizer), FrozenTokenizer(tokenizer, capacity=1)
+    both = pixels(batch=3)
+    calls = []
+    for name in ("encode", "decode"):
+        before = getattr(tokenizer, name)
+        monkeypatch.setattr(tokenizer, name, lambda v, n=name, f=before: calls.append((n, len(v))) or f(v))
+    codes, decoded = together(both)
+    assert calls == [("encode", 3), ("decode", 3)] and not together.known
+    expected, beside = alone(both)
+    assert torch.equal(codes, expected)
+    assert (decoded - beside).abs().max() <= 1 / 127.5 + 1e-6  # rounding may fall to either side
 
 
 # The objective
@@ -220,8 +239,20 @@ def test_the_losses_of_an_exact_prediction_are_zero_and_of_a_wrong_one_weighted(
     if weighting == "bound" and alphas is not None:
         weights = bound_weights(alphas, kind)[draws.timestep] / bound_weights(alphas, kind).mean()
     elif weighting == "bound":
-        weights = flow_bound_weights(draws.timestep / 1000)
+        weights = flow_bound_weights(draws.timestep / 1000) / math.log(1000)
     torch.testing.assert_close(wrong, 0.25 * weights.mean())
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "flow_prediction"])
+def test_the_weights_of_the_bound_have_the_mean_1(kind):
+    """A prediction that is wrong by 1 everywhere, at noise levels that are spread evenly."""
+    config, decoder = decoder_and({"prediction_type": kind, "weighting": "bound"})
+    levels = torch.arange(100_000) / 100_000 * 1000
+    levels = levels + 0.005 if kind == "flow_prediction" else levels.long()
+    zeros = torch.zeros(len(levels), 1, 1, 2)
+    draws = NoisedImages(zeros, zeros, zeros, levels)
+    losses = decoder_losses(config, decoder, draws, zeros + 1)
+    assert losses["diffusion"].item() == pytest.approx(1, rel=1e-3)
 
 
 def test_image_loss_counts_values_and_edges():
@@ -282,6 +313,7 @@ def test_weights_are_saved_in_the_asked_dtype(images, tokenizer, tmp_path):
     ("entries", "message"),
     [
         (["prediction_type=sample"], "`prediction_type` must be one of epsilon, v_prediction, flow_prediction"),
+        (["weighting=bound", "teacher=t"], "`weighting` must be 'simple' with a `teacher`, got 'bound'"),
         (["weighting=snr"], "`weighting` must be one of simple, bound, got 'snr'"),
         (["start=codes"], "`start` must be one of image, noise"),
         (["residual_scale=0"], "`residual_scale` must be greater than 0"),

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from showo_hf.training.discriminator import BlurHalve, DiscriminatorShape, PatchDiscriminator
+from showo_hf.training.discriminator import BlurHalve, PatchDiscriminator
+from showo_hf.training.discriminator_shape import DiscriminatorShape
 
 
 @pytest.mark.parametrize("blur", [True, False])

@@ -22,7 +22,8 @@ from showo_hf.training.image_tokenizers import (
     tokenizer_config,
     tokenizer_losses,
 )
-from showo_hf.training.recipe_files import RecipeError, load_recipe
+from showo_hf.training.recipe_entries import RecipeError
+from showo_hf.training.recipe_files import load_recipe
 from showo_hf.training.run import TrainingError, Unfinished, run_recipe
 from showo_hf.training.tokenizer_losses import TokenizerLosses
 
@@ -182,7 +183,7 @@ def test_a_wrong_architecture_is_refused(entries, message):
         (["shift=-1"], "`shift`"),
         (["push_steps=5"], "`push_steps` has no effect"),
         (["keep_best=true"], "need `validation_data`"),
-        (["prompts=[a]"], "no key `prompts`"),
+        (["prompts=[a]"], "no key 'prompts'"),
         (["data={t2i: x}"], "`data` must be one of image"),
     ],
 )
@@ -244,7 +245,7 @@ def test_the_losses_are_those_of_the_tokenizer(images, tmp_path):
 def test_the_shipped_recipes_have_the_published_weights():
     for name in ("lfq-tokenizer", "vq-tokenizer"):
         config = load_recipe(name, ["data=x", "output=y", "steps=1"])
-        weights = {"l1": 1.0, "perceptual": 1.0, "generator": 0.1, "lecam": 0.05}
+        weights = {"l1": 1.0, "perceptual": 1.0, "generator": 0.1, "feature_matching": 1.0, "lecam": 0.05}
         assert {name: weight for name, weight in config.loss_weights.items() if weight} == weights
         assert tokenizer_config(config).commitment_weight == 0.25
         assert config.training["learning_rate"] == 1e-4 and config.training["lr_scheduler_type"] == "cosine"
@@ -252,8 +253,33 @@ def test_the_shipped_recipes_have_the_published_weights():
 
 
 @pytest.mark.parametrize(
+    ("entries", "weight"),
+    [
+        ([], 1.0),
+        (["loss_weights.perceptual=0.5"], 0.5),
+        (["loss_weights.feature_matching=0"], 0.0),
+        (["loss_weights={perceptual: 0.5, feature_matching: 2}"], 2.0),
+        (["perceptual=a-classifier"], 0.0),
+        (["discriminator=null"], 0.0),
+    ],
+)
+def test_the_discriminators_features_stand_in_for_a_perceptual_model(entries, weight):
+    config = load_recipe("lfq-tokenizer", ["data=x", "output=y", "steps=1", *entries])
+    assert config.loss_weights["feature_matching"] == weight
+
+
+@pytest.mark.parametrize(
     ("entries", "message"),
     [
+        (
+            ["discriminator=null", "loss_weights.generator=0.1"],
+            "`loss_weights.generator` needs a `discriminator`, got 0.1",
+        ),
+        (["discriminator=null", "loss_weights.feature_matching=1"], "`loss_weights.feature_matching` needs"),
+        (
+            ["discriminator=null", "loss_weights.perceptual=1"],
+            "`loss_weights.perceptual` needs `perceptual` or a `disc",
+        ),
         (["loss_weights={l3: 1}"], "`loss_weights` must be one of l1, mse"),
         (["loss_weights.l1=-1"], "`loss_weights.l1`"),
         (["discriminator.widths=3"], "`discriminator` must be one of channels"),
@@ -266,7 +292,7 @@ def test_the_shipped_recipes_have_the_published_weights():
         (["image_size=a"], "`image_size`"),
         (["trained='('"], "`trained` must be a regular expression"),
         (["pixel_scales=0"], "`pixel_scales`"),
-        (["codebook_size=5"], "no key `codebook_size`"),
+        (["codebook_size=5"], "no key 'codebook_size'"),
     ],
 )
 def test_wrong_losses_are_refused(entries, message):

@@ -4,9 +4,11 @@ import pytest
 import yaml
 from transformers import TrainingArguments
 
-from showo_hf.training.configs import OTHER_NAMES, REFUSED, FinetuneConfig
+from showo_hf.training.configs import FinetuneConfig
 from showo_hf.training.kinds import KINDS, config_keys
-from showo_hf.training.recipe_files import RecipeError, load_recipe, read_recipe, shipped_recipes
+from showo_hf.training.recipe_entries import OTHER_NAMES, REFUSED, RecipeError, read_recipe, shipped_recipes
+from showo_hf.training.recipe_files import allowed_types, load_recipe
+from showo_hf.training.trainer_arguments import trainer_arguments
 
 
 GIVEN = ("data=images", "output=model", "steps=5")
@@ -82,7 +84,7 @@ def test_sources_can_be_lists_with_weights():
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        (("stepz=5",), "no key `stepz` in a recipe of the kind 'finetune'; did you mean 'steps'?"),
+        (("stepz=5",), "no key 'stepz' in a recipe of the kind 'finetune'; did you mean 'steps'?"),
         (("learning_rat=5",), "did you mean 'learning_rate'?"),
         (("max_steps=5",), "`max_steps` is called `steps` in a recipe, which is given as well"),
         (("hub_model_id=a/b",), "`hub_model_id` is called `push_to_hub` in a recipe."),
@@ -194,3 +196,13 @@ def test_shipped_recipes_hold_no_entry_twice():
     for name in shipped_recipes():
         text = (resources.files("showo_hf.training") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
         yaml.load(text, Loader=Strict)
+
+
+def test_the_arguments_that_are_read_from_source_are_those_of_transformers():
+    read = trainer_arguments()
+    fields = {one.name: one.type for one in dataclasses.fields(TrainingArguments) if one.init}
+    assert set(read) == set(fields)
+    assert {"learning_rate", "bf16", "lr_scheduler_kwargs", "report_to"} <= set(read)
+    for name, types in read.items():
+        assert types in ((), allowed_types(fields[name])), name
+    assert sum(types == () for types in read.values()) < len(read) / 4

@@ -10,11 +10,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from small_run import log_rows, shared
-from transformers import AutoModel, AutoModelForImageClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    get_scheduler,
+)
 
 from showo_hf import EMBEDDED_MODEL, MaskAndReplaceScheduler, ShowoMMUPipeline, ShowoT2IPipeline
 from showo_hf.cli import main
-from showo_hf.training.recipe_files import read_recipe, shipped_recipes
+from showo_hf.training.recipe_entries import read_recipe, shipped_recipes
 
 
 COMMON = ("logging_steps=1", "save_steps=2", "use_cpu=true", "warmup_steps=1", "report_to=none")
@@ -126,6 +132,15 @@ def test_a_recipe_runs_from_files_to_a_repository_that_loads(recipe, files, tmp_
         assert all(torch.equal(saved[name], value) for name, value in pipe.model.state_dict().items() if name in saved)
 
 
+@pytest.mark.parametrize("recipe", shipped_recipes())
+def test_the_learning_rate_of_a_recipe_needs_no_other_key(recipe):
+    entries = read_recipe(recipe)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    options = entries.get("lr_scheduler_kwargs")
+    schedule = get_scheduler(entries["lr_scheduler_type"], optimizer, 10, 100, scheduler_specific_kwargs=options)
+    assert schedule.get_last_lr() == [0.0]
+
+
 def of_small_images(recipe: str) -> list[str]:
     """What makes a recipe that trains on images alone a small one."""
     if recipe == "image-classifier":
@@ -163,6 +178,22 @@ def test_a_classifier_and_tokenizers_run_from_files_to_a_repository_that_loads(t
         model = auto_class.from_pretrained(f"{PUSHED}-{recipe}")
         saved = load_file(output / "model.safetensors")
         assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.slow
+def test_a_diffusion_decoder_runs_from_files_to_a_repository_that_loads(tmp_path, hub_here):
+    output = tmp_path / "out"
+    small = "architecture={patch_size: 2, block_out_channels: [8, 8], norm_num_groups: 4}"
+    given = [f"output={output}", f"model={shared() / 'model'}", f"data={shared() / 'images'}", f"push_to_hub={PUSHED}"]
+    assert main(["train", "diffusion-decoder", *given, "steps=3", "batch_size=2", small, *COMMON]) == 0
+    rows = [row for row in log_rows(tmp_path) if "loss" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3] and {"loss_diffusion", "psnr"} <= rows[-1].keys()
+    assert not any(str(tmp_path).encode() in content for content in hub_here.repositories[PUSHED].values())
+    decoder = AutoModel.from_pretrained(PUSHED).eval()
+    saved = load_file(output / "model.safetensors")
+    assert all(torch.equal(saved[name], value) for name, value in decoder.state_dict().items())
+    pipe = ShowoT2IPipeline.from_pretrained(shared() / "model", image_decoder=decoder)
+    assert pipe("a red apple", num_inference_steps=1).images[0].size == (16, 16)
 
 
 @pytest.mark.slow

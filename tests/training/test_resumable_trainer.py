@@ -138,6 +138,22 @@ def test_a_run_that_is_stopped_after_each_step_gives_the_same_weights(tmp_path, 
     assert without_times(small_run.log_rows(validated)) == without_times(small_run.log_rows(tmp_path))
 
 
+def test_the_time_of_a_step_is_right_after_a_run_was_resumed(tmp_path, monkeypatch):
+    for step in range(1, 5):
+        with pytest.raises(Unfinished, match=f"after step {step}"):
+            small_run.run(tmp_path, max_minutes=1e-9)
+    whole_step = ShowoTrainer.training_step
+
+    def slow_step(self, *args, **kwargs):
+        time.sleep(0.5)
+        return whole_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(ShowoTrainer, "training_step", slow_step)
+    small_run.run(tmp_path)
+    seconds = {row["step"]: row["seconds_per_step"] for row in small_run.log_rows(tmp_path) if "loss" in row}
+    assert seconds[5] >= 0.5 and seconds[6] >= 0.5
+
+
 def test_dropout_makes_the_random_state_matter(tmp_path, whole, monkeypatch):
     """If this fails, the tests above do not show that the random state is restored."""
     with pytest.raises(Unfinished):

@@ -198,6 +198,11 @@ def test_an_output_in_a_system_folder_is_refused(tmp_path, not_loaded):
         small_run.run(tmp_path, output="/proc/showo-out")
 
 
+def test_a_model_that_no_one_can_have_is_refused(tmp_path, not_loaded):
+    with pytest.raises(ValueError, match="`model` must be a pipeline folder, a name on the Hub, or 'embedded'"):
+        small_run.run(tmp_path, model="no/such/model")
+
+
 def test_missing_data_is_refused_before_the_model_is_loaded(tmp_path, not_loaded):
     started = time.monotonic()
     with pytest.raises(FileNotFoundError, match="got '.*no-such-folder'"):

@@ -6,6 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from showo_hf.training.adversarial import Adversary, adaptive_weight
+from showo_hf.training.discriminator_shape import DiscriminatorShape
 from showo_hf.training.tokenizer_losses import TokenizerLosses, log_cosh_loss, pixel_loss, token_cycle_loss
 
 
@@ -87,3 +89,30 @@ def test_losses_are_weighted():
     cycle, share = token_cycle_loss(model, sample, made.output.image_tokens)
     torch.testing.assert_close(made.losses["token_cycle"], 4 * cycle)
     assert made.measures["tokens_back"] == share
+
+
+@pytest.mark.parametrize("match", [0.0, 0.7])
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_the_discriminators_losses_are_weighted(adaptive, match):
+    model, pixels = tiny.lfq().train(), images(size=16)
+    adversary = Adversary(DiscriminatorShape(channels=8, halvings=2), seed=0, learning_rate=1e-3)
+    weights = {"l1": 1.0, "mse": 0.0, "log_cosh": 0.0, "perceptual": 0.0, "generator": 0.3, "feature_matching": match}
+    objective = TokenizerLosses(weights, adversary=adversary, adaptive=adaptive)
+    made = objective.of(model, pixels)
+    last = model.decoder.conv_out.weight
+    expected = adversary.generator_losses(made.sample, pixels)
+    factor = adaptive_weight(made.losses["reconstruction"], expected["generator"], last) if adaptive else 1.0
+    objective.add_adversarial(made, pixels, last)
+
+    torch.testing.assert_close(made.losses["generator"], 0.3 * factor * expected["generator"])
+    assert ("generator_weight" in made.measures) == adaptive and ("feature_matching" in made.losses) == bool(match)
+    if match:
+        torch.testing.assert_close(made.losses["feature_matching"], match * expected["feature_matching"])
+    if adaptive:  # at the last layer, the two gradients are as large as the weight says
+        torch.testing.assert_close(made.measures["generator_weight"], 0.3 * factor)
+        sizes = [
+            torch.autograd.grad(made.losses[name], last, retain_graph=True)[0].norm().item()
+            for name in ("generator", "reconstruction")
+        ]
+        assert sizes[0] == pytest.approx(0.3 * sizes[1], rel=0.02)
+        assert abs(factor.item() - 1) > 0.1

@@ -1,4 +1,7 @@
-"""Runs of image tokenizers go on exactly: two optimizers, LeCAM's averages, the codebook and its statistics."""
+"""
+Runs of image tokenizers and diffusion decoders go on exactly: two optimizers, LeCAM's averages, the codebook and its
+statistics, images in memory. And several processes train as one.
+"""
 
 import os
 import random
@@ -29,8 +32,17 @@ CASES = {
         "discriminator": {**tokenizer_run.ENTRIES["discriminator"], "adaptive": True, "norm": "spectral"},
         "gradient_accumulation_steps": 2,
     },
+    "diffusion-decoder": {"kind": "diffusion-decoder"},
 }
-FILES = ("model", "ema", "optimizer", "discriminator", "discriminator-optimizer", "random-0")
+#: The tensors of every checkpoint.
+FILES = {f"{name}.safetensors" for name in ("model", "ema", "optimizer", "random-0")}
+#: What a tokenizer's log has in a row, beside what each row has.
+LOGGED = {
+    "vq-ema": {"loss_feature_matching", "loss_token_cycle", "tokens_back", "restarted_codes"},
+    "vq-gradient": {"loss_feature_matching", "loss_token_cycle", "loss_codebook", "restarted_codes"},
+    "lfq": {"loss_entropy"},
+    "adaptive-spectral": {"loss_feature_matching", "loss_token_cycle", "generator_weight"},
+}
 
 
 def checkpoint(folder, step):
@@ -40,13 +52,14 @@ def checkpoint(folder, step):
 def assert_same_runs(first, second, step):
     assert tokenizer_run.same_result(first, second)
     assert tokenizer_run.log_rows(first) == tokenizer_run.log_rows(second)
-    for name in FILES:
-        one, other = (checkpoint(folder, step) / f"{name}.safetensors" for folder in (first, second))
-        assert one.read_bytes() == other.read_bytes(), name
+    one, other = ({file.name: file for file in checkpoint(run, step).glob("*.safetensors")} for run in (first, second))
+    assert set(one) == set(other) >= FILES
+    for name, file in one.items():
+        assert file.read_bytes() == other[name].read_bytes(), name
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("vq-gradient", "lfq"))) for name in CASES]
+    "case", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("vq-gradient", "lfq"))) for name in LOGGED]
 )
 def test_a_run_that_is_stopped_after_each_step_gives_the_same_weights(tmp_path, case):
     options = small_run.validated(save_steps=3, **CASES[case])
@@ -58,7 +71,9 @@ def test_a_run_that_is_stopped_after_each_step_gives_the_same_weights(tmp_path, 
     tokenizer_run.run(stopped, **options)
     assert_same_runs(whole, stopped, 6)
     rows = [row for row in tokenizer_run.log_rows(whole) if "loss" in row]
-    assert all({"discriminator", "logits_real", "loss_generator"} <= row.keys() for row in rows[1:])
+    assert all({"discriminator", "logits_real", "loss_generator", *LOGGED[case]} <= row.keys() for row in rows[1:])
+    if case == "adaptive-spectral":
+        assert all(row["generator_weight"] != pytest.approx(0.1) for row in rows[1:])
     assert all("lecam" in row for row in rows[2:]) and "discriminator" not in rows[0]
 
 
@@ -77,10 +92,10 @@ def test_each_part_of_the_state_matters(tmp_path, monkeypatch, part):
     assert not tokenizer_run.same_result(whole, stopped)
 
 
-def stop_once(folder):
+def stop_once(folder, **options):
     """Do one step of a run."""
     with pytest.raises(Unfinished):
-        tokenizer_run.run(folder, max_minutes=1e-9)
+        tokenizer_run.run(folder, **options, max_minutes=1e-9)
 
 
 @pytest.mark.parametrize("name", ["discriminator.safetensors", "discriminator-optimizer.json"])
@@ -115,18 +130,17 @@ def dying_run(folder, step, calls, **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["vq-ema", "adaptive-spectral"])
-def test_runs_that_are_killed_20_times_give_the_same_weights(tmp_path, case):
+@pytest.mark.parametrize(("case", "kills"), [("vq-ema", 20), ("adaptive-spectral", 20), ("diffusion-decoder", 4)])
+def test_runs_that_are_killed_give_the_same_weights(tmp_path, case, kills):
     """At random steps, and at random places of writing checkpoints."""
-    options = small_run.validated(
-        steps=120, save_steps=5, eval_steps=10, ema_decay=0.99, image_size={0: 8, 60: 16}, **CASES[case]
-    )
+    sizes = {"image_size": {0: 8, 60: 16}} if case in LOGGED else {}
+    options = small_run.validated(steps=120, save_steps=5, eval_steps=10, ema_decay=0.99, **sizes, **CASES[case])
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir(), killed.mkdir()
     assert not small_run.Child(lambda: tokenizer_run.run(whole, **options), tmp_path / "whole.txt").wait(seconds=600)
 
     rng = random.Random(0)
-    for number, target in enumerate(sorted(rng.sample(range(1, 115), 20))):
+    for number, target in enumerate(sorted(rng.sample(range(1, 115), kills))):
 
         def reached(target=target):
             return max((row["step"] for row in small_run.log_rows(killed)), default=0) >= target
@@ -153,28 +167,36 @@ def test_runs_that_are_killed_20_times_give_the_same_weights(tmp_path, case):
 # Several processes
 
 
-#: Without what each device computes of its own images.
+#: Of a codebook, without what each device computes of its own images: restarted codes, and feature matching.
 SHARED = {
     "loss_weights": {"feature_matching": 0.0, "token_cycle": 0.1},
     "architecture": {**tokenizer_run.KINDS["vq-tokenizer"]["architecture"], "dead_code_threshold": 0.0},
-    "steps": 8,
+}
+#: An LFQ tokenizer's entropy is of the images of each device.
+AS_ONE = {
+    "vq-ema": SHARED,
+    "vq-gradient": {**SHARED, "codebook_learning": "gradient"},
+    "lfq": {"kind": "lfq-tokenizer", "loss_weights": SHARED["loss_weights"], "entropy_weight": 0.0},
+    "diffusion-decoder": {"kind": "diffusion-decoder"},
 }
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path):
-    """Tokenizer, discriminator, LeCAM's averages and codebook are those of one process with twice the rows."""
+@pytest.mark.parametrize("case", AS_ONE)
+def test_two_processes_train_as_one(tmp_path, case):
+    """Model, discriminator, LeCAM's averages and codebook are those of one process with twice the rows."""
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir(), two.mkdir()
-    tokenizer_run.run(one, batch_size=4, **SHARED)
-    parallel_run.run(2, two, lambda rank: tokenizer_run.run(two, batch_size=2, **SHARED))
+    options = {**AS_ONE[case], "steps": 8}
+    tokenizer_run.run(one, **options | {"batch_size": 4})
+    parallel_run.run(2, two, lambda rank: tokenizer_run.run(two, **options | {"batch_size": 2}))
     rows = [[row for row in tokenizer_run.log_rows(folder) if "loss" in row] for folder in (one, two)]
     assert [row["step"] for row in rows[1]] == list(range(1, 9))
     for mine, other in zip(*rows, strict=True):
         assert set(mine) == set(other)
         for name, value in mine.items():
             assert value == pytest.approx(other[name], abs=2e-4, rel=2e-3), (mine["step"], name)
-    for name in ("model", "discriminator"):
+    for name in ("model", "discriminator") if case in LOGGED else ("model",):
         first, second = (load_file(checkpoint(folder, 8) / f"{name}.safetensors") for folder in (one, two))
         assert set(first) == set(second)
         for key, value in first.items():
@@ -215,12 +237,13 @@ def test_codes_and_discriminators_are_equal_on_all_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_where_they_stopped(tmp_path):
+@pytest.mark.parametrize("case", ["vq-ema", "vq-gradient", "lfq", "diffusion-decoder"])
+def test_two_processes_go_on_where_they_stopped(tmp_path, case):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     whole.mkdir(), stopped.mkdir()
-    parallel_run.run(2, whole, lambda rank: tokenizer_run.run(whole))
+    parallel_run.run(2, whole, lambda rank: tokenizer_run.run(whole, **CASES[case]))
 
     for _ in range(2):
-        parallel_run.run(2, stopped, lambda rank: stop_once(stopped))
-    parallel_run.run(2, stopped, lambda rank: tokenizer_run.run(stopped))
+        parallel_run.run(2, stopped, lambda rank: stop_once(stopped, **CASES[case]))
+    parallel_run.run(2, stopped, lambda rank: tokenizer_run.run(stopped, **CASES[case]))
     assert_same_runs(whole, stopped, 6)

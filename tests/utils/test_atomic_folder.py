@@ -113,6 +113,21 @@ def test_killed_at_any_moment(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_check_that_fails_keeps_the_old_folder(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+
+    def check():
+        if (target / "x.txt").exists():
+            raise ValueError("somebody put a file there")
+
+    check()
+    with pytest.raises(ValueError, match="somebody"), atomic_folder(target, overwrite=True, check=check) as folder:
+        (folder / "y.txt").write_text("new")
+        (target / "x.txt").write_text("theirs")
+    assert contents(target) == {"x.txt": "theirs"} and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_displaced_old_folder_is_restored(tmp_path):
     """A process was killed between the two renames."""
     lost = tmp_path / ".out.old"

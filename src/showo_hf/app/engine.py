@@ -101,9 +101,7 @@ class Engine:
         self.pipe = pipe
         self.number = next(NUMBERS)
         ENGINES[self.number] = self
-        usual = inspect.signature(ShowoT2IPipeline.__call__).parameters
-        self.usual_steps: int = usual["num_inference_steps"].default
-        self.usual_guidance: float = usual["guidance_scale"].default
+        self.usual_steps, self.usual_guidance = pipe.with_defaults(None, None)
         self.reads_features = pipe.model.mm_projector is not None
         self.has_images = pipe.image_tokenizer is not None
 
@@ -164,8 +162,8 @@ class Engine:
         return self.checked(settings)
 
     def pipeline(self, kind: type, sampler: str = OWN_SAMPLER) -> Any:
-        """A pipeline of a class with the shared model. It is new, so that its scheduler can differ."""
-        pipe = kind(model=self.pipe.model, processor=self.pipe.processor, scheduler=self.scheduler(sampler))
+        """A pipeline of a class with the shared components. It is new, so that its scheduler can differ."""
+        pipe = kind(**{**self.pipe.components, "scheduler": self.scheduler(sampler)})
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -272,8 +270,8 @@ class Engine:
         return last.get("latents")
 
     def preview(self, pipe: Any, latents: torch.LongTensor) -> Image.Image:
-        """Unfinished images side by side, with the masked cells drawn."""
-        images = pipe.decode_latents(latents, "pil")
+        """Unfinished images side by side, with the masked cells drawn. Only finished ones are worth an image decoder."""
+        images = pipe.decode_latents(latents, "pil", decoder_steps=0)
         masked = (latents == pipe.mask_token_id).cpu().numpy()
         return side_by_side([with_masked_cells(one, cells) for one, cells in zip(images, masked, strict=True)])
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..utils.argument_types import quoted
+from ..utils.argument_types import quoted, user_name
 from .errors import UsageError
 from .image_files import is_single_image, is_url
 from .image_questions import RESUMING, add_question_options, answer_questions, ask_each, generate_answers
@@ -74,7 +74,7 @@ def images_and_questions(words: list[str], questions: list[str] | None) -> tuple
     """Split the positional arguments into images and questions. Raises `UsageError` if either is missing."""
     if questions is None:
         *words, question = words
-        if is_url(question) or (question and exists(Path(question))):
+        if is_url(question) or (question and exists(Path(user_name(question)))):
             raise UsageError(
                 f"the last argument must be the question unless --question is given, but {quoted(question)} is an image"
             )
@@ -83,7 +83,7 @@ def images_and_questions(words: list[str], questions: list[str] | None) -> tuple
         questions = [question]
     for question in questions:
         check_text("QUESTION", question)
-    return words, list(dict.fromkeys(questions))
+    return list(map(user_name, words)), list(dict.fromkeys(questions))
 
 
 def check_choices(choices: list[str] | None) -> list[str]:

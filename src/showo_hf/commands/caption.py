@@ -6,6 +6,7 @@ import argparse
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..utils.argument_types import user_name
 from .image_files import is_single_image
 from .image_questions import RESUMING, add_question_options, answer_questions, generate_answers
 from .results import Record, one_line
@@ -29,8 +30,10 @@ examples:
   all images in a folder and its subfolders
     showo-hf caption images --recursive
 
-  thousands of images, in a resumable run: {{"image": "images/apple.png", "text": "a red apple."}}
+  thousands of images, in a resumable run
     showo-hf caption images -o captions.jsonl --batch-size 32
+  each line of captions.jsonl looks like
+    {{"image": "images/apple.png", "prompt": "{DEFAULT_PROMPT}", "text": "a red apple."}}
 
   another prompt
     showo-hf caption apple.png pear.png --prompt "what is this?" --json
@@ -46,7 +49,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder of images, or URL")
+    parser.add_argument("images", nargs="+", type=user_name, metavar="IMAGE", help="file, folder of images, or URL")
     parser.add_argument(
         "--prompt",
         default=DEFAULT_PROMPT,
@@ -61,11 +64,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     """Caption the images; see [`answer_questions`]."""
     check_text("--prompt", options.prompt)
-    # A prompt other than the default is part of the record, because it is another question.
-    question = {} if options.prompt == DEFAULT_PROMPT else {"prompt": options.prompt}
-    single = is_single_image(options.images)
+    show = partial(line, single=is_single_image(options.images))
+    assumed = {"prompt": DEFAULT_PROMPT}  # records once named only other prompts
     return answer_questions(
-        options, options.images, [question], partial(captions, options=options), partial(line, single=single)
+        options, options.images, [{"prompt": options.prompt}], partial(captions, options=options), show, assumed
     )
 
 
@@ -73,7 +75,7 @@ def captions(
     pipe: DiffusionPipeline, images: list[Image.Image], questions: list[Record], options: argparse.Namespace
 ) -> list[list[Record]]:
     """The caption of every image for every prompt."""
-    prompts = [question.get("prompt", DEFAULT_PROMPT) for question in questions]
+    prompts = [question["prompt"] for question in questions]
     answers = generate_answers(pipe, images, prompts, options)
     return [[{"text": text} for text in texts] for texts in answers]
 

@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..utils.argument_types import integer, quoted, scale_number, seed_number, user_path
+from ..utils.messages import one_sentence
 from .chat_screen import Screen, print_status, stop_on_interrupt
-from .conversation_files import Message, conversation_text, read_conversation
+from .conversation_files import Message, conversation_text, open_conversation, read_conversation
 from .errors import CommandError, UsageError
 from .files import check_output, replace_file, save_numbered
-from .image_files import is_url, load
+from .image_files import add_max_pixels, is_url, load
 from .image_generation import MOST_STEPS, drawn_seed, tell_seed
 from .image_questions import MOST_NEW_TOKENS
-from .model_loading import add_loading_options, check_model, choose_device, load_package, load_pipeline
-from .scheduler_options import add_scheduler_options, check_scheduler, check_scheduler_values, set_scheduler
+from .model_loading import add_loading_options, choose_device, load_package, load_pipeline
+from .saved_model import read_saved_model
+from .scheduler_options import add_scheduler_options, check_model_and_scheduler, check_scheduler_values, set_scheduler
 from .terminal_images import terminal_protocol
-from .texts import check_text, one_sentence, with_option_names
+from .texts import check_text, exists, with_option_names
 
 
 if TYPE_CHECKING:
@@ -118,6 +120,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="N",
         help="largest number of images in an answer (default: 4)",
     )
+    add_max_pixels(parser)
     add_scheduler_options(parser)
     add_loading_options(parser)
     return parser
@@ -126,12 +129,16 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     """Chat until the input ends. Everything that does not need the model is checked before the model is loaded."""
     check_options(options)
-    check_scheduler(options)
-    before, sources = ([], []) if options.load is None else read_conversation("--load", options.load)
-    check_model(options.model)
-    device = choose_device(options.device, options.dtype)
-    load_package()
+    saved = [] if options.load is None else read_conversation("--load", options.load)
+    check_model_and_scheduler(options)
+    device = choose_device(options.device, options.dtype, options.quiet)
+    load_package(options.quiet)
     check_scheduler_values(options)
+    before: list[Message] = []
+    sources: list[dict[str, str]] = []
+    if options.load is not None:
+        codes = read_saved_model(options.model).codebook_size
+        before, sources = open_conversation("--load", options.load, saved, codes, options.max_pixels)
     interactive = sys.stdin.isatty()
     with suppress(AttributeError):  # another stream than a file
         cast("Any", sys.stdin).reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is one bad message
@@ -139,10 +146,10 @@ def run(options: argparse.Namespace) -> int:
     set_scheduler(pipe, options)
     pipe.set_progress_bar_config(disable=True)  # `Screen` shows the steps, below the text
     seed = drawn_seed(options)
-    tell_seed(options, seed)
     chat = Chat(pipe, options, seed, interactive)
     if options.load is not None:
         chat.resume(before, sources)
+    tell_seed(options, seed)  # what is refused has no seed
     if interactive:
         with suppress(ImportError):  # not available on every system
             import readline  # noqa: F401  # arrow keys and history
@@ -153,7 +160,7 @@ def run(options: argparse.Namespace) -> int:
 
 def check_options(options: argparse.Namespace) -> None:
     """Raise `UsageError` unless `--output` is a writable folder."""
-    if not options.output.is_dir():
+    if not (exists(options.output) and options.output.is_dir()):
         raise UsageError(f"`--output` must be a folder that exists, got {quoted(options.output)}")
     if not os.access(options.output, os.W_OK):
         raise UsageError(f"`--output` must be a folder that can be written to, but {quoted(options.output)} cannot")
@@ -242,7 +249,7 @@ class Chat:
         try:
             self.begin(before, sources)
         except (ValueError, TypeError) as error:
-            raise UsageError(f"`--load` cannot continue {quoted(self.options.load)}: {error}") from error
+            raise UsageError(f"`--load` cannot continue {quoted(self.options.load)}: {one_sentence(error)}") from error
         print_status(f"({len(before)} messages from {self.options.load})")
 
     def run_line(self, line: str) -> bool:
@@ -284,7 +291,7 @@ class Chat:
         """Attach an image to the next message. Raises `UsageError` if it cannot be read."""
         if not argument:
             raise UsageError("/image needs the path of an image")
-        loaded = load(image_name(argument))
+        loaded = load(image_name(argument), self.options.max_pixels)
         if loaded.image is None:
             raise UsageError(f"{quoted(loaded.name)} cannot be read: {loaded.problem}")
         self.attachments.append(Attachment(loaded.name, loaded.image))
@@ -295,7 +302,7 @@ class Chat:
         """Save the conversation. Raises `UsageError` if the path is not writable."""
         if not argument:
             raise UsageError("/save needs the name of a file")
-        path = Path(argument).expanduser()
+        path = user_path(argument)
         check_output("/save", path, (".json",))
         messages = self.session.messages
         text = conversation_text(messages, self.sources)
@@ -401,10 +408,10 @@ def image_name(text: str) -> str:
     """The path or URL that a user typed, which may be quoted or escaped as in a shell."""
     if is_url(text):
         return text
-    plain = Path(text).expanduser()
-    if not plain.exists():
+    plain = user_path(text)
+    if not exists(plain):
         with suppress(ValueError):  # an unclosed quote
             parts = shlex.split(text)
             if len(parts) == 1:
-                return str(Path(parts[0]).expanduser())
+                return str(user_path(parts[0]))
     return str(plain)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..utils.argument_types import user_path
+from ..utils.argument_types import user_name, user_path
 from .saved_model import help_numbers
 
 
@@ -41,7 +41,7 @@ class PrintCompletion(argparse.Action):
         import shtab
 
         for action in parser.all_arguments():
-            if action.type in (Path, user_path) or action.dest in FILE_WORDS:
+            if action.type in (Path, user_path, user_name) or action.dest in FILE_WORDS:
                 action.complete = shtab.FILE  # where shtab looks for how to complete a value
         script = shtab.complete(parser, shell=values)
         for word, number in help_numbers(None).items():

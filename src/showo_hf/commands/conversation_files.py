@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..utils.argument_types import quoted
+from ..utils.messages import one_sentence
 from .errors import UsageError
-
-
-if TYPE_CHECKING:
-    import torch
+from .image_files import limit_hint
 
 
 Message = dict[str, Any]
+MOST_CODES = 2**31  # more than any codebook has
 
 
 def conversation_text(messages: Iterable[Message], sources: Iterable[dict[str, str]]) -> str:
@@ -50,11 +49,11 @@ def image_entry(part: dict[str, Any], source: dict[str, str]) -> dict[str, Any]:
     return {"type": "image", **source, **({"tokens": image.tolist()} if is_token_grid(image) else {})}
 
 
-def read_conversation(option: str, path: Path) -> tuple[list[Message], list[dict[str, str]]]:
+def read_conversation(option: str, path: Path) -> list[Message]:
     """
-    Read the messages of a file, as a session takes them, and the source of each of their images.
+    Read the messages of a file as it has them. Needs no torch.
 
-    Only the structure of the file and the tokens are checked. The session checks the contents of the messages.
+    Only the structure of the file and the tokens are checked. [`open_conversation`] checks the contents.
 
     Raises:
         UsageError: if the file cannot be read, or has another format. `option` is the option that named the file.
@@ -69,18 +68,64 @@ def read_conversation(option: str, path: Path) -> tuple[list[Message], list[dict
         raise UsageError(f"`{option}` must be a file that /save wrote, but {quoted(path)} is not JSON") from error
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise UsageError(f"`{option}` must be a file that /save wrote, but {quoted(path)} is not a list of messages")
-    found, sources = [], []
     for number, message in enumerate(messages, start=1):
-        content = message.get("content")
-        if isinstance(content, list):
-            sources += [image_source(part) for part in content if is_image(part)]
-            try:
-                content = [with_grid(part) if is_image(part) else part for part in content]
-            except ValueError as error:
-                raise UsageError(f"`{option}`, message {number} of {quoted(path)}: {error}") from error
-            message = {**message, "content": content}
-        found.append(message)
-    return found, sources
+        for part in parts_of(message):
+            if is_image(part) and "tokens" in part and not is_grid(part["tokens"]):
+                raise UsageError(
+                    f"`{option}`, message {number} of {quoted(path)}: tokens must be rows of integers, all of one "
+                    f"length, got {part['tokens']!r:.40}"
+                )
+    return messages
+
+
+def open_conversation(
+    option: str, path: Path, messages: list[Message], codebook_size: int | None, max_pixels: int
+) -> tuple[list[Message], list[dict[str, str]]]:
+    """
+    Check the messages of [`read_conversation`], and read their images.
+
+    Args:
+        option, path: the option that named the file, and the file, for messages.
+        messages: the messages as the file has them.
+        codebook_size: of the model; None if it is not known yet. Then any tokens pass.
+        max_pixels: image files with more pixels are refused.
+
+    Returns:
+        the messages as a session takes them, and the source of each of their images.
+
+    Raises:
+        UsageError: for something that is not a message, and an image that cannot be read.
+    """
+    from showo_hf.pipelines.messages import load_message_images, normalize_messages
+
+    sources = [image_source(part) for message in messages for part in parts_of(message) if is_image(part)]
+    try:
+        found = [
+            {**message, "content": [with_grid(part) if is_image(part) else part for part in message["content"]]}
+            if isinstance(message.get("content"), list)
+            else message
+            for message in messages
+        ]
+        normal = normalize_messages(found, MOST_CODES if codebook_size is None else codebook_size)
+        return load_message_images(normal, max_pixels), sources
+    except (ValueError, TypeError) as error:
+        reason = one_sentence(error).rstrip(".") + limit_hint(error.__cause__)
+        raise UsageError(f"`{option}` cannot continue {quoted(path)}: {reason}") from error
+
+
+def parts_of(message: Message) -> list[Any]:
+    """The parts of a message; none for a text."""
+    content = message.get("content")
+    return content if isinstance(content, list) else []
+
+
+def is_grid(rows: Any) -> bool:
+    """Whether `rows` are image tokens: lists of integers, all of one length, not empty."""
+    if not (isinstance(rows, list) and rows and all(isinstance(row, list) and row for row in rows)):
+        return False
+    return len({len(row) for row in rows}) == 1 and all(
+        type(token) is int and abs(token) < MOST_CODES for row in rows for token in row
+    )
 
 
 def image_source(part: dict[str, Any]) -> dict[str, str]:
@@ -89,22 +134,7 @@ def image_source(part: dict[str, Any]) -> dict[str, str]:
 
 
 def with_grid(part: dict[str, Any]) -> dict[str, Any]:
-    """An image entry with its tokens as a tensor. Raises `ValueError` if the tokens are not valid."""
-    if "tokens" not in part:
-        return part
-    return {"type": "image", "image": token_grid(part["tokens"])}
-
-
-def token_grid(rows: Any) -> torch.LongTensor:
-    """Convert rows of image tokens to a tensor (h, w). Raises `ValueError` if they are something else."""
+    """An image entry with its tokens as a tensor, int64 (h, w)."""
     import torch
 
-    from ..processing.images import is_token_grid
-
-    try:
-        grid = torch.tensor(rows)
-    except (ValueError, TypeError, RuntimeError):
-        grid = None
-    if grid is None or not is_token_grid(grid):
-        raise ValueError(f"tokens must be rows of integers, all of one length, got {rows!r:.40}")
-    return grid
+    return {"type": "image", "image": torch.tensor(part["tokens"])} if "tokens" in part else part

@@ -13,11 +13,11 @@ from showo_hf.conversion.command_line import (
     run_conversion,
     torch_dtype,
 )
-from showo_hf.utils.argument_types import positive_integer, quoted, user_path
+from showo_hf.utils.argument_types import HUB_NAME, LARGEST_SIDE, integer, quoted, square_number, user_path
 
 from .errors import UsageError
 from .files import check_folder
-from .hub_names import HUB_NAME
+from .hub_names import check_hub_model
 from .model_loading import load_package, say_loading
 from .texts import exists
 
@@ -50,13 +50,13 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--clip-vision", metavar="PATH_OR_HUB_ID", help="for the CLIP-ViT variant: openai/clip-vit-large-patch14-336")
     add(
         "--num-image-tokens",
-        type=positive_integer,
+        type=square_number,
         metavar="N",
         help="number of tokens of an image, if the checkpoint does not name it",
     )
     add(
         "--image-size",
-        type=positive_integer,
+        type=integer(1, LARGEST_SIDE),
         metavar="PIXELS",
         help="side of the training images of an image tokenizer that is converted alone (default: 256)",
     )
@@ -79,8 +79,8 @@ def run(options: argparse.Namespace) -> int:
             them, or both are and `--image-size` is given.
     """
     check_options(options)
-    check_sources(options)
     check_folder("--output", Path(options.output))
+    check_sources(options)
     say_loading("the conversion", options.quiet)
     load_package()
     shared = {
@@ -135,11 +135,17 @@ def check_options(options: argparse.Namespace):
 
 
 def check_sources(options: argparse.Namespace):
-    """Raise `UsageError` for a source that is neither here nor a name that a repository on the Hub can have."""
+    """
+    Raise `UsageError` for a source that is neither here nor a repository on the Hub.
+
+    This may ask the Hub, so it comes after all other checks that need no torch.
+    """
     for name in ("showo", "image_tokenizer", "text_tokenizer", "clip_vision"):
-        source = getattr(options, name)
-        if source is not None and not exists(user_path(source)) and not HUB_NAME.fullmatch(source):
+        option, source = f"--{name.replace('_', '-')}", getattr(options, name)
+        if source is None or exists(user_path(source)):
+            continue
+        if not HUB_NAME.fullmatch(source):
             raise UsageError(
-                f"`--{name.replace('_', '-')}` must be a folder or file, or a name on the Hub such as showlab/show-o, "
-                f"got {quoted(source)}"
+                f"`{option}` must be a folder or file, or a name on the Hub such as showlab/show-o, got {quoted(source)}"
             )
+        check_hub_model(source, option)

@@ -8,7 +8,7 @@ from typing import Any
 
 from showo_hf.conversion.command_line import WEIGHT_FORMATS, add_output_arguments, run_conversion, torch_dtype
 
-from ..utils.argument_types import quoted
+from ..utils.argument_types import quoted, user_name
 from .errors import UsageError
 from .files import check_folder
 from .model_loading import load_package, say_loading
@@ -29,7 +29,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", help="a pipeline folder, or the model/ in it")
+    parser.add_argument("folder", type=user_name, help="a pipeline folder, or the model/ in it")
     parser.add_argument(
         "--format", choices=WEIGHT_FORMATS, default="safetensors", help="bin is the format of torch.save"
     )

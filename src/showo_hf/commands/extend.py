@@ -75,7 +75,7 @@ def check_extent(options: argparse.Namespace) -> None:
 def arguments_of(options: argparse.Namespace) -> dict[str, Any]:
     """The pipeline arguments that only this command has."""
     return {
-        "image": read_image("IMAGE", options.image),
+        "image": read_image("IMAGE", options.image, options.max_pixels),
         "direction": options.direction,
         "extent": options.extent,
         "rounds": options.rounds,

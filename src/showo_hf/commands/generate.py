@@ -51,7 +51,9 @@ A file of prompts is text with one prompt per line, or JSON lines such as
   {{"prompt": "an owl, noto style", "negative_prompt": "a cat", "seed": 7}}
 The folder gets the images 000000.png, 000001.png ..., {INDEX} with the prompt, the seed and every setting of
 each image, and {SETTINGS}. Run the same command again to resume after an interruption. With several processes, each
-makes its share, and the images are those of one process.
+makes its share, and the images are those of one process with as many threads. The number of threads of the first run
+is in {SETTINGS}, and all processes and later runs compute with it, on the same kind of device. It is one per
+core, or one per process with a launcher, unless OMP_NUM_THREADS says otherwise.
 """
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
@@ -10,8 +9,29 @@ from ..utils.argument_types import quoted
 from .errors import UsageError
 
 
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+LONGEST_NAME = 200  # characters
 LONGEST_ANSWER = 10.0  # seconds
+
+#: Models of which the Hub has told this process that it has newer files than those that were downloaded.
+CHANGED: set[str] = set()
+
+
+def downloaded_folder(name: str) -> Path | None:
+    """
+    The folder of a model of the Hub that was downloaded before. Does not ask the Hub.
+
+    None if there is none, or if [`check_hub_model`] found that it is not the newest one.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if name in CHANGED or len(name) > LONGEST_NAME:
+        return None
+    try:
+        index = try_to_load_from_cache(name, "model_index.json")
+    except HFValidationError:
+        return None
+    return Path(index).parent if isinstance(index, str) else None
 
 
 def check_hub_model(name: str, option: str = "--model") -> None:
@@ -31,7 +51,11 @@ def check_hub_model(name: str, option: str = "--model") -> None:
             if downloaded:
                 return
             raise UsageError(f"{no_folder}, and no model of this name was downloaded before HF_HUB_OFFLINE was set")
-        HfApi().model_info(name, timeout=LONGEST_ANSWER)
+        newest = HfApi().model_info(name, timeout=LONGEST_ANSWER).sha
+        CHANGED.discard(name)
+        found = downloaded_folder(name)
+        if found is not None and found.name != newest:  # a snapshot is named after its commit
+            CHANGED.add(name)
     except HFValidationError as error:
         raise UsageError(f"{no_folder}, and it is no name of a model") from error
     except RepositoryNotFoundError as error:

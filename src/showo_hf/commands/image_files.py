@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..utils.argument_types import quoted
+from ..utils.argument_types import MAX_PIXELS, integer, quoted
 from .errors import UsageError
 from .texts import exists
 
@@ -18,6 +19,20 @@ if TYPE_CHECKING:
 
 #: The image files of a folder. Files named on the command line are read whatever their suffix.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+MOST_PIXELS = 178_956_970  # Pillow's own limit
+
+
+def add_max_pixels(parser: argparse.ArgumentParser) -> None:
+    """Add `--max-pixels`, for every command that reads images."""
+    parser.add_argument(
+        "--max-pixels",
+        type=integer(1, MOST_PIXELS),
+        default=MAX_PIXELS,
+        metavar="N",
+        help=f"read image files of at most N pixels; raise it for files that you trust (default: {MAX_PIXELS})",
+    )
 
 
 def is_url(name: str) -> bool:
@@ -82,18 +97,31 @@ class LoadedImage:
     problem: str = ""
 
 
-def load(name: str) -> LoadedImage:
-    """Read one image. Problems are returned, not raised."""
+def problem_of(error: BaseException) -> str:
+    """Why an image cannot be read, in one line. If it is too large, the option that reads it is named."""
     from PIL import UnidentifiedImageError
 
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image in a known format"
+    reason = f"{' '.join(str(error).split()):.200}" or type(error).__name__
+    return reason + limit_hint(error)
+
+
+def limit_hint(error: BaseException | None) -> str:
+    """The end of a message about an image that is too large: the option that reads it. Empty for other errors."""
+    from ..processing.image_reader import TooLarge
+
+    return "; `--max-pixels` raises the limit" if isinstance(error, TooLarge) else ""
+
+
+def load(name: str, max_pixels: int = MAX_PIXELS) -> LoadedImage:
+    """Read one image. Problems are returned, not raised."""
     from ..processing.images import load_image
 
     if not is_url(name) and not (exists(Path(name)) and Path(name).is_file()):
         return LoadedImage(name, None, "no such file")
     try:
-        return LoadedImage(name, load_image(name if is_url(name) else Path(name)))
+        return LoadedImage(name, load_image(name if is_url(name) else Path(name), max_pixels=max_pixels))
     except (ValueError, TypeError) as error:
         # Report the cause: the message of the error itself names an argument that the user does not know.
-        cause = error.__cause__ or error
-        reason = "not an image in a known format" if isinstance(cause, UnidentifiedImageError) else str(cause)
-        return LoadedImage(name, None, " ".join(reason.split()) or type(cause).__name__)
+        return LoadedImage(name, None, problem_of(error.__cause__ or error))

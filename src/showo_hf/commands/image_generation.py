@@ -11,14 +11,23 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..utils.argument_types import fraction, image_size, integer, quoted, scale_number, seed_number, user_path
+from ..utils.argument_types import (
+    fraction,
+    image_size,
+    integer,
+    quoted,
+    scale_number,
+    seed_number,
+    user_name,
+    user_path,
+)
 from .errors import UsageError
 from .files import check_output, numbered, replace_file
-from .image_files import is_url
+from .image_files import add_max_pixels, is_url, problem_of
 from .image_steps import StepRecorder, save_steps, step_images
-from .model_loading import add_loading_options, check_model, choose_device, load_package, load_pipeline
+from .model_loading import add_loading_options, choose_device, load_package, load_pipeline
 from .saved_model import read_saved_model
-from .scheduler_options import add_scheduler_options, check_scheduler, check_scheduler_values, set_scheduler
+from .scheduler_options import add_scheduler_options, check_model_and_scheduler, check_scheduler_values, set_scheduler
 from .texts import check_characters, check_text, exists, with_option_names
 from .time_limit import TimeLimit, add_time_limit
 
@@ -97,9 +106,10 @@ def add_size(parser: argparse.ArgumentParser, what: str = "in pixels") -> None:
 def add_editing_options(parser: argparse.ArgumentParser) -> None:
     """Add the input image, the prompt, and the working size."""
     add = parser.add_argument
-    add("image", help="the input image: a file or a URL")
+    add("image", type=user_name, help="the input image: a file or a URL")
     add("prompt", help="what the image should show, in English")
     add_size(parser, "working size in pixels")
+    add_max_pixels(parser)
 
 
 def add_strength_options(parser: argparse.ArgumentParser, default: str) -> None:
@@ -115,14 +125,18 @@ def size_of(options: argparse.Namespace) -> dict[str, int | None]:
     return {"height": height, "width": width}
 
 
-def read_image(option: str, name: str) -> Image.Image:
+def read_image(option: str, name: str, max_pixels: int) -> Image.Image:
     """Read an image file or URL. Raises `UsageError` if it cannot be read."""
     from ..processing.images import load_image
 
     try:
-        return load_image(name, option, max_aspect=math.inf)
+        return load_image(name, option, max_aspect=math.inf, max_pixels=max_pixels)
     except ValueError as error:
-        raise UsageError(str(error)) from error
+        raise unreadable(option, name, error.__cause__ or error) from error
+
+
+def unreadable(option: str, name: str, error: BaseException) -> UsageError:
+    return UsageError(f"`{option}` cannot be read: {quoted(name)} ({problem_of(error)})")
 
 
 # Checks, of what needs no model
@@ -133,47 +147,47 @@ def check_request(options: argparse.Namespace) -> None:
     check_text("prompt", options.prompt)
     for name, option in (("image", "IMAGE"), ("mask", "--mask")):
         if getattr(options, name, None) is not None:
-            image_file_size(option, getattr(options, name))
+            image_file_size(option, getattr(options, name), options.max_pixels)
     check_settings(options)
 
 
-def image_file_size(option: str, name: str) -> tuple[int, int] | None:
+def image_file_size(option: str, name: str, max_pixels: int) -> tuple[int, int] | None:
     """The (width, height) of an image file; None for a URL. Raises `UsageError` if it cannot be read. Needs no torch."""
     if is_url(name):
         return None
     if not exists(Path(name)):
         raise UsageError(f"`{option}` must be an image file or a URL, but there is no file {quoted(name)}")
-    from PIL import UnidentifiedImageError
-
     from ..processing.image_reader import read_image_file
 
     try:
-        return read_image_file(name).size
+        return read_image_file(name, max_pixels).size
     except Exception as error:  # Pillow's plugins raise many types
-        reason = "not in a known image format" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise UsageError(f"`{option}` cannot be read: {quoted(name)} ({reason:.200})") from error
+        raise unreadable(option, name, error) from error
 
 
 def check_settings(options: argparse.Namespace) -> None:
     """Raise `UsageError` for settings of the images, the scheduler or the model that cannot be right."""
     check_characters("--negative-prompt", options.negative_prompt or "")
-    check_scheduler(options)
     if options.seed is not None and options.seed + options.num > 2**63:
         raise UsageError(f"`--seed` and `--num` must stay below 2**63 together, got {options.seed} and {options.num}")
-    check_size(options)
-    check_model(options.model)
+    check_model_and_scheduler(options)
+    if options.size is not None:
+        check_size(options.size, options.model)
 
 
-def check_size(options: argparse.Namespace) -> None:
-    """Raise `UsageError` unless `--size` is a multiple of the model's patch, as far as its files tell, and not huge."""
-    if options.size is None:
-        return
-    height, width = options.size
-    if height * width > MOST_PIXELS:
-        raise UsageError(f"`--size` must be at most {MOST_PIXELS:,} pixels in all, got {height}x{width}")
-    patch = read_saved_model(options.model).patch
-    if patch is not None and (height % patch or width % patch):
-        raise UsageError(f"`--size` must be multiples of {patch} pixels for this model, got {height}x{width}")
+def check_size(size: tuple[int, int], model: str | None) -> None:
+    """
+    Raise `UsageError` unless a `--size`, (height, width), is one that the model makes, as far as its files tell.
+
+    The sides must be multiples of its patch, and an image must not take far more tokens than in training.
+    """
+    height, width = size
+    saved = read_saved_model(model)
+    most = min(MOST_PIXELS, saved.most_pixels or MOST_PIXELS)
+    if height * width > most:
+        raise UsageError(f"`--size` must be at most {most:,} pixels in all, got {height}x{width}")
+    if saved.patch is not None and (height % saved.patch or width % saved.patch):
+        raise UsageError(f"`--size` must be multiples of {saved.patch} pixels for this model, got {height}x{width}")
 
 
 def check_outputs(options: argparse.Namespace) -> None:
@@ -209,11 +223,11 @@ def generate_images(
         check: raises `UsageError` for options of one command that are wrong, without torch.
     """
     check_outputs(options)
+    check_request(options)
     if check is not None:
         check(options)
-    check_request(options)
-    device = choose_device(options.device, options.dtype)
-    load_package()
+    device = choose_device(options.device, options.dtype, options.quiet)
+    load_package(options.quiet)
     check_scheduler_values(options)
     extra = arguments_of(options)
     pipe = ready_pipeline(options, device, kind)
@@ -252,6 +266,8 @@ def ready_pipeline(options: argparse.Namespace, device: str, kind: str) -> Diffu
         raise UsageError(with_option_names(error)) from error
     if options.size is not None and math.prod(options.size) > TILED_PIXELS and pipe.image_tokenizer is not None:
         pipe.image_tokenizer.enable_tiling()
+        if pipe.image_decoder is not None:
+            pipe.image_decoder.enable_tiling()
     return pipe
 
 

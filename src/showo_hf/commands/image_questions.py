@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
-from ..utils.argument_types import integer, user_path
+from ..utils.argument_types import MAX_PIXELS, integer, user_path
 from .errors import UsageError
-from .image_files import LoadedImage, find_images, load
+from .image_files import LoadedImage, add_max_pixels, find_images, load
 from .model_loading import add_loading_options, check_model, choose_device, load_package, load_pipeline, on_terminal
 from .processes import Processes, join_processes, process_count
 from .results import Record, Results, check_settings, collect_parts, part_of, printable, resume, write_settings
@@ -69,6 +69,7 @@ def add_question_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="longest answer (default: 100)",
     )
+    add_max_pixels(parser)
     add_loading_options(parser)
 
 
@@ -106,13 +107,15 @@ def batches(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
         yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
-def loaded_batches(groups: Iterable[list[Job]]) -> Generator[tuple[list[Record], list[LoadedImage]]]:
+def loaded_batches(
+    groups: Iterable[list[Job]], max_pixels: int = MAX_PIXELS
+) -> Generator[tuple[list[Record], list[LoadedImage]]]:
     """Yield the questions and images of each batch. The images of the next batch load in the background."""
     pool = ThreadPoolExecutor(LOADING_THREADS)
     try:
         waiting = None
         for batch in groups:
-            coming = (list(batch[0].questions), [pool.submit(load, job.image) for job in batch])
+            coming = (list(batch[0].questions), [pool.submit(load, job.image, max_pixels) for job in batch])
             if waiting is not None:
                 yield waiting[0], [future.result() for future in waiting[1]]
             waiting = coming
@@ -158,6 +161,7 @@ def answer_questions(
     questions: list[Record],
     answer: Answer,
     line: Callable[[Record], str],
+    assumed: Record | None = None,
 ) -> int:
     """
     Ask `questions` about the images and write the results.
@@ -170,6 +174,7 @@ def answer_questions(
         questions: each is the fields that it adds to a record.
         answer: see `Answer`.
         line: formats a record as a line of text.
+        assumed: what a record of an earlier version, which lacks these fields, was asked.
 
     Returns:
         the exit code.
@@ -181,7 +186,7 @@ def answer_questions(
     if options.output is not None:
         check_settings(options.output, settings_of(options))
     done = [] if options.output is None else resume(options.output, images, collect=False)
-    device = choose_device(options.device, options.dtype)
+    device = choose_device(options.device, options.dtype, options.quiet)
     processes = join_processes(device)
     if options.output is not None:
         if processes.first:  # also fails before the work if the file is not writable
@@ -189,7 +194,7 @@ def answer_questions(
             write_settings(options.output, settings_of(options))
         processes.wait()
         done = resume(options.output, images, collect=False)
-    jobs = open_jobs(images, questions, done)
+    jobs = open_jobs(images, questions, [{**(assumed or {}), **record} for record in done])
     output = options.output
     results = Results(output if processes.count == 1 else part_of(output, processes.index), options.json, line)
     if jobs:
@@ -222,14 +227,14 @@ def run_jobs(
     results: Results,
 ) -> None:
     """Answer this process's share of the jobs batch by batch, with a progress bar if there are several images."""
-    load_package()
+    load_package(options.quiet)
     from tqdm import tqdm
 
     groups = list(processes.share(batches(jobs, options.batch_size)))
     count = sum(map(len, groups))
     if not groups:
         return
-    with closing(loaded_batches(groups)) as loaded:
+    with closing(loaded_batches(groups, options.max_pixels)) as loaded:
         first = next(loaded)
         pipe = None
         # If no image can be read, there is no need to load the model.

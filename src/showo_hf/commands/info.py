@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.argument_types import DTYPES
+from ..utils.messages import one_sentence
 from .model_loading import accelerators, load_package, load_pipeline, say_loading
-from .texts import one_sentence
 
 
 REQUIRED = "torch transformers diffusers accelerate huggingface_hub safetensors tokenizers numpy pillow".split()

@@ -6,7 +6,7 @@ import argparse
 import re
 from typing import TYPE_CHECKING, Any
 
-from ..utils.argument_types import LARGEST_SIDE, integer, quoted
+from ..utils.argument_types import LARGEST_SIDE, integer, quoted, user_name
 from .errors import UsageError
 from .image_generation import (
     add_editing_options,
@@ -18,6 +18,7 @@ from .image_generation import (
     image_file_size,
     read_image,
     size_of,
+    unreadable,
 )
 
 
@@ -49,7 +50,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add_editing_options(parser)
     add = parser.add_argument
     where = parser.add_mutually_exclusive_group(required=True)
-    mask = where.add_argument("--mask", help="the area to inpaint: an image file or URL, white inside")
+    mask = where.add_argument("--mask", type=user_name, help="the area to inpaint: an image file or URL, white inside")
     parser.arguments.append(mask)  # for the completion of file names: a group does not report its arguments
     where.add_argument("--box", type=box, metavar="L,T,R,B", help="the area to inpaint, in pixels of the image")
     add_strength_options(parser, "1, the whole area")
@@ -70,23 +71,34 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("`--save-steps` cannot be used with `--crop`, because the steps show only the crop")
     if options.crop is not None and options.num > 1:
         raise UsageError(f"`--num` must be 1 with `--crop`, got {options.num}")
-    return generate_images(options, "ShowoInpaintPipeline", arguments_of, check_box)
+    return generate_images(options, "ShowoInpaintPipeline", arguments_of, check_area)
 
 
-def check_box(options: argparse.Namespace) -> None:
-    """Raise `UsageError` if `--box` exceeds an image file. Needs no torch."""
-    size = None if options.box is None else image_file_size("IMAGE", options.image)
-    if size is not None:
+def check_area(options: argparse.Namespace) -> None:
+    """Raise `UsageError` if `--box` exceeds an image file, or `--mask` is a file of another shape. Needs no torch."""
+    size = image_file_size("IMAGE", options.image, options.max_pixels)
+    if size is None:
+        return
+    if options.box is not None:
         check_inside(options.box, size)
+        return
+    mask = image_file_size("--mask", options.mask, options.max_pixels)
+    if mask is not None:
+        from ..utils.validation import check_same_aspect
+
+        try:
+            check_same_aspect("--mask", mask[::-1], size[::-1])
+        except ValueError as error:
+            raise UsageError(str(error)) from error
 
 
 def arguments_of(options: argparse.Namespace) -> dict[str, Any]:
     """The pipeline arguments that only this command has."""
-    image = read_image("IMAGE", options.image)
+    image = read_image("IMAGE", options.image, options.max_pixels)
     if options.box is not None:
         mask = box_mask(options.box, image.size)
     else:
-        mask = read_mask(options.mask, image.size)
+        mask = read_mask(options.mask, image.size, options.max_pixels)
     return {
         "image": image,
         "mask_image": mask,
@@ -98,7 +110,7 @@ def arguments_of(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def read_mask(name: str, size: tuple[int, int]) -> torch.Tensor:
+def read_mask(name: str, size: tuple[int, int], max_pixels: int) -> torch.Tensor:
     """
     Read a mask file or URL to a tensor (H, W) in [0, 1].
 
@@ -106,9 +118,14 @@ def read_mask(name: str, size: tuple[int, int]) -> torch.Tensor:
         UsageError: if the mask cannot be read, or its aspect ratio differs from `size`, (width, height).
     """
     from showo_hf.pipelines.masks import check_aspect, load_mask
+    from showo_hf.processing.images import load_grey
 
     try:
-        mask = load_mask(name, "--mask")
+        grey = load_grey(name, "--mask", max_pixels)
+    except ValueError as error:
+        raise unreadable("--mask", name, error.__cause__ or error) from error
+    try:
+        mask = load_mask(grey, "--mask")
         check_aspect(mask, size[::-1], "--mask")
         return mask
     except ValueError as error:

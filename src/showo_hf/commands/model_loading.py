@@ -5,25 +5,25 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..utils.argument_types import DTYPES, quoted, user_path
+from ..utils.argument_types import DTYPES, HUB_NAME, quoted, user_name
 from ..utils.embedded_model import EMBEDDED_MODEL
+from ..utils.messages import one_sentence
+from ..utils.progress_bars import hide_progress_bars
+from .devices import device_name
 from .errors import CommandError, UsageError
-from .hub_names import HUB_NAME, check_hub_model
-from .texts import exists, one_sentence
+from .hub_names import LONGEST_NAME, check_hub_model
+from .texts import exists
 
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-
-DEVICES = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa", "sdaa", "mtia", "privateuseone")
 
 #: Loggers that report, while libraries are imported, what does not concern who runs a command: torchao names each of its
 #: extensions that is built for other hardware.
@@ -33,7 +33,7 @@ NOISY_IMPORTS = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao
 def add_loading_options(parser: argparse.ArgumentParser) -> None:
     """Add `--model`, `--dtype`, `--device` and `--quiet`."""
     add = parser.add_argument
-    add("--model", type=model_name, help="folder, or name on the Hugging Face Hub (default: the embedded model)")
+    add("--model", type=user_name, help="folder, or name on the Hugging Face Hub (default: the embedded model)")
     add("--dtype", choices=DTYPES, default="float32", help="dtype of the weights (default: float32)")
     add(
         "--device",
@@ -41,18 +41,6 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
         help="cpu, cuda, cuda:1, mps ... (default: the accelerator if there is one, else cpu)",
     )
     add("-q", "--quiet", action="store_true", help="no progress bars")
-
-
-def model_name(text: str) -> str:
-    """The type of `--model`: `~` stands for the home folder."""
-    return str(user_path(text)) if text.startswith("~") else text
-
-
-def device_name(text: str) -> str:
-    """The type of `--device`. Whether the device is there needs torch; see [`choose_device`]."""
-    if not re.fullmatch(rf"({'|'.join(DEVICES)})(:[0-9]{{1,4}})?", text):
-        raise argparse.ArgumentTypeError(f"must be a device such as cpu, cuda, cuda:1 or mps, got {quoted(text)}")
-    return text
 
 
 def check_model(model: str | None) -> None:
@@ -69,7 +57,7 @@ def check_model(model: str | None) -> None:
             raise UsageError(f"`--model` must be a folder with a model_index.json, but {quoted(model)} is a file")
         if not (folder / "model_index.json").is_file():
             raise UsageError(f"`--model` must be a folder with a model_index.json, but {quoted(model)} has none")
-    elif not HUB_NAME.fullmatch(model) or len(model) > 200:
+    elif not HUB_NAME.fullmatch(model) or len(model) > LONGEST_NAME:
         raise UsageError(
             "`--model` must be a folder, or a name on the Hub such as owner/name; "
             f"there is no folder {quoted(model)}, and it is no such name"
@@ -92,12 +80,16 @@ def only_what_concerns_the_user() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def load_package() -> Any:
+def load_package(quiet: bool = True) -> Any:
     """
     Import `showo_hf` with torch, transformers and diffusers, and return it.
 
     A command calls this before it imports any module that computes, and after every check that needs none.
+
+    Args:
+        quiet: do not say so on a terminal.
     """
+    say_libraries(quiet)
     with only_what_concerns_the_user():
         import showo_hf
 
@@ -124,6 +116,12 @@ def say_loading(what: str, quiet: bool) -> None:
         print(f"loading {what} ...", file=sys.stderr, flush=True)
 
 
+def say_libraries(quiet: bool) -> None:
+    """Say on a terminal that torch, and what is built on it, takes the next seconds, unless it is imported already."""
+    if "torch" not in sys.modules:
+        say_loading("the libraries", quiet)
+
+
 def accelerators() -> list[str]:
     """The devices other than the CPU: cuda:0, cuda:1 ..., mps:0 ..."""
     torch = load_torch()
@@ -133,17 +131,20 @@ def accelerators() -> list[str]:
     return [f"{kind}:{index}" for index in range(torch.accelerator.device_count())]
 
 
-def choose_device(name: str | None, dtype: str = "float32") -> str:
+def choose_device(name: str | None, dtype: str = "float32", quiet: bool = True) -> str:
     """
-    The device of a command.
+    The device of a command. Imports torch, unless the user named the CPU.
 
     Args:
         name: the device that the user named; for None, the accelerator of this process, else the CPU.
         dtype: dtype of the weights.
+        quiet: do not say on a terminal that torch is imported.
 
     Raises:
         UsageError: for an absent device, and for float16 on the CPU, for which torch lacks operations.
     """
+    if name != "cpu":
+        say_libraries(quiet)
     found = accelerators() if name != "cpu" else []
     if name is None:
         # Each process of `accelerate launch` or torchrun has an accelerator of its own.
@@ -182,14 +183,3 @@ def load_pipeline(
         raise CommandError(f"cannot load the model {shown}: {one_sentence(error)}") from error
     pipe.set_progress_bar_config(disable=hidden)
     return pipe.to(device)
-
-
-def hide_progress_bars() -> None:
-    """Switch off the progress bars of the libraries that load a model."""
-    import diffusers
-    import huggingface_hub
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    huggingface_hub.utils.disable_progress_bars()

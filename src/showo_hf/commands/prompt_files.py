@@ -26,12 +26,12 @@ from .image_generation import (
     tell_seed,
 )
 from .info import package_version
-from .model_loading import choose_device, load_package, on_terminal
+from .model_loading import choose_device, load_package, load_torch, on_terminal
 from .processes import Processes, join_processes
 from .results import Record, printable
-from .saved_model import GUIDANCE, STEPS, read_json
+from .saved_model import read_json
 from .scheduler_options import check_scheduler_values
-from .texts import check_characters, check_text
+from .texts import check_characters, check_text, with_option_names
 from .time_limit import TimeLimit
 
 
@@ -44,6 +44,7 @@ FIELDS = ("prompt", "negative_prompt", "seed")  # of a line of a .jsonl file
 INDEX, SETTINGS = "metadata.jsonl", "settings.json"
 PART = "part-{}.jsonl"  # the records of one process of a run that is not finished
 MOST_PROMPTS = 10_000_000
+MOST_THREADS = 4096
 
 
 @dataclass(frozen=True)
@@ -139,12 +140,12 @@ def wanted_images(prompts: list[Record], num: int, seed: int, negative_prompt: s
 
 
 def settings_of(options: argparse.Namespace) -> Record:
-    """The settings that all images of a folder share, as far as they are known before the model is loaded."""
+    """The settings that all images of a folder share; None for what is the model's own."""
     return {
         "model": "embedded" if options.model is None else options.model,
         "dtype": options.dtype,
-        "steps": options.steps or STEPS,
-        "guidance": GUIDANCE if options.guidance is None else options.guidance,
+        "steps": options.steps,
+        "guidance": options.guidance,
         "temperature": options.temperature,
         "size": None if options.size is None else list(options.size),
         "scheduler": options.scheduler,
@@ -153,28 +154,40 @@ def settings_of(options: argparse.Namespace) -> Record:
     }
 
 
-def open_folder(options: argparse.Namespace) -> int:
+def open_folder(options: argparse.Namespace, device: str) -> None:
     """
-    Prepare the folder of a run: make it, write its settings, and collect what an earlier run left. Returns the seed.
+    Prepare the folder of a run: make it, write its settings, and collect what an earlier run left.
+
+    Sums are rounded differently on another kind of device, and with another number of threads. So the settings name
+    both, and each process, also of a later run, computes with this number.
 
     Raises:
         UsageError: if the folder holds other files, or images with other settings.
     """
-    folder, settings = options.output, settings_of(options)
+    folder = options.output
     folder.mkdir(parents=True, exist_ok=True)
-    check_folder_of_run(options)
-    before = read_json(folder / SETTINGS)
-    if not before:
-        before = settings | {"seed": drawn_seed(options)}
-        tell_seed(options, before["seed"])
-        text = json.dumps(before, indent=2) + "\n"
+    check_folder_of_run(options, device)
+    if not read_json(folder / SETTINGS):
+        threads = load_torch().get_num_threads()
+        seed = drawn_seed(options)
+        settings = settings_of(options) | {"seed": seed, "device": kind_of(device), "threads": threads}
+        tell_seed(options, seed)
+        text = json.dumps(settings, indent=2) + "\n"
         replace_file(folder / SETTINGS, lambda path: path.write_text(text, encoding="utf-8"))
     collect_parts(folder)
-    return before["seed"]
 
 
-def check_folder_of_run(options: argparse.Namespace) -> None:
-    """Raise `UsageError` if the folder holds other files, or images with other settings. Writes nothing."""
+def kind_of(device: str) -> str:
+    """The kind of a device: "cuda" for "cuda:1"."""
+    return device.partition(":")[0]
+
+
+def check_folder_of_run(options: argparse.Namespace, device: str | None = None) -> None:
+    """
+    Raise `UsageError` if the folder holds other files, or images with other settings. Writes nothing.
+
+    A `device` of None is not known yet. Folders of earlier versions do not name theirs, nor the number of threads.
+    """
     folder, settings = options.output, settings_of(options)
     before = read_json(folder / SETTINGS)
     if not before:
@@ -183,6 +196,14 @@ def check_folder_of_run(options: argparse.Namespace) -> None:
                 f"`--output` must be an empty folder or one of an earlier run, but {quoted(folder)} has other files"
             )
         return
+    seed, threads, kind = before.get("seed"), before.get("threads", 1), before.get("device")
+    if type(seed) is not int or type(threads) is not int or not 0 < threads <= MOST_THREADS:
+        raise UsageError(f"`--output` {quoted(folder)} has a {SETTINGS} that this command did not write")
+    if None not in (device, kind) and kind != kind_of(str(device)):
+        raise UsageError(
+            f"`--output` {quoted(folder)} holds images made on the device {quoted(kind)}, and {quoted(device)} would "
+            f"round differently; use `--device {kind}`, or another folder"
+        )
     if options.seed is not None:
         settings["seed"] = options.seed
     for name, value in settings.items():
@@ -215,8 +236,8 @@ def generate_from_prompts(options: argparse.Namespace) -> int:
     """
     Make the images of a file of prompts that the folder lacks, this process its share, and print the folder.
 
-    Images are made in batches that do not depend on the number of processes or on what is there, so the images are
-    those of one run in one process.
+    Images are made in batches that do not depend on the number of processes or on what is there, and with the number of
+    threads in the settings, so the images are those of one run in one process.
     """
     check_folder("--output", options.output)
     prompts = read_prompts(options.prompts)
@@ -225,20 +246,27 @@ def generate_from_prompts(options: argparse.Namespace) -> int:
         raise UsageError(f"`--prompts` and `--num` must be at most {MOST_PROMPTS:,} images together, got {total:,}")
     check_folder_of_run(options)
     check_settings(options)
-    device = choose_device(options.device, options.dtype)
-    load_package()
+    device = choose_device(options.device, options.dtype, options.quiet)
+    load_package(options.quiet)
     check_scheduler_values(options)
+    check_folder_of_run(options, device)
     processes = join_processes(device)
-    if processes.first:
-        open_folder(options)
+    # Nothing is written before the pipeline, in each process, has checked the settings of a new folder.
+    pipe = None if read_json(options.output / SETTINGS) else checked_pipeline(options, device)
     processes.wait()
-    seed = read_json(options.output / SETTINGS)["seed"]
+    if processes.first:
+        open_folder(options, device)
+    processes.wait()
+    settings = read_json(options.output / SETTINGS)
+    if "threads" in settings:
+        load_torch().set_num_threads(settings["threads"])  # launchers set 1; alone, torch takes one per core
+    seed = settings["seed"]
     done, _ = read_json_lines("--output", options.output / INDEX)
     records = {record["number"]: record for record in done}
     wanted = list(wanted_images(prompts, options.num, seed, options.negative_prompt))
     open_numbers = {one.number for one in wanted if not one.is_made(records.get(one.number), options.output)}
     if open_numbers:
-        make_images(options, device, processes, wanted, open_numbers)
+        make_images(pipe or checked_pipeline(options, device), options, processes, wanted, open_numbers)
     processes.wait()
     if processes.first:
         collect_parts(options.output)
@@ -249,14 +277,38 @@ def generate_from_prompts(options: argparse.Namespace) -> int:
     return 0
 
 
+def checked_pipeline(options: argparse.Namespace, device: str) -> DiffusionPipeline:
+    """Load the pipeline. Raises `UsageError` for settings that it would refuse in a call."""
+    from showo_hf.pipelines.call_state import SamplingParams
+
+    pipe = ready_pipeline(options, device, "ShowoT2IPipeline")
+    pipe.set_progress_bar_config(disable=True)
+    steps, guidance = pipe.with_defaults(options.steps, options.guidance)
+    try:
+        pipe.check_inputs(
+            prompt="a",
+            negative_prompt=options.negative_prompt,
+            **size_of(options),
+            num_images_per_prompt=1,
+            latents=None,
+            output_type="pil",
+            params=SamplingParams(steps, guidance, temperature=options.temperature),
+        )
+    except (ValueError, TypeError) as error:
+        raise UsageError(with_option_names(error)) from error
+    return pipe
+
+
 def make_images(
-    options: argparse.Namespace, device: str, processes: Processes, wanted: list[Wanted], open_numbers: set[int]
+    pipe: DiffusionPipeline,
+    options: argparse.Namespace,
+    processes: Processes,
+    wanted: list[Wanted],
+    open_numbers: set[int],
 ) -> None:
     """Make this process's share of the images in `open_numbers`, and record them."""
     from tqdm import tqdm
 
-    pipe = ready_pipeline(options, device, "ShowoT2IPipeline")
-    pipe.set_progress_bar_config(disable=True)
     size = BATCH_SIZE if draws_by_image(pipe) else 1
     batches = [wanted[start : start + size] for start in range(0, len(wanted), size)]
     batches = list(processes.share(batch for batch in batches if any(one.number in open_numbers for one in batch)))
@@ -292,6 +344,7 @@ def images_of(
 def record_of(one: Wanted, pipe: DiffusionPipeline, options: argparse.Namespace, size: tuple[int, int]) -> Record:
     """The line of the index: `file_name` and `text`, as a data set of images has them, and every setting."""
     scheduler = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
+    steps, guidance = pipe.with_defaults(options.steps, options.guidance)
     return {
         "file_name": one.file_name,
         "text": one.prompt,
@@ -300,9 +353,11 @@ def record_of(one: Wanted, pipe: DiffusionPipeline, options: argparse.Namespace,
         "height": size[1],
         "model": "embedded" if options.model is None else options.model,
         "dtype": options.dtype,
-        "steps": options.steps or STEPS,
-        "guidance": GUIDANCE if options.guidance is None else options.guidance,
+        "steps": steps,
+        "guidance": guidance,
         "temperature": scheduler.get("temperature") if options.temperature is None else options.temperature,
         "scheduler": {"class": type(pipe.scheduler).__name__, **scheduler},
+        "device": pipe.device.type,
+        "threads": load_torch().get_num_threads(),
         "showo_hf": package_version("showo-hf"),
     }

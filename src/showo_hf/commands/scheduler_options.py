@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..utils.argument_types import quoted
 from .errors import UsageError
+from .model_loading import check_model
 from .saved_model import read_saved_model
 
 
@@ -141,6 +142,19 @@ def name_and_value(text: str) -> tuple[str, str]:
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"must be NAME=VALUE, got {quoted(text)}")
     return name, value
+
+
+def check_model_and_scheduler(options: argparse.Namespace) -> None:
+    """
+    Raise `UsageError` for a model that is not there, see [`check_model`], and for wrong scheduler options.
+
+    The options of the model's own scheduler come last: the Hub says whether the downloaded model is the newest one.
+    """
+    if options.scheduler is not None:
+        check_scheduler(options)
+    check_model(options.model)
+    if options.scheduler is None:
+        check_scheduler(options)
 
 
 def check_scheduler(options: argparse.Namespace) -> None:

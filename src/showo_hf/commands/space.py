@@ -11,9 +11,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ..utils.argument_types import HUB_NAME, quoted, user_path
 from .errors import CommandError, UsageError
-from .hub_names import HUB_NAME
+from .files import check_folder
 from .info import package_version
+from .texts import exists
 
 
 EXAMPLES = """\
@@ -80,10 +82,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("folder", type=Path, metavar="FOLDER", help="a new or empty folder")
+    add("folder", type=user_path, metavar="FOLDER", help="a new or empty folder")
     add("--model", metavar="ORG/NAME", help="a model on the Hub (default: the embedded model)")
     add("--title", default="Show-o", help="title of the Space (default: Show-o)")
-    add("--wheel", type=Path, metavar="FILE", help="wheel of this package (default: built from the checkout)")
+    add("--wheel", type=user_path, metavar="FILE", help="wheel of this package (default: built from the checkout)")
     add("--push", metavar="ORG/NAME", help="create or update this Space on the Hub")
     return parser
 
@@ -111,16 +113,19 @@ def run(options: argparse.Namespace) -> int:
 
 def check_options(options: argparse.Namespace) -> None:
     """Raise `UsageError` for options that are not valid. Nothing is written."""
-    if options.folder.exists() and (not options.folder.is_dir() or any(options.folder.iterdir())):
-        raise UsageError(f"`FOLDER` must be a new or empty folder, got '{options.folder}'")
+    check_folder("FOLDER", options.folder)
+    if options.folder.exists() and any(options.folder.iterdir()):
+        raise UsageError(f"`FOLDER` must be a new or empty folder, got {quoted(options.folder)}")
     for name in ("model", "push"):
         value = getattr(options, name)
         if value is not None and not HUB_NAME.fullmatch(value):
-            raise UsageError(f"`--{name}` must be a name on the Hub such as owner/name, got '{value}'")
+            raise UsageError(f"`--{name}` must be a name on the Hub such as owner/name, got {quoted(value)}")
     if "\n" in options.title or not options.title.strip():
-        raise UsageError(f"`--title` must be one line, got {options.title!r}")
-    if options.wheel is not None and (not options.wheel.is_file() or options.wheel.suffix != ".whl"):
-        raise UsageError(f"`--wheel` must be a wheel, a file *.whl, got '{options.wheel}'")
+        raise UsageError(f"`--title` must be one line, got {quoted(options.title)}")
+    if options.wheel is not None and not (
+        exists(options.wheel) and options.wheel.is_file() and options.wheel.suffix == ".whl"
+    ):
+        raise UsageError(f"`--wheel` must be a wheel, a file *.whl, got {quoted(options.wheel)}")
     if options.wheel is None and not (checkout() / "setup.cfg").is_file():
         raise UsageError("`--wheel` is needed, because this package was not installed from a checkout of its source")
     if package_version("gradio") is None:

@@ -61,10 +61,12 @@ def terminal_features(stream: TextIO) -> set[int]:
     try:
         import termios
         import tty
-
+    except ImportError:
+        return set()
+    try:
         keyboard = sys.stdin.fileno()
         before = termios.tcgetattr(keyboard)
-    except (ImportError, OSError, ValueError, termios.error):
+    except (OSError, ValueError, termios.error):
         return set()
     answer = b""
     try:

@@ -9,8 +9,6 @@ from ..utils.argument_types import quoted
 from .errors import UsageError
 
 
-LONGEST_MESSAGE = 500  # characters
-
 #: The options of the command by the names of the pipelines' arguments.
 OPTION_NAMES = {
     "height": "--size",
@@ -24,6 +22,9 @@ OPTION_NAMES = {
     "preserve_pixels": "--keep-pixels",
     "padding_mask_crop": "--crop",
     "generator": "--seed",
+    "max_broken": "--max-broken",
+    "output": "--output",
+    "max_pixels": "--max-pixels",
     **{name: f"--{name.replace('_', '-')}" for name in (
         "temperature", "negative_prompt", "max_new_tokens", "max_images", "batch_size", "strength", "remasking",
         "direction", "extent", "rounds",
@@ -57,13 +58,5 @@ def exists(path: Path) -> bool:
 
 def with_option_names(message: object) -> str:
     """The message of a pipeline's error with the names of the command's options."""
-    return re.sub(r"`(\w+)`", lambda match: f"`{OPTION_NAMES.get(match[1], match[1])}`", str(message))
-
-
-def one_sentence(error: BaseException) -> str:
-    """The message of an error for the terminal: one line, no control characters, and cut if it is very long."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
-    if len(text) <= LONGEST_MESSAGE:
-        return text
-    return f"{text[: LONGEST_MESSAGE // 2]} ... {text[-LONGEST_MESSAGE // 2 :]}"
+    named = re.sub(r"`(\w+)`", lambda match: f"`{OPTION_NAMES.get(match[1], match[1])}`", str(message))
+    return re.sub(r"(`--[\w-]+`) and \1", r"\1", named)  # `height` and `width` are one option

@@ -8,10 +8,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..utils.argument_types import non_negative_integer, positive_integer, quoted, user_path
+from ..utils.argument_types import (
+    HUB_NAME,
+    LARGEST_SIDE,
+    integer,
+    non_negative_integer,
+    positive_integer,
+    quoted,
+    user_name,
+    user_path,
+)
 from .errors import CommandError, UsageError
 from .files import check_folder
-from .hub_names import HUB_NAME
+from .image_files import add_max_pixels
+from .image_generation import check_size
 from .model_loading import (
     accelerators,
     add_loading_options,
@@ -21,7 +31,7 @@ from .model_loading import (
     load_pipeline,
 )
 from .results import printable
-from .texts import exists
+from .texts import exists, with_option_names
 
 
 EXAMPLES = """\
@@ -50,13 +60,18 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("data", metavar="DATA", help="file, folder, or name on the Hugging Face Hub")
+    add("data", type=user_name, metavar="DATA", help="file, folder, or name on the Hugging Face Hub")
     add("-o", "--output", type=user_path, required=True, metavar="FOLDER", help="where the tokens are stored")
-    add("--size", type=positive_integer, metavar="PIXELS", help="side of the images (default: the model's)")
+    add("--size", type=integer(1, LARGEST_SIDE), metavar="PIXELS", help="side of the images (default: the model's)")
     add("--split", default="train", metavar="NAME", help="split of the data set (default: train)")
     add("--text-column", default="text", metavar="NAME", help="column of the text (default: text)")
     add("--image-column", default="image", metavar="NAME", help="column of the image (default: image)")
-    add("--image-folder", metavar="FOLDER", help="where the images named in a table lie (default: beside the table)")
+    add(
+        "--image-folder",
+        type=user_name,
+        metavar="FOLDER",
+        help="where the images named in a table lie (default: beside the table)",
+    )
     add("--flip", action="store_true", help="store the mirrored images as well; training draws one of the two")
     add("--shard-size", type=positive_integer, default=10_000, metavar="N", help="rows of a shard (default: 10000)")
     add("--batch-size", type=positive_integer, default=16, metavar="N", help="images encoded at once (default: 16)")
@@ -68,6 +83,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="N",
         help="images that cannot be read and are left out before the work fails (default: 100)",
     )
+    add_max_pixels(parser)
     add_loading_options(parser)
     return parser
 
@@ -81,11 +97,13 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(
             f"`DATA` must be a file, a folder, or a data set on the Hub such as owner/name, got {quoted(options.data)}"
         )
+    if options.size is not None:
+        check_size((options.size, options.size), options.model)
     check_model(options.model)
-    device = choose_device(options.device)
+    device = choose_device(options.device, quiet=options.quiet)
     devices = [device] if options.device else accelerators() or [device]
 
-    load_package()
+    load_package(options.quiet)
     from tqdm import tqdm
 
     try:
@@ -101,6 +119,7 @@ def run(options: argparse.Namespace) -> int:
             text_column=options.text_column,
             image_column=options.image_column,
             image_folder=options.image_folder,
+            max_pixels=options.max_pixels,
         )
         open_source(source, "mmu")  # before the model is loaded
     except (FileNotFoundError, ValueError) as error:
@@ -126,10 +145,10 @@ def run(options: argparse.Namespace) -> int:
         except BlockingIOError as error:
             raise CommandError(f"another process writes to '{options.output}'") from error
         except (ValueError, OSError) as error:
-            raise CommandError(str(error)) from error
+            raise CommandError(with_option_names(error)) from error
     broken = [f"{key}: {reason}" for shard in stored.shards for key, reason in shard["broken"].items()]
     for line in broken:
-        print(f"showo-hf: left out: {printable(line)}", file=sys.stderr)
+        print(f"showo-hf: left out: {printable(with_option_names(line))}", file=sys.stderr)
     if not options.quiet:
         print(f"rows: {len(stored)} stored, {len(broken)} left out", file=sys.stderr)
     print(printable(str(options.output)))
@@ -143,6 +162,10 @@ def load_image_tokenizer(
     The image tokenizer of a pipeline and its image processor, for square images of `size` pixels.
 
     `process` is the number of the process. It chooses one of `devices`. Only process 0 shows progress.
+
+    Raises:
+        UsageError: for a size that the image tokenizer cannot encode, if the files of the model did not tell.
+        CommandError: if the model has no image tokenizer.
     """
     from ..processing.processing_showo import showo_image_processor
 
@@ -150,5 +173,8 @@ def load_image_tokenizer(
     tokenizer = pipe.model.image_tokenizer
     if tokenizer is None:
         raise CommandError(f"the model '{model}' has no image tokenizer")
+    patch = tokenizer.config.downsampling
+    if size is not None and size % patch:
+        raise UsageError(f"`--size` must be a multiple of {patch} pixels for this model, got {size}")
     processor = pipe.processor.image_processor if size is None else showo_image_processor(size)
     return tokenizer.eval().to(devices[process % len(devices)]), processor

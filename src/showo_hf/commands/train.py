@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..utils.argument_types import quoted
+from ..training.recipe_entries import RecipeError, shipped_recipes
+from ..utils.argument_types import HUB_NAME, quoted, user_name
+from ..utils.progress_bars import hide_progress_bars
 from .errors import CommandError, UsageError
-from .hub_names import HUB_NAME, check_hub_model
+from .hub_names import check_hub_model
 from .model_loading import load_package, say_loading
-from .recipe_keys import check_entries
 from .texts import exists
+
+
+if TYPE_CHECKING:
+    from ..training.configs import RunConfig
 
 
 EXAMPLES = """\
@@ -37,7 +41,8 @@ A run that was stopped continues from its last checkpoint when the same command 
 75, or 130 after Ctrl-C.
 """
 UNFINISHED, INTERRUPTED = 75, 130
-RECIPES = Path(__file__).parents[1] / "training" / "recipes"
+DATA = ("data", "validation_data")
+MODELS = ("model", "text_model", "image_tokenizer", "decoder", "teacher")  # the entries that may name one on the Hub
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -48,7 +53,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="a shipped recipe, or a YAML file")
+    parser.add_argument("recipe", nargs="?", type=user_name, metavar="RECIPE", help="a shipped recipe, or a YAML file")
     parser.add_argument("entries", nargs="*", metavar="KEY=VALUE", help="entries of the recipe")
     parser.add_argument("--list", action="store_true", help="list the shipped recipes")
     parser.add_argument("--dry-run", action="store_true", help="print the plan of the run, and do not run it")
@@ -58,24 +63,20 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Run the recipe. The folder's name goes to stdout, everything else to stderr."""
-    check_recipe(options)
-    say_loading("the training code", quiet=False)
-    load_package()
-    check_installed()
-    from showo_hf.training.recipe_files import RecipeError, load_recipe, shipped_recipes
-
     if options.list:
         recipes = shipped_recipes()
         width = max(map(len, recipes))
         for name, description in recipes.items():
             print(f"{name:{width}}  {description}")
         return 0
-    try:
-        config = load_recipe(options.recipe, options.entries)
-    except RecipeError as error:
-        raise UsageError(str(error)) from error
-
+    config = checked_recipe(options)
+    say_loading("the training code", quiet=False)
+    load_package()
+    check_installed()
     if not sys.stderr.isatty():
+        import datasets
+
+        datasets.disable_progress_bars()
         hide_progress_bars()
     if options.dry_run:
         from showo_hf.training.dry_run import plan_of
@@ -97,35 +98,43 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def check_recipe(options: argparse.Namespace):
-    """Raise `UsageError` unless the recipe is shipped or a file. Needs no torch."""
-    if options.list:
-        return
+def checked_recipe(options: argparse.Namespace) -> RunConfig:
+    """
+    The config of the recipe. Needs no torch.
+
+    Raises:
+        UsageError: unless the recipe is shipped or a file, its entries are allowed, and the models that it names exist.
+    """
     if options.recipe is None:
         raise UsageError("give a recipe; `showo-hf train --list` lists them")
-    shipped = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    if options.recipe in shipped:
-        check_values(options.entries)
-        return
-    if not options.recipe.endswith((".yaml", ".yml")):
-        close = difflib.get_close_matches(options.recipe, shipped, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise UsageError(
-            f"There is no recipe {quoted(options.recipe)}{hint}. Shipped recipes: {', '.join(shipped)}. "
-            "Others are the paths of YAML files."
-        )
-    if not exists(Path(options.recipe)):
-        raise UsageError(f"The recipe {quoted(options.recipe)} cannot be read: there is no such file")
-    check_values(options.entries)
+    from ..training.recipe_files import load_recipe  # here, because every command imports this module
+
+    try:
+        config = load_recipe(options.recipe, options.entries)
+    except RecipeError as error:
+        raise UsageError(str(error)) from error
+    check_sources(config)
+    return config
 
 
-def check_values(entries: list[str]):
-    """Raise `UsageError` for entries that no recipe can have, and for a `model` that the Hub does not have."""
-    check_entries(entries)
-    for entry in entries:
-        key, _, value = entry.partition("=")
-        if key == "model" and HUB_NAME.fullmatch(value) and not exists(Path(value)):
-            check_hub_model(value, "model")
+def check_sources(config: RunConfig):
+    """Raise `UsageError` for data and models of a recipe that are neither on this machine nor on the Hub."""
+    tasks = [(f"{key}.{task}", sources) for key in DATA for task, sources in (getattr(config, key) or {}).items()]
+    for name, path in [(name, str(source["path"])) for name, sources in tasks for source in sources]:
+        if not exists(Path(path)) and not HUB_NAME.fullmatch(path):
+            raise UsageError(
+                f"`{name}` must be a file, a folder, or a data set on the Hub; there is no {quoted(path)}"
+            )
+    for key in MODELS:
+        value = getattr(config, key, None)
+        if isinstance(value, str) and value != "embedded" and not exists(Path(value)):
+            if HUB_NAME.fullmatch(value):
+                check_hub_model(value, key)
+            elif key != "text_model":  # some of the oldest models on the Hub have a name without an owner
+                raise UsageError(f"`{key}` must be a folder, or a model on the Hub; there is no {quoted(value)}")
+    perceptual = getattr(config, "perceptual", None)
+    if perceptual is not None and not exists(Path(perceptual)):
+        raise UsageError(f"`perceptual` must be a file or a folder; there is no {quoted(perceptual)}")
 
 
 def check_installed():
@@ -133,14 +142,3 @@ def check_installed():
     for name in ("datasets", "peft"):
         if find_spec(name) is None:
             raise CommandError(f"training needs the package '{name}': pip install 'showo-hf[train]'")
-
-
-def hide_progress_bars():
-    """Switch off the progress bars of all libraries: in a file or a pipe they are lines without a meaning."""
-    import datasets
-    import diffusers
-    import transformers
-
-    datasets.disable_progress_bars()
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()

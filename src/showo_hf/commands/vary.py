@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
 def arguments_of(options: argparse.Namespace) -> dict[str, Any]:
     """The pipeline arguments that only this command has."""
     return {
-        "image": read_image("IMAGE", options.image),
+        "image": read_image("IMAGE", options.image, options.max_pixels),
         "strength": options.strength,
         "remasking": options.remasking,
         **size_of(options),

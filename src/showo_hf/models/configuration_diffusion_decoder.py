@@ -11,17 +11,30 @@ from diffusers import (
 )
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+from ..utils.decoder_choices import PREDICTION_TYPES, STARTS
 from ..utils.saved_folders import CheckedConfig
-from ..utils.validation import check_count, check_number
+from ..utils.validation import MAX_COUNT, check_count, check_number, check_parameters, shown
+from .configuration_image_tokenizer import LARGEST_TOKENIZER, MAX_IMAGE_PARAMETERS, MAX_STAGES
 
 
-STARTS = ("image", "noise")
-PREDICTION_TYPES = ("epsilon", "v_prediction", "flow_prediction")
 #: The schedulers that a decoder takes, by name.
 SCHEDULERS: dict[str, type[SchedulerMixin]] = {
     one.__name__: one
     for one in (DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler)
 }
+#: No decoder comes near these sizes.
+LARGEST_DECODER = {
+    "codebook_channels": 2**14,
+    "downsampling": 2**12,
+    "sample_size": 2**14,
+    "in_channels": 1024,
+    "patch_size": 2**10,
+    "layers_per_block": 32,
+    "norm_num_groups": 2**14,
+    "num_inference_steps": MAX_COUNT,
+}
+#: Its schedulers make a table with an entry for each timestep, and a list as long as their order.
+LARGEST_SCHEDULER = {"num_train_timesteps": 2**16, "solver_order": 3}
 
 
 class ShowoDiffusionDecoderConfig(CheckedConfig):
@@ -54,7 +67,8 @@ class ShowoDiffusionDecoderConfig(CheckedConfig):
             `FlowMatchEulerDiscreteScheduler`, or `DDIMScheduler` for "epsilon" and "v_prediction".
 
     Raises:
-        ValueError: for values that are not allowed, and for a scheduler that does not fit `prediction_type`.
+        ValueError: for values that are not allowed, for sizes far beyond those of a decoder, and for a scheduler that does
+            not fit `prediction_type`.
     """
 
     model_type = "showo_diffusion_decoder"
@@ -78,8 +92,19 @@ class ShowoDiffusionDecoderConfig(CheckedConfig):
         scheduler: dict[str, Any] | None = None,
         **kwargs,
     ):
+        for name, size in (
+            ("codebook_channels", codebook_channels),
+            ("downsampling", downsampling),
+            ("sample_size", sample_size),
+            ("in_channels", in_channels),
+            ("patch_size", patch_size),
+            ("layers_per_block", layers_per_block),
+            ("norm_num_groups", norm_num_groups),
+            ("num_inference_steps", num_inference_steps),
+        ):
+            check_count(name, size, most=LARGEST_DECODER[name])
         check_architecture(block_out_channels, norm_num_groups, patch_size, downsampling, sample_size)
-        check_denoised(start, residual_scale, prediction_type, num_inference_steps, low_band_sigma)
+        check_denoised(start, residual_scale, prediction_type, low_band_sigma)
         self.codebook_channels = codebook_channels
         self.downsampling = downsampling
         self.sample_size = sample_size
@@ -94,9 +119,16 @@ class ShowoDiffusionDecoderConfig(CheckedConfig):
         self.prediction_type = prediction_type
         self.num_inference_steps = num_inference_steps
         self.low_band_sigma = low_band_sigma
-        self.scheduler = dict(scheduler or default_scheduler(prediction_type))
+        check_parameters(type(self).__name__, self.least_parameters(), MAX_IMAGE_PARAMETERS)
+        self.scheduler = scheduler_entries(scheduler or default_scheduler(prediction_type))
         check_decoder_scheduler(self.build_scheduler(), prediction_type)
         super().__init__(**kwargs)
+
+    def least_parameters(self) -> int:
+        """A number of parameters that the model does not fall below: two 3x3 kernels in each block, and the inputs."""
+        kernels = sum(2 * 9 * self.layers_per_block * channels**2 for channels in self.block_out_channels)
+        inputs = 9 * self.block_out_channels[0] * (2 * self.in_channels * self.patch_size**2 + self.codebook_channels)
+        return kernels + inputs
 
     def build_scheduler(self) -> SchedulerMixin:
         """A scheduler of the config's class and entries."""
@@ -107,11 +139,16 @@ def check_architecture(
     block_out_channels: Sequence[int], norm_num_groups: int, patch_size: int, downsampling: int, sample_size: int
 ):
     """Raise `ValueError` unless the sizes of the network fit each other and the tokens."""
-    if not block_out_channels or any(channels % norm_num_groups for channels in block_out_channels):
+    if not block_out_channels or len(block_out_channels) > MAX_STAGES:
+        raise ValueError(
+            f"`block_out_channels` must have from 1 to {MAX_STAGES} stages, got {len(block_out_channels):,}."
+        )
+    for channels in block_out_channels:
+        check_count("block_out_channels", channels, most=LARGEST_TOKENIZER["decoder_block_out_channels"])
+    if any(channels % norm_num_groups for channels in block_out_channels):
         raise ValueError(
             f"`block_out_channels` must be multiples of `norm_num_groups` ({norm_num_groups}), got {block_out_channels}."
         )
-    check_count("patch_size", patch_size)
     coarsest = patch_size * 2 ** (len(block_out_channels) - 1)
     if downsampling % coarsest:
         raise ValueError(
@@ -122,9 +159,7 @@ def check_architecture(
         raise ValueError(f"`sample_size` must be a multiple of `downsampling` ({downsampling}), got {sample_size}.")
 
 
-def check_denoised(
-    start: str, residual_scale: float, prediction_type: str, num_inference_steps: int, low_band_sigma: float | None
-):
+def check_denoised(start: str, residual_scale: float, prediction_type: str, low_band_sigma: float | None):
     """Raise `ValueError` unless the entries about the denoised variable are allowed."""
     for name, value, allowed in (
         ("start", start, STARTS),
@@ -137,7 +172,6 @@ def check_denoised(
             check_number(name, number)
         if number is not None and not number > 0:
             raise ValueError(f"`{name}` must be greater than 0, got {number!r}.")
-    check_count("num_inference_steps", num_inference_steps)
 
 
 def default_scheduler(prediction_type: str) -> dict[str, Any]:
@@ -151,6 +185,21 @@ def default_scheduler(prediction_type: str) -> dict[str, Any]:
         "timestep_spacing": "trailing",
         "clip_sample": False,
     }
+
+
+def scheduler_entries(scheduler: dict[str, Any]) -> dict[str, Any]:
+    """
+    A copy of a scheduler's entries.
+
+    Raises:
+        ValueError: if they are no `dict`, or ask for tables far beyond those of a scheduler.
+    """
+    if not isinstance(scheduler, dict):
+        raise ValueError(f"`scheduler` must be a dict, got {shown(scheduler)}.")
+    for name, most in LARGEST_SCHEDULER.items():
+        if name in scheduler:
+            check_count(f"scheduler.{name}", scheduler[name], most=most)
+    return dict(scheduler)
 
 
 def scheduler_from_config(entries: dict[str, Any]) -> SchedulerMixin:

@@ -3,17 +3,19 @@
 from collections.abc import Sequence
 
 from ..utils.saved_folders import CheckedConfig
-from ..utils.validation import check_sizes
+from ..utils.validation import check_count, check_parameters, check_sizes, shown
 
 
 #: No image tokenizer comes near these sizes.
+MAX_STAGES = 16
+MAX_IMAGE_PARAMETERS = 2**33
 LARGEST_TOKENIZER = {
     "in_channels": 1024,
     "sample_size": 2**14,
     "encoder_block_out_channels": 2**14,
     "decoder_block_out_channels": 2**14,
-    "encoder_layers_per_block": 100,
-    "decoder_layers_per_block": 100,
+    "encoder_layers_per_block": 32,
+    "decoder_layers_per_block": 32,
     "codebook_size": 2**24,
     "codebook_dim": 2**14,
     "latent_channels": 2**14,
@@ -42,8 +44,8 @@ class ShowoImageTokenizerConfig(CheckedConfig):
             pixels have equal tokens, wherever they are and whatever is beside them. The decoder sees all tokens.
 
     Raises:
-        ValueError: for lists of different lengths, for no stage at all, or for channel counts that `norm_num_groups`
-            does not divide.
+        ValueError: for lists of different lengths, for no stage at all, for channel counts that `norm_num_groups` does
+            not divide, or for sizes far beyond those of an image tokenizer.
     """
 
     def __init__(
@@ -70,11 +72,16 @@ class ShowoImageTokenizerConfig(CheckedConfig):
         self.set_stages(stages)
         if not encoder_block_out_channels:
             raise ValueError("`encoder_block_out_channels` must have at least one stage, got none.")
+        check_count("norm_num_groups", norm_num_groups)
+        for name, values in stages.items():
+            for value in values:
+                check_count(name, value, least=0 if "layers" in name else 1, most=LARGEST_TOKENIZER[name])
         channels = {*encoder_block_out_channels, *decoder_block_out_channels}
         undivided = sorted(c for c in channels if c % norm_num_groups)
         if undivided:
             raise ValueError(
-                f"`norm_num_groups` ({norm_num_groups}) must divide all channel counts, but does not divide {undivided}."
+                f"`norm_num_groups` ({norm_num_groups}) must divide all channel counts, but does not divide "
+                f"{shown(undivided)}."
             )
         self.in_channels = in_channels
         self.norm_num_groups = norm_num_groups
@@ -84,14 +91,27 @@ class ShowoImageTokenizerConfig(CheckedConfig):
         self.initializer_range = initializer_range
         self.encoder_context = encoder_context
         check_sizes(self, LARGEST_TOKENIZER)
+        check_parameters(type(self).__name__, self.least_parameters(), MAX_IMAGE_PARAMETERS)
         super().__init__(**kwargs)
 
     def set_stages(self, stages: dict[str, list]):
-        """Set lists with one value per stage. Raises `ValueError` unless all of them are equally long."""
+        """Set lists with one value per stage. Raises `ValueError` unless all of them are equally long, and not too long."""
+        for name, values in stages.items():
+            if len(values) > MAX_STAGES:
+                raise ValueError(f"`{name}` must have at most {MAX_STAGES} stages, got {len(values):,}.")
         if len({len(values) for values in stages.values()}) > 1:
             raise ValueError(f"These lists need one value per stage, so they must be equally long: {stages}.")
         for name, values in stages.items():
             setattr(self, name, values)
+
+    def least_parameters(self) -> int:
+        """A number of parameters that the model does not fall below: two 3x3 kernels in each block, and the codebook."""
+        blocks = [
+            *zip(self.encoder_layers_per_block, self.encoder_block_out_channels, strict=True),
+            *zip(self.decoder_layers_per_block, self.decoder_block_out_channels, strict=True),
+        ]
+        kernels = sum(9 * layers * channels**2 for layers, channels in blocks)
+        return kernels + self.codebook_size * self.codebook_channels
 
     @property
     def downsampling(self) -> int:

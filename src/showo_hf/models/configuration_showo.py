@@ -6,7 +6,15 @@ from transformers import AutoConfig, CLIPVisionConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from ..utils.saved_folders import CheckedConfig
-from ..utils.validation import check_sizes
+from ..utils.validation import (
+    MAX_COUNT,
+    MAX_SCALE,
+    check_count,
+    check_number,
+    check_parameters,
+    check_sizes,
+    is_number,
+)
 from .configuration_showo_lfq import ShowoLFQTokenizerConfig
 from .configuration_showo_vq import ShowoVQTokenizerConfig
 
@@ -27,13 +35,70 @@ LARGEST_MODEL = {
     "hidden_size": 2**17,
     "intermediate_size": 2**20,
     "num_attention_heads": 2**12,
+    "num_key_value_heads": 2**12,
+    "head_dim": 2**13,
+    "moe_intermediate_size": 2**20,
+    "num_experts": 2**12,
+    "num_local_experts": 2**12,
+    "n_routed_experts": 2**12,
     "vocab_size": 2**25,
     "max_position_embeddings": 2**24,
-    "image_size": 2**14,
+    "image_size": 2**12,
+    "partial_rotary_factor": 1,
 }
+MAX_PARAMETERS = 2**37
 
 #: The configs of image tokenizers, by `model_type`.
 IMAGE_TOKENIZER_CONFIGS = {config.model_type: config for config in (ShowoLFQTokenizerConfig, ShowoVQTokenizerConfig)}
+
+
+class CheckedSpec(SubConfigSpec):
+    """A part whose sizes are checked before its config is built: some configs make a list with an entry per layer."""
+
+    def create_subconfig(self, key: str, subconfig: Any = None, **kwargs) -> tuple[Any, dict[str, Any]]:
+        """
+        Same as in transformers.
+
+        Raises:
+            ValueError: for sizes far beyond those of a model.
+        """
+        if isinstance(subconfig, dict):
+            kind = self.config_class
+            if kind is AutoConfig:
+                kind = self.get_config_class(subconfig.get("model_type", self.model_type))
+            check_sizes(subconfig, LARGEST_MODEL, key)
+            check_sizes(
+                subconfig, {kind.attribute_map.get(name, name): most for name, most in LARGEST_MODEL.items()}, key
+            )
+        return super().create_subconfig(key, subconfig, **kwargs)
+
+
+def check_part(key: str, config: Any):
+    """Raise `ValueError` if a backbone or a vision tower asks for sizes far beyond those of a model."""
+    check_sizes(config, LARGEST_MODEL)
+    rope = getattr(config, "rope_parameters", None) or {}
+    for entries in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        check_sizes(entries, LARGEST_MODEL, f"{key}.rope_parameters")
+    check_parameters(key, least_parameters(config), MAX_PARAMETERS)
+
+
+def least_parameters(config: Any) -> int:
+    """A number of parameters that a backbone or a vision tower with these sizes does not fall far below."""
+
+    def size(*names: str, default: int = 0) -> int:
+        """The largest of these sizes that the config names."""
+        found = [getattr(config, name, None) for name in names]
+        found = [one for value in found for one in (value if isinstance(value, (list, tuple)) else [value])]
+        return max((one for one in found if is_number(one)), default=default)
+
+    width, heads = size("hidden_size"), size("num_attention_heads", default=1)
+    attention = heads * size("head_dim", default=width // max(1, heads))
+    feed_forward = size("intermediate_size")
+    if experts := size("num_experts", "num_local_experts", "n_routed_experts"):
+        feed_forward = experts * size("moe_intermediate_size", default=feed_forward)
+    patches = (size("image_size") // max(1, size("patch_size", default=1))) ** 2
+    rows = size("num_hidden_layers") * (2 * attention + 2 * feed_forward) + size("vocab_size") + patches
+    return width * rows
 
 
 class ImageTokenizerSpec(SubConfigSpec):
@@ -95,17 +160,20 @@ class ShowoConfig(CheckedConfig):
         continuous_latents (`bool`, defaults to `False`): read images as the image tokenizer's latents before
             quantization, through the projector, instead of as image tokens.
         projector_hidden_act (`str`, defaults to `"gelu"`): activation between the projector's two layers.
+        image_num_inference_steps (`int`, defaults to 18): steps in which the pipelines make an image by default.
+        image_guidance_scale (`float`, defaults to 2.75): guidance of the pipelines' images by default.
         loss_weight_t2i, loss_weight_lm, loss_weight_mmu (`float`): weights of the three losses in their sum.
 
     Raises:
         ValueError: if the image tokens or the special tokens do not fit into the vocabulary, or if the image tokenizer
-            has another codebook size, or if `image_feature_size` is not the width of the features.
+            has another codebook size, or if `image_feature_size` is not the width of the features, or for sizes far
+            beyond those of a model, or if the defaults of images are not allowed.
     """
 
     model_type = "showo"
     sub_configs_defaults: ClassVar[dict[str, Any]] = {
-        "text_config": SubConfigSpec(AutoConfig, "phi", {"vocab_size": 58498, "qk_layernorm": True}),
-        "vision_config": SubConfigSpec(CLIPVisionConfig, optional=True),
+        "text_config": CheckedSpec(AutoConfig, "phi", {"vocab_size": 58498, "qk_layernorm": True}),
+        "vision_config": CheckedSpec(CLIPVisionConfig, optional=True),
         "image_tokenizer_config": ImageTokenizerSpec(ShowoLFQTokenizerConfig, optional=True),
     }
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
@@ -136,6 +204,8 @@ class ShowoConfig(CheckedConfig):
     image_feature_size: int | None = None
     continuous_latents: bool = False
     projector_hidden_act: str = "gelu"
+    image_num_inference_steps: int = 18
+    image_guidance_scale: float = 2.75
     loss_weight_t2i: float = 1.0
     loss_weight_lm: float = 0.1
     loss_weight_mmu: float = 1.0
@@ -145,8 +215,10 @@ class ShowoConfig(CheckedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         check_sizes(self, LARGEST_MODEL)
-        for part in (self.text_config, self.vision_config):
-            check_sizes(part, LARGEST_MODEL)
+        check_count("image_num_inference_steps", self.image_num_inference_steps, most=MAX_COUNT)
+        check_number("image_guidance_scale", self.image_guidance_scale, most=MAX_SCALE)
+        for key in ("text_config", "vision_config"):
+            check_part(key, getattr(self, key))
         if self.image_token_id is None:
             self.image_token_id = self.sov_token_id
         if self.image_feature_size is None:
@@ -204,6 +276,11 @@ class ShowoConfig(CheckedConfig):
                 f"`codebook_size` ({self.codebook_size}) must be the codebook size of the image tokenizer "
                 f"({tokenizer_config.codebook_size})."
             )
+
+    def least_parameters(self) -> int:
+        """A number of parameters that the model does not fall far below."""
+        least = least_parameters(self.text_config) + least_parameters(self.vision_config)
+        return least + (0 if self.image_tokenizer_config is None else self.image_tokenizer_config.least_parameters())
 
     def special_token_ids(self) -> dict[str, int | None]:
         """Ids of the special tokens, by the names of their arguments."""

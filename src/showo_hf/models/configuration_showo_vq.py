@@ -2,6 +2,7 @@
 
 from diffusers.models.activations import ACT2CLS
 
+from ..utils.validation import shown
 from .configuration_image_tokenizer import LARGEST_TOKENIZER, ShowoImageTokenizerConfig
 
 
@@ -160,5 +161,5 @@ def check_spatial_norm(codebook_dim: int, latent_channels: int, channels: tuple[
     if undivided:
         raise ValueError(
             f"`norm_type` 'spatial' needs multiples of {SPATIAL_NORM_GROUPS} in `decoder_block_out_channels`, got "
-            f"{undivided}."
+            f"{shown(undivided)}."
         )

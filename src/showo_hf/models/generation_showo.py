@@ -5,12 +5,14 @@ generated `soi` is text, so the cache, assistants and prompt lookup do not chang
 """
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from transformers import Cache, GenerationConfig, GenerationMixin
 from transformers.masking_utils import create_causal_mask
 
 from ..utils.private_interfaces import TextOnlyAssistant
-from ..utils.validation import MAX_COUNT, check_count, shown
+from ..utils.tensor_checks import check_floats, check_ids, check_positions
+from ..utils.validation import MAX_COUNT, check_callable, check_count, check_flag, shown
 from .omni_attention import image_block_ids
 
 
@@ -49,7 +51,7 @@ class ShowoGenerationMixin(GenerationMixin):
                 language model, which does not.
 
         Raises:
-            TypeError: if ids or images are no tensors.
+            TypeError, ValueError: if an argument is of another type, or of another shape or dtype.
             ValueError: if a prompt does not fit into the context, or if `prefill_chunk_size` is set for a prompt with
                 images.
         """
@@ -57,6 +59,20 @@ class ShowoGenerationMixin(GenerationMixin):
         check_ids("inputs" if inputs is not None else "input_ids", input_ids)
         for name in (*IMAGE_ARGUMENTS, "inputs_embeds"):
             check_floats(name, kwargs.get(name))
+        check_ids("block_sequence_ids", kwargs.get("block_sequence_ids"))
+        check_positions(*(kwargs.get(name) for name in ("attention_mask", "position_ids", "past_key_values")))
+        check_helpers(
+            generation_config=generation_config,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            assistant_model=assistant_model,
+        )
+        if prefix_allowed_tokens_fn is not None:
+            check_callable("prefix_allowed_tokens_fn", prefix_allowed_tokens_fn, "row", "ids")
+        if synced_gpus is not None:
+            check_flag("synced_gpus", synced_gpus)
+            if synced_gpus and not torch.distributed.is_initialized():
+                raise ValueError("`synced_gpus` must be None or False without a group of processes, got True.")
         if kwargs.get("max_new_tokens") is not None:
             check_count("max_new_tokens", kwargs["max_new_tokens"], most=MAX_COUNT)
         self.check_prompt_length(input_ids, kwargs.get("inputs_embeds"), kwargs.get("attention_mask"))
@@ -171,24 +187,24 @@ class ShowoGenerationMixin(GenerationMixin):
         return {name: value for name, value in inputs.items() if name in self.known_arguments}
 
 
-def check_ids(name: str, value: torch.Tensor | None):
-    """Raise `TypeError` or `ValueError` unless `value` is None or integers of shape (batch, length)."""
-    if value is None:
-        return
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"`{name}` must be a tensor of ids, got {shown(value)}.")
-    if value.ndim != 2 or value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-        raise ValueError(f"`{name}` must be ids of shape (batch, length), got {value.dtype} {tuple(value.shape)}.")
+#: The types of the arguments of `generate` that help it.
+HELPERS: dict[str, tuple[type, ...]] = {
+    "generation_config": (GenerationConfig,),
+    "logits_processor": (list,),  # as is `LogitsProcessorList`
+    "stopping_criteria": (list,),
+    "assistant_model": (nn.Module, TextOnlyAssistant),
+}
 
 
-def check_floats(name: str, value: torch.Tensor | None):
-    """Raise `TypeError` or `ValueError` unless `value` is None or a tensor of floats with three dimensions or more."""
-    if value is None:
-        return
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"`{name}` must be a tensor, got {shown(value)}.")
-    if not value.is_floating_point() or value.ndim < 3:
-        raise ValueError(f"`{name}` must be floats, an item a row, got {value.dtype} {tuple(value.shape)}.")
+def check_helpers(**helpers):
+    """Raise `TypeError` unless each argument is None or of its type in `HELPERS`, and lists hold what can be called."""
+    for name, value in helpers.items():
+        kinds = HELPERS[name]
+        if value is None:
+            continue
+        if not isinstance(value, kinds) or (kinds == (list,) and not all(callable(one) for one in value)):
+            wanted = "a list of functions" if kinds == (list,) else f"a {kinds[0].__name__}"
+            raise TypeError(f"`{name}` must be {wanted} or None, got {shown(value)}.")
 
 
 def image_starts(input_ids: torch.LongTensor, config) -> torch.BoolTensor:

@@ -14,6 +14,9 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
+from ..utils.saved_folders import CheckedWeights
+from ..utils.tensor_checks import check_tensor
+from ..utils.validation import check_flag, is_integer, shown
 from .configuration_image_tokenizer import ShowoImageTokenizerConfig
 from .tiling import decode_tiled, encode_tiled
 
@@ -137,7 +140,7 @@ def drop_surplus_layers(blocks: nn.ModuleList, layers: Sequence[int]):
             block.attentions = block.attentions[:count]
 
 
-class ShowoImageTokenizer(PreTrainedModel):
+class ShowoImageTokenizer(CheckedWeights, PreTrainedModel):
     r"""
     Encodes images to discrete tokens and decodes them. The base of [`ShowoLFQTokenizer`] and [`ShowoVQTokenizer`].
 
@@ -222,9 +225,9 @@ class ShowoImageTokenizer(PreTrainedModel):
         """
         tile_size = self.config.sample_size if tile_size is None else tile_size
         factor = self.config.downsampling
-        if not isinstance(tile_size, int) or tile_size < factor or tile_size % factor:
-            raise ValueError(f"`tile_size` must be a positive multiple of {factor} pixels, got {tile_size!r}.")
-        self.tile_size = tile_size
+        if not is_integer(tile_size) or tile_size < factor or tile_size % factor:
+            raise ValueError(f"`tile_size` must be a positive multiple of {factor} pixels, got {shown(tile_size)}.")
+        self.tile_size = int(tile_size)
 
     def disable_tiling(self):
         """Encode and decode every image in one piece."""
@@ -256,6 +259,8 @@ class ShowoImageTokenizer(PreTrainedModel):
         Raises:
             ValueError: if `pixel_values` is not 4-dimensional or its size is not a multiple of the downsampling.
         """
+        check_tensor("pixel_values", pixel_values)
+        check_flag("return_losses", return_losses)
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.in_channels:
             raise ValueError(
                 f"`pixel_values` must be (batch, {self.config.in_channels}, height, width), "
@@ -316,7 +321,8 @@ class ShowoImageTokenizer(PreTrainedModel):
         return ShowoImageDecoderOutput(sample=pixels.clamp(-1, 1))
 
     def check_tokens(self, image_tokens: torch.LongTensor):
-        """Raise `ValueError` unless `image_tokens` is a (batch, h, w) integer tensor of codebook indices."""
+        """Raise `TypeError` or `ValueError` unless `image_tokens` is a (batch, h, w) integer tensor of codebook indices."""
+        check_tensor("image_tokens", image_tokens)
         if image_tokens.ndim != 3 or image_tokens.is_floating_point():
             raise ValueError(
                 "`image_tokens` must be integers of shape (batch, height, width), "

@@ -16,6 +16,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ..utils.saved_folders import CheckedWeights
+from ..utils.tensor_checks import check_generators, check_tensor
+from ..utils.validation import MAX_COUNT, check_callable, check_count, is_integer, shown
 from .configuration_diffusion_decoder import (
     ShowoDiffusionDecoderConfig,
     check_decoder_scheduler,
@@ -40,7 +43,7 @@ class ShowoDiffusionDecoderOutput(ModelOutput):
     sample: torch.Tensor | None = None
 
 
-class ShowoDiffusionDecoder(PreTrainedModel):
+class ShowoDiffusionDecoder(CheckedWeights, PreTrainedModel):
     r"""
     Makes pixels from the codes of an image tokenizer by continuous diffusion (DDPM, arXiv:2006.11239; flow matching,
     arXiv:2210.02747).
@@ -114,9 +117,9 @@ class ShowoDiffusionDecoder(PreTrainedModel):
         """
         tile_size = self.config.sample_size if tile_size is None else tile_size
         factor = self.config.downsampling
-        if not isinstance(tile_size, int) or tile_size < factor or tile_size % factor:
-            raise ValueError(f"`tile_size` must be a positive multiple of {factor} pixels, got {tile_size!r}.")
-        self.tile_size = tile_size
+        if not is_integer(tile_size) or tile_size < factor or tile_size % factor:
+            raise ValueError(f"`tile_size` must be a positive multiple of {factor} pixels, got {shown(tile_size)}.")
+        self.tile_size = int(tile_size)
 
     def disable_tiling(self):
         """Decode every image in one piece."""
@@ -221,10 +224,13 @@ class ShowoDiffusionDecoder(PreTrainedModel):
             callback: called after each step with its number and the variable (batch, 3, H, W).
 
         Raises:
-            ValueError: if `codes`, `image` or the number of steps are not as above.
+            ValueError, TypeError: if an argument is not as above.
         """
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         self.check_decode(codes, image, steps)
+        check_generators(generator, len(codes))
+        if callback is not None:
+            check_callable("callback", callback, "step", "variable")
         if steps == 0:
             return ShowoDiffusionDecoderOutput(sample=image)
         scheduler = copy.deepcopy(self.scheduler)
@@ -235,7 +241,6 @@ class ShowoDiffusionDecoder(PreTrainedModel):
             scheduler.set_timesteps(steps, device=image.device)
         noise = randn_tensor(image.shape, generator=generator, device=image.device, dtype=torch.float32)
         sample = noise * getattr(scheduler, "init_noise_sigma", 1.0)
-        stepping = {} if isinstance(generator, list) and not draws_noise(scheduler) else {"generator": generator}
         first = None
         for number, timestep in enumerate(scheduler.timesteps):
             model_input = sample
@@ -244,7 +249,7 @@ class ShowoDiffusionDecoder(PreTrainedModel):
             prediction = self.predict(model_input, timestep, codes, image)
             if first is None and self.config.low_band_sigma is not None:
                 first = self.expectation(prediction, sample, timestep)
-            sample = scheduler.step(prediction, timestep, sample, **stepping).prev_sample
+            sample = scheduler.step(prediction, timestep, sample, generator=generator).prev_sample
             if callback is not None:
                 callback(number, sample)
         if first is not None:
@@ -252,20 +257,16 @@ class ShowoDiffusionDecoder(PreTrainedModel):
         return ShowoDiffusionDecoderOutput(sample=self.to_pixels(sample, image).clamp(-1, 1).to(image.dtype))
 
     def check_decode(self, codes: torch.Tensor, image: torch.Tensor, steps: int):
-        """Raise `ValueError` unless codes, image and number of steps are as [`decode`] takes them."""
+        """Raise `ValueError` or `TypeError` unless codes, image and number of steps are as [`decode`] takes them."""
+        check_tensor("codes", codes)
+        check_tensor("image", image)
         factor, channels = self.config.downsampling, self.config.codebook_channels
         if codes.ndim != 4 or codes.shape[1] != channels:
             raise ValueError(f"`codes` must be (batch, {channels}, height, width), got {tuple(codes.shape)}.")
         wanted = (len(codes), self.config.in_channels, codes.shape[2] * factor, codes.shape[3] * factor)
         if tuple(image.shape) != wanted:
             raise ValueError(f"`image` must have the shape {wanted} of the codes, got {tuple(image.shape)}.")
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
-            raise ValueError(f"`num_inference_steps` must be a whole number from 0, got {steps!r}.")
-
-
-def draws_noise(scheduler: SchedulerMixin) -> bool:
-    """Whether the steps of a scheduler add noise, from a generator for each image."""
-    return type(scheduler).__name__ in ("DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler")
+        check_count("num_inference_steps", steps, least=0, most=MAX_COUNT)
 
 
 def gaussian_blur(images: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -17,6 +17,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import TransformersKwargs, can_return_tuple
 
+from ..utils.saved_folders import CheckedWeights
+from ..utils.tensor_checks import check_floats, check_ids, check_positions
+from ..utils.validation import check_count, check_flag
 from .backbone import add_qk_norm, cast_norms_once, fuse_activations, plan_with_whole_heads
 from .configuration_showo import ShowoConfig
 from .generation_showo import ShowoGenerationMixin
@@ -55,7 +58,7 @@ class ShowoCausalLMOutputWithPast(CausalLMOutputWithPast):
     count_mmu: torch.LongTensor | None = None
 
 
-class ShowoPreTrainedModel(PreTrainedModel):
+class ShowoPreTrainedModel(CheckedWeights, PreTrainedModel):
     config_class = ShowoConfig
     config: ShowoConfig
     base_model_prefix = "model"
@@ -276,9 +279,18 @@ class ShowoForCausalLM(ShowoPreTrainedModel, ShowoImageMixin, ShowoGenerationMix
 
         Raises:
             ValueError: if neither or both of `input_ids` and `inputs_embeds` are given (both are allowed with images),
-                if images and placeholders do not match, or if shapes differ.
-            TypeError: for a keyword argument that nothing uses. `shift_labels` is one: give `labels`, unshifted.
+                if images and placeholders do not match, or if shapes or dtypes are not as above.
+            TypeError: for an argument of another type, and for a keyword argument that nothing uses. `shift_labels` is one:
+                give `labels`, unshifted.
         """
+        check_ids("input_ids", input_ids)
+        check_ids("labels", labels)
+        check_ids("block_sequence_ids", block_sequence_ids)
+        check_floats("inputs_embeds", inputs_embeds)
+        check_floats("image_features", image_features)
+        check_floats("pixel_values", pixel_values)
+        check_positions(attention_mask, position_ids, past_key_values)
+        check_choices(use_cache, logits_to_keep, codebook_only)
         self.check_inputs(input_ids, inputs_embeds, labels, image_features, pixel_values, kwargs)
         seen_positions = None
         if input_ids is not None:
@@ -391,6 +403,15 @@ class ShowoForCausalLM(ShowoPreTrainedModel, ShowoImageMixin, ShowoGenerationMix
         if has_plain_weight(head, hidden_states):
             return linear_cross_entropy(hidden_states, head.weight, head.bias, labels)
         return F.cross_entropy(self.compute_logits(hidden_states).float(), labels)  # (scored, vocab_size)
+
+
+def check_choices(use_cache, logits_to_keep, codebook_only):
+    """Raise `TypeError` or `ValueError` for choices that [`ShowoForCausalLM.forward`] does not have."""
+    if use_cache is not None:
+        check_flag("use_cache", use_cache)
+    check_flag("codebook_only", codebook_only)
+    if not isinstance(logits_to_keep, torch.Tensor):
+        check_count("logits_to_keep", logits_to_keep, least=0)  # more than there are keeps all
 
 
 def has_plain_weight(head: nn.Module, hidden_states: torch.Tensor) -> bool:

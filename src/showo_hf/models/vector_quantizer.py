@@ -102,15 +102,19 @@ class VectorQuantizer(nn.Module):
         self.decay = decay
         self.dead_code_threshold = dead_code_threshold
 
+    def forward(self) -> torch.Tensor:
+        """The codebook (codes, channels). accelerate loads offloaded weights only for the time of a `forward`."""
+        return self.codebook
+
     def entries(self, indices: torch.LongTensor) -> torch.Tensor:
         """Codebook entries (..., channels) of indices (...), of length 1 with the cosine distance."""
-        found = F.embedding(indices, self.codebook)
+        found = F.embedding(indices, self().to(indices.device))
         return F.normalize(found.float(), dim=-1).to(found.dtype) if self.cosine else found
 
     @torch.no_grad()
     def nearest(self, latents: torch.Tensor) -> torch.LongTensor:
         """Indices (positions,) of the entries that are nearest to latents (positions, channels)."""
-        codebook = self.codebook
+        codebook = self().to(latents.device)
         if self.cosine:  # the latents' lengths do not change which entry is nearest
             codebook = F.normalize(codebook.float(), dim=-1)
         with torch.autocast(latents.device.type, enabled=False):  # close entries differ by less than half precision

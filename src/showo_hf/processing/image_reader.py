@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from ..utils.argument_types import MAX_PIXELS
 
-#: Pixels of an image that are decoded at most. Callers can raise it.
-MAX_PIXELS = 16_000_000
+
 #: The formats that are read. None of them starts another program, as EPS does. AVIF is not among them: its decoder
 #: takes the size from the compressed stream, which may be any, and not from the header.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -58,7 +58,11 @@ TRANSPOSED = {
 }
 
 
-class TooManyPixels(ValueError):
+class TooLarge(ValueError):
+    """An image file is larger than `max_pixels` allows."""
+
+
+class TooManyPixels(TooLarge):
     """An image file has more pixels than are read."""
 
 
@@ -106,9 +110,10 @@ def read_image_content(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Im
         the image, in the mode of the file.
 
     Raises:
-        TooManyPixels: if the image has too many pixels. It is a ValueError.
-        ValueError: if the file is larger than an image of that size needs, has too
-            many scans or parts, or a kind of compression that is not read; or if it is broken.
+        TooManyPixels: if the image has too many pixels. It is a TooLarge.
+        TooLarge: if the file is larger than an image of `max_pixels` needs. It is a ValueError.
+        ValueError: if the file has too many scans or parts, or a kind of compression that is not read; or if it is
+            broken.
         PIL.UnidentifiedImageError: if the file is in none of the `FORMATS`.
     """
     check_file_size(len(content), max_pixels)
@@ -134,7 +139,7 @@ def max_file_size(max_pixels: int) -> int:
 
 def check_file_size(size: int, max_pixels: int) -> None:
     if size > max_file_size(max_pixels):
-        raise ValueError(f"its {size:,} bytes are more than the {max_file_size(max_pixels):,} that are read")
+        raise TooLarge(f"its {size:,} bytes are more than the {max_file_size(max_pixels):,} that are read")
 
 
 def check_pixels(width: int, height: int, max_pixels: int) -> None:

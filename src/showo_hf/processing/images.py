@@ -13,7 +13,14 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..utils.validation import shown
-from .image_reader import MAX_PIXELS, check_file_size, max_file_size, read_image_content, read_image_file
+from .image_reader import (
+    MAX_PIXELS,
+    TooLarge,
+    check_file_size,
+    max_file_size,
+    read_image_content,
+    read_image_file,
+)
 
 
 URL_TIMEOUT = 20.0  # seconds
@@ -21,6 +28,10 @@ MAX_PATH = 1024  # characters; longer strings are base64
 #: Images with a greater ratio of the longer to the shorter side are cropped to it. It bounds the memory for resizing, as
 #: image processors only use the center of an image.
 MAX_ASPECT = 8
+LARGER = (
+    "To read a larger file, pass what `showo_hf.load_image(file, max_pixels=...)` gives, or, for a file that you trust, "
+    "`PIL.Image.open(file)`."
+)
 
 
 def is_token_grid(image: Any) -> bool:
@@ -42,7 +53,7 @@ def _flatten(images: Any) -> Iterator[Any]:
 
 
 def load_image(
-    image: Any, name: str = "images", max_aspect: float = MAX_ASPECT, max_pixels: int = MAX_PIXELS
+    image: Any, name: str = "image", max_aspect: float = MAX_ASPECT, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
     """
     Load an image as RGB.
@@ -55,8 +66,9 @@ def load_image(
             channels, uint8 or floats in [0, 1]; the bytes of an image file, a path, a URL, or a base64 string.
         name: the argument name for error messages.
         max_aspect: maximum ratio of the longer to the shorter side. Longer images are cropped to their center.
-        max_pixels: files with more pixels are refused before they are decoded. A PIL image may have any size: open a
-            large file that you trust with `PIL.Image.open`.
+        max_pixels: files with more pixels are refused before they are decoded. The pipelines and the processor read
+            files with the default. For a larger one, give them the result of this function with a higher limit. A PIL
+            image may have any size, so `PIL.Image.open` also opens a large file that you trust.
 
     Raises:
         ValueError: if the image cannot be read, or is larger than `max_pixels`, see
@@ -68,13 +80,13 @@ def load_image(
     return crop_to_aspect(to_rgb(read_image(image, name, max_pixels)), max_aspect)
 
 
-def load_grey(image: Any, name: str) -> Image.Image:
+def load_grey(image: Any, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     Load an image as 8-bit grayscale, with transparent pixels on black.
 
     Accepts and raises the same as [`load_image`], except for arrays and tensors.
     """
-    rgba = read_image(image, name).convert("RGBA")
+    rgba = read_image(image, name, max_pixels).convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("L")
 
 
@@ -92,7 +104,10 @@ def read_image(image: str | Path | bytes | Image.Image, name: str, max_pixels: i
             loaded = open_image(image, max_pixels)
     except Exception as error:  # Pillow's plugins, httpx and base64 raise many types
         reason = "not in a known image format" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise ValueError(f"`{name}` holds an image that cannot be read: {describe(image)} ({reason:.200}).") from error
+        problem = ValueError(f"`{name}` holds an image that cannot be read: {describe(image)} ({reason:.200}).")
+        if isinstance(error, TooLarge):  # a note stands in the traceback; commands name their option instead
+            problem.add_note(LARGER)
+        raise problem from error
     if not (loaded.width and loaded.height):
         raise ValueError(f"`{name}` holds an empty image: {describe(image)}.")
     return in_eight_bits(loaded, name)
@@ -127,7 +142,7 @@ def download(url: str, max_bytes: int) -> bytes:
         for part in response.iter_raw():
             content += part
             if len(content) > max_bytes:
-                raise ValueError(f"it has more than the {max_bytes:,} bytes that are read")
+                raise TooLarge(f"it has more than the {max_bytes:,} bytes that are read")
             if time.monotonic() > end:
                 raise ValueError(f"it takes longer than {URL_TIMEOUT:g} s")
     return bytes(content)

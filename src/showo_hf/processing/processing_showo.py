@@ -11,10 +11,11 @@ from transformers import BatchFeature, CLIPImageProcessorPil, PreTrainedTokenize
 from transformers.processing_utils import ProcessorMixin
 
 from ..models.configuration_showo import SPECIAL_TOKEN_ARGUMENTS, SPECIAL_TOKEN_NAMES
-from ..utils.validation import check_equal_length, check_texts
+from ..utils.validation import check_count, check_equal_length, check_texts, shown
 from .images import flatten_images, is_token_grid, load_image
 from .known_words import check_known_words
 from .processor_kwargs import (
+    MAX_LENGTH,
     ShowoProcessorKwargs,
     check_image_sizes,
     check_template_kwargs,
@@ -25,6 +26,7 @@ from .processor_kwargs import (
     template_of_this_thread,
     truncated_range,
 )
+from .sequence_checks import check_conversation, check_grids, check_sequences, check_template
 
 
 PAD_TOKEN = "[PAD]"
@@ -188,7 +190,7 @@ class ShowoProcessor(ProcessorMixin):
             ValueError: if a token is out of range.
         """
         if image_tokens is None:
-            ids = [self.mask_token_id] * (num_image_tokens or self.num_image_tokens)
+            ids = [self.mask_token_id] * (self.num_image_tokens if num_image_tokens is None else num_image_tokens)
         elif image_tokens.min() < 0 or image_tokens.max() > self.codebook_size:
             raise ValueError(
                 f"`image_tokens` must be from 0 to {self.codebook_size - 1}, or {self.codebook_size} where masked, "
@@ -251,9 +253,11 @@ class ShowoProcessor(ProcessorMixin):
                 unknown.
         """
         prompts = check_texts("prompts", prompts)
-        if padding not in ("max_length", "longest"):
-            raise ValueError(f"`padding` must be 'max_length' or 'longest', got {padding!r}.")
-        grids = image_tokens if image_tokens is not None else [None] * len(prompts)
+        if not isinstance(padding, str) or padding not in ("max_length", "longest"):
+            raise ValueError(f"`padding` must be 'max_length' or 'longest', got {shown(padding)}.")
+        if num_image_tokens is not None:
+            check_count("num_image_tokens", num_image_tokens, most=MAX_LENGTH)
+        grids = [None] * len(prompts) if image_tokens is None else check_grids("image_tokens", image_tokens)
         check_equal_length(prompts=prompts, image_tokens=grids)
         images = [self.image_ids(grid, num_image_tokens) for grid in grids]
         sizes = [len(image) for image in images]
@@ -279,7 +283,7 @@ class ShowoProcessor(ProcessorMixin):
             `input_ids`, `attention_mask` and `labels`, int64 of shape (batch, `length` or the longest).
         """
         texts = check_texts("texts", texts)
-        check_equal_length(texts=texts, image_tokens=image_tokens)
+        check_equal_length(texts=texts, image_tokens=check_grids("image_tokens", image_tokens))
         rows, labels = [], []
         for text, grid in zip(texts, image_tokens, strict=True):
             image = [self.mmu_token_id, *self.image_ids(grid)]
@@ -301,7 +305,7 @@ class ShowoProcessor(ProcessorMixin):
             sequences: rows of texts and token grids, in any order.
         """
         rows = []
-        for parts in sequences:
+        for parts in check_sequences(sequences):
             row = [self.sot_token_id]
             for part in parts:
                 row += self.text_ids(part) if isinstance(part, str) else self.image_ids(part)
@@ -331,6 +335,8 @@ class ShowoProcessor(ProcessorMixin):
         """
         if side not in ("left", "right"):
             raise ValueError(f"The padding side must be 'left' or 'right', got {side!r}.")
+        if length is not None:
+            check_count("length", length, most=MAX_LENGTH)
         longest = max(len(row) for row in rows)
         length = longest if length is None else length
         if longest > length:
@@ -387,7 +393,7 @@ class ShowoProcessor(ProcessorMixin):
         if images is None and text is None:
             raise ValueError("Give `text`, `images` or both.")
         texts = None if text is None else check_texts("text", text)
-        loaded = [image if is_token_grid(image) else load_image(image) for image in flatten_images(images)]
+        loaded = [image if is_token_grid(image) else load_image(image, "images") for image in flatten_images(images)]
         pixels = [image for image in loaded if not is_token_grid(image)]
         data = self.image_inputs(pixels, image_options, with_text=texts is not None)
         if texts is not None:
@@ -471,6 +477,8 @@ class ShowoProcessor(ProcessorMixin):
             TypeError: for an unknown keyword argument or an image of a wrong type.
             ValueError: for images that cannot be read. Jinja raises its own errors for unknown roles and parts.
         """
+        check_conversation(conversation)
+        check_template(chat_template, sanitize_control_tokens)
         templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
         chat_template = templates.get(chat_template or "default", chat_template)
         check_template_kwargs(chat_template, kwargs, image_kwarg_names(self.input_image_processor))

@@ -15,7 +15,7 @@ from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, Proces
 from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
 from transformers.utils import TensorType
 
-from ..utils.validation import check_choice, shown
+from ..utils.validation import check_choice, check_flag, shown
 
 
 class ShowoTextKwargs(TypedDict, total=False):
@@ -59,6 +59,8 @@ TEXT_DEFAULTS: dict[str, Any] = {
     "sanitize_control_tokens": False,
     "return_tensors": "pt",
 }
+NAMED = ("padding", "truncation")  # a bool or the name of a strategy
+FLAGS = [name for name, default in TEXT_DEFAULTS.items() if isinstance(default, bool) and name not in NAMED]
 MAX_LENGTH = 2**24  # ids of a row
 GROUPS = ("text_kwargs", "images_kwargs")
 #: Arguments of other processors. They are accepted with an empty value.
@@ -105,7 +107,7 @@ def split_kwargs(kwargs: dict[str, Any], image_names: Iterable[str]) -> tuple[di
 
 def group_of(kwargs: dict[str, Any], group: str) -> dict[str, Any]:
     """The nested arguments `kwargs[group]`, empty where they are missing or None."""
-    options = kwargs.get(group) or {}
+    options = {} if kwargs.get(group) is None else kwargs[group]
     if not isinstance(options, dict):
         raise TypeError(f"`{group}` must be a dictionary, got {type(options).__name__}: {shown(options)}.")
     return options
@@ -135,6 +137,8 @@ def text_options(given: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"`{name}` must be a whole number of at least 1, got {shown(value)}.")
         if value is not None and value > MAX_LENGTH:
             raise ValueError(f"`{name}` must be at most {MAX_LENGTH:,}, got {shown(value)}.")
+    for name in FLAGS:
+        check_flag(name, options[name])
     check_choice("padding_side", options["padding_side"], ("left", "right"))
     if options["return_tensors"] is not None:
         options["return_tensors"] = enum_member("return_tensors", TensorType, options["return_tensors"])

@@ -7,9 +7,6 @@ the share t in [0, 1] of noise.
 import torch
 
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "flow_prediction")
-
-
 def kept(alphas_cumprod: torch.Tensor, timestep: torch.LongTensor, like: torch.Tensor) -> torch.Tensor:
     """`alphas_cumprod` at timesteps (batch,), 1 before the first, in the shape that `like` broadcasts with."""
     padded = torch.cat((alphas_cumprod.new_ones(1), alphas_cumprod))

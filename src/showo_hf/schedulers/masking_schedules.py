@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..utils.validation import shown
+from ..utils.masking_schedule_names import schedule_exponent
 
 
 MaskingSchedule = Callable[[torch.Tensor], torch.Tensor]
@@ -51,14 +51,7 @@ def get_masking_schedule(name: str) -> MaskingSchedule:
     Raises:
         ValueError: for any other name.
     """
-    named = {"arccos": arccos, "cosine": cosine, "linear": linear, "sigmoid": sigmoid}
-    if isinstance(name, str) and name in named:
-        return named[name]
-    if isinstance(name, str) and name.startswith("pow"):
-        try:
-            exponent = float(name[3:])
-        except ValueError:
-            exponent = 0.0
-        if 0 < exponent < math.inf:
-            return lambda ratio: power(ratio, exponent)
-    raise ValueError(f"`masking_schedule` must be one of {sorted(named)} or 'pow<n>' with n > 0, got {shown(name)}.")
+    exponent = schedule_exponent(name)
+    if exponent is None:
+        return {"arccos": arccos, "cosine": cosine, "linear": linear, "sigmoid": sigmoid}[name]
+    return lambda ratio: power(ratio, exponent)

@@ -13,6 +13,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
 from ..utils.private_interfaces import default_config_entries
+from ..utils.tensor_checks import check_generators, check_tensor
 from ..utils.validation import MAX_COUNT, check_count, is_integer, is_number, shown
 
 
@@ -181,12 +182,6 @@ def check_step_inputs(
         )
 
 
-def check_tensor(name: str, value: Any):
-    """Raise `TypeError` unless `value` is a tensor."""
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"`{name}` must be a tensor, got {shown(value)}.")
-
-
 def check_token_ids(name: str, value: Any):
     """Raise `TypeError` unless `value` is a tensor, `ValueError` unless it holds integers as (batch, tokens)."""
     check_tensor(name, value)
@@ -236,16 +231,6 @@ def check_filter(top_k: int | None, top_p: float | None):
         check_count("top_k", top_k)
     if top_p is not None and not (is_number(top_p) and 0 < top_p <= 1):
         raise ValueError(f"`top_p` must be above 0 and at most 1, or None, got {shown(top_p)}.")
-
-
-def check_generators(generator: Generators, batch_size: int):
-    """Raise `ValueError` or `TypeError` unless `generator` is None, one generator, or a list of `batch_size`."""
-    generators = generator if isinstance(generator, list) else [] if generator is None else [generator]
-    for one in generators:
-        if not isinstance(one, torch.Generator):
-            raise TypeError(f"`generator` must be a `torch.Generator` or a list of them, got {type(one).__name__}.")
-    if isinstance(generator, list) and len(generator) != batch_size:
-        raise ValueError(f"`generator` must be one or a list of {batch_size}, got a list of {len(generator)}.")
 
 
 # Random draws

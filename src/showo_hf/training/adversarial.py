@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import checkpoints
-from .discriminator import DiscriminatorShape, PatchDiscriminator
+from .discriminator import PatchDiscriminator
+from .discriminator_shape import DiscriminatorShape
 from .parallel import gradient_norm, process_count
 
 

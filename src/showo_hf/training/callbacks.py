@@ -38,6 +38,7 @@ class StepEnd(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.trainer.start_average()
+        self.trainer.start_clock()
 
     def on_step_end(self, args, state, control, **kwargs):
         self.trainer.average()

@@ -2,7 +2,8 @@
 The typed configs of training recipes.
 
 A recipe is a YAML file, or the name of a shipped one, and `key=value` pairs that override its entries. Keys are the
-fields of the recipe's config and those of `transformers.TrainingArguments`.
+fields of the recipe's config and those of `transformers.TrainingArguments`. Configs import no torch, so that a command
+checks them before it loads the training code.
 """
 
 import os
@@ -10,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..schedulers.masking_schedules import get_masking_schedule
+from ..utils.masking_schedule_names import schedule_exponent
 from ..utils.validation import check_count, check_number, check_share
 
 
@@ -18,45 +19,6 @@ TASKS = ("t2i", "lm", "mmu", "mixed")
 #: The weight of each task's loss, as published. A recipe may give some of them.
 LOSS_WEIGHTS = {"t2i": 1.0, "lm": 0.1, "mmu": 1.0, "mixed": 1.0}
 OBJECTIVES = ("masked", "mask_and_replace")
-#: Arguments of `TrainingArguments` that have another name in a recipe, and the name.
-OTHER_NAMES = {
-    "max_steps": "steps",
-    "output_dir": "output",
-    "resume_from_checkpoint": "resume",
-    "hub_model_id": "push_to_hub",
-    "per_device_train_batch_size": "batch_size",
-    "data_seed": "seed",
-}
-#: Arguments of `TrainingArguments` that have no effect here, and why.
-REFUSED = {
-    "num_train_epochs": "data is streamed, so the length of a run is given in `steps`",
-    "auto_find_batch_size": "the rows of a step are part of the recipe; use `gradient_accumulation_steps`",
-    "average_tokens_across_devices": "losses are always averaged over the tokens of all devices",
-    "dataloader_drop_last": "data is streamed, so no batch is the last",
-    "do_eval": "validation runs where `validation_data` is given",
-    "do_predict": "a recipe trains",
-    "do_train": "a recipe trains",
-    "enable_jit_checkpoint": "SIGTERM always saves a checkpoint",
-    "eval_accumulation_steps": "validation computes losses only",
-    "hub_always_push": "pushes of one run never overlap",
-    "hub_strategy": "a push is the whole result",
-    "ignore_data_skip": "the position in the data is part of a checkpoint",
-    "include_for_metrics": "validation computes losses only",
-    "label_names": "the tasks define the labels",
-    "label_smoothing_factor": "the losses are not smoothed",
-    "length_column_name": "rows are not grouped by length",
-    "load_best_model_at_end": "use `keep_best`",
-    "local_rank": "the launcher sets it",
-    "logging_nan_inf_filter": "use `bad_step`",
-    "prediction_loss_only": "validation computes losses only",
-    "remove_unused_columns": "the tasks define the columns",
-    "restore_callback_states_from_checkpoint": "a checkpoint restores all state",
-    "save_on_each_node": "checkpoints are written once",
-    "save_only_model": "the result is the model alone; a checkpoint is for resuming",
-    "train_sampling_strategy": "the order of the data is part of the recipe",
-    "use_cache": "training needs no cache",
-    "use_liger_kernel": "the loss is computed in chunks already",
-}
 
 
 @dataclass(kw_only=True)
@@ -228,7 +190,7 @@ class FinetuneConfig(RunConfig):
             raise ValueError(f"`questions` must be pairs of an image file and a question, got {self.questions!r}.")
         if self.sample_guidance is not None:
             check_number("sample_guidance", self.sample_guidance)
-        get_masking_schedule(self.masking_schedule)  # raises for an unknown one
+        schedule_exponent(self.masking_schedule)  # raises for an unknown one
         try:
             re.compile(self.trained or "")
         except re.error as error:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..models.configuration_diffusion_decoder import PREDICTION_TYPES, STARTS
+from ..utils.decoder_choices import PREDICTION_TYPES, STARTS
 from ..utils.validation import check_count, check_number
 from .configs import check_choice
 from .image_configs import ImageRunConfig
@@ -28,7 +28,7 @@ class DiffusionDecoderConfig(ImageRunConfig):
         image_size (`int`, *optional*): width and height of the images in pixels; by default the tokenizer's.
         prediction_type (`str`, defaults to `"flow_prediction"`): "epsilon", "v_prediction" or "flow_prediction".
         weighting (`str`, defaults to `"simple"`): "simple" weighs all noise levels alike, "bound" as the variational
-            bound does, up to a constant factor.
+            bound does, up to a constant factor. A `teacher` needs "simple".
         image_weight (`float`, defaults to 0): weight of the absolute error of the expected image and of its differences
             between neighbouring pixels.
         start (`str`, defaults to `"image"`): what the denoised variable is: "image", the residual to the tokenizer's own
@@ -40,7 +40,7 @@ class DiffusionDecoderConfig(ImageRunConfig):
         architecture (`dict`): other entries of [`ShowoDiffusionDecoder`], such as `block_out_channels`.
         mirror (`bool`, defaults to `False`): mirror half of the images.
         cached_images (`int`, defaults to 0): how many images' tokens, and pixels of the tokenizer's own decoder, are kept
-            in memory.
+            in memory. Images that are not there are then encoded one by one; with 0, those of a batch together.
         save_dtype (`str`, defaults to `"float32"`): dtype of the weights in the result.
     """
 
@@ -76,6 +76,8 @@ class DiffusionDecoderConfig(ImageRunConfig):
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
         check_choice("weighting", self.weighting, WEIGHTINGS)
         check_choice("start", self.start, STARTS)
+        if self.teacher is not None and self.weighting != "simple":  # the bound gives pure noise the weight 0
+            raise ValueError(f"`weighting` must be 'simple' with a `teacher`, got {self.weighting!r}.")
         if self.teacher is not None:
             self.decoder = self.decoder or self.teacher
         check_choice("save_dtype", self.save_dtype, ("float32", "bfloat16", "float16"))

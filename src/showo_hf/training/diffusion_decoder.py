@@ -7,6 +7,7 @@ all levels (DDPM's simple loss, arXiv:2006.11239, equation 14) or as in the vari
 
 import hashlib
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,17 +35,18 @@ from .image_batches import ImageBuilder, Images, image_loader, validation_images
 from .image_trainer import TASK, ImageTrainer
 from .losses import LossSums
 from .masking import row_generator
-from .recipe_files import nearest
+from .recipe_entries import nearest
 from .results import publish_result, tidy_config
 from .resumable_trainer import Settings
 
 
 class FrozenTokenizer:
     """
-    The tokens of images and what the tokenizer's own decoder makes of them, some of them from memory.
+    The tokens of images and what the tokenizer's own decoder makes of them, perhaps from memory.
 
-    Images are encoded one by one, and their decoded pixels are rounded to 8 bits. So neither the batch nor the memory
-    changes the result, and a resumed run sees the same numbers.
+    A resumed run sees the same numbers as one that was never stopped. Without a memory, all images of a call are encoded
+    and decoded together, and a resumed run has the same batches. With one, which images are missing depends on when the
+    run was resumed, so each is encoded and decoded by itself. Decoded pixels are rounded to 8 bits.
 
     Args:
         tokenizer: the image tokenizer.
@@ -59,23 +61,30 @@ class FrozenTokenizer:
     @torch.no_grad()
     def __call__(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes (batch, channels, h, w) and decoded pixels (batch, 3, H, W) of images (batch, 3, H, W) in [-1, 1]."""
-        pairs = [self.read(pixels) for pixels in pixel_values.cpu()]
-        tokens, levels = (torch.stack(part).to(self.tokenizer.device) for part in zip(*pairs, strict=True))
+        if self.capacity:
+            pairs = [self.remembered(pixels) for pixels in pixel_values.cpu()]
+            tokens, levels = (torch.stack(part).to(self.tokenizer.device) for part in zip(*pairs, strict=True))
+        else:
+            tokens, levels = self.read(pixel_values)
         return self.tokenizer.codes_of(tokens.long()).float(), levels.float() / 127.5 - 1
 
-    def read(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens (h, w) int32 and decoded levels (3, H, W) uint8 of an image (3, H, W)."""
+    def remembered(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens (h, w) int32 and decoded levels (3, H, W) uint8 of an image (3, H, W) on the CPU, kept if there is room."""
         key = hashlib.blake2b(pixels.contiguous().numpy(), digest_size=16).digest()
         if key in self.known:
             return self.known[key]
-        tokens = self.tokenizer.encode(pixels[None].to(self.tokenizer.device)).image_tokens
-        with torch.autocast(self.tokenizer.device.type, torch.bfloat16, enabled=self.bf16):
-            decoded = self.tokenizer.decode(tokens).sample
-        levels = ((decoded[0].float() + 1) * 127.5).round().to(torch.uint8)
-        pair = tokens[0].int().cpu(), levels.cpu()
+        tokens, levels = self.read(pixels[None])
+        pair = tokens[0].int().cpu(), levels[0].cpu()
         if len(self.known) < self.capacity:
             self.known[key] = pair
         return pair
+
+    def read(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens (batch, h, w) int64 and decoded levels (batch, 3, H, W) uint8 of images (batch, 3, H, W)."""
+        tokens = self.tokenizer.encode(pixel_values.to(self.tokenizer.device)).image_tokens
+        with torch.autocast(self.tokenizer.device.type, torch.bfloat16, enabled=self.bf16):
+            decoded = self.tokenizer.decode(tokens).sample
+        return tokens, ((decoded.float() + 1) * 127.5).round().to(torch.uint8)
 
 
 class DiffusionDecoderTrainer(ImageTrainer):
@@ -201,7 +210,7 @@ def decoder_losses(
     config: DiffusionDecoderConfig, decoder: ShowoDiffusionDecoder, draws: NoisedImages, prediction: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """
-    The losses of a prediction (batch, 3, H, W): "diffusion", and "image" with its weight.
+    The losses of a prediction (batch, 3, H, W): "diffusion", and "image" with its weight, if it has one.
 
     The image loss is the mean absolute error of the expected z and of its horizontal and vertical differences.
     """
@@ -215,14 +224,16 @@ def decoder_losses(
             every = bound_weights(alphas, kind)
             weights = every[draws.timestep.long()] / every.mean()
     elif config.weighting == "bound":
-        # The weight is not integrable at 0. The first thousandth of the path counts as its end.
-        weights = flow_bound_weights((draws.timestep / NOISE_LEVELS).clamp(min=1 / NOISE_LEVELS))
+        # The weight is not integrable at 0. The first thousandth of the path counts as its end, so the mean is log(1000).
+        times = (draws.timestep / NOISE_LEVELS).clamp(min=1 / NOISE_LEVELS)
+        weights = flow_bound_weights(times) / math.log(NOISE_LEVELS)
     target = target_of(draws.denoised, draws.noise, signal, kind)
     errors = (prediction - target).square().flatten(1).mean(1)
-    return {
-        "diffusion": (weights * errors).mean(),
-        "image": config.image_weight * image_loss(draws.expectation(decoder, prediction), draws.denoised),
-    }
+    losses = {"diffusion": (weights * errors).mean()}
+    if config.image_weight:
+        estimate = draws.expectation(decoder, prediction)
+        losses["image"] = config.image_weight * image_loss(estimate, draws.denoised)
+    return losses
 
 
 def image_loss(estimate: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -350,7 +361,9 @@ def first_scale(config: DiffusionDecoderConfig, tokenizer: FrozenTokenizer, size
         if len(pixels) >= images:
             break
     stacked = torch.stack(pixels[:images])
-    base = tokenizer(stacked)[1].cpu() if config.start == "image" else torch.zeros(())
+    base = torch.zeros(())
+    if config.start == "image":
+        base = torch.cat([tokenizer(part)[1].cpu() for part in stacked.split(config.batch_size)])
     return max(1e-3, round((stacked - base).square().mean().sqrt().item(), 3))
 
 

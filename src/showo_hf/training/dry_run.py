@@ -148,9 +148,13 @@ def plan_of_images(
 
 
 def plan_of_diffusion_decoder(config: DiffusionDecoderConfig, args: TrainingArguments) -> str:
-    """The plan of a diffusion decoder's training. Its memory is not estimated, and its time is without the tokenizer's."""
+    """
+    The plan of a diffusion decoder's training. Its memory is not estimated. With `cached_images`, a step finds
+    all its images in memory.
+    """
     decoder, tokenizer, teacher = load_models(config)
-    tokenizer.capacity = max(tokenizer.capacity, config.batch_size)
+    if tokenizer.capacity:
+        tokenizer.capacity = len(tokenizer.known) + config.batch_size
     images = first_images(config, image_builder(config, decoder))
     pixels = images.pixel_values.to(args.device)
     tokenizer.tokenizer.to(args.device)

@@ -23,7 +23,7 @@ from .image_batches import ImageBuilder, Images, class_name, image_loader, valid
 from .image_configs import ImageClassifierConfig
 from .image_trainer import TASK, ImageTrainer
 from .losses import LossSums
-from .recipe_files import nearest
+from .recipe_entries import nearest
 from .results import publish_result, tidy_config
 from .resumable_trainer import Settings
 
@@ -99,7 +99,7 @@ def classifier_config(config: ImageClassifierConfig, classes: list[str]) -> Conv
     for name in config.architecture:
         if name not in known or name == "image_size":
             raise ValueError(
-                f"`architecture` must hold entries of `ConvNextConfig`, got {name!r}{nearest(name, known)}."
+                f"`architecture` must hold entries of `ConvNextConfig`, got {name!r}{nearest(name, known)}"
             )
     labels = dict(enumerate(classes))
     options = {**ARCHITECTURE, **config.architecture, "image_size": config.image_size}

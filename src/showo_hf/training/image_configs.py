@@ -2,15 +2,16 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ..utils.validation import check_count, check_number, check_share, is_number
 from .configs import RunConfig, by_task, check_choice
-from .discriminator import DiscriminatorShape
+from .discriminator_shape import DiscriminatorShape
 
 
-#: The weight of each loss of an image tokenizer. A recipe may give some of them.
+#: The weight of each loss of an image tokenizer. A recipe may give some of them. See [`tokenizer_loss_weights`].
 TOKENIZER_LOSS_WEIGHTS = {
     "l1": 1.0,
     "mse": 0.0,
@@ -114,7 +115,8 @@ class ImageTokenizerConfig(ImageRunConfig):
         loss_weights (`dict`): the weight of each loss: the pixel losses "l1", "mse" and "log_cosh"; "perceptual", of the
             model in `perceptual`; "generator" and "feature_matching", of the discriminator's judgement; "lecam", of the
             discriminator's regularisation; "token_cycle", of tokens that change when an image is encoded again. See
-            `TOKENIZER_LOSS_WEIGHTS` for the defaults.
+            `TOKENIZER_LOSS_WEIGHTS` for the defaults. Where there is a discriminator and no `perceptual`, the default of
+            "feature_matching" is the weight "perceptual": the discriminator's features stand in for that model's.
         pixel_scales (`int`, defaults to 1): resolutions, each half the last, over which the pixel losses are averaged.
         perceptual (`str`, *optional*): a `.safetensors` file with the weights of LPIPS, or a folder with a classifier of
             images; see [`load_perceptual`].
@@ -126,7 +128,7 @@ class ImageTokenizerConfig(ImageRunConfig):
     commitment_weight: float | None = None
     architecture: dict[str, Any] = field(default_factory=dict)
     trained: str | None = None
-    loss_weights: dict[str, float] = field(default_factory=TOKENIZER_LOSS_WEIGHTS.copy)
+    loss_weights: dict[str, float] = field(default_factory=dict)
     pixel_scales: int = 1
     perceptual: str | None = None
     discriminator: dict[str, Any] | None = None
@@ -138,7 +140,8 @@ class ImageTokenizerConfig(ImageRunConfig):
         for name, weight in self.loss_weights.items():
             check_choice("loss_weights", name, tuple(TOKENIZER_LOSS_WEIGHTS))
             check_number(f"loss_weights.{name}", as_number(weight))
-        self.loss_weights = TOKENIZER_LOSS_WEIGHTS | {k: as_number(v) for k, v in self.loss_weights.items()}
+        given = {name: as_number(weight) for name, weight in self.loss_weights.items()}
+        self.loss_weights = tokenizer_loss_weights(given, self.perceptual is not None, self.discriminator is not None)
         if self.discriminator is not None:
             self.discriminator = dataclasses.asdict(self.discriminator_options)
         try:
@@ -246,6 +249,29 @@ class ImageClassifierConfig(ImageRunConfig):
         super().__post_init__()
         check_count("image_size", self.image_size)
         check_share("label_smoothing", self.label_smoothing)
+
+
+def tokenizer_loss_weights(given: Mapping[str, float], perceptual: bool, discriminator: bool) -> dict[str, float]:
+    """
+    The weight of each loss of an image tokenizer.
+
+    Args:
+        given: the weights that a recipe gives.
+        perceptual, discriminator: whether there is a model of a perceptual loss, and a discriminator. With a
+            discriminator alone, its own features are compared in the place of that model's.
+
+    Raises:
+        ValueError: for a given weight that has no effect, because what it weighs is not there.
+    """
+    there = {"perceptual": perceptual or discriminator, "generator": discriminator, "feature_matching": discriminator}
+    for name, has_effect in there.items():
+        if given.get(name) and not has_effect:
+            needed = "`perceptual` or a `discriminator`" if name == "perceptual" else "a `discriminator`"
+            raise ValueError(f"`loss_weights.{name}` needs {needed}, got {given[name]!r} without.")
+    weights = {**TOKENIZER_LOSS_WEIGHTS, **given}
+    if discriminator and not perceptual and "feature_matching" not in given:
+        weights["feature_matching"] = weights["perceptual"]
+    return weights
 
 
 def as_number(value: Any) -> Any:

@@ -31,7 +31,7 @@ from .image_trainer import TASK, ImageTrainer
 from .losses import LossSums
 from .masking import row_generator
 from .perceptual import load_perceptual
-from .recipe_files import nearest
+from .recipe_entries import nearest
 from .results import publish_result, tidy_config
 from .resumable_trainer import Settings
 from .tokenizer_losses import QUANTIZER_LOSSES, Reconstruction, TokenizerLosses

@@ -18,7 +18,8 @@ from .configs import ConceptConfig, FinetuneConfig, LoraConfig, RunConfig
 from .parallel import whole_pipeline
 from .periodic_publishing import PeriodicPublisher
 from .publishing import check_destination, publish
-from .recipe_files import build_config, read_recipe, shipped_recipes
+from .recipe_entries import read_recipe, shipped_recipes
+from .recipe_files import build_config
 from .samples import Samples, blind_guesses
 from .trainer import ShowoTrainer
 from .training_card import DataSource, FinalLoss, RunSummary, write_training_card

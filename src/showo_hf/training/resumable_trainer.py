@@ -91,7 +91,7 @@ class ResumableTrainer(OwnCheckpoints, ShardedByItself, Trainer):
         self.bad_steps = {"total": 0, "in_a_row": 0}
         self.keys: list[str] = []
         self.loss_is_finite = True
-        self.last_logged = (time.monotonic(), 0)
+        self.start_clock()
         self.started, self.seconds_before = time.monotonic(), 0.0
         if not self.is_fsdp_enabled:  # accelerate replaces the parameters when the training begins
             self.start_average()
@@ -191,6 +191,10 @@ class ResumableTrainer(OwnCheckpoints, ShardedByItself, Trainer):
 
     # Log
 
+    def start_clock(self):
+        """Begin to measure the time of steps, after the last one that was done."""
+        self.last_logged = (time.monotonic(), self.state.global_step)
+
     def log(self, logs: dict[str, float], start_time: float | None = None):
         """Same as in transformers, with the loss of each task."""
         if "loss" in logs:
@@ -200,7 +204,7 @@ class ResumableTrainer(OwnCheckpoints, ShardedByItself, Trainer):
             logs |= self.named_losses() | {"seconds_per_step": seconds} | self.rates(seconds)
             if self.bad_steps["total"]:
                 logs["skipped_steps"] = self.bad_steps["total"]
-            self.last_logged = (now, self.state.global_step)
+            self.start_clock()
         super().log(logs, start_time)
 
     # Averaged weights

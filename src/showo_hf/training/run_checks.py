@@ -8,12 +8,13 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from ..utils.argument_types import HUB_NAME
 from .checkpoints import checkpoint_folders, loading, newest_intact, read_json
 from .concepts import concept_source
 from .configs import ConceptConfig, FinetuneConfig, RunConfig
 from .data.sources import DataSource, open_source
 from .errors import TrainingError
-from .recipe_files import nearest
+from .recipe_entries import nearest
 
 
 #: Options that a resumed run may change, because they do not change the weights of the next step.
@@ -50,12 +51,12 @@ def check_data(config: RunConfig):
             for one in listed:
                 for key in one:
                     if key not in known:
-                        raise ValueError(f"There is no key `{name}.{key}`{nearest(str(key), known)}.")
+                        raise ValueError(f"There is no key `{name}.{key}`{nearest(str(key), known)}")
                 source = DataSource(**one)
                 if isinstance(config, ConceptConfig):
                     concept_source(config, task, one)
                     continue
-                is_name = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source.path) is not None
+                is_name = HUB_NAME.fullmatch(source.path) is not None
                 if Path(source.path).exists() or not is_name:
                     open_source(source, task)
 

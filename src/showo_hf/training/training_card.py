@@ -15,11 +15,11 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 
+from ..utils.argument_types import HUB_NAME
 from .curves import plot_curves
 
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "checkpoints"
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 PLACEHOLDER = "folder-or-repository"
 PACKAGES = ("showo-hf", "torch", "transformers", "diffusers", "accelerate", "datasets")
 KINDS = ("pipeline", "adapter")
@@ -412,7 +412,7 @@ def duration(seconds: float) -> str:
 
 
 def is_hub_id(name: str) -> bool:
-    return HUB_ID.fullmatch(str(name)) is not None and not Path(name).expanduser().exists()
+    return HUB_NAME.fullmatch(str(name)) is not None and not Path(name).expanduser().exists()
 
 
 def is_embedded(name: str) -> bool:

@@ -8,8 +8,11 @@ from pathlib import Path
 
 
 DTYPES = ("float32", "bfloat16", "float16")  # the choices of a `--dtype`
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # of a model or a data set: "org/name"
 LARGEST_INTEGER = 999_999_999
 LARGEST_SIDE = 16_384  # pixels of an image
+LARGEST_GRID = 2**20  # tokens of an image
+MAX_PIXELS = 16_000_000  # of an image file that is read, unless the caller raises it
 LARGEST_SCALE = 1000.0  # of guidance and temperatures: logits times this stay finite in float16
 
 
@@ -27,8 +30,13 @@ def user_path(text: str) -> Path:
     path = Path(text)
     try:
         return path.expanduser()
-    except RuntimeError:  # no such user
+    except (RuntimeError, ValueError):  # no such user
         return path
+
+
+def user_name(text: str) -> str:
+    """Parse what may be a path, a URL or a name on the Hub: `~` stands for the home folder."""
+    return str(user_path(text)) if text.startswith("~") else text
 
 
 def integer(lowest: int, highest: int = LARGEST_INTEGER) -> Callable[[str], int]:
@@ -47,6 +55,14 @@ positive_integer = integer(1)
 non_negative_integer = integer(0)
 # torch takes seeds up to 2**64 - 1. Each further image adds 1 to the seed.
 seed_number = integer(0, 2**63 - 1)
+
+
+def square_number(text: str) -> int:
+    """Parse the number of tokens of a square image."""
+    number = integer(1, LARGEST_GRID)(text)
+    if math.isqrt(number) ** 2 != number:
+        raise argparse.ArgumentTypeError(f"must be a square number such as 256 or 1024, got {number}")
+    return number
 
 
 def finite_number(text: str) -> float:

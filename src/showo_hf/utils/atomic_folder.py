@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -44,7 +44,9 @@ if fcntl is not None:
 
 
 @contextlib.contextmanager
-def atomic_folder(target: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(
+    target: str | os.PathLike, overwrite: bool = False, check: Callable[[], object] | None = None
+) -> Iterator[Path]:
     """
     Yield a new, empty folder to write into. It replaces `target` when the block ends without an error.
 
@@ -56,6 +58,7 @@ def atomic_folder(target: str | os.PathLike, overwrite: bool = False) -> Iterato
     Args:
         target: path of the folder. Missing parents are created; a link to a folder is followed.
         overwrite: replace an existing `target` and all of its contents.
+        check: called just before the new folder replaces `target`. An error that it raises leaves `target` as it is.
 
     Raises:
         FileExistsError: if `target` exists and `overwrite` is False, or if it is a file.
@@ -76,6 +79,8 @@ def atomic_folder(target: str | os.PathLike, overwrite: bool = False) -> Iterato
             sync_folder(fresh)
             with locked(target.parent, wait=True):
                 check_target(target, overwrite)  # again: another process may have created it
+                if check is not None:
+                    check()
                 put_in_place(fresh, target)
         except OSError as error:
             if error.errno in DISK_FULL:

@@ -1,6 +1,8 @@
 """Loading of configs, with errors that say what a folder holds when it does not hold the expected model."""
 
 import contextlib
+import os
+from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -16,6 +18,11 @@ LOADERS = {
     "showo_lfq": "ShowoLFQTokenizer",
     "showo_vq": "ShowoVQTokenizer",
 }
+#: Models with fewer parameters fit into any memory, also where their weights are missing.
+SMALL_MODEL = 2**28
+#: No quantization stores more parameters in a byte.
+MOST_PER_BYTE = 8
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 
 
 def check_model_type(config: dict[str, Any], source: object, expected: str):
@@ -60,6 +67,15 @@ def check_not_pipeline(source: object, expected: str, **options):
         )
 
 
+def check_weights(folder: Path, least: int):
+    """Raise `ValueError` if the files of weights in a folder cannot hold `least` parameters, and these need memory."""
+    sizes = [file.stat().st_size for file in folder.glob("*") if file.is_file() and file.suffix in WEIGHT_SUFFIXES]
+    if sizes and least > max(SMALL_MODEL, MOST_PER_BYTE * sum(sizes)):
+        raise ValueError(
+            f"'{folder}' holds weights of {sum(sizes):,} bytes, and its config asks for {least:,} parameters or more."
+        )
+
+
 class CheckedConfig(PreTrainedConfig):
     """A config that loads only from a folder of its own model."""
 
@@ -82,3 +98,28 @@ class CheckedConfig(PreTrainedConfig):
         check_not_original(config_dict, pretrained_model_name_or_path)
         check_model_type(config_dict, pretrained_model_name_or_path, cls.model_type)
         return config_dict, unused
+
+    def least_parameters(self) -> int:
+        """A number of parameters that a model of this config does not fall far below. Subclasses say it."""
+        raise NotImplementedError
+
+
+class CheckedWeights:
+    """A model that loads from a folder only if the folder's weights can be those of its config."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """
+        Same as in transformers, which would fill a large model whose weights are missing with random numbers.
+
+        Raises:
+            ValueError: if the weights in a folder are far too small for the config.
+        """
+        source = pretrained_model_name_or_path
+        if source is not None and os.path.isdir(source) and kwargs.get("state_dict") is None:
+            folder = Path(source, kwargs.get("subfolder") or "")
+            asked = config
+            if not isinstance(asked, PreTrainedConfig):
+                asked = cls.config_class.from_pretrained(folder if asked is None else asked)
+            check_weights(folder, asked.least_parameters())
+        return super().from_pretrained(source, *model_args, config=config, **kwargs)

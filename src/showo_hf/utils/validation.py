@@ -2,15 +2,15 @@
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 
 #: Limits that no useful value exceeds. Beyond them float32 overflows, or a call would never end.
 MAX_COUNT = 100_000
 MAX_SCALE = 10_000.0
+ASPECT_TOLERANCE = 0.02  # of a mask, for rounding to whole pixels
 
 
 def shown(value: Any) -> str:
@@ -22,14 +22,20 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def numpy_types(*names: str) -> tuple[type, ...]:
+    """Types of NumPy, by name. None before it is imported: no value has them then, and commands need no NumPy to start."""
+    numpy = sys.modules.get("numpy")
+    return () if numpy is None else tuple(getattr(numpy, name) for name in names)
+
+
 def is_number(value: Any) -> bool:
     """Whether a value is a Python or NumPy number. Excludes `bool` and types torch cannot multiply, such as `Fraction`."""
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return is_integer(value) or isinstance(value, float) or isinstance(value, numpy_types("floating"))
 
 
 def is_integer(value: Any) -> bool:
     """Whether a value is a Python or NumPy integer. Excludes `bool`."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return not isinstance(value, bool) and (isinstance(value, int) or isinstance(value, numpy_types("integer")))
 
 
 def check_number(name: str, value, most: float | None = None):
@@ -54,9 +60,22 @@ def check_share(name: str, value):
         raise ValueError(f"`{name}` must be a number from 0 to 1, got {shown(value)}.")
 
 
+def check_same_aspect(name: str, size: tuple[int, int], image_size: tuple[int, int]):
+    """Raise `ValueError` unless a mask of `size` has the aspect ratio of its image. Both sizes are (height, width)."""
+    (rows, columns), (height, width) = size, image_size
+    # Rounding changes a side by up to one pixel of the coarser resolution.
+    slack = max(ASPECT_TOLERANCE, 1 / min(height, width, rows, columns))
+    ratio = (columns / rows) / (width / height)
+    if not 1 / (1 + slack) <= ratio <= 1 + slack:
+        raise ValueError(
+            f"`{name}` must have the aspect ratio of its image, {width}x{height} (width x height), "
+            f"got {columns}x{rows}."
+        )
+
+
 def check_flag(name: str, value):
     """Raise `TypeError` unless `value` is True or False."""
-    if not isinstance(value, (bool, np.bool_)):
+    if not isinstance(value, bool) and not isinstance(value, numpy_types("bool_")):
         raise TypeError(f"`{name}` must be True or False, got {shown(value)}.")
 
 
@@ -96,19 +115,29 @@ def check_unicode(name: str, texts: Iterable[str]):
             raise ValueError(f"`{name}` must be valid Unicode, got half of a surrogate pair in {shown(text)}.")
 
 
-def check_sizes(config: Any, limits: Mapping[str, int]):
+def check_sizes(config: Any, limits: Mapping[str, int], what: str | None = None):
     """
     Raise `ValueError` if an entry of a config, a number or a list of them, exceeds its limit in `limits`.
 
     A model's layers are built before its weights are read, so a config alone could take any memory and time.
+
+    Args:
+        config: a config, or the entries of one that is not built yet.
+        what: the name of the config in the message; by default its class.
     """
     for name, most in limits.items():
-        sizes = getattr(config, name, None)
+        sizes = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
         for size in sizes if isinstance(sizes, (list, tuple)) else [sizes]:
             if is_number(size) and size > most:
                 raise ValueError(
-                    f"`{name}` of a {type(config).__name__} must be at most {most:,}, got {shown(sizes)}."
+                    f"`{name}` of a {what or type(config).__name__} must be at most {most:,}, got {shown(sizes)}."
                 )
+
+
+def check_parameters(what: str, count: int, most: int):
+    """Raise `ValueError` if the sizes of a config, each allowed alone, ask for more than `most` parameters together."""
+    if count > most:
+        raise ValueError(f"`{what}` asks for {count:,} parameters or more, and at most {most:,} are allowed.")
 
 
 def check_texts(name: str, texts) -> list[str]:

@@ -4,22 +4,28 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 from accelerate.state import AcceleratorState
 from transformers import PreTrainedTokenizerFast
 
 from recipes import fresh_model
+from recipes.image_tokens import encode_images
 from recipes.world import images, rows, text_tokenizer
+from recipes.world.drawing import draw
 from recipes.world.objects import save_objects
-from showo_hf import ShowoT2IPipeline, ShowoVQTokenizer
+from showo_hf import ShowoDiffusionDecoder, ShowoT2IPipeline, ShowoVQTokenizer
 from showo_hf.cli import main
 from showo_hf.training.image_tokenizers import tokenizer_config
 from showo_hf.training.recipe_files import load_recipe
 
 
 ROOT = Path(__file__).parents[3]
-RECIPES = ("image_tokenizer", "image_tokenizer_decoder", "showo-images", "showo")
+RECIPES = (
+    *("image_tokenizer", "image_tokenizer_decoder", "diffusion_decoder", "diffusion_decoder_distilled"),
+    *("showo-images", "showo"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -58,14 +64,33 @@ def test_the_image_tokenizer_sees_the_grid_of_the_scenes(root):
     assert config.shift == 0 and not config.mirror
 
 
+def test_the_distilled_decoder_takes_half_of_its_teachers_steps(root):
+    plain, distilled = (load_recipe(f"recipes/world/diffusion_decoder{name}.yaml") for name in ("", "_distilled"))
+    assert distilled.teacher == distilled.decoder == plain.output
+    assert 2 * distilled.decoder_steps == plain.decoder_steps
+    assert distilled.model == plain.model and distilled.output != plain.output
+
+
 def test_rows_hold_scenes_of_trained_combinations_and_their_twins(objects):
-    image_tokenizer = tiny.lfq(stages=4, sample_size=96)
-    found = [list(rows.made_rows(task, 6, objects, image_tokenizer, 0)) for task in ("t2i", "mmu", "mixed")]
-    assert found == [list(rows.made_rows(task, 6, objects, image_tokenizer, 0)) for task in ("t2i", "mmu", "mixed")]
+    encode = rows.SceneEncoder(objects, tiny.lfq(stages=4, sample_size=96, encoder_context=False))
+    found = [list(rows.made_rows(task, 6, encode, 0)) for task in ("t2i", "mmu", "mixed")]
+    assert found == [list(rows.made_rows(task, 6, encode, 0)) for task in ("t2i", "mmu", "mixed")]
     t2i, mmu, mixed = found
     assert all(len(row["text"]) == rows.CAPTIONS and len(row["image_tokens"]) == 12 for row in t2i)
     assert all(row["messages"][0]["content"][0]["type"] == "image" for row in mmu)
     assert any(part["type"] == "image" for row in mixed for message in row["messages"] for part in message["content"])
+
+
+def test_scenes_have_the_tokens_of_their_images(objects):
+    image_tokenizer = tiny.lfq(stages=4, sample_size=96, encoder_context=False)
+    maker = rows.SceneMaker(objects, random.Random(0))
+    scenes = [maker.scene() for _ in range(5)]
+    tokens = encode_images(image_tokenizer, np.stack([draw(scene, objects) for scene in scenes]))
+    assert len(tokens.unique()) > 3
+    found = rows.SceneEncoder(objects, image_tokenizer)([*scenes, scenes[0]])
+    assert list(found) == scenes and list(found.values()) == tokens.tolist()
+    with pytest.raises(ValueError, match="`image_tokenizer` must see cells of 8 x 8 pixels, each alone"):
+        rows.SceneEncoder(objects, tiny.lfq(stages=4, sample_size=96))
 
 
 def test_twins_differ_by_order_or_colours_alone(objects):
@@ -116,6 +141,18 @@ def test_the_commands_make_a_world_model(root, data, tmp_path, capsys):
     assert len(train("image_tokenizer", first, *pictures, *small)) >= 2
     train("image_tokenizer_decoder", folders["image"], f"model={first}", *pictures, *small)
     assert ShowoVQTokenizer.from_pretrained(folders["image"]).config.codebook_size == 64
+    narrow = [
+        "architecture.block_out_channels=[16, 16]",
+        "cached_images=8",
+        "batch_size=2",
+        f"model={folders['image']}",
+    ]
+    decoders = [str(tmp_path / name) for name in ("decoder", "decoder-2")]
+    once = ["eval_steps=2", "validation_rows=2"]
+    train("diffusion_decoder", decoders[0], *pictures, *narrow, *once)
+    train("diffusion_decoder_distilled", decoders[1], f"teacher={decoders[0]}", *pictures, *narrow, *once)
+    decoder = ShowoDiffusionDecoder.from_pretrained(decoders[1])
+    assert decoder.config.num_inference_steps == 2
     counts = ["--t2i", "4", "--mmu", "4", "--mixed", "4"]
     rows.main(["--objects", str(data), "--image-tokenizer", folders["image"], "--output", folders["rows"], *counts])
     tokenizers = ["--image-tokenizer", folders["image"], "--text-tokenizer", folders["text"]]
@@ -125,6 +162,6 @@ def test_the_commands_make_a_world_model(root, data, tmp_path, capsys):
     sizes = ["batch_size={t2i: 2, lm: 1, mmu: 1, mixed: 1}", f"model={folders['fresh']}", "torch_compile=false"]
     logged = train("showo", folders["model"], *files, *sizes)
     assert {"loss_t2i", "loss_mmu"} <= set().union(*logged)
-    pipe = ShowoT2IPipeline.from_pretrained(folders["model"])
+    pipe = ShowoT2IPipeline.from_pretrained(folders["model"], image_decoder=decoder)
     assert pipe("a dog", num_inference_steps=1).images[0].size == (96, 96)
     assert "dog" in pipe.processor.known_words["animals"]

@@ -1,17 +1,18 @@
 """Cut-outs and recolouring, on drawn images and on tiny archives with the layout of the real packages."""
 
 import io
-import tarfile
 
 import numpy as np
 import pytest
+from npm_archives import write_archive
 from PIL import Image, ImageDraw
 
 from recipes.colours import main_colour
 from recipes.world.objects import (
-    LARGE,
+    EXTENT,
+    MEASURED,
     PACKAGES,
-    SMALL,
+    SIDE,
     STYLES,
     Objects,
     cut_all,
@@ -36,18 +37,9 @@ def emoji(fill, size=64, box=(8, 16, 55, 47)):
     return image
 
 
-def write_archive(path, folder, extension, names, content):
-    with tarfile.open(path, "w:gz") as tar:
-        for name in names:
-            member = tarfile.TarInfo(f"{folder}{name}{extension}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path
-
-
-@pytest.mark.parametrize("side, extent", [(SMALL, 38), (LARGE, 48)])
+@pytest.mark.parametrize("side, extent", [(SIDE, EXTENT), (MEASURED, 48)])
 def test_a_cut_out_is_scaled_down_to_fit_and_stands_in_the_middle(side, extent):
-    alpha = cut_out(emoji("red"), side)[..., 3] > 128
+    alpha = cut_out(emoji("red"), side, extent)[..., 3] > 128
     rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
     assert alpha.shape == (side, side)
     assert len(columns) == pytest.approx(extent, abs=1)
@@ -56,10 +48,10 @@ def test_a_cut_out_is_scaled_down_to_fit_and_stands_in_the_middle(side, extent):
 
 
 def test_scaling_adds_no_dark_edge():
-    cut = cut_out(emoji((250, 10, 10), box=(8, 8, 56, 56)), SMALL).astype(int)
+    cut = cut_out(emoji((250, 10, 10), box=(8, 8, 56, 56))).astype(int)
     bare = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
     ImageDraw.Draw(bare).ellipse((4, 4, 60, 60), fill=(250, 10, 10))
-    edge = cut_out(bare, SMALL).astype(int)
+    edge = cut_out(bare).astype(int)
     half = (edge[..., 3] > 40) & (edge[..., 3] < 215)
     assert half.any() and (edge[half][:, 0] > 230).all()
     assert cut.max() <= 255
@@ -67,12 +59,12 @@ def test_scaling_adds_no_dark_edge():
 
 def test_an_invisible_image_is_refused():
     with pytest.raises(ValueError, match="`source` must have visible pixels"):
-        cut_out(Image.new("RGBA", (8, 8)), SMALL)
+        cut_out(Image.new("RGBA", (8, 8)))
 
 
 @pytest.mark.parametrize("colour", PALETTE)
 def test_a_new_colour_replaces_the_paint_and_leaves_outline_and_spot(colour):
-    cut = cut_out(emoji((90, 150, 60)), LARGE)
+    cut = cut_out(emoji((90, 150, 60)), MEASURED, MEASURED)
     new = recoloured(cut, main_shade(cut), colour)
     assert main_colour(on_white(new)) == colour
     assert np.array_equal(new[..., 3], cut[..., 3])
@@ -92,7 +84,7 @@ def test_shading_stays():
 
 
 def test_a_white_thing_with_a_grey_outline_is_white():
-    cut = cut_out(Image.new("RGBA", (40, 40), (250, 250, 250, 255)), SMALL).copy()
+    cut = cut_out(Image.new("RGBA", (40, 40), (250, 250, 250, 255))).copy()
     cut[1:4, :, :3] = 120
     assert main_shade(cut).min() > 240
     assert main_colour(on_white(recoloured(cut, main_shade(cut), "green"))) == "green"
@@ -122,24 +114,29 @@ def test_images_are_found_by_code_with_or_without_variation_selector(tmp_path):
     file = io.BytesIO()
     emoji("blue").save(file, "PNG")
     codes = [thing.code.lower() + ("-fe0f" if number % 2 else "") for number, thing in enumerate(THINGS.values())]
-    archive = write_archive(tmp_path / "all.tgz", folder, extension, [*codes, "1f600"], file.getvalue())
+    files = {f"{folder}{code}{extension}": file.getvalue() for code in [*codes, "1f600"]}
+    archive = write_archive(tmp_path / "all.tgz", files)
     assert set(read_images(archive, "flat")) == set(THINGS)
-    archive = write_archive(tmp_path / "few.tgz", folder, extension, codes[1:], file.getvalue())
+    del files[f"{folder}{codes[0]}{extension}"]
+    archive = write_archive(tmp_path / "few.tgz", files)
     with pytest.raises(ValueError, match=f"`archive` few.tgz has no image of {next(iter(THINGS))}"):
         read_images(archive, "flat")
 
 
-def test_recoloured_things_are_cut_in_every_style_and_colour(tmp_path):
+def test_things_are_cut_in_every_style_and_recoloured_in_the_default_one(tmp_path):
     sources = {style: {"car": emoji("red"), "cow": emoji("gray")} for style in STYLES}
     made = cut_all(sources)
     assert made.colours == {"car": other_colours({"red"})}
+    suns = cut_all({style: {"sun": emoji("yellow"), "key": emoji("brown")} for style in STYLES}).colours
+    assert suns["sun"] == other_colours({"yellow", "orange"}) and "yellow" not in suns["key"]
     assert {(one.thing, one.style, one.colour) for one in made.cutouts} == {
         *(("cow", style, None) for style in STYLES),
-        *(("car", style, colour) for style in STYLES for colour in (None, *other_colours({"red"}))),
+        *(("car", style, None) for style in STYLES),
+        *(("car", "flat", colour) for colour in other_colours({"red"})),
     }
     save_objects(made, tmp_path)
     again = load_objects(tmp_path)
     assert isinstance(again, Objects) and again.cutouts == made.cutouts
-    assert np.array_equal(again.image("car", "3d", "blue", large=True), made.image("car", "3d", "blue", large=True))
+    assert np.array_equal(again.image("car", "flat", "blue"), made.image("car", "flat", "blue"))
     with pytest.raises(FileNotFoundError, match="`folder` must contain cutouts.json"):
         load_objects(tmp_path / "none")

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 
 from recipes.world.captions import REQUESTS, canonical_caption, caption, mistyped
 from recipes.world.changes import KINDS_OF_CHANGE, change
-from recipes.world.conversations import Talker, drawn_twice, small_talk, to_messages
-from recipes.world.held_out import coloured, counted, trained
+from recipes.world.conversations import TALK, Talker, drawn_twice, small_talk, to_messages
+from recipes.world.held_out import coloured, counted, pair, trained
 from recipes.world.objects import STYLES
-from recipes.world.phrases import NUMBERS, STYLE_WORDS, listed, one_of, some_of
+from recipes.world.phrases import NUMBERS, STYLE_WORDS, is_or_are, listed, one_of, some_of
 from recipes.world.questions import KINDS_OF_QUESTION, Asker
 from recipes.world.recolouring import PALETTE
 from recipes.world.scene_maker import KIND_WEIGHTS, SceneMaker
 from recipes.world.scenes import Item, Scene
-from recipes.world.words import THINGS
+from recipes.world.words import ALSO_CALLED, THINGS
 
 
 seeds = st.integers(0, 10**6)
@@ -26,6 +26,7 @@ TWO = Scene((Item("dog", "blue", 0, 3), Item("fox", None, 7, 3)), "3d", "night")
 APPLE = Scene((Item("apple", None, 0, 7),), "flat")
 BEES = Scene((Item("bee", None, 0, 3), Item("bee", None, 7, 3)), "noto")
 THREE = Scene((Item("apple", None, 3, 0), Item("car", None, 0, 7), Item("car", None, 6, 7)), "flat")
+CORNER = Scene((Item("dog", None, 4, 0), Item("bus", None, 0, 7), Item("cat", None, 7, 7)), "flat")
 YES_NO = ("is_there", "is_colour", "is_related", "is_kind")
 
 
@@ -57,8 +58,8 @@ def held_out_phrases():
         (TWO, "a blue dog to the left of a fox at night, 3d style"),
         (THREE, "an apple above two cars, flat style"),
         (Scene((Item("sheep", None, 6, 0),), "noto", "grey"),
-         "a small sheep in the top right corner on a grey background, noto style"),
-        (Scene((Item("pair of scissors", None, 2, 2, large=True),), "fluent", "sea"),
+         "a sheep in the top right corner on a grey background, noto style"),
+        (Scene((Item("pair of scissors", None, 4, 4),), "fluent", "sea"),
          "a pair of scissors at sea, fluent style"),
     ],
 )  # fmt: skip
@@ -81,9 +82,9 @@ def test_captions_vary_and_say_what_is_there():
 
 def test_the_default_style_and_background_are_often_not_said():
     rng = random.Random(1)
-    texts = [caption(Scene((Item("apple", None, 2, 2, True),), "flat"), rng) for _ in range(300)]
+    texts = [caption(Scene((Item("apple", None, 4, 4),), "flat"), rng) for _ in range(300)]
     assert 150 < sum(not any(word in text for word in STYLE_WORDS["flat"]) for text in texts) < 250
-    other = [caption(Scene((Item("apple", None, 2, 2, True),), "noto"), rng) for _ in range(100)]
+    other = [caption(Scene((Item("apple", None, 4, 4),), "noto"), rng) for _ in range(100)]
     assert sum("noto" in text or "android" in text for text in other) > 90
 
 
@@ -105,6 +106,35 @@ def test_a_typing_error_changes_one_word_a_little():
     assert mistyped("a red fox", rng) == "a red fox"
 
 
+def test_a_typing_error_makes_no_other_word_of_the_world():
+    rng = random.Random(3)
+    made = {mistyped("three", rng) for _ in range(200)}
+    assert len(made) > 4 and not made & {"tree", "there"}
+
+
+def test_captions_are_english(objects):
+    """Each pattern is an error that a wording made of another one."""
+    maker = SceneMaker(objects, random.Random(13))
+    made = [(scene, caption(scene, maker.rng)) for scene in (maker.scene() for _ in range(2000))]
+    made += [(scene, text) for _ in range(200) for turn in Talker(maker).conversation(3) if turn.kind == "draw"
+             for scene, text in [(turn.made[0], turn.text)]]  # fmt: skip
+    a_picture = "(picture|emoji|image|drawing) of"
+    wrong = {
+        "a picture of a picture": rf"{a_picture} .*{a_picture}",
+        "two are": r"\bthere is ([2-4]|two|three|four|a couple|a pair of (?!scissors|glasses|eyeglasses))",
+        "one is": r"\bthere are an? (?!couple|pair)",
+        "a style behind a comma goes on": rf", ({'|'.join(sum(STYLE_WORDS.values(), ()))})( style)? (for me|please)$",
+        "two articles": r"\b(a|an|the) (a|an|the)\b",
+    }
+    for name, pattern in wrong.items():
+        assert [text for _, text in made if re.search(pattern, text)] == [], name
+    counted_once = [
+        text for scene, text in made if len(scene.items) == 1 and re.search(rf"{a_picture} (?!an? )", text)
+    ]
+    uncounted = [noun.singular for thing in THINGS.values() for noun in thing.nouns if noun.plural is None]
+    assert [text for text in counted_once if not any(noun in text for noun in uncounted)] == []
+
+
 def test_phrases():
     rng = random.Random(4)
     assert one_of("elephant", "orange") == "an orange elephant" and one_of("unicorn") == "a unicorn"
@@ -118,6 +148,16 @@ def test_phrases():
     assert [listed(list("abc"[:n])) for n in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
 
 
+@pytest.mark.parametrize(
+    "phrase, verb",
+    [("a dog and two cats", "is"), ("two cats and a dog", "are"), ("4 cars", "are"), ("a couple of blue dogs", "are"),
+     ("a pair of dogs", "are"), ("a pair of scissors", "is"), ("purple grapes", "are"), ("french fries", "are"),
+     ("cheese above grapes", "is"), ("an orange bunch of grapes", "is"), ("none", "is")],
+)  # fmt: skip
+def test_verbs(phrase, verb):
+    assert is_or_are(phrase) == verb
+
+
 # Questions
 
 
@@ -125,6 +165,10 @@ def test_phrases():
     "scene, kind, answers",
     [
         (TWO, "what", {"there is a blue dog and a fox."}),
+        (APPLE, "what", {"there is an apple.", "this is an apple."}),
+        (BEES, "what", {"there are two bees."}),
+        (CORNER, "where", {"it is above the bus and the cat.", "it is below the dog.", "there is none."}),
+        (CORNER, "beside", {"there is a dog.", "there is a bus and a cat.", "there is none."}),
         (TWO, "describe", {"a blue dog to the left of a fox at night."}),
         (TWO, "how_many", {"there is one.", "there are two.", "there is none."}),
         (TWO, "colour", {"it is blue.", "it is orange.", "there is none."}),
@@ -148,6 +192,55 @@ def test_answers_are_exact(scene, kind, answers):
     asked = ask(scene, kind)
     assert {question.answer for question in asked} == answers
     assert len({question.text for question in asked}) >= 4
+
+
+@settings(deadline=None, max_examples=25)
+@given(seeds, st.sampled_from(list(KIND_WEIGHTS)))
+def test_a_question_has_one_answer(objects, seed, kind):
+    maker = SceneMaker(objects, random.Random(seed))
+    scene, answers = maker.scene("train", kind), {}
+    for _ in range(300):
+        question = Asker(scene, maker.rng).ask()
+        assert answers.setdefault(question.text, question.answer) == question.answer, (scene, question)
+
+
+def test_sides_are_only_denied_where_nothing_stands_diagonally():
+    """The bus is below the dog, and one could call it left of the dog too."""
+    texts = [question.text for question in ask(CORNER, "is_related", 600)]
+    doubtful = "bus.*left.*dog|dog.*right.*bus|(cat|kitty).*right.*dog|dog.*left.*(cat|kitty)"
+    assert not [text for text in texts if re.search(doubtful, text)]
+    assert {
+        side for side in ("left", "right") for text in texts if re.search(f"(cat|kitty) .*{side}.* bus", text)
+    } == {
+        "left",
+        "right",
+    }
+    assert not [one for one in ask(CORNER, "beside", 600) if re.search("(left|right).* dog", one.text)]
+
+
+def test_questions_are_not_about_names_that_something_else_answers_to(objects):
+    owl = Scene((Item("owl", None, 4, 4),), "flat", "night")
+    texts = [
+        question.text for kind in ("is_there", "how_many", "where", "colour") for question in ask(owl, kind, 1500)
+    ]
+    assert not [text for text in texts if re.search(r"\b(birds?|stars?)\b", text)]
+    birds = Scene((Item("bird", None, 0, 3), Item("owl", None, 7, 3)), "flat")
+    assert not [question for question in ask(birds, "how_many", 500) if " birds" in question.text]
+    assert {*ALSO_CALLED, *(name for names in ALSO_CALLED.values() for name in names)} <= set(THINGS)
+
+
+def test_plural_nouns_take_no_is(objects):
+    scissors = Scene((Item("pair of scissors", "red", 0, 3), Item("pair of glasses", None, 7, 3)), "flat")
+    texts = [question.text for kind in KINDS_OF_QUESTION for question in ask(scissors, kind, 300)]
+    assert any("are there scissors" in text for text in texts)
+    one = r"(?<!pair of )(?<!pairs of )\b(scissors|glasses|eyeglasses)\b"
+    assert not [text for text in texts if re.search(rf"\b(is|does|where's|color of|colour of)\b.* {one}", text)]
+
+
+def test_colours_that_a_thing_nearly_has_are_not_asked_for():
+    sun = Scene((Item("sun", None, 4, 4),), "flat")
+    texts = [question.text for kind in ("is_colour", "is_there") for question in ask(sun, kind, 500)]
+    assert any("yellow" in text for text in texts) and not [text for text in texts if "orange" in text]
 
 
 def test_a_question_of_three_kinds_of_things_finds_the_odd_one():
@@ -220,9 +313,12 @@ def test_no_training_text_names_a_held_out_combination(objects, seed):
         for question in Asker(scene, rng).several(len(KINDS_OF_QUESTION)):
             assert trained(question.names)
             texts += [question.text, question.answer]
-    for turn in Talker(maker).conversation(6):
+    for turn in (turn for _ in range(4) for turn in Talker(maker).conversation(6)):
         texts += [turn.text, turn.answer]
         assert all(scene.split == "train" for scene in turn.scenes)
+    for text in texts:
+        things = sorted({OF_FORM[form] for form in SAID.findall(text)})
+        assert trained(pair(one, other) for at, one in enumerate(things) for other in things[at + 1 :]), text
     said = " | ".join(texts)
     found = [phrase for phrase in FORBIDDEN if phrase in said]
     found = [one for one in found if re.search(rf"\b{one}\b{LONGER.get(one.split(' ', 1)[1], '')}", said)]
@@ -230,7 +326,15 @@ def test_no_training_text_names_a_held_out_combination(objects, seed):
 
 
 FORBIDDEN = sorted(set(held_out_phrases()))
-FORMS = {form for thing in THINGS.values() for noun in thing.nouns for form in (noun.singular, noun.plural) if form}
+OF_FORM = {
+    form: name
+    for name, thing in THINGS.items()
+    for noun in thing.nouns
+    for form in (noun.singular, noun.plural)
+    if form
+}
+FORMS = set(OF_FORM)
+SAID = re.compile(rf"\b({'|'.join(sorted(FORMS, key=len, reverse=True))})\b")
 #: What must not follow a word, because another thing begins with it: "fire" is not meant in "fire engine".
 LONGER = {
     form: "".join(f"(?! {longer.removeprefix(form + ' ')})" for longer in FORMS if longer.startswith(form + " "))
@@ -280,7 +384,8 @@ def test_an_added_thing_stands_where_it_was_asked(objects):
         old = changed.scene.item(scene.items[0].thing)
         new = next(item for item in changed.scene.items if item is not old)
         side = next(
-            side for side, words in (("left", "left"), ("right", "right"), ("above", "above|top"), ("below", "below|bottom"))
+            side for side, words in (("left", "left"), ("right", "right"), ("above", r"above|\btop"),
+                                ("below", "below|bottom"))
             if re.search(words, changed.text)
         )  # fmt: skip
         place = {"left": new.column < old.column, "right": new.column > old.column, "above": new.row < old.row,
@@ -303,11 +408,41 @@ def test_conversations_have_many_turns_and_few_images(objects):
 
 def test_small_talk_says_what_the_model_can_do():
     rng = random.Random(10)
-    turns = [small_talk(rng) for _ in range(300)]
+    turns = [small_talk(rng) for _ in range(1500)]
     answers = {turn.text: turn.answer for turn in turns}
     assert "draw" in answers["what can you do?"]
+    assert {answer for one in TALK.values() for _, answer in one} < set(answers.values())
+    assert {small_talk(rng, "goodbye").answer for _ in range(20)} == {"goodbye!"}
     assert not any(turn.scenes for turn in turns)
     assert any(answer.startswith("many things, such as ") for answer in answers.values())
+
+
+def test_small_talk_stands_where_people_say_it(objects):
+    talker = Talker(SceneMaker(objects, random.Random(14)))
+    seen: Counter = Counter()
+    for _ in range(800):
+        turns = talker.conversation(5)
+        for at, turn in enumerate(turns):
+            if turn.answer.startswith(("hello", "i am fine")):
+                seen["greeting"] += 1
+                assert at == 0
+            elif turn.answer in ("you are welcome.", "i am glad you like it."):
+                seen["praise"] += 1
+                assert turns[at - 1].made and at > 0
+            elif turn.answer == "goodbye!":
+                seen["goodbye"] += 1
+                assert at == len(turns) - 1
+    assert len(seen) == 3 and min(seen.values()) > 15
+
+
+def test_no_question_about_an_image_is_asked_twice(objects):
+    talker = Talker(SceneMaker(objects, random.Random(15)))
+    for _ in range(300):
+        asked: list[str] = []
+        for turn in talker.conversation(7):
+            asked = [] if turn.scenes else asked
+            assert turn.asks not in asked and (turn.asks is not None) == (turn.kind == "ask")
+            asked += [turn.asks] if turn.asks else []
 
 
 def test_two_images_in_one_answer_have_words_of_their_own(objects):
@@ -317,7 +452,7 @@ def test_two_images_in_one_answer_have_words_of_their_own(objects):
     assert all("apple" in turn.text and re.search("3d style|fluent 3d", turn.text) for turn in turns)
     (_, answer) = to_messages(turns[:1], {TWO: [[1]], APPLE: [[2]]})
     kinds = [part.get("text", part.get("image_tokens")) for part in answer["content"]]
-    assert kinds == [turns[0].answer, [[1]], "and here is a small apple in the bottom left corner:", [[2]]]
+    assert kinds == [turns[0].answer, [[1]], "and here is an apple in the bottom left corner:", [[2]]]
     talker = Talker(SceneMaker(objects, rng))
     made = [turn for _ in range(60) for turn in talker.conversation(5) if len(turn.made) == 2]
     assert len(made) > 5

@@ -236,7 +236,10 @@ def test_threads_end_with_the_loop():
 
 
 ENDLESS = """
+    import signal
     import sys
+    # A shell that starts the tests in the background leaves SIGINT ignored, and a child inherits that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.path[:0] = {paths!r}
     from small_data import text_table
     from showo_hf.training.data.loader import StepLoader, TaskData

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ...processing.image_reader import MAX_PIXELS, TooLarge
 from ...processing.images import load_image
 from ...utils.validation import check_count
 
@@ -76,7 +77,7 @@ class BrokenExamples:
             )
 
 
-def decode_image(value: Any, folder: Path | None = None) -> Image.Image:
+def decode_image(value: Any, folder: Path | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     Decode an image of a data set as RGB, as [`load_image`] does: EXIF orientation applied, transparency on white, 16-bit
     and CMYK converted.
@@ -84,6 +85,7 @@ def decode_image(value: Any, folder: Path | None = None) -> Image.Image:
     Args:
         value: a PIL image; bytes of an image file; a path; or `{"bytes": ..., "path": ...}`, the format of `datasets`.
         folder: where relative paths start.
+        max_pixels: image files with more pixels are broken.
 
     Raises:
         BrokenExample: if there is no image, or it cannot be read. URLs are not fetched.
@@ -95,10 +97,14 @@ def decode_image(value: Any, folder: Path | None = None) -> Image.Image:
             value = image_file(value, folder)
         elif not isinstance(value, (bytes, Image.Image)):
             raise BrokenExample("there is no image" if value is None else f"{type(value).__name__} is no image")
-        return load_image(value, "image")
+        return load_image(value, "image", max_pixels=max_pixels)
     except BrokenExample:
         raise
     except Exception as error:  # Pillow's plugins raise many types
+        if isinstance(error.__cause__, TooLarge):
+            raise BrokenExample(
+                f"the image cannot be read: {error.__cause__}; `max_pixels` raises the limit"
+            ) from error
         raise BrokenExample(" ".join(str(error).split())[:200] or type(error).__name__) from error
 
 

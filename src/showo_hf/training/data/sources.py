@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +14,9 @@ import datasets
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from ...utils.validation import is_number
+from ...processing.image_reader import MAX_PIXELS
+from ...utils.argument_types import HUB_NAME
+from ...utils.validation import is_integer, is_number
 from .conversations import llava_messages, ready_messages, token_grid, with_images
 from .examples import BrokenExample, Example, decode_image
 from .json_table import JoinedTable, JsonTable, Table
@@ -47,9 +48,10 @@ class DataSource:
         streaming: read from front to back, without random access. None reads tars and the Hub this way, and nothing else.
         image_folder: folder where the images named in a table lie. None looks beside the file, then in `images` there.
             Names that lead out of it are not read.
+        max_pixels: image files with more pixels are broken samples.
 
     Raises:
-        ValueError: for a value of another type, and a `weight` that is not positive.
+        ValueError: for a value of another type, and a `weight` or `max_pixels` that is not positive.
     """
 
     path: str
@@ -60,6 +62,7 @@ class DataSource:
     streaming: bool | None = None
     image_folder: str | None = None
     revision: str | None = None
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self):
         for name in ("path", "split", "text_column", "image_column", "image_folder", "revision"):
@@ -70,6 +73,8 @@ class DataSource:
             raise ValueError(f"`streaming` must be true or false, got {self.streaming!r}.")
         if not is_number(self.weight) or not self.weight > 0 or self.weight == float("inf"):
             raise ValueError(f"`weight` must be a positive number, got {self.weight!r}.")
+        if not is_integer(self.max_pixels) or self.max_pixels < 1:
+            raise ValueError(f"`max_pixels` must be a positive integer, got {self.max_pixels!r}.")
 
 
 @dataclass
@@ -162,8 +167,8 @@ class OpenedSource:
             if not allowed:
                 raise BrokenExample(f"the image must lie in the folder of the data: {named[:100]}")
             found = [folder for folder in allowed if len(named) < 1000 and (folder / named).is_file()]
-            return decode_image(named, (found or allowed)[0])
-        return decode_image(image)
+            return decode_image(named, (found or allowed)[0], self.source.max_pixels)
+        return decode_image(image, max_pixels=self.source.max_pixels)
 
 
 def is_inside(name: str, folder: Path) -> bool:
@@ -208,7 +213,7 @@ def open_source(source: DataSource, task: str, tokenizer_checksum: str | None = 
         if source.revision is not None:
             raise ValueError(f"`revision` is for data sets on the Hub, but '{path}' is on this machine.")
         opened = open_local(source, task, path, tokenizer_checksum)
-    elif re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source.path):
+    elif HUB_NAME.fullmatch(source.path):
         opened = open_hub(source, task)
     else:
         raise FileNotFoundError(f"`path` must be a file, a folder, or a data set on the Hub, got '{source.path}'.")

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ...processing.image_reader import MAX_PIXELS
 from ...utils.atomic_folder import locked
 from .examples import BrokenExample, BrokenExamples, Example
 from .sources import DataSource, OpenedSource, open_source
@@ -156,7 +157,7 @@ class Work:
         processor = self.processor.to_dict()
         return {
             "format": FORMAT,
-            "source": {name: value for name, value in asdict(self.options.source).items() if name != "weight"},
+            "source": plain_source(self.options.source),
             "source_size": self.opened.size,
             "columns": ["messages"] if conversations else ["text", "image_tokens"],
             "shard_size": self.options.shard_size,
@@ -252,6 +253,14 @@ def mirrored(image: Any) -> Any:
     from PIL import ImageOps
 
     return image if torch.is_tensor(image) else ImageOps.mirror(image)
+
+
+def plain_source(source: DataSource) -> dict[str, Any]:
+    """What the index says of the source. Indexes of earlier versions have no `max_pixels`, which was the default."""
+    fields = asdict(source)
+    if source.max_pixels == MAX_PIXELS:
+        del fields["max_pixels"]
+    return {name: value for name, value in fields.items() if name != "weight"}
 
 
 def plain(value: Any) -> Any:

@@ -1,0 +1,91 @@
+"""The files of benchmarks.world: one for each part with its settings, one with all tables of a split."""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measuring import print_table
+
+
+def weights_hash(path: str | Path) -> str:
+    """
+    The first 16 digits of the sha256 of a file, or of all weights (*.safetensors, by name) below a folder.
+
+    Raises:
+        FileNotFoundError: if there are none.
+    """
+    path = Path(path)
+    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
+    if not files:
+        raise FileNotFoundError(f"`path` must be a file, or a folder with *.safetensors, got {path}")
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.relative_to(path).as_posix().encode() if path.is_dir() else b"")
+        with open(file, "rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a file whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, file)
+
+
+class Results:
+    """
+    The results in a folder.
+
+    Args:
+        folder: the folder; it need not exist.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def part(self, name: str, make: Callable[[], dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
+        """
+        The result of a part: from its file if that has the same settings, else made and written.
+
+        Args:
+            name: the name of the file, without ".json". It contains the split.
+            make: makes the result.
+            settings: all that the result depends on, as JSON can hold it.
+        """
+        file = self.folder / f"{name}.json"
+        settings = json.loads(json.dumps(settings))  # tuples become lists, as in a file
+        if file.exists():
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            if stored["settings"] == settings:
+                return stored["result"]
+        result = make()
+        write_json(file, {"settings": settings, "result": result})
+        print(f"{name}: done", file=sys.stderr, flush=True)
+        return result
+
+    def table(
+        self, split: str, title: str, head: Sequence[str], rows: Sequence[Sequence[object]], settings: dict[str, Any]
+    ) -> None:
+        """
+        Print a table, and put it into tables-SPLIT.json, which recipes.world.publish reads.
+
+        Args:
+            split: "validation" or "test".
+            title: what the table shows. A table with the same title is replaced.
+            head: the names of the columns.
+            rows: the rows.
+            settings: what all its results depend on.
+        """
+        print(f"{title} ({split})\n")
+        print_table(head, rows)
+        file = self.folder / f"tables-{split}.json"
+        tables = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        cells = [[str(cell) for cell in row] for row in rows]
+        tables[title] = {"head": list(head), "rows": cells, "settings": settings}
+        write_json(file, tables)

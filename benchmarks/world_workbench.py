@@ -1,0 +1,147 @@
+"""What the benchmarks of the world have in common: the things, a model, the judge, prompts and what images score."""
+
+import argparse
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from benchmarks.world_detector import CLEAR_ABOVE, FOUND_ABOVE, Detector, load_detector, save_detector, train_detector
+from benchmarks.world_judging import look, scores
+from benchmarks.world_prompts import Prompt, draw_prompts
+from benchmarks.world_results import Results, weights_hash
+
+from recipes.image_tokens import to_pixel_values
+from recipes.world.drawing import draw
+from recipes.world.objects import Objects, load_objects
+from showo_hf import ShowoT2IPipeline
+from showo_hf.utils.argument_types import positive_integer, seed_number
+
+
+DETECTOR_STEPS = 20_000  # at most; usually the time ends it
+#: Where benchmarks.world has its judge, which the other benchmarks of the world share.
+DETECTOR = "runs/world-benchmark/detector.safetensors"
+
+
+def add_workbench_options(parser: argparse.ArgumentParser, count: int, counted: str) -> None:
+    """
+    Add the options of [`Workbench`], but for `--model` and those of the judge.
+
+    Args:
+        parser: the parser of the command.
+        count: the default of `--count`.
+        counted: what is counted.
+    """
+    parser.add_argument("--objects", default="data/world-objects", help="the folder that recipes.world.objects wrote")
+    parser.add_argument("--count", type=positive_integer, default=count, help=f"number of {counted}")
+    parser.add_argument("--batch-size", type=positive_integer, default=10, help="images or answers made together")
+    parser.add_argument("--seed", type=seed_number, default=0, help="seed of all that is drawn at random")
+
+
+def add_judge_options(parser: argparse.ArgumentParser, default: str | None = DETECTOR) -> None:
+    """Add the options of the judge. Without a default, it is in the folder of results."""
+    where = "by default in the output folder" if default is None else f"default: {default}"
+    parser.add_argument("--detector", default=default, help=f"file of the judge, which is trained if missing; {where}")
+    parser.add_argument("--detector-seconds", type=float, default=900, help="how long a missing judge is trained")
+
+
+def trained_file(file: Path, objects: Objects, seconds: float) -> Path:
+    """The file of the judge. If it is not there, the judge is trained for so many seconds."""
+    if not file.exists():
+        save_detector(train_detector(objects, DETECTOR_STEPS, seconds=seconds), file)
+    return file
+
+
+def detail(pixel_values: torch.Tensor) -> float:
+    """The mean difference between neighbouring pixels of images (batch, 3, H, W). Blurred images have less."""
+    across, down = pixel_values.diff(dim=-1).abs().mean(), pixel_values.diff(dim=-2).abs().mean()
+    return float(across + down) / 2
+
+
+def real_pixels(prompts: list[Prompt], objects: Objects) -> torch.Tensor:
+    """The real scenes of the prompts, (prompts, 3, 96, 96) in [-1, 1]."""
+    return to_pixel_values(np.stack([draw(prompt.scene, objects) for prompt in prompts]))
+
+
+class Workbench:
+    """
+    What is needed to measure a model of the world. The model and the judge are made on first use.
+
+    Args:
+        options: `model`, the options of [`add_workbench_options`] and, if images are judged, of [`add_judge_options`].
+        folder: for the results.
+    """
+
+    def __init__(self, options: argparse.Namespace, folder: str | Path):
+        self.options = options
+        self.results = Results(folder)
+        self.objects: Objects = load_objects(options.objects)
+
+    @functools.cached_property
+    def detector_file(self) -> Path:
+        """The file of the judge, which is trained if it is not there."""
+        file = Path(self.options.detector or self.results.folder / "detector.safetensors")
+        return trained_file(file, self.objects, self.options.detector_seconds)
+
+    @functools.cached_property
+    def detector(self) -> Detector:
+        """The judge."""
+        return load_detector(self.detector_file)
+
+    @functools.cached_property
+    def pipe(self) -> ShowoT2IPipeline:
+        """The model's pipeline."""
+        pipe = ShowoT2IPipeline.from_pretrained(self.options.model)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    # Settings
+
+    def sampling(self, steps: int | None = None, guidance: float | None = None) -> dict[str, Any]:
+        """The arguments of a call that makes images. What is None is the model's default."""
+        steps, guidance = self.pipe.with_defaults(steps, guidance)
+        return {"num_inference_steps": steps, "guidance_scale": guidance}
+
+    @functools.cached_property
+    def model_settings(self) -> dict[str, Any]:
+        """Which model: its path and a hash of its weights."""
+        model = self.options.model
+        return {"model": model, "model_weights": weights_hash(model) if model else None}
+
+    @functools.cached_property
+    def judge_settings(self) -> dict[str, Any]:
+        """Which judge."""
+        return {
+            "detector": str(self.detector_file),
+            "detector_weights": weights_hash(self.detector_file),
+            "found_above": FOUND_ABOVE,
+            "clear_above": CLEAR_ABOVE,
+        }
+
+    def image_settings(self, sampling: dict[str, Any]) -> dict[str, Any]:
+        """All that generated images and their judgement depend on, but for the prompts and the size of a batch."""
+        scheduler = self.pipe.scheduler
+        config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+        scheduled = {**sampling, "scheduler": {"name": type(scheduler).__name__, **config}}
+        return {**self.model_settings, **self.judge_settings, **scheduled}
+
+    def settings(self, split: str, *more: dict[str, Any], **others: Any) -> dict[str, Any]:
+        """The settings of a part with prompts or questions of a split."""
+        found = {"split": split, "count": self.options.count, "seed": self.options.seed}
+        return functools.reduce(lambda one, other: one | other, more, found) | others
+
+    # Images
+
+    def prompts(self, split: str, kind: str) -> list[Prompt]:
+        """The prompts of a kind."""
+        return draw_prompts(self.objects, split, kind, self.options.count, self.options.seed)
+
+    def scores(self, prompts: list[Prompt], pixel_values: torch.Tensor) -> dict[str, Any]:
+        """What images score, and their detail against real scenes."""
+        found = scores([prompt.wish for prompt in prompts], look(self.detector, pixel_values))
+        return {**found, "detail": self.detail(prompts, pixel_values)}
+
+    def detail(self, prompts: list[Prompt], pixel_values: torch.Tensor) -> float:
+        """The detail of images, divided by the detail of the real scenes of their prompts."""
+        return detail(pixel_values) / detail(real_pixels(prompts, self.objects))

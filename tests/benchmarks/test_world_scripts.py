@@ -1,0 +1,225 @@
+"""The world's benchmark: wordings that training does not have, scripted conversations, and when a turn is right."""
+
+import ast
+import dataclasses
+import random
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from benchmarks import world_wordings
+from benchmarks.world_judging import Wish, described, shown
+from benchmarks.world_scripts import Step, converse, judged, script, turn_rows
+from benchmarks.world_wordings import CHANGES, QUESTIONS, SCENERY_CHANGES, TALK, WORDINGS, Reworded, change_text, talk
+from perfect_judge import Perfect
+from PIL import Image
+
+import recipes.world
+from recipes.world import questions
+from recipes.world.changes import KINDS_OF_CHANGE
+from recipes.world.conversations import small_talk
+from recipes.world.drawing import draw
+from recipes.world.rows import CONVERSATION_IMAGES
+from recipes.world.scene_maker import SceneMaker
+from recipes.world.scenes import Item, Scene
+
+
+TWO = Scene((Item("dog", "blue", 0, 3), Item("fox", None, 7, 3)), "flat", "night")
+
+
+# Wordings
+
+
+def held_out_texts():
+    """All templates of the benchmark, but for the canonical prompt itself."""
+    tables = (QUESTIONS, CHANGES, SCENERY_CHANGES, TALK)
+    texts = [text for table in tables for texts in table.values() for text in texts]
+    return [*texts, *list(WORDINGS.values())[1:], *world_wordings.DRAW, *world_wordings.DRAW_TWO]
+
+
+def as_template(text):
+    return re.sub(r"{[^}]*}", "{}", text.lower()).strip(" .?!")
+
+
+def texts_of(module):
+    """All texts in a module, its f-strings with "{}" where something is put in."""
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+
+
+def test_no_wording_is_among_those_of_training():
+    modules = list(Path(recipes.world.__path__[0]).glob("*.py"))
+    training = {as_template(text) for module in modules for text in texts_of(module)}
+    assert {
+        as_template(text) for text in ("draw {}", "make {} {}", "how many {many}?", "replace the {a} with {b}")
+    } <= training
+    assert not {as_template(text) for text in held_out_texts()} & training
+
+
+def test_every_wording_of_a_question_has_others_with_the_same_words():
+    used = {name: value for name, value in vars(questions).items() if isinstance(value, tuple) and name.isupper()}
+    spoken = {value for name, value in used.items() if " " in str(value[0]) and name != "NEXT_TO"}
+    assert spoken == set(QUESTIONS)
+    for training, others in QUESTIONS.items():
+        names = {frozenset(re.findall(r"{(.*?)}", text)) for text in training}
+        assert {frozenset(re.findall(r"{(.*?)}", text)) for text in others} <= names
+
+
+def test_every_kind_of_change_and_talk_has_wordings(objects):
+    assert set(CHANGES) == set(KINDS_OF_CHANGE)
+    said = {small_talk(random.Random(number)).text for number in range(3000)}
+    assert set(TALK) <= said, "the training wording of each is still there"
+    turn = talk(Reworded(3))
+    assert turn.text in {text for texts in TALK.values() for text in texts} and turn.answer
+
+
+def test_changes_say_what_they_change(objects):
+    rng = random.Random(0)
+    seen = set()
+    maker = SceneMaker(objects, rng)
+    for _ in range(60):
+        before = maker.scene()
+        for kind, make in KINDS_OF_CHANGE.items():
+            made = make(before, maker)
+            if made is not None:
+                text = change_text(kind, before, made.scene, rng)
+                assert "{" not in text and "None" not in text
+                seen.add(kind)
+                if kind == "recolour":
+                    assert next(item for item in made.scene.items if item not in before.items).colour in text
+    assert seen == set(KINDS_OF_CHANGE)
+    one, night = (Scene((Item("dog", None, 4, 4),), "flat", background) for background in ("white", "night"))
+    assert change_text("background", one, night, rng) in SCENERY_CHANGES["night"]
+    pair = Scene((Item("cat", None, 0, 3), Item("dog", None, 7, 3)), "flat")
+    assert "a cat to the left of it" in change_text("add", one, pair, rng)
+
+
+# Scripts
+
+
+def test_scripts_are_unseen_in_words_and_in_combinations(objects):
+    patterns = [re.compile(re.sub(r"\\{.*?\\}", ".+", re.escape(text))) for text in held_out_texts()]
+    kinds = set()
+    for number in range(40):
+        steps = script(objects, "validation", number)
+        assert steps == script(objects, "validation", number) and len(steps) in (6, 7)
+        scenes = [scene for step in steps for scene in step.scenes]
+        assert 1 <= len(scenes) <= CONVERSATION_IMAGES and scenes[0].split == "validation"
+        assert {scene.split for scene in scenes} <= {"train", "validation"}
+        asked: list[str] = []
+        for step in steps:
+            asked = [] if step.scenes else asked
+            if step.kind == "ask":
+                assert step.name not in asked, "no kind of question comes twice about an image"
+                asked.append(step.name)
+            assert any(pattern.fullmatch(step.text) for pattern in patterns), step.text
+            kinds.add((step.kind, step.about))
+            if step.kind == "draw":
+                assert {scene.split for scene in step.scenes} == {"validation"}
+                assert step.text.count(" style") >= len(step.scenes), "every style is said"
+    assert kinds == {("draw", None), ("change", None), ("ask", "shown"), ("ask", "drawn"), ("talk", None)}
+    assert script(objects, "validation", 0, seed=1) != script(objects, "validation", 0)
+
+
+# Turns
+
+
+def part(image):
+    return {"type": "image", "image": image}
+
+
+def text(words):
+    return {"type": "text", "text": words}
+
+
+def test_turns_are_judged_by_words_or_by_the_image(objects):
+    swapped = Scene((TWO.items[1].moved(0, 3), TWO.items[0].moved(7, 3)), "flat", "night")
+    image = part(Image.fromarray(draw(TWO, objects)))
+    step = Step("draw", "draw", "draw it", "here is it:", wishes=(described(TWO),))
+    answer = [text("here:"), image]
+
+    def right(step, parts, *found):
+        return judged(step, parts, Perfect(list(found)), True)["right"]
+
+    assert right(step, answer, TWO) and not right(step, answer, swapped) and not right(step, answer[:1], TWO)
+    two = Step("draw", "draw two", "both", "here is it:", wishes=(described(TWO), described(swapped)))
+    assert right(two, [*answer, *answer], TWO, swapped)
+    assert not right(two, [*answer, *answer], TWO, TWO) and not right(two, answer, TWO)
+    asked = Step("ask", "colour", "what?", "it is blue.", about="shown")
+    assert right(asked, [text("It is blue")]) and not right(asked, [text("it is red.")])
+    assert not right(asked, [text("it is blue."), image])
+
+
+@pytest.mark.parametrize("fields", [{"style": "3d"}, {"background": "sea"}])
+def test_the_old_image_is_no_answer_to_a_change_of_style_or_background(objects, fields):
+    before = Scene((Item("dog", None, 0, 3), Item("fox", None, 7, 3)), "flat", "night")
+    after = dataclasses.replace(before, **fields)
+    step = Step("change", next(iter(fields)), "change it", "", wishes=(Wish(after),))
+    old, new = ([part(Image.fromarray(draw(scene, objects)))] for scene in (before, after))
+    unchanged = judged(step, old, Perfect([before]), True)
+    assert not unchanged["right"] and unchanged["faults"] == list(fields) and unchanged["as_geneval"]
+    assert judged(step, new, Perfect([after]), True)["right"]
+
+
+def test_a_question_about_a_wrong_drawing_is_counted_apart():
+    step = Step("ask", "colour", "which?", "it is blue.", about="drawn")
+    assert judged(step, [text("it is blue.")], None, True) == {"right": True, "about": "drawn"}
+    wrong = judged(step, [text("it is blue.")], None, False)
+    assert wrong == {"right": None, "as_in_the_script": True, "about": "wrong drawing"}
+    turns = [{"kind": "ask", "name": "colour", **one} for one in (wrong, {"right": True, "about": "drawn"})]
+    rows = {name: (count, share) for name, count, share in turn_rows(turns)}
+    assert rows["all"] == (1, 1.0) == rows["ask, drawn image"]
+    assert rows["asked about a wrong drawing (not in all): as in the script"] == (1, 1.0)
+
+
+class Talker:
+    """Answers a script from its own words and scenes, but draws what `alter` makes of them."""
+
+    def __init__(self, steps, objects, alter=lambda scene: scene):
+        self.steps, self.objects, self.alter, self.judge, self.options = iter(steps), objects, alter, Perfect([]), []
+
+    def start(self):
+        return self
+
+    def send(self, message, generator, **options):
+        step = next(self.steps)
+        self.options.append({"seed": generator.initial_seed(), **options})
+        assert message["content"][-1]["text"] == step.text
+        assert (message["content"][0]["type"] == "image") == (step.image is not None)
+        self.judge.scenes = [self.alter(wish.scene) for wish in step.wishes]
+        images = [part(Image.fromarray(draw(scene, self.objects))) for scene in self.judge.scenes]
+        return SimpleNamespace(content=[text(step.answer), *images])
+
+
+def test_a_perfect_model_has_all_turns_right(objects):
+    turns = []
+    for number in range(12):
+        steps = script(objects, "validation", number)
+        talker = Talker(steps, objects)
+        turns += converse(talker, steps, objects, talker.judge, seed=70, guidance_scale=0.0)
+        assert talker.options == [{"seed": 70 + at, "guidance_scale": 0.0} for at in range(len(steps))]
+    assert all(turn["right"] for turn in turns), [turn for turn in turns if not turn["right"]]
+    assert all(share == 1 for _, _, share in turn_rows(turns))
+
+
+def test_a_model_that_ignores_the_background_fails_and_is_not_asked_about_it(objects):
+    for number in range(6):
+        steps = script(objects, "validation", number)
+        talker = Talker(
+            steps,
+            objects,
+            lambda scene: Scene(scene.items, scene.style, "sea" if scene.background == "night" else "night"),
+        )
+        turns = converse(talker, steps, objects, talker.judge)
+        for step, turn in zip(steps, turns, strict=True):
+            if step.wishes:
+                assert not turn["right"] and turn["as_geneval"] and turn["faults"] == ["background"]
+            elif step.about == "drawn":
+                assert turn["right"] is None and turn["as_in_the_script"]
+            else:
+                assert turn["right"]
+    assert shown(TWO).placed
