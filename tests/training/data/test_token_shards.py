@@ -43,7 +43,7 @@ def slow_load(process=0):
     encode = tokenizer.encode
 
     def slow_encode(pixels):
-        time.sleep(0.03)
+        time.sleep(0.15)
         return encode(pixels)
 
     tokenizer.encode = slow_encode
@@ -292,6 +292,15 @@ def test_a_stream_gives_one_shard_for_each_of_its_own(tmp_path):
     assert torch.equal(stored[4]["image_tokens"][0], tokens_of(drawing(4)))
 
 
+def test_the_next_run_deletes_what_a_killed_one_left_half_written(stored):
+    whole = contents(stored)
+    for name in (".shard-00001.safetensors-4711", ".shard-00003.jsonl-4711", ".shard-00003.json-1", f".{INDEX}-4711"):
+        (stored / name).write_bytes(b"half")
+    (stored / ".notes-4711").write_bytes(b"of the user")
+    store_tokens(options(stored.parent / "images"), stored, load)
+    assert contents(stored) == whole | {".notes-4711": b"of the user"}
+
+
 KILLED = """
     import sys
     sys.path[:0] = {paths!r}
@@ -319,7 +328,7 @@ def test_killed_runs_end_in_the_same_files(tmp_path, num_proc):
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while num_proc > 1 and time.monotonic() < end:  # the other processes end with the first
         try:
             os.killpg(process.pid, 0)

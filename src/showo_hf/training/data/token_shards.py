@@ -250,6 +250,14 @@ def write_file(file: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def delete_leftovers(folder: Path) -> None:
+    """Delete the files that killed processes left half written. The folder must be locked."""
+    leftover = re.compile(rf"\.(shard-\d+\.(safetensors|jsonl|json)|{re.escape(INDEX)})-\d+")
+    for file in list(folder.iterdir()):
+        if leftover.fullmatch(file.name):
+            file.unlink(missing_ok=True)
+
+
 def shard_record(folder: Path, name: str, options: str) -> dict[str, Any] | None:
     """The record of a shard that is complete, undamaged and of these `options` (a checksum), or None."""
     try:

@@ -26,6 +26,7 @@ from .token_shards import (
     INDEX,
     StoredTokens,
     checksum_of,
+    delete_leftovers,
     image_parts,
     image_tokenizer_checksum,
     read_index,
@@ -94,6 +95,7 @@ def store_tokens(
     output.mkdir(parents=True, exist_ok=True)
     with locked(output):
         check_resumable(output, index)
+        delete_leftovers(output)
         write_index(output, index)  # without shards: the folder is not complete
         names = [f"shard-{number:05d}" for number in range(work.num_shards)]
         records = {name: record for name in names if (record := shard_record(output, name, checksum_of(index)))}
