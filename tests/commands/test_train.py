@@ -87,9 +87,9 @@ def test_a_run_that_cannot_start_fails_with_one_sentence(empty_folder, capsys, c
     Path("full/other.txt").write_text("kept")
     small_run.shared()
     capsys.readouterr()
-    started = time.monotonic()
+    started = time.process_time()
     assert train(*small_run.arguments(empty_folder, **changes)) == cli.FAILED
-    assert time.monotonic() - started < 20  # a busy machine
+    assert time.process_time() - started < 5
     (line,) = [line for line in lines(capsys) if line.startswith("showo-hf")]
     assert line.startswith("showo-hf: error: ") and named in line
     assert Path("file").read_text() == "a file" and Path("full/other.txt").read_text() == "kept"

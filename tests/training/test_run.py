@@ -204,7 +204,7 @@ def test_a_model_that_no_one_can_have_is_refused(tmp_path, not_loaded):
 
 
 def test_missing_data_is_refused_before_the_model_is_loaded(tmp_path, not_loaded):
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(FileNotFoundError, match="got '.*no-such-folder'"):
         small_run.run(tmp_path, data=str(tmp_path / "no-such-folder"))
     with pytest.raises(FileNotFoundError, match="got '.*no-such-folder'"):
@@ -215,7 +215,7 @@ def test_missing_data_is_refused_before_the_model_is_loaded(tmp_path, not_loaded
     (images / "metadata.jsonl").unlink()
     with pytest.raises(ValueError, match="must have a metadata.jsonl"):
         small_run.run(tmp_path, data=str(images))
-    assert time.monotonic() - started < 20  # a busy machine
+    assert time.process_time() - started < 5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
 
 
