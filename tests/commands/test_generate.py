@@ -294,9 +294,12 @@ def test_an_interrupt_leaves_only_complete_images():
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=reset
     ) as process:
-        written = [process.stdout.readline().strip()]
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        try:
+            written = [process.stdout.readline().strip()]
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()  # otherwise `with` waits until 10,000 images are made
     assert process.returncode == cli.INTERRUPTED
     assert err.splitlines()[-1] == "showo-hf: interrupted"
     written += out.splitlines()

@@ -2,7 +2,6 @@
 
 import math
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -134,12 +133,14 @@ def test_after_a_kill_all_lines_but_the_last_are_whole(tmp_path):
     for trial in range(5):
         log = RunLog(tmp_path / f"{trial}.jsonl")
         with subprocess.Popen([sys.executable, "-c", PROGRAM, log.file], stdout=subprocess.PIPE) as process:
-            process.stdout.readline()
-            end = time.monotonic() + 60
-            while (not log.file.exists() or log.file.read_bytes().count(b"\n") <= 40) and time.monotonic() < end:
-                time.sleep(0.001)
-            time.sleep(0.07 * trial)
-            process.send_signal(signal.SIGKILL)
+            try:
+                process.stdout.readline()
+                end = time.monotonic() + 60
+                while (not log.file.exists() or log.file.read_bytes().count(b"\n") <= 40) and time.monotonic() < end:
+                    time.sleep(0.001)
+                time.sleep(0.07 * trial)
+            finally:
+                process.kill()
         steps = [row["step"] for row in log.read()]
         assert steps == list(range(1, len(steps) + 1)) and len(steps) > 20
         log.truncate_after(len(steps) - 5)
