@@ -167,7 +167,7 @@ class Hub(BaseHTTPRequestHandler):
             else:
                 self.answer({"error": "not found"}, 404, X_Error_Code="EntryNotFound")
         else:
-            siblings = [{"rfilename": name} for name in files]
+            siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
             self.answer({"id": match[1], "sha": commit, "siblings": siblings})
 
     do_HEAD = do_GET

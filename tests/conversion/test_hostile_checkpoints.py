@@ -13,6 +13,7 @@ import zipfile
 import pytest
 import tiny
 import torch
+from huggingface_hub import snapshot_download
 from originals import small_magvitv2, small_showo, write_original
 from safetensors.torch import save_file
 from test_convert_showo import convert
@@ -20,6 +21,7 @@ from test_convert_showo import convert
 from showo_hf import (
     ShowoConfig,
     ShowoDiffusionDecoderConfig,
+    ShowoForCausalLM,
     ShowoLFQTokenizerConfig,
     ShowoT2IPipeline,
     ShowoVQTokenizerConfig,
@@ -357,6 +359,10 @@ def save_changed(processor, output, folder, change):
     file.write_text(json.dumps(content))
 
 
+def contents(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
 def test_a_config_in_a_folder_that_asks_for_absurd_sizes_is_refused(tmp_path):
     ShowoConfig().save_pretrained(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
@@ -400,3 +406,29 @@ def test_weights_that_are_too_small_for_their_config_are_refused(processor, tmp_
     with pytest.raises(ValueError, match=r"holds weights of [\d,]+ bytes, and its config asks for [\d,]+ parameters"):
         ShowoT2IPipeline.from_pretrained(tmp_path)
     assert time.process_time() - start < SECONDS
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_weights_on_the_hub_that_are_too_small_for_their_config_are_refused(processor, tmp_path, hub_here):
+    """Before they are downloaded, and also those that were downloaded before."""
+    folder = tmp_path / "pipeline"
+    save_changed(processor, folder, "model", {"text_config": {"num_hidden_layers": 900, "intermediate_size": 2**20}})
+    hub_here.repositories["owner/large"] = contents(folder)
+    message = r"'owner/large' holds weights of [\d,]+ bytes, and its config asks for [\d,]+ parameters"
+    start = time.process_time()
+    with pytest.raises(ValueError, match=message):
+        ShowoForCausalLM.from_pretrained("owner/large", subfolder="model")
+    assert time.process_time() - start < SECONDS
+    assert not any("safetensors" in request for request in hub_here.requests)
+    snapshot_download("owner/large")
+    with pytest.raises(ValueError, match=message):
+        ShowoForCausalLM.from_pretrained("owner/large", subfolder="model", local_files_only=True)
+
+
+def test_the_hub_is_not_asked_for_the_weights_of_a_small_model(processor, tmp_path, hub_here):
+    folder = tmp_path / "pipeline"
+    save_changed(processor, folder, "model", {})
+    hub_here.repositories["owner/small"] = contents(folder)
+    model = ShowoForCausalLM.from_pretrained("owner/small", subfolder="model")
+    assert model.num_parameters() > 0
+    assert "GET /api/models/owner/small" not in hub_here.requests

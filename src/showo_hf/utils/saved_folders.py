@@ -2,10 +2,11 @@
 
 import contextlib
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from diffusers import DiffusionPipeline
+from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import PreTrainedConfig
 
 from .original_format import check_not_original
@@ -22,6 +23,7 @@ LOADERS = {
 SMALL_MODEL = 2**28
 #: No quantization stores more parameters in a byte.
 MOST_PER_BYTE = 8
+LONGEST_ANSWER = 10.0  # seconds
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 
 
@@ -67,12 +69,42 @@ def check_not_pipeline(source: object, expected: str, **options):
         )
 
 
-def check_weights(folder: Path, least: int):
-    """Raise `ValueError` if the files of weights in a folder cannot hold `least` parameters, and these need memory."""
-    sizes = [file.stat().st_size for file in folder.glob("*") if file.is_file() and file.suffix in WEIGHT_SUFFIXES]
-    if sizes and least > max(SMALL_MODEL, MOST_PER_BYTE * sum(sizes)):
+def weight_sizes(folder: Path) -> list[int]:
+    """The bytes of each file of weights in a folder."""
+    return [file.stat().st_size for file in folder.glob("*") if file.is_file() and file.suffix in WEIGHT_SUFFIXES]
+
+
+def weight_sizes_on_hub(name: str, **options) -> list[int]:
+    """
+    The bytes of each file of weights of a model on the Hub, which is asked once, before anything is downloaded.
+
+    Without an answer, those of the files that were downloaded before.
+
+    Args:
+        name: of the repository.
+        options: as from [`hub_options`].
+    """
+    subfolder, revision = options.get("subfolder") or "", options.get("revision")
+    if not options.get("local_files_only"):
+        # Any error: of the network, of the Hub, or of a wrong name. The loading that follows says what is wrong.
+        with contextlib.suppress(Exception):
+            found = HfApi().model_info(
+                name, revision=revision, token=options.get("token"), files_metadata=True, timeout=LONGEST_ANSWER
+            )
+            files = [(PurePosixPath(file.rfilename), file.size or 0) for file in found.siblings or ()]
+            here = PurePosixPath(subfolder)
+            return [size for file, size in files if file.parent == here and file.suffix in WEIGHT_SUFFIXES]
+    config = try_to_load_from_cache(
+        name, str(PurePosixPath(subfolder, "config.json")), cache_dir=options.get("cache_dir"), revision=revision
+    )
+    return weight_sizes(Path(config).parent) if isinstance(config, str) else []
+
+
+def check_weights(source: object, sizes: list[int], least: int):
+    """Raise `ValueError` if files of weights of these bytes cannot hold `least` parameters, and these need memory."""
+    if sizes and least > MOST_PER_BYTE * sum(sizes):
         raise ValueError(
-            f"'{folder}' holds weights of {sum(sizes):,} bytes, and its config asks for {least:,} parameters or more."
+            f"'{source}' holds weights of {sum(sizes):,} bytes, and its config asks for {least:,} parameters or more."
         )
 
 
@@ -105,7 +137,7 @@ class CheckedConfig(PreTrainedConfig):
 
 
 class CheckedWeights:
-    """A model that loads from a folder only if the folder's weights can be those of its config."""
+    """A model that loads only if its weights can be those of its config."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
@@ -113,13 +145,20 @@ class CheckedWeights:
         Same as in transformers, which would fill a large model whose weights are missing with random numbers.
 
         Raises:
-            ValueError: if the weights in a folder are far too small for the config.
+            ValueError: if the weights in the folder, or on the Hub, are far too small for the config.
         """
         source = pretrained_model_name_or_path
-        if source is not None and os.path.isdir(source) and kwargs.get("state_dict") is None:
-            folder = Path(source, kwargs.get("subfolder") or "")
+        if source is not None and kwargs.get("state_dict") is None:
+            options = hub_options(kwargs)
             asked = config
             if not isinstance(asked, PreTrainedConfig):
-                asked = cls.config_class.from_pretrained(folder if asked is None else asked)
-            check_weights(folder, asked.least_parameters())
-        return super().from_pretrained(source, *model_args, config=config, **kwargs)
+                given = (source, options) if asked is None else (asked, {})
+                asked = cls.config_class.from_pretrained(given[0], **given[1])
+            if (least := asked.least_parameters()) > SMALL_MODEL:
+                if os.path.isdir(source):
+                    source = Path(source, kwargs.get("subfolder") or "")
+                    sizes = weight_sizes(source)
+                else:
+                    sizes = weight_sizes_on_hub(source, **options)
+                check_weights(source, sizes, least)
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
