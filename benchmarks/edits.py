@@ -42,7 +42,13 @@ def middle(side: int) -> torch.BoolTensor:
 
 
 def inpainting(
-    parts: dict[str, Any], originals: torch.Tensor, captions: list[str], judge: Judge, batch_size: int, **options: Any
+    parts: dict[str, Any],
+    originals: torch.Tensor,
+    captions: list[str],
+    judge: Judge,
+    batch_size: int,
+    seed: int,
+    **options: Any,
 ) -> list[Row]:
     """
     Inpaint the middle four ninths of images, with their own captions and with an empty prompt.
@@ -52,7 +58,8 @@ def inpainting(
         originals: the images (N, 3, H, W) in [-1, 1].
         captions: what they show.
         judge: compares images with the captions.
-        batch_size: images that are made together. Each has its own seed.
+        batch_size: images that are made together.
+        seed: image i has its own generator with the seed `seed + i`.
         options: further arguments of the pipeline.
     """
     pipe = quiet(ShowoInpaintPipeline(**parts))
@@ -65,14 +72,14 @@ def inpainting(
     for first, original, texts in batches(originals, captions, batch_size):
         tokens = pipe.image_tokenizer.encode(original).image_tokens
         for name, prompts in zip(painted, (texts, [""] * len(texts)), strict=True):
-            seeds = generators(first, len(texts))
+            seeds = generators(seed + first, len(texts))
             grids = pipe(prompts, tokens, mask_image=hole, generator=seeds, output_type="latent", **options).images
             same.append((grids == tokens)[:, ~hole].flatten())
             painted[name].append(pipe.image_tokenizer.decode(grids).sample)
         restored.append(psnr(painted["its caption"][-1][..., far], original[..., far]))
         for_pixels = pipe(
-            texts, (original + 1) / 2, mask_image=hole, preserve_pixels=True, generator=generators(first, len(texts)),
-            output_type="pt", **options,
+            texts, (original + 1) / 2, mask_image=hole, preserve_pixels=True,
+            generator=generators(seed + first, len(texts)), output_type="pt", **options,
         ).images * 2 - 1  # fmt: skip
         kept.append(((for_pixels - original)[..., far].abs() < 1e-6).flatten(1).all(1))
     rows = [("inpainting: known tokens unchanged", share(float(torch.cat(same).float().mean())))]
@@ -87,7 +94,13 @@ def inpainting(
 
 
 def varying(
-    parts: dict[str, Any], originals: torch.Tensor, captions: list[str], judge: Judge, batch_size: int, **options: Any
+    parts: dict[str, Any],
+    originals: torch.Tensor,
+    captions: list[str],
+    judge: Judge,
+    batch_size: int,
+    seed: int,
+    **options: Any,
 ) -> list[Row]:
     """
     Vary images to other captions, for several strengths.
@@ -97,7 +110,8 @@ def varying(
         originals: the images (N, 3, H, W) in [-1, 1].
         captions: what the variations shall show.
         judge: compares images with the captions.
-        batch_size: images that are made together. Each has its own seed.
+        batch_size: images that are made together.
+        seed: image i has its own generator with the seed `seed + i`.
         options: further arguments of the pipeline.
     """
     pipe, rows = quiet(ShowoImg2ImgPipeline(**parts)), []
@@ -105,7 +119,7 @@ def varying(
         made, same = [], []
         for first, original, texts in batches(originals, captions, batch_size):
             tokens = pipe.image_tokenizer.encode(original).image_tokens
-            seeds = generators(first, len(texts))
+            seeds = generators(seed + first, len(texts))
             grids = pipe(texts, tokens, strength, generator=seeds, output_type="latent", **options).images
             same.append((grids == tokens).float().flatten())
             made.append(pipe.image_tokenizer.decode(grids).sample)
@@ -116,7 +130,7 @@ def varying(
 
 
 def extending(
-    parts: dict[str, Any], originals: torch.Tensor, captions: list[str], batch_size: int, **options: Any
+    parts: dict[str, Any], originals: torch.Tensor, captions: list[str], batch_size: int, seed: int, **options: Any
 ) -> list[Row]:
     """
     Extend images to at least twice their width, in rounds of a small, a medium and the largest extent.
@@ -125,7 +139,8 @@ def extending(
         parts: the components of a pipeline.
         originals: the images (N, 3, H, W) in [-1, 1].
         captions: what they show.
-        batch_size: images that are made together. Each has its own seed.
+        batch_size: images that are made together.
+        seed: image i has its own generator with the seed `seed + i`.
         options: further arguments of the pipeline.
     """
     pipe = quiet(ShowoExtrapolatePipeline(**parts))
@@ -136,7 +151,7 @@ def extending(
         grown, given = [], []
         for first, original, texts in batches(originals, captions, batch_size):
             tokens = pipe.image_tokenizer.encode(original).image_tokens
-            seeds = generators(first, len(texts))
+            seeds = generators(seed + first, len(texts))
             grids = pipe(
                 texts, tokens, "right", extent * factor, rounds, generator=seeds, output_type="latent", **options
             ).images

@@ -8,7 +8,7 @@ has in its style, so none of their pixels was seen. They are encoded to tokens, 
 image_tokenizer_quality.py defines `detail`, `capped`, `PSNR` and `band error`. An unsharp mask and added noise of the same
 mean detail stand beside each decoder: detail in the wrong place costs more in the fine band than it gains. `right` is the
 share of the images in which the judge of benchmarks.world, which was trained on real scenes, finds all things in their
-colours and their style, and nothing else. It is measured with `--detector`.
+colours and their style on the right background, and nothing else. It is measured with `--detector`.
 """
 
 import argparse
@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from benchmarks.image_tokenizer_quality import as_detailed, as_in_a_file, band_error, detail_ratios, noisy, unsharp
 from benchmarks.measuring import print_table
-from benchmarks.pictures import to_image
-from benchmarks.world_detector import Detector, detect, load_detector
+from benchmarks.pictures import generators, to_image
+from benchmarks.world_detector import Detector, load_detector
+from benchmarks.world_judging import Wish, faults, look
 from diffusers.utils import make_image_grid
 
 from recipes.image_tokens import to_pixel_values
@@ -43,12 +44,9 @@ ENLARGED = 3
 
 
 def right_scenes(judge: Detector, images: torch.Tensor, scenes: list[Scene]) -> float:
-    """The share of images (images, 3, 96, 96) that show the things of their scenes, in their colours and style."""
-    right = 0
-    for scene, found in zip(scenes, detect(judge, images), strict=True):
-        seen = sorted((item.thing, str(item.colour), style) for item, style in found)
-        right += seen == sorted((item.thing, str(item.colour), scene.style) for item in scene.items)
-    return right / len(scenes)
+    """The share of images (images, 3, 96, 96) with the things, colours, style and background of their scenes."""
+    right = [not faults(Wish(scene), seen) for scene, seen in zip(scenes, look(judge, images), strict=True)]
+    return sum(right) / len(right)
 
 
 # Decoding
@@ -62,8 +60,8 @@ def decode_all(
     images = []
     for first in range(0, len(codes), batch_size):
         part = slice(first, first + batch_size)
-        generators = [torch.Generator().manual_seed(first + i) for i in range(len(codes[part]))]
-        images.append(decoder.decode(codes[part], plain[part], steps, generators).sample)
+        seeds = generators(first, len(codes[part]))
+        images.append(decoder.decode(codes[part], plain[part], steps, seeds).sample)
     return torch.cat(images)
 
 
@@ -76,6 +74,36 @@ def seconds_for_one(function: Callable[[], object], repeats: int = 7) -> float:
         function()
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+@torch.no_grad()
+def print_times(
+    tokenizer: ShowoImageTokenizer,
+    decoders: dict[str, ShowoDiffusionDecoder],
+    tokens: torch.Tensor,
+    steps: list[int] | None,
+):
+    """
+    Print how long the plain decoding of an image takes, and the size of each diffusion decoder and how long it takes.
+
+    Args:
+        decoders: by name, which is the folder.
+        tokens: the tokens of the image, (1, h, w).
+        steps: numbers of steps; by default each decoder's own.
+    """
+
+    def plain() -> torch.Tensor:
+        return tokenizer.decode(tokens).sample.clamp(-1, 1)
+
+    print(f"plain decoder: one image, {torch.get_num_threads()} thread(s): {seconds_for_one(plain):.3f} s")
+    for name, decoder in decoders.items():
+        weights = sum(weight.numel() for weight in decoder.parameters())
+        print(f"{name}: {weights:,} weights, {file_size(Path(name)) / 1e6:.1f} MB")
+        for number in steps_of(decoder, steps):
+            took = seconds_for_one(
+                lambda decoder=decoder, number=number: decoder.decode(tokenizer.codes_of(tokens), plain(), number)
+            )
+            print(f"{name}: one image, the plain decoding and {number} steps: {took:.3f} s")
 
 
 def make_sheets(folder: Path, columns: dict[str, torch.Tensor], styles: np.ndarray):
@@ -197,16 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.sheets is not None:
             make_sheets(options.sheets / folder, shown, styles)
 
-    tokens = tokenizer.encode(originals[:1]).image_tokens
-    codes, plain = tokenizer.codes_of(tokens), shown["plain decoder"][:1]
-    before = seconds_for_one(lambda: tokenizer.decode(tokens))
-    print(f"one image, {torch.get_num_threads()} thread(s): {before:.3f} s")
-    for name, decoder in decoders.items():
-        weights = sum(weight.numel() for weight in decoder.parameters())
-        print(f"{name}: {weights:,} weights, {file_size(Path(name)) / 1e6:.1f} MB")
-        for number in steps_of(decoder, options.steps):
-            after = seconds_for_one(lambda decoder=decoder, number=number: decoder.decode(codes, plain, number))
-            print(f"{name}: one image, {number} steps: {after:.3f} s")
+    print_times(tokenizer, decoders, tokenizer.encode(originals[:1]).image_tokens, options.steps)
 
 
 if __name__ == "__main__":

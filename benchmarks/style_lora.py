@@ -181,7 +181,7 @@ def make_judge(
     key: object,
 ) -> tuple[Judge, dict[str, float]]:
     """
-    The judge, and its accuracy in each style on things that it has not seen.
+    The judge, and its accuracy in each style on things of which `train_on` gets no picture.
 
     Args:
         things: the things.
@@ -345,7 +345,7 @@ def run(
     adapter = options.adapter if options.adapter is not None else train_adapter()
     judge, accuracy = make_judge(things, pipe, train_on, options.output / "made", model)
     print_table(
-        ["judge of styles, on names it has not seen", "right"],
+        ["judge of styles, on names whose ink it has not seen", "right"],
         [[things.words[style], percent(share)] for style, share in accuracy.items()],
     )
     measure = Measure(things, judge)

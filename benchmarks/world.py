@@ -1,7 +1,7 @@
 """How good is a model of the small world? GenEval's six kinds, understanding and conversations. From the repository root:
 
     python -m recipes.world.objects --output data/world-objects
-    python -m benchmarks.world --model checkpoints/showo-world --output runs/world-benchmark
+    python -m benchmarks.world --model checkpoints/published/showo-world --output runs/world-benchmark
 
 The parts are "judge", "images", "wordings", "inpainting", "understanding" and "conversations". Each result is a JSON file in
 the output folder with all settings that it depends on: the weights, too. The same command goes on where it stopped, and
@@ -16,17 +16,19 @@ import numpy as np
 import torch
 from benchmarks import world_tables as tables
 from benchmarks.pictures import generate
+from benchmarks.world_detector import scene_pixels
 from benchmarks.world_inpainting import Replacement, draw_replacements, measured
 from benchmarks.world_judging import GENEVAL, exactly, faults, look, scores, standard_error
 from benchmarks.world_prompts import KINDS, NearestByWords, prompt_text
-from benchmarks.world_scripts import converse, script
-from benchmarks.world_understanding import ASKED, Baselines, understanding
+from benchmarks.world_scripts import Step, converse, script
+from benchmarks.world_understanding import ASKED, Baselines, draw_questions, understanding
 from benchmarks.world_wordings import WORDINGS
-from benchmarks.world_workbench import Workbench, add_judge_options, add_workbench_options, real_pixels
+from benchmarks.world_workbench import Workbench, add_judge_options, add_workbench_options, asked_settings, real_pixels
 from PIL import Image
 
-from recipes.image_tokens import to_pixel_values
 from recipes.world.drawing import draw
+from recipes.world.questions import Question
+from recipes.world.scenes import Scene
 from showo_hf import ShowoAnyToAnyPipeline, ShowoInpaintPipeline, ShowoMMUPipeline, ShowoT2IPipeline
 from showo_hf.commands.errors import UsageError
 from showo_hf.commands.scheduler_options import (
@@ -113,11 +115,13 @@ class Benchmark(Workbench):
         """Generated images of the prompts of a kind."""
         prompts = self.prompts(split, kind)
         pixels = self.generated([prompt.text for prompt in prompts])
-        seen = look(self.detector, pixels)
-        points = [sorted(faults(prompt.wish, one)) for prompt, one in zip(prompts, seen, strict=True)]
+        wishes, seen = [prompt.wish for prompt in prompts], look(self.detector, pixels)
+        points = [sorted(faults(wish, one)) for wish, one in zip(wishes, seen, strict=True)]
         clusters = [prompt.combinations for prompt in prompts]
         return {
-            **self.scores(prompts, pixels),
+            **scores(wishes, seen),
+            "detail": self.detail(prompts, pixels),
+            "is_right": [not one for one in points],
             "standard_error": standard_error([not one for one in points], clusters),
             "standard_error_as_geneval": standard_error([not GENEVAL & set(one) for one in points], clusters),
             "prompts": len(prompts),
@@ -131,7 +135,8 @@ class Benchmark(Workbench):
 
     def images_part(self, split: str, kind: str) -> dict[str, Any]:
         """[`images`], made once."""
-        settings = self.settings(split, self.own_settings, batch_size=self.options.batch_size)
+        more = asked_settings(prompt.text for prompt in self.prompts(split, kind))
+        settings = self.settings(split, self.own_settings, more, batch_size=self.options.batch_size)
         return self.results.part(f"images-{split}-{kind}", lambda: self.images(split, kind), settings)
 
     def wordings(self, kind: str) -> dict[str, Any]:
@@ -143,10 +148,18 @@ class Benchmark(Workbench):
         texts["title case"] = [text.title() for text in canonical]
         texts["reordered"] = [prompt_text(prompt.scene, kind, reordered=True) for prompt in prompts]
         tokenizer, result = self.pipe.processor.tokenizer, {}
+        clusters, expected = [prompt.combinations for prompt in prompts], []
         for name, some in texts.items():
             same = tokenizer(some).input_ids == tokenizer(canonical).input_ids
-            found = self.images_part(split, kind) if same else self.scores(prompts, self.generated(some))
-            result[name] = {"right": found["right"], "as_geneval": found["as_geneval"], "same_ids": same}
+            if same:
+                is_right = self.images_part(split, kind)["is_right"]
+            else:
+                seen = look(self.detector, self.generated(some))
+                is_right = [not faults(prompt.wish, one) for prompt, one in zip(prompts, seen, strict=True)]
+            expected = is_right if name == "canonical" else expected
+            more = np.subtract(is_right, expected, dtype=float).tolist()
+            difference = {"difference": float(np.mean(more)), "standard_error": standard_error(more, clusters)}
+            result[name] = {"right": float(np.mean(is_right)), "same_ids": same, **difference}
         return result
 
     def inpainting(self, split: str) -> dict[str, Any]:
@@ -166,10 +179,14 @@ class Benchmark(Workbench):
             return torch.cat(images)
 
         def unchanged(asked: list[Replacement]) -> torch.Tensor:
-            return to_pixel_values(np.stack([draw(one.before, self.objects) for one in asked]))
+            return scene_pixels((one.before for one in asked), self.objects)
 
         seen = functools.partial(look, self.detector)
         return {"model": measured(replacements, inpaint, seen), "copy": measured(replacements, unchanged, seen)}
+
+    def questions(self, kind: str) -> list[tuple[Scene, Question]]:
+        """The questions of a kind, with the scenes that they are about."""
+        return draw_questions(self.objects, self.options.split, kind, self.options.count, self.options.seed)
 
     def understanding(self, kind: str) -> dict[str, Any]:
         """The answers to a kind of question."""
@@ -182,9 +199,13 @@ class Benchmark(Workbench):
             answer, self.objects, options.split, kind, options.count, self.baselines, seed=options.seed
         )
 
+    def script(self, number: int) -> list[Step]:
+        """The turns of the user in a conversation."""
+        return script(self.objects, self.options.split, number, self.options.seed)
+
     def conversation(self, number: int) -> dict[str, Any]:
         """One scripted conversation."""
-        steps = script(self.objects, self.options.split, number, self.options.seed)
+        steps = self.script(number)
         pipe, seed = ShowoAnyToAnyPipeline(**self.pipe.components), self.options.seed + _TURNS * number
         options = {"max_new_tokens": TURN_TOKENS, **self.own_sampling}
         return {"turns": converse(pipe, steps, self.objects, self.detector, seed, **options)}
@@ -204,7 +225,11 @@ class Benchmark(Workbench):
             split, self.model_settings, self.judge_settings, known_scenes=self.options.known_scenes
         )
         made = {
-            kind: self.results.part(f"judge-{split}-{kind}", functools.partial(self.judge, kind), settings)
+            kind: self.results.part(
+                f"judge-{split}-{kind}",
+                functools.partial(self.judge, kind),
+                settings | asked_settings(one.text for some in (split, "train") for one in self.prompts(some, kind)),
+            )
             for kind in KINDS
         }
         return settings, tables.judge(made)
@@ -218,7 +243,11 @@ class Benchmark(Workbench):
         split = self.options.split
         settings = self.settings(split, self.own_settings, batch_size=self.options.batch_size)
         made = {
-            kind: self.results.part(f"wordings-{split}-{kind}", functools.partial(self.wordings, kind), settings)
+            kind: self.results.part(
+                f"wordings-{split}-{kind}",
+                functools.partial(self.wordings, kind),
+                settings | asked_settings(one.text for one in self.prompts(split, kind)) | {"wordings": WORDINGS},
+            )
             for kind in WORDED_KINDS
         }
         return settings, tables.wordings(made)
@@ -241,7 +270,9 @@ class Benchmark(Workbench):
         )
         made = {
             kind: self.results.part(
-                f"understanding-{split}-{kind}", functools.partial(self.understanding, kind), settings
+                f"understanding-{split}-{kind}",
+                functools.partial(self.understanding, kind),
+                settings | asked_settings(question.text for _, question in self.questions(kind)),
             )
             for kind in ASKED
         }
@@ -255,7 +286,9 @@ class Benchmark(Workbench):
             turn
             for number in range(self.options.conversations)
             for turn in self.results.part(
-                f"conversations-{split}/{number:03}", functools.partial(self.conversation, number), settings
+                f"conversations-{split}/{number:03}",
+                functools.partial(self.conversation, number),
+                settings | asked_settings(step.text for step in self.script(number)),
             )["turns"]
         ]
         return settings | {"conversations": self.options.conversations}, tables.conversations(turns)

@@ -66,7 +66,8 @@ class Editing(Workbench):
     @torch.no_grad()
     def rows(self) -> list[Row]:
         """The rows of the table."""
-        parts, more = self.pipe.components, {"batch_size": self.options.batch_size, **self.used}
+        parts, options = self.pipe.components, self.options
+        more = {"batch_size": options.batch_size, "seed": options.seed, **self.used}
         own, other = ([prompt.text for prompt in prompts] for prompts in (self.asked, self.others))
         judge, judge_others = (judge_of(self.detector, prompts) for prompts in (self.asked, self.others))
         makers: dict[str, Callable[[], list[Row]]] = {

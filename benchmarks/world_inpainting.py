@@ -5,10 +5,10 @@ import random
 from collections.abc import Callable
 
 import torch
-from benchmarks.world_judging import Seen, near
+from benchmarks.world_judging import Seen, near, standard_error
 from benchmarks.world_prompts import prompt_text
 
-from recipes.world.drawing import CELL
+from recipes.world.drawing import CELL, SIZE
 from recipes.world.objects import Objects
 from recipes.world.scene_maker import SceneMaker
 from recipes.world.scenes import THING_CELLS, Item, Scene
@@ -36,7 +36,7 @@ class Replacement:
 
     def mask(self) -> torch.Tensor:
         """The mask (96, 96), 1 over the cells of the thing that goes and 0 elsewhere."""
-        item, mask = self.before.items[self.changed], torch.zeros(96, 96)
+        item, mask = self.before.items[self.changed], torch.zeros(SIZE, SIZE)
         rows, columns = (slice(CELL * first, CELL * (first + THING_CELLS)) for first in (item.row, item.column))
         mask[rows, columns] = 1
         return mask
@@ -88,9 +88,9 @@ def measured(
     replacements: list[Replacement],
     inpaint: Callable[[list[Replacement]], torch.Tensor],
     look: Callable[[torch.Tensor], list[Seen]],
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """
-    The shares of [`judged`].
+    The shares of [`judged`], and the standard error of the share that is right.
 
     Args:
         replacements: what is asked for.
@@ -98,4 +98,6 @@ def measured(
         look: gives what is found in images.
     """
     results = [judged(one, seen) for one, seen in zip(replacements, look(inpaint(replacements)), strict=True)]
-    return {name: sum(one[name] for one in results) / len(results) for name in ("object", "rest", "right")}
+    found = {name: sum(one[name] for one in results) / len(results) for name in ("object", "rest", "right")}
+    clusters = [frozenset(one.after.combinations) for one in replacements]
+    return found | {"standard_error": standard_error([one["right"] for one in results], clusters)}

@@ -10,7 +10,7 @@ in its four styles, and has never seen them in ink.
 - **Style**: a small network tells ink from the old styles. It is trained on real pictures of both, but on no held-out
   thing in ink. What is not ink has the style that the judge of benchmarks.world finds. All pictures went through the image
   tokenizer, as generated images do, so that nothing is judged by blur. The accuracy of both is printed, on things that
-  the network has not seen.
+  the network has not seen. The judge of benchmarks.world, which tells the old styles, has seen all things in them.
 - **Name**: right if the nearest real picture among those of all 105 things, in the requested style, shows the requested
   thing. The distance is the mean squared RGB difference at 32x32 pixels.
 - **Time**: of making the model's own images and of the training command.
@@ -29,9 +29,9 @@ from benchmarks import style_lora
 from benchmarks.ink import StyleJudge, draw_ink, train_judge
 from benchmarks.style_lora import NEW, Things, style_parser
 from benchmarks.world_detector import Detector, detect, load_detector
-from benchmarks.world_results import weights_hash
 from benchmarks.world_workbench import add_judge_options, trained_file
 
+from recipes.file_hashes import weights_hash
 from recipes.image_tokens import to_pixel_values
 from recipes.world.drawing import draw
 from recipes.world.held_out import DEFAULT_STYLE, split_of, styled
@@ -166,9 +166,10 @@ def main(arguments: list[str] | None = None):
     objects = load_objects(options.objects)
     counts = (options.trained, options.held_out, options.judged, options.checked)
     things = choose_things(objects, *counts, seed=options.seed)
-    detector = load_detector(trained_file(Path(options.detector), objects, options.detector_seconds))
     pipe = ShowoT2IPipeline.from_pretrained(options.model, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
+    model = weights_hash(options.model)
+    detector = load_detector(trained_file(Path(options.detector), objects, options.detector_seconds))
 
     def train_on(pixels: torch.Tensor, styles: list[str]) -> InkAndOldStyles:
         labels = [NEW if style == NEW else OLD for style in styles]
@@ -181,7 +182,7 @@ def main(arguments: list[str] | None = None):
         texts = [texts_of(scene, NEW) for scene in scenes]
         return style_lora.train(pipe, options, draw_ink(pixels_of(scenes, objects)), texts, own)
 
-    style_lora.run(pipe, options, things, train_on, train_adapter, weights_hash(options.model))
+    style_lora.run(pipe, options, things, train_on, train_adapter, model)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from itertools import zip_longest
 import numpy as np
 from benchmarks.world_judging import Wish, described
 
-from recipes.world.held_out import Combination
+from recipes.world.held_out import DEFAULT_STYLE, Combination
 from recipes.world.objects import Objects
 from recipes.world.phrases import background_phrase, content, groups_of, listed, named, style_word
 from recipes.world.scene_maker import KEY_KINDS, SceneMaker
@@ -71,12 +71,16 @@ def draw_prompts(objects: Objects, split: str, kind: str, count: int, seed: int 
     """
     `count` different prompts of a kind, by turns of each combination. Seen ones have the split "train".
 
+    No thing is held out in the default style, so seen ones of the kind "single" have another style, too.
+
     There are fewer if the split has not so many, and the combinations come several times if there are fewer than `count`.
     """
     maker = SceneMaker(objects, random.Random(f"prompts {seed} {split} {kind}"))
     found: dict[frozenset[Combination], dict[str, Prompt]] = {}
     for _ in range(_DRAWS * count):
         scene = maker.scene(split, kind)
+        if kind == "single" and scene.style == DEFAULT_STYLE:
+            continue
         prompt = Prompt(kind, scene, prompt_text(scene, kind))
         found.setdefault(prompt.combinations, {}).setdefault(prompt.text, prompt)
         if len(found) == count:

@@ -1,6 +1,5 @@
 """The files of benchmarks.world: one for each part with its settings, one with all tables of a split."""
 
-import hashlib
 import json
 import os
 import sys
@@ -9,25 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import print_table
-
-
-def weights_hash(path: str | Path) -> str:
-    """
-    The first 16 digits of the sha256 of a file, or of all weights (*.safetensors, by name) below a folder.
-
-    Raises:
-        FileNotFoundError: if there are none.
-    """
-    path = Path(path)
-    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
-    if not files:
-        raise FileNotFoundError(f"`path` must be a file, or a folder with *.safetensors, got {path}")
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.relative_to(path).as_posix().encode() if path.is_dir() else b"")
-        with open(file, "rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 def write_json(file: Path, content: Any) -> None:

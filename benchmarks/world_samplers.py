@@ -22,7 +22,7 @@ from benchmarks.sampling import REFERENCE, SETTINGS, file_stem, make, plot, sche
 from benchmarks.world_judging import GENEVAL, faults, look, standard_error
 from benchmarks.world_prompts import Prompt
 from benchmarks.world_tables import percent
-from benchmarks.world_workbench import Workbench, add_judge_options, add_workbench_options
+from benchmarks.world_workbench import Workbench, add_judge_options, add_workbench_options, asked_settings
 
 from showo_hf import EMBEDDED_MODEL
 from showo_hf.utils.argument_types import positive_integer, scale_number
@@ -62,7 +62,13 @@ class Samplers(Workbench):
         return self.results.part(
             f"{file_stem(setting.sampler)}-{setting.steps}-steps-guidance-{setting.guidance:g}",
             lambda: self.measured(sampling),
-            self.settings(SPLIT, self.image_settings(sampling), kinds=KINDS, batch_size=self.options.batch_size),
+            self.settings(
+                SPLIT,
+                self.image_settings(sampling),
+                asked_settings(prompt.text for prompt in self.asked),
+                kinds=KINDS,
+                batch_size=self.options.batch_size,
+            ),
         )
 
     def measured(self, sampling: dict[str, Any]) -> Result:

@@ -24,8 +24,11 @@ from recipes.world.scenes import Scene
 
 
 _ABOUT_PLACES = ("where", "beside", "is_related", "describe")
-_TALK_FIRST, _SHOWN_FIRST, _TWO_FIRST = 0.15, 0.35, 0.1  # as often as about in training conversations
+# Shares of turns, about as often as in training.
+_TALK_FIRST, _SHOWN_FIRST, _TWO_FIRST = 0.15, 0.35, 0.1
 _CHANGE, _DRAW, _TALK = 0.4, 0.08, 0.07  # of the later turns; the others are questions
+_PRAISE = 0.6  # of the small talk after a drawing
+_GOODBYE = 0.05  # of the last turns
 _ATTEMPTS = 100  # to ask a question of a new kind
 
 
@@ -61,7 +64,8 @@ class Step:
 
 def script(objects: Objects, split: str, number: int, seed: int = 0) -> list[Step]:
     """
-    One conversation of six or seven turns, with at most as many images as a training row has.
+    One conversation of six or seven turns, with at most as many images as a training row has. Small talk stands where
+    training conversations have it: greetings first, praise after a drawing, a goodbye last.
 
     Every drawn or shown scene has an unseen combination of the split; a change leads to a scene of the split or of
     trained combinations. All wordings are those of benchmarks.world_wordings, which are in no training text.
@@ -87,26 +91,32 @@ class _Writer:
         self.room = CONVERSATION_IMAGES
 
     def steps(self, count: int) -> list[Step]:
-        made = [self.talk()] if self.rng.random() < _TALK_FIRST else []
+        made = [self.talk("greeting", "about")] if self.rng.random() < _TALK_FIRST else []
         first = self.rng.random()
         if first < _SHOWN_FIRST:
             made.append(self.shown())
         else:
             made.append(self.drawn_twice() if first < _SHOWN_FIRST + _TWO_FIRST else self.drawn())
         while len(made) < count:
-            made.append(self.next())
+            made.append(self.next(made))
+        if self.rng.random() < _GOODBYE:
+            made[-1] = self.talk("goodbye")
         return made
 
-    def next(self) -> Step:
+    def next(self, made: list[Step]) -> Step:
         kind = self.rng.random()
         if kind < _CHANGE:
             return (self.changed() if self.room else None) or self.asked()
         if kind < _CHANGE + _DRAW:
             return self.drawn() if self.room else self.asked()
-        return self.talk() if kind < _CHANGE + _DRAW + _TALK else self.asked()
+        if kind < _CHANGE + _DRAW + _TALK:
+            turn = self.talk("praise" if made[-1].wishes and self.rng.random() < _PRAISE else "about")
+            if turn.answer not in [one.answer for one in made]:
+                return turn
+        return self.asked()
 
-    def talk(self) -> Step:
-        turn = talk(self.rng)
+    def talk(self, *kinds: str) -> Step:
+        turn = talk(self.rng, *kinds)
         return Step("talk", "talk", turn.text, turn.answer)
 
     def see(self, wish: Wish, about: str, images: int = 1) -> None:
@@ -197,11 +207,26 @@ def judged(step: Step, parts: list[dict[str, Any]], detector: Detector, drawing_
     return {"right": same, "about": step.about}
 
 
+def unanswered(step: Step) -> dict[str, Any]:
+    """The result of a turn that comes when the model's context is full."""
+    counted: dict[str, Any] = {"as_geneval": False} if step.wishes else {"about": step.about}
+    return {"right": False, "faults": ["context is full"], **counted}
+
+
+def has_room(pipe: Any, conversation: Any, message: dict[str, Any]) -> bool:
+    """Whether the model's context has room for a message and some of its answer."""
+    any_tokens = torch.zeros(pipe.default_grid, dtype=torch.int64)  # only the length of an image counts
+    content = [part if part["type"] == "text" else {**part, "image": any_tokens} for part in message["content"]]
+    return len(pipe.token_ids([*conversation.messages, {**message, "content": content}])) < pipe.context_length
+
+
 def converse(
     pipe: Any, steps: list[Step], objects: Objects, detector: Detector, seed: int = 0, **options: Any
 ) -> list[dict[str, Any]]:
     """
     The turns of one conversation, each with whether it was right. The model goes on from what it said itself.
+
+    A conversation whose context is full counts as wrong from there on.
 
     Args:
         pipe: the pipeline that answers.
@@ -211,14 +236,18 @@ def converse(
         seed: seed of the first turn's images; each further turn adds 1.
         options: arguments of the pipeline.
     """
-    conversation, results, drawing_is_right = pipe.start(), [], False
+    conversation, results, drawing_is_right, is_full = pipe.start(), [], False, False
     for number, step in enumerate(steps):
         message: dict[str, Any] = {"role": "user", "content": [{"type": "text", "text": step.text}]}
         if step.image is not None:
             message["content"].insert(0, {"type": "image", "image": Image.fromarray(draw(step.image, objects))})
-        generator = torch.Generator().manual_seed(seed + number)
-        content = conversation.send(message, generator=generator, **options).content
-        result = judged(step, content, detector, drawing_is_right)
+        is_full = is_full or not has_room(pipe, conversation, message)
+        if is_full:
+            content, result = [], unanswered(step)
+        else:
+            generator = torch.Generator().manual_seed(seed + number)
+            content = conversation.send(message, generator=generator, **options).content
+            result = judged(step, content, detector, drawing_is_right)
         drawing_is_right = result.pop("last_is_right", drawing_is_right)
         said = " ".join(part["text"] for part in content if part["type"] == "text")
         asked = {"kind": step.kind, "name": step.name, "asked": step.text, "right answer": step.answer, "said": said}

@@ -24,7 +24,7 @@ def judge(made: dict[str, dict[str, Any]]) -> list[Table]:
     Args:
         made: by kind, the result of the part "judge".
     """
-    head, rows = ["kind"], [[kind] for kind in made]
+    head, rows = ["kind"], [[kind.replace("_", " ")] for kind in made]
     names = {"real": "real scenes", "tokenizer": "through the tokenizer"}
     for name, title in names.items():
         if not all(name in one for one in made.values()):
@@ -46,23 +46,23 @@ def images(made: dict[str, tuple[dict[str, Any], dict[str, Any]]]) -> list[Table
     Args:
         made: by kind, the results of both.
     """
-    head = ["kind", "right", "as GenEval", "style", "background", "detail", "combinations"]
-    head += ["trained: right", "as GenEval", "detail", "combinations"]
+    head = ["kind", "right", "as GenEval", "style", "background", "detail", "images of combinations"]
+    head += ["trained: right", "as GenEval", "detail", "images of combinations"]
     rows = []
     for kind, (unseen, trained) in made.items():
         right = percent(unseen["right"], unseen["standard_error"])
         as_geneval = percent(unseen["as_geneval"], unseen["standard_error_as_geneval"])
         row = [kind.replace("_", " "), right, as_geneval, percent(unseen["style"]), percent(unseen["background"])]
-        row += [f"{unseen['detail']:.2f}", str(unseen["combinations"])]
+        row += [f"{unseen['detail']:.2f}", f"{unseen['prompts']} of {unseen['combinations']}"]
         row += [percent(trained["right"], trained["standard_error"])]
         row += [percent(trained["as_geneval"], trained["standard_error_as_geneval"])]
-        rows.append([*row, f"{trained['detail']:.2f}", str(trained["combinations"])])
+        rows.append([*row, f"{trained['detail']:.2f}", f"{trained['prompts']} of {trained['combinations']}"])
     return [("Images of unseen and of trained combinations", head, rows)]
 
 
 def wordings(made: dict[str, dict[str, Any]]) -> list[Table]:
     """
-    The same prompts in other words.
+    The same prompts in other words, with the difference from the canonical ones and its standard error.
 
     Args:
         made: by kind, the result of the part "wordings".
@@ -70,7 +70,12 @@ def wordings(made: dict[str, dict[str, Any]]) -> list[Table]:
     names = list(next(iter(made.values())))
 
     def cell(name: str, one: dict[str, Any]) -> str:
-        return percent(one["right"]) + (" (same ids)" if one["same_ids"] and name != "canonical" else "")
+        if name == "canonical":
+            return percent(one["right"])
+        if one["same_ids"]:
+            return f"{percent(one['right'])} (same ids)"
+        error = "" if one["standard_error"] is None else f" ± {100 * one['standard_error']:.0f}"
+        return f"{percent(one['right'])} ({100 * one['difference']:+.0f}{error})"
 
     rows = [[kind.replace("_", " "), *(cell(name, one[name]) for name in names)] for kind, one in made.items()]
     return [("Images of unseen combinations by wording, right", ["kind", *names], rows)]
@@ -84,7 +89,10 @@ def inpainting(made: dict[str, dict[str, Any]]) -> list[Table]:
         made: by "unseen" and "trained", the result of the part "inpainting".
     """
     rows = [
-        [combinations, who, *(percent(values[key]) for key in ("object", "rest", "right"))]
+        [
+            *(combinations, who, percent(values["object"]), percent(values["rest"])),
+            percent(values["right"], values["standard_error"]),
+        ]
         for combinations, one in made.items()
         for who, values in (("model", one["model"]), ("nothing changed", one["copy"]))
     ]

@@ -100,10 +100,16 @@ class Reworded(random.Random):
         return super().choice(QUESTIONS.get(seq, seq) if isinstance(seq, tuple) else seq)
 
 
-def talk(rng: random.Random) -> Turn:
-    """Small talk: what the user says in other words, and the answer of training."""
+def talk(rng: random.Random, *kinds: str) -> Turn:
+    """
+    Small talk: what the user says in other words, and the answer of training.
+
+    Args:
+        rng: draws the turn and its wording.
+        kinds: keys of `recipes.world.conversations.TALK`, of which one is drawn; any of them by default.
+    """
     while True:
-        turn = small_talk(rng)
+        turn = small_talk(rng, *kinds)
         if turn.text in TALK:
             return Turn(turn.kind, rng.choice(TALK[turn.text]), turn.answer)
 

@@ -2,26 +2,37 @@
 
 import argparse
 import functools
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from benchmarks.world_detector import CLEAR_ABOVE, FOUND_ABOVE, Detector, load_detector, save_detector, train_detector
+from benchmarks.world_detector import (
+    CLEAR_ABOVE,
+    FOUND_ABOVE,
+    Detector,
+    load_detector,
+    save_detector,
+    scene_pixels,
+    train_detector,
+)
 from benchmarks.world_judging import look, scores
 from benchmarks.world_prompts import Prompt, draw_prompts
-from benchmarks.world_results import Results, weights_hash
+from benchmarks.world_results import Results
 
-from recipes.image_tokens import to_pixel_values
-from recipes.world.drawing import draw
+from recipes.file_hashes import files_hash, weights_hash
 from recipes.world.objects import Objects, load_objects
 from showo_hf import ShowoT2IPipeline
 from showo_hf.utils.argument_types import positive_integer, seed_number
+from showo_hf.utils.metrics import laplacian_variance
 
 
 DETECTOR_STEPS = 20_000  # at most; usually the time ends it
 #: Where benchmarks.world has its judge, which the other benchmarks of the world share.
 DETECTOR = "runs/world-benchmark/detector.safetensors"
+#: The files of a model beside its weights, and those of the cut-outs.
+CONFIGS, OBJECTS = ("*.json", "*.jinja"), ("cutouts.*",)
 
 
 def add_workbench_options(parser: argparse.ArgumentParser, count: int, counted: str) -> None:
@@ -43,7 +54,9 @@ def add_judge_options(parser: argparse.ArgumentParser, default: str | None = DET
     """Add the options of the judge. Without a default, it is in the folder of results."""
     where = "by default in the output folder" if default is None else f"default: {default}"
     parser.add_argument("--detector", default=default, help=f"file of the judge, which is trained if missing; {where}")
-    parser.add_argument("--detector-seconds", type=float, default=900, help="how long a missing judge is trained")
+    parser.add_argument(
+        "--detector-seconds", type=positive_integer, default=900, help="how long a missing judge is trained"
+    )
 
 
 def trained_file(file: Path, objects: Objects, seconds: float) -> Path:
@@ -53,15 +66,14 @@ def trained_file(file: Path, objects: Objects, seconds: float) -> Path:
     return file
 
 
-def detail(pixel_values: torch.Tensor) -> float:
-    """The mean difference between neighbouring pixels of images (batch, 3, H, W). Blurred images have less."""
-    across, down = pixel_values.diff(dim=-1).abs().mean(), pixel_values.diff(dim=-2).abs().mean()
-    return float(across + down) / 2
-
-
 def real_pixels(prompts: list[Prompt], objects: Objects) -> torch.Tensor:
     """The real scenes of the prompts, (prompts, 3, 96, 96) in [-1, 1]."""
-    return to_pixel_values(np.stack([draw(prompt.scene, objects) for prompt in prompts]))
+    return scene_pixels((prompt.scene for prompt in prompts), objects)
+
+
+def asked_settings(texts: Iterable[str]) -> dict[str, str]:
+    """The setting that says what is asked: a hash of the texts."""
+    return {"asked": hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]}
 
 
 class Workbench:
@@ -105,9 +117,16 @@ class Workbench:
 
     @functools.cached_property
     def model_settings(self) -> dict[str, Any]:
-        """Which model: its path and a hash of its weights."""
+        """Which model: its path, and hashes of its weights and of its other files."""
         model = self.options.model
-        return {"model": model, "model_weights": weights_hash(model) if model else None}
+        if not model:
+            return {"model": None, "model_weights": None}
+        return {"model": model, "model_weights": weights_hash(model), "model_configs": files_hash(model, CONFIGS)}
+
+    @functools.cached_property
+    def objects_hash(self) -> str:
+        """A hash of the cut-outs."""
+        return files_hash(self.options.objects, OBJECTS)
 
     @functools.cached_property
     def judge_settings(self) -> dict[str, Any]:
@@ -128,7 +147,7 @@ class Workbench:
 
     def settings(self, split: str, *more: dict[str, Any], **others: Any) -> dict[str, Any]:
         """The settings of a part with prompts or questions of a split."""
-        found = {"split": split, "count": self.options.count, "seed": self.options.seed}
+        found = {"split": split, "count": self.options.count, "seed": self.options.seed, "objects": self.objects_hash}
         return functools.reduce(lambda one, other: one | other, more, found) | others
 
     # Images
@@ -143,5 +162,6 @@ class Workbench:
         return {**found, "detail": self.detail(prompts, pixel_values)}
 
     def detail(self, prompts: list[Prompt], pixel_values: torch.Tensor) -> float:
-        """The detail of images, divided by the detail of the real scenes of their prompts."""
-        return detail(pixel_values) / detail(real_pixels(prompts, self.objects))
+        """The detail of images (the variance of their Laplacian), divided by that of the real scenes of their prompts."""
+        real = real_pixels(prompts, self.objects)
+        return float(laplacian_variance(pixel_values).mean() / laplacian_variance(real).mean())

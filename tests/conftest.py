@@ -124,6 +124,14 @@ def pipe(processor) -> ShowoT2IPipeline:
 
 
 @pytest.fixture(scope="session")
+def objects():
+    """The cut-outs of tests/world_objects.py."""
+    from world_objects import drawn_objects  # which other tests need not wait for
+
+    return drawn_objects()
+
+
+@pytest.fixture(scope="session")
 def taught_folder(tmp_path_factory) -> str:
     """A saved pipeline that answers "an owl." to an image and "what?", and two images to "two hearts"."""
     folder = tmp_path_factory.mktemp("models") / "taught"

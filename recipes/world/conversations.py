@@ -126,12 +126,11 @@ class Talker:
     Makes conversations. All random choices come from the `rng` of the maker.
 
     Args:
-        maker: draws the scenes.
-        split: "train" for trained combinations alone; otherwise the first scene has an unseen one of this split.
+        maker: draws the scenes, of trained combinations alone.
     """
 
-    def __init__(self, maker: SceneMaker, split: str = "train"):
-        self.maker, self.rng, self.split = maker, maker.rng, split
+    def __init__(self, maker: SceneMaker):
+        self.maker, self.rng = maker, maker.rng
 
     def conversation(self, turns: int, images: int = 4) -> list[Turn]:
         """
@@ -142,7 +141,7 @@ class Talker:
             images: at most so many images.
         """
         rng, made = self.rng, [small_talk(self.rng, "greeting", "about")] if self.rng.random() < 0.12 else []
-        scene = self.maker.scene(self.split)
+        scene = self.maker.scene()
         if rng.random() < 0.35:
             made.append(self._question(scene, [], shown=scene))
         elif images > 1 and rng.random() < 0.12:
@@ -159,7 +158,7 @@ class Talker:
         """The next turn, with at most `room` images."""
         draw, scene = self.rng.random(), next(turn.scenes[-1] for turn in reversed(made) if turn.scenes)
         if room and draw < 0.4:
-            changed = change(scene, self.maker, split=self.split)
+            changed = change(scene, self.maker)
             if changed is not None:
                 return Turn("change", changed.text, announced(changed.scene), made=(changed.scene,))
         if room > 1 and draw > 0.97:

@@ -2,12 +2,10 @@
 
     python -m recipes.world.images --objects data/world-objects --output data/world
 
-The folder `train` holds scenes of trained combinations, `validation` and `test` hold scenes with unseen ones. For each of
-them, a file such as `train.jsonl` describes the scenes, one a line, with the name of the image file.
+The folder `train` holds scenes of trained combinations, `validation` and `test` hold scenes with unseen ones.
 """
 
 import argparse
-import json
 import os
 import random
 from pathlib import Path
@@ -38,12 +36,8 @@ def write_images(objects: Objects, output: str | os.PathLike, counts: dict[str, 
         for split, count in counts.items():
             (folder / split).mkdir()
             maker = SceneMaker(objects, random.Random(f"{seed} {split}"))
-            with open(folder / f"{split}.jsonl", "w", encoding="utf-8") as lines:
-                for number in range(count):
-                    scene = maker.scene(split)
-                    name = f"{number:06}.png"
-                    Image.fromarray(draw(scene, objects)).save(folder / split / name)
-                    lines.write(json.dumps({"image": name, "scene": scene.to_dict()}, separators=(",", ":")) + "\n")
+            for number in range(count):
+                Image.fromarray(draw(maker.scene(split), objects)).save(folder / split / f"{number:06}.png")
 
 
 def main(arguments: list[str] | None = None) -> None:

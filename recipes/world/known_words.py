@@ -10,7 +10,7 @@ def known_words() -> dict[str, list[str]]:
     """
     Names of the things by kind, then their other names and plurals, styles, colours, and sceneries.
 
-    Sizes, numbers and places are left out: a prompt that names nothing else has nothing to draw.
+    Numbers and places are left out: a prompt that names nothing else has nothing to draw.
     """
     groups = {
         plural: [name for name, thing in THINGS.items() if thing.kind == kind] for kind, (_, plural) in KINDS.items()

@@ -46,7 +46,7 @@ PLACE_PHRASES = {
         for across in ("left", "right")
     },
 }
-# How a phrase begins that names more than one: "two cars", "a pair of dogs", "small blue grapes".
+# How a phrase begins that names more than one: "two cars", "a pair of dogs", "blue grapes".
 _MANY_NOUNS = "|".join(noun.singular for thing in THINGS.values() for noun in thing.nouns if noun.is_many)
 _MANY = re.compile(
     rf"({'|'.join(NUMBERS[count] for count in (2, 3, 4))}|[234]|a couple of|a pair of (?!{_MANY_NOUNS})"

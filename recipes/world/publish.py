@@ -1,11 +1,14 @@
 """Write the finished model of the world as a folder that the package can ship. Run from the repository root:
 
-    python -m recipes.world.publish --model checkpoints/showo-world --decoder checkpoints/world-image-decoder \
-        --results runs/world-benchmark --steps 18 --guidance 1.5 --output src/showo_hf/checkpoints/showo-world
+    python -m recipes.world.publish --decoder checkpoints/world-image-decoder --steps 18 --guidance 1.5 \
+        --output checkpoints/published/showo-world
+    python -m benchmarks.world --model checkpoints/published/showo-world --split test
+
+and then the first command again with `--results runs/world-benchmark`.
 
 The weights are stored in bfloat16 and load in float32. The model card lists the words that the model knows, and the
 tables of benchmarks.world that are in the folder of results: those of the test split, or, before it was measured, of the
-validation split.
+validation split. They must have been measured with the published folder, which is why it is written before, too.
 """
 
 import argparse
@@ -16,6 +19,7 @@ from typing import Any
 
 import torch
 
+from recipes.file_hashes import weights_hash
 from recipes.world.words import THINGS
 from showo_hf import ShowoDiffusionDecoder, ShowoT2IPipeline
 from showo_hf.training.results import tidy_config
@@ -23,6 +27,7 @@ from showo_hf.utils.argument_types import positive_integer, scale_number
 from showo_hf.utils.atomic_folder import atomic_folder
 
 
+SCENE, SCENE_SEED = "a red apple to the left of a blue car", 0  # the image that the card's questions are about
 CARD = """---
 license: apache-2.0
 library_name: diffusers
@@ -32,7 +37,7 @@ tags:
 - show-o
 - discrete-diffusion
 widget:
-- text: a red apple to the left of a blue car
+- text: {scene}
 - text: three stars at night
 - text: a penguin, 3d style
 - text: a purple cat
@@ -56,7 +61,7 @@ it, so you can try everything in the package on a laptop and without a download.
 from showo_hf import EMBEDDED_MODEL, ShowoAnyToAnyPipeline, ShowoMMUPipeline, ShowoT2IPipeline
 
 pipe = ShowoT2IPipeline.from_pretrained(EMBEDDED_MODEL)
-pipe("a red apple to the left of a blue car").images[0].save("scene.png")
+pipe("{scene}").images[0].save("scene.png")
 ShowoMMUPipeline(**pipe.components)("scene.png", ["what is this?", "what is left of the car?"]).texts
 ShowoAnyToAnyPipeline(**pipe.components)("show me a dog, then a cat").content
 ```
@@ -116,16 +121,24 @@ def parts_of(pipe: Any) -> dict[str, torch.nn.Module]:
     return {"transformer": pipe.model.model, "image tokenizer": pipe.model.image_tokenizer}
 
 
-def results_section(folder: Path | None) -> str:
+def read_tables(folder: Path) -> tuple[str, dict[str, Any]]:
     """
-    The tables that benchmarks.world wrote: of the test split if they are there, else of the validation split; empty
-    without any.
+    The split and the tables that benchmarks.world wrote: the test split if it is there, else the validation split.
+
+    Raises:
+        ValueError: if there are none.
     """
-    if folder is None:
-        return ""
-    files = [folder / f"tables-{split}.json" for split in ("test", "validation")]
-    file = next((file for file in files if file.exists()), None)
-    tables = json.loads(file.read_text(encoding="utf-8")) if file else {}
+    files = {split: folder / f"tables-{split}.json" for split in ("test", "validation")}
+    split = next((split for split, file in files.items() if file.exists()), None)
+    if split is None:
+        names = " or ".join(file.name for file in files.values())
+        raise ValueError(f"`results` must be a folder with {names}, but '{folder}' has none.")
+    return split, json.loads(files[split].read_text(encoding="utf-8"))
+
+
+def results_section(folder: Path) -> str:
+    """The tables of [`read_tables`]."""
+    _, tables = read_tables(folder)
     sections = []
     for title, table in tables.items():
         rows = [table["head"], ["---"] * len(table["head"]), *table["rows"]]
@@ -133,14 +146,78 @@ def results_section(folder: Path | None) -> str:
     return "".join(f"\n{section}\n" for section in sections)
 
 
-def model_card(name: str, pipe: Any, decoder: ShowoDiffusionDecoder | None, results: Path | None) -> str:
-    """The text of the model card."""
+def settings_of(folder: Path, pipe: Any) -> dict[str, Any]:
+    """What benchmarks.world writes beside the tables of a folder, of which `pipe` is the pipeline."""
+    steps, guidance = pipe.with_defaults(None, None)
+    config = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
+    settings = {
+        "model_weights": weights_hash(folder),
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "scheduler": {"name": type(pipe.scheduler).__name__, **config},
+    }
+    return json.loads(json.dumps(settings))  # tuples become lists, as in a file
+
+
+def check_tables(folder: Path, settings: dict[str, Any]) -> None:
+    """
+    Raise `ValueError` unless all tables of [`read_tables`] were measured with these settings.
+
+    Tables for which no images were made have no steps, guidance and scheduler. All have a hash of the weights.
+    """
+    split, tables = read_tables(folder)
+    for title, table in tables.items():
+        measured = {**settings, "model_weights": None, **table["settings"]}
+        for name, value in settings.items():
+            if measured[name] != value:
+                raise ValueError(
+                    f"`results` must hold tables of the published model, with `{name}` {value!r}, but '{title}' in "
+                    f"tables-{split}.json was measured with {measured[name]!r}. Run benchmarks.world on the published "
+                    "folder, which `publish` writes without `results`, too."
+                )
+
+
+def measured_section(folder: Path, settings: dict[str, Any]) -> str:
+    """One sentence about the split and the settings of the tables."""
+    split, _ = read_tables(folder)
+    scheduler = dict(settings["scheduler"])
+    name, _ = scheduler.pop("name"), scheduler.pop("mask_token_id", None)
+    options = ", ".join(f"{key}: {value}" for key, value in scheduler.items() if value is not None)
+    steps = settings["num_inference_steps"]
+    sentence = (
+        f'These tables were measured on the split "{split}", with {steps} step{"s" if steps > 1 else ""}, guidance scale '
+        f"{settings['guidance_scale']:g} and {name}{f' ({options})' if options else ''}."
+    )
+    return f"\n{textwrap.fill(sentence, 119)}\n"
+
+
+def model_card(
+    name: str, pipe: Any, decoder: ShowoDiffusionDecoder | None, results: Path | None, settings: dict[str, Any]
+) -> str:
+    """
+    The text of the model card.
+
+    Args:
+        name: the model's name.
+        pipe: its pipeline.
+        decoder: its diffusion decoder.
+        results: the folder of [`read_tables`], or None.
+        settings: see [`settings_of`].
+
+    Raises:
+        ValueError: if the results were measured with other settings.
+    """
+    measured = ""
+    if results is not None:
+        check_tables(results, settings)
+        measured = measured_section(results, settings) + results_section(results)
     return CARD.format(
         name=name,
         things=len(THINGS),
         words=words_section(pipe.processor.known_words),
         parts=parts_section(pipe, decoder),
-        results=results_section(results),
+        results=measured,
+        scene=SCENE,
         size=pipe.model.config.image_tokenizer_config.sample_size,
     )
 
@@ -160,12 +237,13 @@ def publish(
         model: the trained pipeline's folder.
         output: the folder that is written; its name is the model's.
         decoder: the diffusion decoder's folder.
-        results: the folder with the results of benchmarks.world.
+        results: the folder with the results of benchmarks.world for the published folder.
         steps, guidance: the number of inference steps and the guidance scale of calls that name none; the trained model's
             own by default.
 
     Raises:
-        ValueError: if the model's processor does not say which words it knows.
+        ValueError: if the model's processor does not say which words it knows, or if the results are missing or were
+            measured with other weights, steps, guidance or scheduler than those published.
     """
     image_decoder = None
     if decoder is not None:
@@ -179,14 +257,19 @@ def publish(
         pipe.save_pretrained(folder)
         for config in folder.glob("*/config.json"):
             tidy_config(config)
-        (folder / "README.md").write_text(model_card(output.name, pipe, image_decoder, results), encoding="utf-8")
+        published = ShowoT2IPipeline.from_pretrained(folder)
+        card = model_card(output.name, published, image_decoder, results, settings_of(folder, published))
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        published.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(SCENE_SEED)
+        published(SCENE, generator=generator).images[0].save(folder / "scene.png")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Write the finished model of the world, with its model card.")
     parser.add_argument("--model", type=Path, default=Path("checkpoints/showo-world"), help="the trained pipeline")
     parser.add_argument("--decoder", type=Path, help="its diffusion decoder")
-    parser.add_argument("--results", type=Path, help="the folder with the results of benchmarks.world")
+    parser.add_argument("--results", type=Path, help="results of benchmarks.world for the folder that is written")
     parser.add_argument("--steps", type=positive_integer, help="inference steps of calls that name no number")
     parser.add_argument("--guidance", type=scale_number, help="guidance scale of calls that name none")
     parser.add_argument("--output", type=Path, required=True, help="the folder that is written")

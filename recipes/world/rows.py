@@ -51,7 +51,7 @@ Draft = tuple[
 
 def twin(scene: Scene) -> Scene | None:
     """
-    The scene with its two different things, or the colours of its two things, changed over; None for other scenes.
+    The scene with its two different things changed over; None for other scenes.
 
     Training sees both beside each other, which are told apart by the order of the words alone.
     """
@@ -62,7 +62,12 @@ def twin(scene: Scene) -> Scene | None:
 
 
 def colour_twin(scene: Scene, objects: Objects) -> Scene | None:
-    """The scene with the colours of its two recoloured things changed over; None where they do not have these colours."""
+    """
+    The scene with the colours of its two different things changed over; None for other scenes, and unless both things are
+    recoloured and each can have the other's colour.
+
+    With one colour of both it is the scene itself.
+    """
     if len(scene.items) != 2 or len(scene.counts) != 2:
         return None
     one, other = scene.items
@@ -148,7 +153,7 @@ def cells_of(image: np.ndarray) -> list[bytes]:
 
 
 def made_rows(task: str, count: int, encode: SceneEncoder, seed: int) -> Iterator[dict[str, Any]]:
-    """`count` rows of a task. They depend on the seed and the task alone."""
+    """`count` rows of a task. They depend on the seed, the task, the cut-outs and the image tokenizer alone."""
     make: Callable[[], Draft] = getattr(RowMaker(SceneMaker(encode.objects, random.Random(f"{seed} {task}"))), task)
     for first in range(0, count, _CHUNK):
         drafts = [make() for _ in range(min(_CHUNK, count - first))]

@@ -9,7 +9,6 @@ import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from recipes.world.held_out import Combination, above, coloured, counted, left_of, pair, split_of, styled
 from recipes.world.words import THINGS
@@ -97,15 +96,6 @@ class Scene:
     def item(self, thing: str) -> Item:
         """The first item that is this thing."""
         return next(item for item in self.items if item.thing == thing)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The scene as JSON holds it."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> "Scene":
-        """The scene that [`to_dict`] described."""
-        return cls(tuple(Item(**item) for item in fields["items"]), fields["style"], fields["background"])
 
 
 def relation(one: Item, other: Item) -> str | None:

@@ -246,7 +246,8 @@ _NEAR_COLOURS = {
     "purple": "umbrella",
     "pink": "maple leaf, bird",
 }
-#: Things that also answer to the name of another one, or have it as a part: nobody asks for the name where they are.
+#: Things that also answer to the name of another one, or have it as a part. Where they are, nobody asks how many there are
+#: of the name, and no question takes it for something that is not there.
 ALSO_CALLED = {
     "bird": ("chicken", "duck", "owl", "penguin", "flamingo"),
     "cat": ("lion", "tiger"),
@@ -270,14 +271,13 @@ ALSO_CALLED = {
     "cloud": ("rainbow", "volcano"),
     "snowflake": ("snowman",),
 }
+# Plurals that do not follow the rule of `plural_of`.
 _PLURALS = {
-    "sheep": "sheep", "mouse": "mice", "fish": "fish", "octopus": "octopuses", "butterfly": "butterflies",
-    "strawberry": "strawberries", "tomato": "tomatoes", "potato": "potatoes", "bus": "buses", "cactus": "cacti",
-    "maple leaf": "maple leaves", "leaf": "leaves", "fox": "foxes", "loaf of bread": "loaves of bread",
-    "brontosaurus": "brontosauruses", "kitty": "kitties", "bunny": "bunnies", "fireman": "firemen",
-    "snowman": "snowmen", "doggy": "doggies", "piggy": "piggies", "couch": "couches", "torch": "torches",
-    "aircraft": "aircraft", "dress": "dresses", "trophy": "trophies", "lorry": "lorries",
-    "volcano": "volcanoes", "bench": "benches", "grizzly": "grizzlies",
+    "sheep": "sheep", "mouse": "mice", "fish": "fish", "butterfly": "butterflies", "strawberry": "strawberries",
+    "tomato": "tomatoes", "cactus": "cacti", "maple leaf": "maple leaves", "leaf": "leaves",
+    "loaf of bread": "loaves of bread", "kitty": "kitties", "bunny": "bunnies", "snowman": "snowmen",
+    "doggy": "doggies", "piggy": "piggies", "trophy": "trophies", "lorry": "lorries", "volcano": "volcanoes",
+    "grizzly": "grizzlies",
 }  # fmt: skip
 
 

@@ -7,9 +7,6 @@ import pytest
 import small_emoji
 import small_world
 import tiny
-from world_objects import drawn_objects
-
-from recipes.world.objects import Objects
 
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -29,12 +26,6 @@ def model(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("model")
     tiny.pipeline(tiny.processor()).save_pretrained(folder)
     return str(folder)
-
-
-@pytest.fixture(scope="session")
-def objects() -> Objects:
-    """See [`drawn_objects`]."""
-    return drawn_objects()
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import tiny
 import torch
 from benchmarks import image_decoders
 from benchmarks.world_detector import Detector, save_detector
+from benchmarks.world_judging import Seen
 from world_objects import drawn_objects
 
 from recipes.image_tokens import to_pixel_values
@@ -24,16 +25,24 @@ def objects():
 
 
 def test_a_scene_is_right_if_all_things_are_found_and_nothing_else(monkeypatch):
-    dog, cat = Item("dog", "blue", 0, 0), Item("cat", None, 6, 0)
-    scenes = [Scene((dog, cat), "flat", "white")] * 4
-    found = [
-        [(cat, "flat"), (dog.moved(1, 1), "flat")],  # the place does not matter
-        [(cat, "flat")],
-        [(cat, "flat"), (dog, "noto")],
-        [(cat, "flat"), (dog, "flat"), (dog, "flat")],
+    dog, banana = Item("dog", "blue", 0, 0), Item("banana", None, 6, 0)
+    yellow = Item("banana", "yellow", 6, 0)
+    one = Scene((dog, banana), "flat", "white")
+    right = [
+        ([(banana, "flat"), (dog.moved(1, 1), "flat")], "white"),  # the place does not matter
+        ([(yellow, "flat"), (dog, "flat")], "white"),  # its own colour
     ]
-    monkeypatch.setattr(image_decoders, "detect", lambda judge, images: found)
-    assert image_decoders.right_scenes(None, torch.zeros(4, 3, 96, 96), scenes) == 0.25
+    wrong = [
+        ([(banana, "flat")], "white"),
+        ([(banana, "flat"), (dog, "noto")], "white"),
+        ([(banana, "flat"), (dog, "flat"), (dog, "flat")], "white"),
+        ([(banana, "flat"), (Item("dog", "red", 0, 0), "flat")], "white"),
+        ([(banana, "flat"), (dog, "flat")], "night"),
+    ]
+    for found, share in ((right, 1.0), (wrong, 0.0), (right + wrong, 2 / 7)):
+        seen = [Seen(tuple(things), background) for things, background in found]
+        monkeypatch.setattr(image_decoders, "look", lambda judge, images, seen=seen: seen)
+        assert image_decoders.right_scenes(None, torch.zeros(len(seen), 3, 96, 96), [one] * len(seen)) == share
 
 
 def rows_of(printed: str) -> list[list[str]]:
@@ -86,6 +95,29 @@ def test_steps_are_each_decoders_own_and_what_is_not_measured_is_named(small_wor
         assert f"{folder}, {steps} steps" in rows and f"{folder}, {3 - steps} steps" not in rows
         size = (folder / "model.safetensors").stat().st_size
         assert f"{folder}: " in printed and f" weights, {size / 1e6:.1f} MB" in printed
+        assert f"{folder}: one image, the plain decoding and {steps} steps: " in printed
+
+
+def test_times_are_without_gradients_and_with_the_plain_decoding(monkeypatch, capsys):
+    tokenizer = tiny.lfq(stages=4, sample_size=96)
+    decoder = tiny.image_decoder(0, downsampling=8, sample_size=96)
+    decoded, timed = [], []
+    plain = tokenizer.decode
+
+    def decode(tokens):
+        decoded.append(torch.is_grad_enabled())
+        return plain(tokens)
+
+    def seconds(function):
+        function()
+        timed.append(len(decoded))
+        return 1.0
+
+    monkeypatch.setattr(tokenizer, "decode", decode)
+    monkeypatch.setattr(image_decoders, "seconds_for_one", seconds)
+    image_decoders.print_times(tokenizer, {"it": decoder}, torch.zeros(1, 12, 12, dtype=torch.int64), [1, 2])
+    assert timed == [1, 2, 3], "each way decodes the tokens itself"
+    assert not any(decoded) and "plain decoder: one image, " in capsys.readouterr().out
 
 
 def test_things_of_the_second_table_were_never_seen_in_their_style(objects):

@@ -8,10 +8,12 @@ import torch
 from benchmarks import world
 from benchmarks.world_detector import Detector, save_detector
 from benchmarks.world_prompts import KINDS
-from benchmarks.world_results import Results, weights_hash
+from benchmarks.world_results import Results
+from benchmarks.world_scripts import Step
 from benchmarks.world_understanding import ASKED
 from safetensors.torch import load_file, save_file
 
+from recipes.file_hashes import weights_hash
 from recipes.world.publish import results_section
 
 
@@ -39,7 +41,8 @@ def test_a_part_is_made_again_only_if_what_it_depends_on_changes(world_folder, t
         return len(calls)
 
     weights = world_folder / "model" / "model" / "model.safetensors"
-    kept, judge = weights.read_bytes(), (world_folder / "judge.safetensors").read_bytes()
+    others = [world_folder / name for name in ("judge.safetensors", "model/model/config.json", "objects/cutouts.json")]
+    kept = {file: file.read_bytes() for file in (weights, *others)}
     assert run("--guidance", "0", "--seed", "5") == 2
     assert calls[1] == {"seed": 15, "max_new_tokens": 100, "num_inference_steps": 1, "guidance_scale": 0.0}
     settings = stored(tmp_path, "conversations-validation/001")["settings"]
@@ -60,9 +63,14 @@ def test_a_part_is_made_again_only_if_what_it_depends_on_changes(world_folder, t
         assert run() == 10, "another judge"
         assert run("--split", "test") == 12
         assert stored(tmp_path, "conversations-validation/000")["settings"]["split"] == "validation"
+        for number, file in enumerate(others[1:], start=1):
+            file.write_bytes(kept[file] + b"\n")
+            assert run("--split", "test") == 12 + 2 * number, f"another {file.name}"
+        monkeypatch.setattr(world, "script", lambda *which: [Step("talk", "talk", "another question", "")])
+        assert run("--split", "test") == 18, "another script"
     finally:
-        weights.write_bytes(kept)
-        (world_folder / "judge.safetensors").write_bytes(judge)
+        for file, content in kept.items():
+            file.write_bytes(content)
 
 
 def test_hashes_are_of_contents(tmp_path):

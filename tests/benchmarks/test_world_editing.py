@@ -3,12 +3,14 @@
 import pytest
 import small_world
 import torch
-from benchmarks import world_editing
+from benchmarks import edits, world_editing
 from benchmarks.edits import middle, seam_visibility
 from benchmarks.world_editing import judge_of
 from benchmarks.world_prompts import prompts_by_turns
 from benchmarks.world_workbench import real_pixels
 from perfect_judge import Perfect
+
+from showo_hf import ShowoT2IPipeline
 
 
 def table(text):
@@ -44,6 +46,39 @@ def test_the_judge_tells_right_things_from_right_images(objects):
     assert found["right things"] == 1.0 and found["right"] == 0.0, "another background"
     others = [*asked[1:], asked[0]]
     assert judge_of(Perfect([prompt.scene for prompt in asked]), others)(pixels)["right things"] == 0.0
+
+
+@pytest.mark.parametrize("name", ["inpainting", "varying", "extending"])
+@torch.no_grad()
+def test_another_seed_gives_other_images(name, objects, world_folder, monkeypatch):
+    parts = ShowoT2IPipeline.from_pretrained(world_folder / "model").components
+    asked = prompts_by_turns(objects, "validation", 2)
+    made: list[torch.Tensor] = []
+
+    def keep(images, *others):
+        made.append(images)
+        return {} if name != "extending" else 0.0
+
+    monkeypatch.setattr(edits, "seam_visibility", keep)
+    arguments = [parts, real_pixels(asked, objects), [prompt.text for prompt in asked]]
+    arguments += [] if name == "extending" else [keep]
+
+    def edited(seed):
+        made.clear()
+        getattr(edits, name)(*arguments, batch_size=2, seed=seed, num_inference_steps=1, guidance_scale=1.0)
+        return torch.cat([images.flatten() for images in made])
+
+    first = edited(7)
+    assert torch.equal(edited(7), first) and not torch.equal(edited(8), first)
+
+
+def test_the_command_passes_its_seed(world_folder, tmp_path, monkeypatch):
+    seeds = []
+    for name in ("inpainting", "varying", "extending"):
+        monkeypatch.setattr(world_editing, name, lambda *inputs, seed, **options: seeds.append(seed) or [("it", "1")])
+    arguments = [*small_world.arguments_of(world_folder), "--output", str(tmp_path), "--count", "1"]
+    world_editing.main([*arguments, "--seed", "5"])
+    assert seeds == [5, 5, 5]
 
 
 @pytest.mark.parametrize("side, holes", [(12, 8), (4, 2), (3, 1)])

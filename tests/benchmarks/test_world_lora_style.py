@@ -80,6 +80,18 @@ def test_ink_is_told_by_the_network_and_old_styles_by_the_detector(things):
     assert lora.most(["flat", "noto", "noto"]) == "noto" and lora.most([]) == "none"
 
 
+def test_a_wrong_model_is_refused_before_a_judge_is_trained(world_folder, tmp_path, monkeypatch):
+    def train(*arguments):
+        pytest.fail("a judge is trained")
+
+    monkeypatch.setattr(lora, "trained_file", train)
+    arguments = [*small_world.arguments_of(world_folder), "--output", str(tmp_path), "--trained", "2"]
+    arguments += ["--held-out", "1", "--judged", "1", "--checked", "1"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OSError, match="model_index.json"):
+        lora.main([*arguments, "--model", str(tmp_path / "empty")])
+
+
 @pytest.mark.slow
 def test_it_trains_by_the_command_and_prints_the_tables(capsys, world_folder, tmp_path):
     arguments = [*small_world.arguments_of(world_folder), "--output", str(tmp_path / "made"), "--trained", "2"]

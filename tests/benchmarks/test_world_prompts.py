@@ -34,6 +34,11 @@ def test_prompts_are_different_and_of_their_split(objects, kind):
     assert {prompt.scene.split for prompt in draw_prompts(objects, "train", kind, 5)} == {"train"}
 
 
+def test_trained_things_have_the_styles_in_which_things_are_held_out(objects):
+    styles = {prompt.scene.style for prompt in draw_prompts(objects, "train", "single", 30)}
+    assert styles == {"fluent", "noto", "3d"}
+
+
 def test_every_combination_has_its_turn(objects):
     alone = Counter(prompt.combinations for prompt in draw_prompts(objects, "validation", "single", 30))
     assert 10 < len(alone) < 30 and max(alone.values()) - min(alone.values()) <= 1
@@ -78,7 +83,8 @@ def test_painting_over_is_right_if_only_the_marked_thing_changes(objects):
     exact = [exactly(one.after) for one in replacements]
 
     def shares(found):
-        return tuple(measured(replacements, lambda asked: None, lambda images: found).values())
+        values = measured(replacements, lambda asked: None, lambda images: found)
+        return values["object"], values["rest"], values["right"]
 
     def alone(one):
         return Seen(exactly(one.after).things[one.changed :][:1], one.after.background)

@@ -18,7 +18,8 @@ from benchmarks.world_understanding import (
     yes_or_no,
 )
 
-from recipes.world.questions import KINDS_OF_QUESTION
+from recipes.world.questions import KINDS_OF_QUESTION, Question
+from recipes.world.scenes import Item, Scene
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,17 @@ def test_the_nearest_question_is_one_about_a_similar_image(objects):
     assert sum(right["nearest"]) > 0.4 * len(asked) and not any(right["blind"])
 
 
+def test_the_nearest_question_is_near_in_words_first_and_then_in_the_image(objects):
+    baselines = Baselines(objects, 3)
+    texts = ("which colour has the dog now?", "which colour has the dog?", "which colour has the dog?")
+    answers = ("other words", "other image", "nearest")
+    known = [Question("colour", text, answer) for text, answer in zip(texts, answers, strict=True)]
+    baselines.known["colour"] = list(enumerate(known))
+    baselines.features[:] = [[1.0], [0.0], [0.1]]  # all white, black, and nearly black
+    asked = [(Scene((Item("dog", None, 4, 4),), "flat"), Question("colour", texts[1], "it is brown."))]
+    assert baselines.answers("colour", asked)["nearest"] == ["nearest"]
+
+
 def asked_of(objects, baselines, kind, count, say):
     asked = draw_questions(objects, "validation", kind, count)
     answers = [say(question.answer) for _, question in asked]
@@ -107,7 +119,7 @@ def asked_of(objects, baselines, kind, count, say):
 def test_a_perfect_model_is_right_in_every_row(objects, baselines):
     results = {kind: asked_of(objects, baselines, kind, 6, str.upper) for kind in ASKED}
     for result in results.values():
-        assert result["model"] == 1.0 and result["standard_error"] in (0, None) and len(result["answers"]) == 6
+        assert result["model"] == 1.0 and len(result["answers"]) == 6
     main, detail = world_tables.understanding(results)
     assert [row[0] for row in main[2]] == ["what", "how many", "colour", "where", "yes/no"]
     assert main[2][-1][1] == "24" and {row[2] for row in (*main[2], *detail[2])} == {"100%"}

@@ -4,13 +4,15 @@ import ast
 import dataclasses
 import random
 import re
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from benchmarks import world_wordings
 from benchmarks.world_judging import Wish, described, shown
-from benchmarks.world_scripts import Step, converse, judged, script, turn_rows
+from benchmarks.world_scripts import Step, converse, has_room, judged, script, turn_rows
 from benchmarks.world_wordings import CHANGES, QUESTIONS, SCENERY_CHANGES, TALK, WORDINGS, Reworded, change_text, talk
 from perfect_judge import Perfect
 from PIL import Image
@@ -23,6 +25,7 @@ from recipes.world.drawing import draw
 from recipes.world.rows import CONVERSATION_IMAGES
 from recipes.world.scene_maker import SceneMaker
 from recipes.world.scenes import Item, Scene
+from showo_hf import ShowoAnyToAnyPipeline, ShowoT2IPipeline
 
 
 TWO = Scene((Item("dog", "blue", 0, 3), Item("fox", None, 7, 3)), "flat", "night")
@@ -75,6 +78,7 @@ def test_every_kind_of_change_and_talk_has_wordings(objects):
     assert set(TALK) <= said, "the training wording of each is still there"
     turn = talk(Reworded(3))
     assert turn.text in {text for texts in TALK.values() for text in texts} and turn.answer
+    assert {talk(Reworded(number), "praise").text for number in range(40)} == {*TALK["thank you"], *TALK["well done"]}
 
 
 def test_changes_say_what_they_change(objects):
@@ -123,6 +127,30 @@ def test_scripts_are_unseen_in_words_and_in_combinations(objects):
                 assert step.text.count(" style") >= len(step.scenes), "every style is said"
     assert kinds == {("draw", None), ("change", None), ("ask", "shown"), ("ask", "drawn"), ("talk", None)}
     assert script(objects, "validation", 0, seed=1) != script(objects, "validation", 0)
+
+
+def test_small_talk_stands_where_training_has_it(objects):
+    places = {
+        "hello": "first",
+        "how are you?": "first",
+        "thank you": "after a drawing",
+        "well done": "after a drawing",
+    }
+    place_of = {text: places.get(name) for name, texts in TALK.items() for text in texts}
+    place_of |= dict.fromkeys(TALK["goodbye"], "last")
+    seen: Counter[str | None] = Counter()
+    for number in range(400):
+        steps = script(objects, "validation", number)
+        for at, step in enumerate(steps):
+            if step.kind == "talk":
+                place = place_of[step.text]
+                seen[place] += 1
+                assert place != "first" or at == 0
+                assert place != "last" or at == len(steps) - 1
+                assert place != "after a drawing" or (at > 0 and steps[at - 1].wishes)
+        answers = [step.answer for step in steps if step.kind == "talk"]
+        assert len(set(answers)) == len(answers), "nothing is said twice"
+    assert set(seen) == {"first", "after a drawing", "last", None} and min(seen.values()) > 5
 
 
 # Turns
@@ -177,13 +205,18 @@ def test_a_question_about_a_wrong_drawing_is_counted_apart():
 
 
 class Talker:
-    """Answers a script from its own words and scenes, but draws what `alter` makes of them."""
+    """Answers a script from its own words and scenes, but draws what `alter` makes of them. Its context is never full."""
+
+    messages, default_grid, context_length = (), (12, 12), 1
 
     def __init__(self, steps, objects, alter=lambda scene: scene):
         self.steps, self.objects, self.alter, self.judge, self.options = iter(steps), objects, alter, Perfect([]), []
 
     def start(self):
         return self
+
+    def token_ids(self, messages):
+        return []
 
     def send(self, message, generator, **options):
         step = next(self.steps)
@@ -223,3 +256,49 @@ def test_a_model_that_ignores_the_background_fails_and_is_not_asked_about_it(obj
             else:
                 assert turn["right"]
     assert shown(TWO).placed
+
+
+class Drawer(ShowoAnyToAnyPipeline):
+    """Draws as many images as it may in each turn, and says nothing."""
+
+    def choose_token(self, logits, processors, params):
+        logits = logits.clone()
+        logits[self.processor.soi_token_id], logits[self.processor.eot_token_id] = 2e9, 1e9
+        return super().choose_token(logits, processors, params)
+
+
+@pytest.fixture(scope="module")
+def drawer(world_folder):
+    pipe = Drawer(**ShowoT2IPipeline.from_pretrained(world_folder / "model").components)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_a_conversation_whose_context_is_full_is_wrong_from_there_on(drawer, objects, monkeypatch):
+    # Three images of 146 ids leave room for words, but not for a fourth image.
+    monkeypatch.setattr(drawer.model.config.text_config, "max_position_embeddings", 550)
+    steps = [
+        Step("draw", "draw", "draw", "here is it:", wishes=(described(TWO),)),
+        Step("ask", "colour", "what is this?", "it is blue.", image=TWO, about="shown"),
+        Step("change", "style", "3d", "here is it:", wishes=(described(TWO),)),
+        Step("talk", "talk", "hi", "hello!"),
+    ]
+    turns = converse(drawer, steps, objects, None, max_new_tokens=4, num_inference_steps=1, guidance_scale=1.0)
+    assert [turn["faults"] for turn in turns] == [["number of images"], *[["context is full"]] * 3]
+    assert [turn["said"] for turn in turns] == [""] * 4 and not any(turn["right"] for turn in turns)
+    rows = {name: count for name, count, share in turn_rows(turns) if share == 0}
+    assert rows["all"] == 4 and rows["ask, shown image"] == rows["change, as GenEval"] == rows["talk"] == 1
+
+
+def test_the_context_is_full_where_the_pipeline_says_so(drawer, objects, monkeypatch):
+    conversation, asked = drawer.start(), text("what is this?")
+    message = {"role": "user", "content": [part(Image.fromarray(draw(TWO, objects))), asked]}
+    as_tokens = {"role": "user", "content": [part(torch.zeros(12, 12, dtype=torch.int64)), asked]}
+    config, length = drawer.model.config.text_config, len(drawer.token_ids([as_tokens]))
+    monkeypatch.setattr(config, "max_position_embeddings", length + 1)
+    assert has_room(drawer, conversation, message)
+    drawer.check_length([message])
+    monkeypatch.setattr(config, "max_position_embeddings", length)
+    assert not has_room(drawer, conversation, message)
+    with pytest.raises(ValueError, match="must take fewer positions than the model's"):
+        conversation.send(message)

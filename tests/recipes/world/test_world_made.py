@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_the_distilled_decoder_takes_half_of_its_teachers_steps(root):
     assert distilled.model == plain.model and distilled.output != plain.output
 
 
-def test_rows_hold_scenes_of_trained_combinations_and_their_twins(objects):
+def test_rows_hold_images_and_texts_and_come_out_the_same_again(objects):
     encode = rows.SceneEncoder(objects, tiny.lfq(stages=4, sample_size=96, encoder_context=False))
     found = [list(rows.made_rows(task, 6, encode, 0)) for task in ("t2i", "mmu", "mixed")]
     assert found == [list(rows.made_rows(task, 6, encode, 0)) for task in ("t2i", "mmu", "mixed")]
@@ -79,6 +80,24 @@ def test_rows_hold_scenes_of_trained_combinations_and_their_twins(objects):
     assert all(len(row["text"]) == rows.CAPTIONS and len(row["image_tokens"]) == 12 for row in t2i)
     assert all(row["messages"][0]["content"][0]["type"] == "image" for row in mmu)
     assert any(part["type"] == "image" for row in mixed for message in row["messages"] for part in message["content"])
+
+
+def test_scenes_with_captions_are_trained_and_come_with_their_trained_twins(objects):
+    maker = rows.RowMaker(rows.SceneMaker(objects, random.Random(0)))
+    scenes = []
+    while len(scenes) < 300 or maker.waiting:
+        scenes += maker.t2i()[0]
+    assert {scene.split for scene in scenes} == {"train"}
+    found: Counter = Counter()
+    while scenes:
+        scene = scenes.pop(0)
+        for name, one in {"twin": rows.twin(scene), "colour twin": rows.colour_twin(scene, objects)}.items():
+            if one is not None and one.split == "train" and maker.maker.fits(one):
+                assert scenes.pop(0) == one, name
+                found[name] += 1
+            elif one is not None:
+                found[f"no {name}"] += 1
+    assert set(found) == {"twin", "no twin", "colour twin", "no colour twin"} and min(found.values()) > 2, found
 
 
 def test_scenes_have_the_tokens_of_their_images(objects):
@@ -94,16 +113,18 @@ def test_scenes_have_the_tokens_of_their_images(objects):
 
 
 def test_twins_differ_by_order_or_colours_alone(objects):
-    maker = rows.RowMaker(rows.SceneMaker(objects, random.Random(0)))
+    maker, exchanges = rows.SceneMaker(objects, random.Random(0)), 0
     for _ in range(40):
-        scene = maker.maker.scene("train", "binding")
+        scene = maker.scene("train", "binding")
         swapped, exchanged = rows.twin(scene), rows.colour_twin(scene, objects)
         first = swapped.items[0]
         assert first.thing == scene.items[1].thing and first.column == scene.items[0].column
         if exchanged:
+            exchanges += 1
             assert [item.colour for item in exchanged.items] == [item.colour for item in scene.items][::-1]
             assert [item.thing for item in exchanged.items] == [item.thing for item in scene.items]
-    assert rows.twin(maker.maker.scene("train", "single")) is None
+    assert 0 < exchanges < 40, "some things are not given the other's colour"
+    assert rows.twin(maker.scene("train", "single")) is None
 
 
 def test_case_does_not_matter_to_the_text_tokenizer(objects, data, tmp_path, capsys):

@@ -48,13 +48,11 @@ def test_a_cut_out_is_scaled_down_to_fit_and_stands_in_the_middle(side, extent):
 
 
 def test_scaling_adds_no_dark_edge():
-    cut = cut_out(emoji((250, 10, 10), box=(8, 8, 56, 56))).astype(int)
     bare = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
     ImageDraw.Draw(bare).ellipse((4, 4, 60, 60), fill=(250, 10, 10))
     edge = cut_out(bare).astype(int)
     half = (edge[..., 3] > 40) & (edge[..., 3] < 215)
     assert half.any() and (edge[half][:, 0] > 230).all()
-    assert cut.max() <= 255
 
 
 def test_an_invisible_image_is_refused():

@@ -2,17 +2,23 @@
 
 import json
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file
 
+from recipes.file_hashes import weights_hash
 from recipes.world import publish
 from recipes.world.known_words import known_words
 from recipes.world.words import THINGS
 from showo_hf import MaskGITScheduler, ShowoT2IPipeline
 from showo_hf.app.model_card import listed
+
+
+STEPS, GUIDANCE = 2, 1.5
 
 
 @pytest.fixture(scope="module")
@@ -27,28 +33,44 @@ def model(tmp_path_factory):
     return folder
 
 
-def results(folder):
-    """Results as benchmarks.world writes them."""
-    folder.mkdir()
+def publish_with(model, output, **options):
+    """Publish with the decoder."""
+    arguments = {"model": model, "output": output, "decoder": model.parent / "decoder"}
+    arguments |= {"steps": STEPS, "guidance": GUIDANCE, **options}
+    publish.main([word for name, value in arguments.items() for word in (f"--{name}", str(value))])
+
+
+@pytest.fixture(scope="module")
+def published(model, tmp_path_factory):
+    """The folder, before there are results."""
+    output = tmp_path_factory.mktemp("published") / "showo-world"
+    publish_with(model, output)
+    return output
+
+
+def write_results(folder, weights, **others):
+    """Results for these weights, as benchmarks.world writes them, some with other settings."""
+    config = MaskGITScheduler(mask_token_id=tiny.CODES).config
+    scheduler = {"name": "MaskGITScheduler", **{k: v for k, v in config.items() if not k.startswith("_")}}
+    asked = {"count": 100, "model_weights": weights}
+    drawn = {**asked, "num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "scheduler": scheduler}
+    folder.mkdir(exist_ok=True)
     for split, share in (("validation", "50%"), ("test", "93%")):
         tables = {
-            "Images": {"head": ["kind", "right"], "rows": [["single", share]], "settings": {}},
-            "Questions": {"head": ["question", "model"], "rows": [["how many", share]], "settings": {}},
+            "Questions": {"head": ["question", "model"], "rows": [["how many", share]], "settings": asked},
+            "Images": {"head": ["kind", "right"], "rows": [["single", share]], "settings": drawn | others},
         }
         (folder / f"tables-{split}.json").write_text(json.dumps(tables))
     return folder
 
 
-def test_the_folder_is_a_pipeline_with_a_card(model, tmp_path, capsys):
+def test_the_folder_is_a_pipeline_with_a_card(model, published, tmp_path, capsys):
     output = tmp_path / "showo-world"
-    decoder, figures = model.parent / "decoder", results(tmp_path / "results")
-    arguments = {"--model": model, "--output": output, "--decoder": decoder, "--results": figures}
-    arguments |= {"--steps": 2, "--guidance": 1.5}
-    publish.main([str(word) for pair in arguments.items() for word in pair])
+    publish_with(model, output, results=write_results(tmp_path / "results", weights_hash(published)))
     assert "showo-world: " in capsys.readouterr().out
     pipe = ShowoT2IPipeline.from_pretrained(output)
     assert pipe.image_decoder is not None and pipe.processor.known_words == known_words()
-    assert pipe.with_defaults(None, None) == (2, 1.5)
+    assert pipe.with_defaults(None, None) == (STEPS, GUIDANCE)
     assert pipe("a dog", num_inference_steps=1).images[0].size == (tiny.SIDE * tiny.FACTOR,) * 2
     stored = load_file(output / "model" / "model.safetensors")
     assert {weight.dtype for weight in stored.values()} == {torch.bfloat16}
@@ -61,14 +83,46 @@ def test_the_folder_is_a_pipeline_with_a_card(model, tmp_path, capsys):
     assert all(f"{thing}" in words for thing in THINGS) and "at night" in words
     assert "**Images**\n\n| kind | right |\n| --- | --- |\n| single | 93% |\n" in card.text
     assert "| how many | 93% |" in card.text
+    measured = 'on the split "test", with 2 steps, guidance scale 1.5 and MaskGITScheduler (masking_schedule: cosine, '
+    assert measured in words and words.index(measured) < words.index("**Questions**")
     assert "50%" not in card.text, "the test split is there, so the validation split is not shown"
     assert all(len(line) <= 125 or line.startswith("|") for line in card.text.splitlines())
+
+
+def test_the_image_of_the_card_is_drawn_by_the_published_model(published):
+    widget = ModelCard.load(published / "README.md").data.widget
+    assert {entry["src"] for entry in widget if "src" in entry} == {"scene.png"}
+    pipe = ShowoT2IPipeline.from_pretrained(published)
+    drawn = pipe(widget[0]["text"], generator=torch.Generator().manual_seed(0)).images[0]
+    with Image.open(published / "scene.png") as scene:
+        assert np.array_equal(scene, drawn)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"model_weights": "0123456789abcdef"}, {"model_weights": None}, {"num_inference_steps": 3},
+     {"guidance_scale": 2.0}, {"scheduler": {"name": "HaltonScheduler"}}],
+)  # fmt: skip
+def test_results_of_another_model_are_refused(model, published, tmp_path, other):
+    card = (published / "README.md").read_text()
+    results = write_results(tmp_path / "results", weights_hash(published), **other)
+    ((name, value),) = other.items()
+    message = rf"`results` must hold .* with `{name}` .*, but 'Images' in tables-test.json was measured with {value!r}"
+    with pytest.raises(ValueError, match=message.replace("{", r"\{")):
+        publish_with(model, published, results=results)
+    assert (published / "README.md").read_text() == card
+
+
+def test_a_folder_without_results_is_refused(model, tmp_path):
+    with pytest.raises(ValueError, match="`results` must be a folder with tables-test.json or tables-validation.json"):
+        publish.publish(model, tmp_path / "showo-world", results=tmp_path)
+    assert not (tmp_path / "showo-world").exists()
 
 
 def test_a_card_without_decoder_and_results(model, tmp_path):
     publish.publish(model, tmp_path / "showo-world")
     text = (tmp_path / "showo-world" / "README.md").read_text()
-    assert "diffusion decoder" not in text and "unseen combinations" not in text
+    assert "diffusion decoder" not in text and "measured" not in text
 
 
 def test_a_model_without_known_words_is_refused(tmp_path):

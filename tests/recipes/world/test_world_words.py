@@ -57,7 +57,8 @@ def test_no_word_is_a_colour():
     "singular, plural",
     [("fox", "foxes"), ("lorry", "lorries"), ("volcano", "volcanoes"),
      ("slice of pizza", "slices of pizza"), ("mouse", "mice"), ("bus", "buses"),
-     ("loaf of bread", "loaves of bread"), ("toy", "toys"), ("rucksack", "rucksacks"), ("bench", "benches")],
+     ("loaf of bread", "loaves of bread"), ("key", "keys"), ("couch", "couches"),
+     ("bunch of grapes", "bunches of grapes")],
 )  # fmt: skip
 def test_plurals(singular, plural):
     assert plural_of(singular) == plural
@@ -78,4 +79,4 @@ def test_known_words_are_those_of_the_prompts():
     assert len(words) - len(set(words)) <= len(PALETTE)  # "orange" is a thing and a colour
     assert {"flat", "twemoji", "fluent", "fluent flat", "noto", "android", "3d"} <= set(groups["styles"])
     assert {"gray", "brown", "white"} <= set(groups["colours"]) and "at night" in groups["backgrounds"]
-    assert not {"two", "small", "left"} & set(words), "a prompt with nothing else has nothing to draw"
+    assert not {"two", "left"} & set(words), "a prompt with nothing else has nothing to draw"
