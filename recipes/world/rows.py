@@ -152,9 +152,10 @@ def cells_of(image: np.ndarray) -> list[bytes]:
     return [cell.tobytes() for cell in cells]
 
 
-def made_rows(task: str, count: int, encode: SceneEncoder, seed: int) -> Iterator[dict[str, Any]]:
-    """`count` rows of a task. They depend on the seed, the task, the cut-outs and the image tokenizer alone."""
-    make: Callable[[], Draft] = getattr(RowMaker(SceneMaker(encode.objects, random.Random(f"{seed} {task}"))), task)
+def made_rows(task: str, count: int, encode: SceneEncoder, seed: int, even: bool = False) -> Iterator[dict[str, Any]]:
+    """`count` rows of a task. They depend on the other arguments, the cut-outs and the image tokenizer alone."""
+    maker = SceneMaker(encode.objects, random.Random(f"{seed} {task}"), even)
+    make: Callable[[], Draft] = getattr(RowMaker(maker), task)
     for first in range(0, count, _CHUNK):
         drafts = [make() for _ in range(min(_CHUNK, count - first))]
         images = encode(scene for scenes, _ in drafts for scene in scenes)
@@ -167,6 +168,7 @@ def write_rows(
     output: str | os.PathLike,
     counts: dict[str, int],
     seed: int = 0,
+    even: bool = False,
 ) -> None:
     """
     Write the files to the folder `output`, and replace an existing one.
@@ -177,6 +179,7 @@ def write_rows(
         output: the folder.
         counts: rows by task: "t2i", "mmu", "mixed".
         seed: seed of the random choices.
+        even: as for [`SceneMaker`].
     """
     for task, count in counts.items():
         check_count(task, count)
@@ -184,7 +187,7 @@ def write_rows(
     with atomic_folder(Path(output), overwrite=True) as folder:
         for task, count in counts.items():
             with open(folder / f"{task}.jsonl", "w", encoding="utf-8") as lines:
-                for row in made_rows(task, count, encode, seed):
+                for row in made_rows(task, count, encode, seed, even):
                     lines.write(json.dumps(row, separators=(",", ":")) + "\n")
 
 
@@ -199,10 +202,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--mmu", type=int, default=30_000, help="scenes with questions")
     parser.add_argument("--mixed", type=int, default=15_000, help="conversations")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random choices")
+    parser.add_argument(
+        "--even", action="store_true", help="draw what is not the default, such as noto style or grass, more often"
+    )
     options = parser.parse_args(arguments)
     image_tokenizer = load_tokenizer(options.image_tokenizer)
     counts = {"t2i": options.t2i, "mmu": options.mmu, "mixed": options.mixed}
-    write_rows(load_objects(options.objects), image_tokenizer, options.output, counts, options.seed)
+    write_rows(load_objects(options.objects), image_tokenizer, options.output, counts, options.seed, options.even)
     for task, count in counts.items():
         print(f"{task:6} {count:7} rows")
 

@@ -32,6 +32,10 @@ KEY_KINDS: dict[str, tuple[str, ...]] = {
 }
 #: How often a style is drawn where all things have their own colours. Recoloured things have the default style.
 STYLE_WEIGHTS = {"flat": 0.4, "fluent": 0.2, "noto": 0.15, "3d": 0.25}
+EVEN_STYLE_WEIGHTS = {"flat": 0.34, "fluent": 0.2, "noto": 0.22, "3d": 0.24}
+#: How often a background is white, and how often it is plain in a colour. The others are scenery.
+BACKGROUND_WEIGHTS = {"white": 0.6, "plain": 0.22, "scenery": 0.18}
+EVEN_BACKGROUND_WEIGHTS = {"white": 0.38, "plain": 0.26, "scenery": 0.36}
 #: The words for the places where a thing may stand alone, and their columns and rows.
 PLACES = {
     "left": ((0, 1), (3, 4)),
@@ -44,7 +48,6 @@ PLACES = {
     "bottom right": ((6, 7), (6, 7)),
 }
 _CONTRAST = 75  # a thing stands out from a background at least so far, in 0..441
-_WHITE_SHARE, _PLAIN_SHARE = 0.6, 0.22  # of the backgrounds; the others are scenery
 _ATTEMPTS = 10_000
 
 
@@ -55,11 +58,14 @@ class SceneMaker:
     Args:
         objects: the cut-outs, which say what can be recoloured, and what stands out from which background.
         rng: the source of the random choices.
+        even: draw what is not the default, such as noto style or grass, more often.
     """
 
-    def __init__(self, objects: Objects, rng: random.Random):
+    def __init__(self, objects: Objects, rng: random.Random, even: bool = False):
         self.objects, self.rng = objects, rng
         self.things = list(THINGS)
+        self.styles = EVEN_STYLE_WEIGHTS if even else STYLE_WEIGHTS
+        self.backgrounds = EVEN_BACKGROUND_WEIGHTS if even else BACKGROUND_WEIGHTS
 
     def scene(self, split: str = "train", kind: str | None = None) -> Scene:
         """
@@ -183,16 +189,13 @@ class SceneMaker:
         return self.rng.choice(colours) if colours and self.rng.random() < share else None
 
     def _finish(self, items: list[Item]) -> Scene:
-        style = self.rng.choices(list(STYLE_WEIGHTS), list(STYLE_WEIGHTS.values()))[0]
+        style = self.rng.choices(list(self.styles), list(self.styles.values()))[0]
         if any(item.colour for item in items):
             style = DEFAULT_STYLE
-        draw = self.rng.random()
-        plain = PLAIN_BACKGROUNDS[1:]
-        background = (
-            "white"
-            if draw < _WHITE_SHARE
-            else self.rng.choice(plain if draw < _WHITE_SHARE + _PLAIN_SHARE else SCENERY)
-        )
+        draw, background = self.rng.random(), "white"
+        if draw >= self.backgrounds["white"]:
+            is_plain = draw < self.backgrounds["white"] + self.backgrounds["plain"]
+            background = self.rng.choice(PLAIN_BACKGROUNDS[1:] if is_plain else SCENERY)
         return Scene(tuple(items), style, background)
 
 

@@ -1,6 +1,7 @@
 """Scenes: their splits, places and images."""
 
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from recipes.world.held_out import (
 )
 from recipes.world.objects import STYLES, save_objects
 from recipes.world.recolouring import PALETTE
-from recipes.world.scene_maker import KEY_KINDS, KIND_WEIGHTS, PLACES, STYLE_WEIGHTS, SceneMaker
+from recipes.world.scene_maker import EVEN_STYLE_WEIGHTS, KEY_KINDS, KIND_WEIGHTS, PLACES, STYLE_WEIGHTS, SceneMaker
 from recipes.world.scenes import BACKGROUNDS, CELLS, THING_CELLS, Item, Scene, place, relation
 from recipes.world.words import THINGS
 
@@ -79,7 +80,7 @@ def test_each_thing_is_trained_in_the_default_style_and_in_some_colour(objects):
 
 
 def test_styles_that_look_alike_are_held_out_together():
-    assert set(STYLE_FAMILIES) == set(STYLES) == set(STYLE_WEIGHTS)
+    assert set(STYLE_FAMILIES) == set(STYLES) == set(STYLE_WEIGHTS) == set(EVEN_STYLE_WEIGHTS)
     assert styled("dog", "fluent") == styled("dog", "3d") != styled("dog", "noto")
 
 
@@ -222,3 +223,20 @@ def test_the_command_writes_scenes_of_each_split(objects, tmp_path, capsys):
         assert len(files) == count
         for file in files:
             assert np.array_equal(Image.open(file), draw(maker.scene(split), objects)), file
+
+
+def test_even_scenes_have_other_styles_and_backgrounds_more_often(objects):
+    usual, even = (
+        Counter(
+            value
+            for scene in drawn(objects, 400, even)
+            for value in (scene.style, "white" if scene.background == "white" else "other")
+        )
+        for even in (False, True)
+    )
+    assert even["noto"] > usual["noto"] and even["other"] > 1.2 * usual["other"]
+
+
+def drawn(objects, count, even):
+    maker = SceneMaker(objects, random.Random(0), even)
+    return [maker.scene() for _ in range(count)]
