@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None):
     def right_names(wanted: list[int], images: torch.Tensor) -> dict[str, float]:
         return {"right name": hits(data, real, wanted, images)["name"]}
 
-    sampling = {"batch_size": options.batch_size, "num_inference_steps": options.steps}
+    sampling = {"batch_size": options.batch_size, "seed": 0, "num_inference_steps": options.steps}
     with torch.no_grad():
         rows = inpainting(parts, originals, captions, lambda images: right_names(asked, images), **sampling)
         rows += varying(parts, originals, other_captions, lambda images: right_names(others, images), **sampling)
