@@ -23,6 +23,7 @@ from benchmarks.world_results import Results
 
 from recipes.file_hashes import files_hash, weights_hash
 from recipes.world.objects import Objects, load_objects
+from recipes.world.publish import scheduler_settings
 from showo_hf import ShowoT2IPipeline
 from showo_hf.utils.argument_types import positive_integer, seed_number
 from showo_hf.utils.metrics import laplacian_variance
@@ -140,9 +141,7 @@ class Workbench:
 
     def image_settings(self, sampling: dict[str, Any]) -> dict[str, Any]:
         """All that generated images and their judgement depend on, but for the prompts and the size of a batch."""
-        scheduler = self.pipe.scheduler
-        config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
-        scheduled = {**sampling, "scheduler": {"name": type(scheduler).__name__, **config}}
+        scheduled = {**sampling, "scheduler": scheduler_settings(self.pipe.scheduler)}
         return {**self.model_settings, **self.judge_settings, **scheduled}
 
     def settings(self, split: str, *more: dict[str, Any], **others: Any) -> dict[str, Any]:
@@ -162,6 +161,6 @@ class Workbench:
         return {**found, "detail": self.detail(prompts, pixel_values)}
 
     def detail(self, prompts: list[Prompt], pixel_values: torch.Tensor) -> float:
-        """The detail of images (the variance of their Laplacian), divided by that of the real scenes of their prompts."""
+        """The variance of the Laplacian of images, divided by the variance for the real scenes of their prompts."""
         real = real_pixels(prompts, self.objects)
         return float(laplacian_variance(pixel_values).mean() / laplacian_variance(real).mean())

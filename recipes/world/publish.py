@@ -146,15 +146,20 @@ def results_section(folder: Path) -> str:
     return "".join(f"\n{section}\n" for section in sections)
 
 
+def scheduler_settings(scheduler: Any) -> dict[str, Any]:
+    """The class of a scheduler and its config, as benchmarks.world writes them beside its tables."""
+    config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    return {"name": type(scheduler).__name__, **config}
+
+
 def settings_of(folder: Path, pipe: Any) -> dict[str, Any]:
     """What benchmarks.world writes beside the tables of a folder, of which `pipe` is the pipeline."""
     steps, guidance = pipe.with_defaults(None, None)
-    config = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
     settings = {
         "model_weights": weights_hash(folder),
         "num_inference_steps": steps,
         "guidance_scale": guidance,
-        "scheduler": {"name": type(pipe.scheduler).__name__, **config},
+        "scheduler": scheduler_settings(pipe.scheduler),
     }
     return json.loads(json.dumps(settings))  # tuples become lists, as in a file
 

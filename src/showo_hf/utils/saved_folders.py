@@ -78,7 +78,7 @@ def weight_sizes_on_hub(name: str, **options) -> list[int]:
     """
     The bytes of each file of weights of a model on the Hub, which is asked once, before anything is downloaded.
 
-    Without an answer, those of the files that were downloaded before.
+    If the Hub does not answer, this takes the files that were downloaded before.
 
     Args:
         name: of the repository.
