@@ -1,13 +1,12 @@
 """What a command loads is said before it is loaded: real processes on a terminal, which end where torch is imported."""
 
-import os
-import pty
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from terminals import PseudoTerminal
 
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -56,19 +55,13 @@ def files(empty_folder):
 
 def lines_until_torch(command: str) -> list[str]:
     """What a command prints to a terminal before torch is imported."""
-    shown, terminal = pty.openpty()
     words = [sys.executable, "-c", END_AT_TORCH, SOURCE, *command.split()]
-    process = subprocess.Popen(words, stdin=terminal, stdout=subprocess.DEVNULL, stderr=terminal)
-    os.close(terminal)
-    text = b""
-    while True:
-        try:
-            text += os.read(shown, 4096)
-        except OSError:  # the process has ended
-            break
-    os.close(shown)
-    assert process.wait(timeout=60) == 3, text
-    return text.decode().splitlines()
+    with PseudoTerminal() as terminal:
+        process = subprocess.run(
+            words, stdin=terminal.file, stdout=subprocess.DEVNULL, stderr=terminal.file, timeout=60
+        )
+    assert process.returncode == 3, terminal.text
+    return terminal.text.splitlines()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -11,6 +11,7 @@ import threading
 import numpy as np
 import pytest
 from PIL import Image
+from terminals import PseudoTerminal
 
 from showo_hf import cli
 from showo_hf.commands.terminal_images import iterm, kitty, sixel, terminal_features, terminal_protocol
@@ -144,27 +145,17 @@ def test_a_chat_shows_its_images_in_the_terminal(quiet, taught_folder, monkeypat
     monkeypatch.setenv("KITTY_WINDOW_ID", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("TMUX", raising=False)
-    keyboard, slave = pty.openpty()
-    shown = bytearray()
-
-    def be_terminal():
-        while True:
-            try:
-                shown.extend(os.read(keyboard, 65536))
-            except OSError:  # the other end is closed
-                return
-
-    thread = threading.Thread(target=be_terminal, daemon=True)
-    thread.start()
-    with os.fdopen(slave, "r+b", buffering=0) as raw, io.TextIOWrapper(raw, write_through=True) as stream:
+    options = ["--device", "cpu", "--seed", "3", *(["-q"] if quiet else [])]
+    with (
+        PseudoTerminal() as terminal,
+        os.fdopen(terminal.file, "r+b", buffering=0, closefd=False) as raw,
+        io.TextIOWrapper(raw, write_through=True) as stream,
+    ):
         monkeypatch.setattr("sys.stdin", stream)
         monkeypatch.setattr("sys.stdout", stream)
-        os.write(keyboard, b"two hearts\n/quit\n")
-        options = ["--device", "cpu", "--seed", "3", *(["-q"] if quiet else [])]
+        os.write(terminal.keyboard, b"two hearts\n/quit\n")
         assert cli.main(["chat", "--model", taught_folder, *options]) == 0
-    thread.join(timeout=10)
-    os.close(keyboard)
-    text = shown.decode()
+    text = terminal.text
     pictures = re.findall(r"((?:\x1b_G[^;]*;[^\x1b]*\x1b\\)+)\r\n(image-\d\.png)\r\n", text)
     assert [path for _, path in pictures] == ([] if quiet else ["image-0.png", "image-1.png"])
     assert "image-0.png\r\n" in text and ("\x1b_G" in text) is not quiet

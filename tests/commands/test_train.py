@@ -1,6 +1,4 @@
 import fcntl
-import os
-import pty
 import struct
 import sys
 import termios
@@ -8,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from terminals import PseudoTerminal
 
 from showo_hf import cli
 from showo_hf.training.recipe_entries import shipped_recipes
@@ -133,20 +132,12 @@ def test_damaged_checkpoints_fail_with_their_name(empty_folder, capsys):
 
 @pytest.mark.slow
 def test_progress_bars_are_shown_on_terminals(empty_folder):
-    shown, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))  # rows and columns
-    process = small_run.command(small_run.arguments(empty_folder, steps=1), stderr=terminal)
-    os.close(terminal)
-    text = b""
-    while True:
-        try:
-            text += os.read(shown, 4096)
-        except OSError:  # the command closed the terminal
-            break
-    os.close(shown)
-    assert process.communicate()[0] == f"{empty_folder / 'out'}\n"
-    assert process.returncode == 0, text
-    assert b"Loading weights" in text
+    with PseudoTerminal() as terminal:
+        fcntl.ioctl(terminal.file, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))  # rows and columns
+        process = small_run.command(small_run.arguments(empty_folder, steps=1), stderr=terminal.file)
+        out, _ = process.communicate(timeout=200)
+    assert (process.returncode, out) == (0, f"{empty_folder / 'out'}\n"), terminal.text
+    assert "Loading weights" in terminal.text
 
 
 @pytest.mark.slow
