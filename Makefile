@@ -58,7 +58,8 @@ check: $(TEST_INSTALLED)
 	@ln -s $(foreach path,$(wildcard src/showo_hf/*) pipelines conversion,"$(CURDIR)/$(path)") build/typed/showo_hf/
 	MYPYPATH=build/typed $(VENV)/bin/python -m mypy --package showo_hf
 
-# The guides and the reference as one site. A broken link or an unknown name in a docstring is an error.
+# The guides and the reference as one site. A broken link or an unknown name in a docstring is an error. Material warns that
+# it will not follow MkDocs 2, which setup.cfg excludes.
 docs: $(TEST_INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build
 	@echo "The site is in build/site; open build/site/index.html"

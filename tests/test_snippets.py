@@ -2,14 +2,15 @@
 The Python of README.md and the guides: each snippet runs, or stands below with the reason why not.
 
 The snippets of a page run in order, in one process and in a folder that is empty at first, and so do its commands that make
-images or read them. What a page's training or conversion would have made is
-put there as a small model with random weights; trainings and conversions have their own tests.
+images or read them. What follows a command after "$ " is what it prints. What a page's training or conversion would have
+made is put there as a small model with random weights; trainings and conversions have their own tests.
 """
 
 import os
 import re
 import shlex
 import socket
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
@@ -31,12 +32,18 @@ from showo_hf.conversion.convert_showo import convert_showo
 ROOT = Path(__file__).resolve().parents[1]
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^ *```$", re.DOTALL | re.MULTILINE)
 RUN_COMMANDS = ("generate", "inpaint", "extend", "vary", "caption", "ask")
+NUMBER = re.compile(r"\d+\.\d+")
 
 #: Pages, the numbers of their snippets that do not run here (from 0), and the reason.
 NOT_RUN = {
     "tensor_parallel.md": ({0}, "runs in several processes, see tests/models/test_tensor_parallel.py"),
 }
 MOST_NOT_RUN = 1  # fewer is better: lower this bound with each that runs
+#: Pages that take more than some seconds: they compile, export, or make many images.
+SLOW = {
+    *("conversion.md", "extending.md", "mixed.md", "models.md", "onnx.md", "samplers.md", "space.md"),
+    *("text_to_image.md", "variations.md"),
+}
 
 
 # What must be there before the snippets of a page run
@@ -105,7 +112,6 @@ BEFORE: dict[str, Callable[[], None]] = {
     "models.md": lambda: put_model("show-o-hf"),
     "onnx.md": before_onnx,
     "stages.md": lambda: put_model("stage1"),
-    "text_to_image.md": lambda: Path("prompts.txt").write_text("an owl\na pear\n"),
 }
 
 
@@ -134,13 +140,49 @@ def blocks_of(page: Path) -> list[tuple[str, str]]:
     return [(match["language"], textwrap.dedent(match["code"])) for match in FENCE.finditer(text)]
 
 
-def commands_of(code: str) -> list[list[str]]:
-    """The commands of a block that make images or read them, without `showo-hf`."""
+def commands_of(code: str) -> list[str]:
+    """The commands of a block that make images or read them, or that write a file for those."""
     lines = [line.strip().removeprefix(".venv/bin/") for line in code.replace("\\\n", " ").splitlines()]
-    found = [
-        shlex.split(line)[1:] for line in lines if line.startswith(tuple(f"showo-hf {one} " for one in RUN_COMMANDS))
-    ]
-    return [words for words in found if "help" not in words]
+    starts = ("printf ", *(f"showo-hf {one} " for one in RUN_COMMANDS))
+    return [line for line in lines if line.startswith(starts) and not {"help", "--help"} & set(shlex.split(line))]
+
+
+def run_command(command: str) -> None:
+    if command.startswith("printf "):
+        subprocess.run(command, shell=True, check=True)
+    else:
+        assert main([*shlex.split(command)[1:], "--quiet"]) == 0, command
+
+
+def sessions_of(code: str) -> list[tuple[str, str]]:
+    """The commands of a block that stand after a prompt, "$ ", and what the page shows below each."""
+    found: list[tuple[str, list[str]]] = []
+    for line in code.replace("\\\n", " ").splitlines():
+        if line.startswith("$ "):
+            found.append((line[2:], []))
+        elif found:
+            found[-1][1].append(line)
+    return [(command, "".join(f"{line}\n" for line in shown)) for command, shown in found]
+
+
+def run_session(command: str, shown: str, monkeypatch, capsys) -> None:
+    """Write the file that `cat` shows, or run a command: it prints what the page shows, but for small digits."""
+    command, _, source = command.partition(" < ")
+    program, *words = shlex.split(command)
+    if program == "cat":
+        Path(words[0]).write_text(shown, encoding="utf-8")
+        return
+    assert program == "showo-hf", command
+    capsys.readouterr()
+    with open(source or os.devnull, encoding="utf-8") as stdin, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", stdin)
+        assert main(words) == 0, command
+    assert rounded(capsys.readouterr().out) == rounded(shown), command
+
+
+def rounded(text: str) -> str:
+    """The text with two digits after each decimal point: more of them depend on the machine."""
+    return NUMBER.sub(lambda number: f"{float(number[0]):.2f}", text)
 
 
 def snippets_of(page: Path) -> list[str]:
@@ -154,23 +196,31 @@ def skipped_on(name: str) -> set[int]:
     return NOT_RUN.get(name, (set(), ""))[0]
 
 
-def test_every_snippet_is_python_and_runs_or_has_a_reason():
+def test_every_snippet_is_python_and_runs_or_has_a_reason(capsys):
     count = {name: len(snippets_of(page)) for name, page in PAGES.items()}
     for name, (numbers, reason) in NOT_RUN.items():
         assert numbers <= set(range(count.get(name, 0))), f"{name} has no such snippet; remove it from NOT_RUN"
-        print(f"{name}: {len(numbers)} of {count[name]} not run: {reason}")
+        with capsys.disabled():
+            print(f"\n{name}: {len(numbers)} of {count[name]} not run: {reason}")
     for page in PAGES.values():
         for number, code in enumerate(snippets_of(page)):
             compile(code, f"{page.name}, snippet {number}", "exec")
     not_run = sum(len(numbers) for numbers, _ in NOT_RUN.values())
-    print(f"{sum(count.values()) - not_run} of {sum(count.values())} snippets run")
+    with capsys.disabled():
+        print(f"{sum(count.values()) - not_run} of {sum(count.values())} snippets run")
     assert not_run <= MOST_NOT_RUN
-    assert {*BEFORE, *FIXTURES} <= set(PAGES)
+    assert {*BEFORE, *FIXTURES, *SLOW} <= set(PAGES)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in PAGES if len(skipped_on(name)) < len(snippets_of(PAGES[name]))])
-def test_the_snippets_of_a_page_run_in_order(name, tmp_path, monkeypatch, hub_here, request):
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name, page in PAGES.items()
+        if len(skipped_on(name)) < len(snippets_of(page))
+    ],
+)
+def test_the_snippets_of_a_page_run_in_order(name, tmp_path, monkeypatch, hub_here, request, capsys):
     """The Hub is the local server of hub_server.py, on which the user is called `me`."""
     hub_here.tokens["hf_test"] = user_of("write", name="me")
     monkeypatch.chdir(tmp_path)
@@ -187,4 +237,6 @@ def test_the_snippets_of_a_page_run_in_order(name, tmp_path, monkeypatch, hub_he
             number += 1
         elif not language:
             for command in commands_of(code):
-                assert main([*command, "--quiet"]) == 0, command
+                run_command(command)
+            for command, shown in sessions_of(code):
+                run_session(command, shown, monkeypatch, capsys)

@@ -11,7 +11,15 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from showo_hf import EMBEDDED_MODEL, ShowoConfig, ShowoT2IPipeline, cli, pipelines
+from showo_hf import (
+    EMBEDDED_MODEL,
+    ShowoAnyToAnyPipeline,
+    ShowoConfig,
+    ShowoImg2ImgPipeline,
+    ShowoT2IPipeline,
+    cli,
+    pipelines,
+)
 from showo_hf.commands.errors import UsageError
 from showo_hf.commands.image_generation import check_size
 from showo_hf.commands.saved_model import GUIDANCE, STEPS, asked_model, help_numbers, read_saved_model
@@ -159,6 +167,23 @@ def test_the_defaults_in_the_help_are_those_of_models():
         parameters = inspect.signature(kind.__call__).parameters if "Pipeline" in name and "Output" not in name else {}
         for argument in ("num_inference_steps", "guidance_scale"):
             assert argument not in parameters or parameters[argument].default is None, name
+
+
+@pytest.mark.parametrize(
+    ("command", "kind", "arguments"),
+    [
+        ("chat", ShowoAnyToAnyPipeline, ("max_new_tokens", "max_images")),
+        ("vary", ShowoImg2ImgPipeline, ("strength", "remasking")),
+    ],
+)
+def test_written_defaults_are_those_of_pipelines(command, kind, arguments, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    options = " ".join(capsys.readouterr().out.partition("\noptions:")[2].split())
+    for argument in arguments:
+        default = inspect.signature(kind.__call__).parameters[argument].default
+        option = options.partition(f"--{argument.replace('_', '-')} ")[2]
+        assert re.search(r"\(default: (.*?)\)", option)[1] == str(default), argument
 
 
 def test_the_largest_image_is_that_of_the_pipelines():

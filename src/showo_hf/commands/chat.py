@@ -107,7 +107,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="T",
         help="sampling temperature of images (default: {temperature})",
     )
-    add("--seed", type=seed_number, metavar="N", help="random seed (default: a new one, printed to stderr)")
+    add(
+        "--seed",
+        type=seed_number,
+        metavar="N",
+        help="random seed; repeats with one number of CPU threads (default: a new one, printed to stderr)",
+    )
     add(
         "--max-new-tokens",
         type=integer(1, MOST_NEW_TOKENS),

@@ -75,7 +75,12 @@ def add_generation_options(
     add("--steps", type=integer(1, MOST_STEPS), metavar="N", help="number of denoising steps (default: {steps})")
     add("--guidance", type=scale_number, metavar="G", help="guidance scale; 1 turns it off (default: {guidance})")
     add("--temperature", type=scale_number, metavar="T", help="sampling temperature (default: {temperature})")
-    add("--seed", type=seed_number, metavar="N", help="random seed (default: a new one, printed to stderr)")
+    add(
+        "--seed",
+        type=seed_number,
+        metavar="N",
+        help="random seed; repeats with one number of CPU threads (default: a new one, printed to stderr)",
+    )
     add(
         "--num",
         type=integer(1, MOST_IMAGES),
