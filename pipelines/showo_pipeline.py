@@ -94,6 +94,11 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
 
     @property
+    def device(self) -> torch.device:
+        """The model's device. The weights of the image decoder may be elsewhere, for example on disk."""
+        return self.model.device
+
+    @property
     def image_tokenizer(self) -> ShowoLFQTokenizer | None:
         """The model's image tokenizer."""
         return self.model.image_tokenizer

@@ -21,24 +21,36 @@ from showo_hf.schedulers.gaussian_diffusion import flow_sample, q_sample, target
 
 
 PIXELS = tiny.SIDE * tiny.FACTOR
+KINDS = ["epsilon", "v_prediction", "flow_prediction"]
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+#: For each prediction type, schedulers and what they need beside the config of the decoder's own.
 SCHEDULERS = {
     "flow_prediction": [
-        FlowMatchEulerDiscreteScheduler(),
-        FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
-        DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+        (FlowMatchEulerDiscreteScheduler, {}),
+        (FlowMatchEulerDiscreteScheduler, {"stochastic_sampling": True}),
+        (DPMSolverMultistepScheduler, FLOW),
     ],
-    "epsilon": [DDPMScheduler(clip_sample=False), DDIMScheduler(clip_sample=False), DPMSolverMultistepScheduler()],
-    "v_prediction": [
-        DDPMScheduler(clip_sample=False, prediction_type="v_prediction"),
-        DDIMScheduler(clip_sample=False, prediction_type="v_prediction", timestep_spacing="trailing"),
-        DPMSolverMultistepScheduler(prediction_type="v_prediction"),
-    ],
+    **{
+        kind: [(DDPMScheduler, {}), (DDIMScheduler, {}), (DPMSolverMultistepScheduler, {})]
+        for kind in ("epsilon", "v_prediction")
+    },
 }
-EVERY = [(kind, scheduler) for kind, listed in SCHEDULERS.items() for scheduler in listed]
+EVERY = [(kind, *swapped) for kind, listed in SCHEDULERS.items() for swapped in listed]
 
 
 def named(value) -> str:
-    return value if isinstance(value, str) else type(value).__name__
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        return "-".join(value)
+    return getattr(value, "__name__", type(value).__name__)
+
+
+def with_scheduler(decoder: ShowoDiffusionDecoder, scheduler, options) -> ShowoDiffusionDecoder:
+    """The decoder with another scheduler."""
+    decoder.set_scheduler(scheduler.from_config(decoder.scheduler.config, **options))
+    assert type(decoder.scheduler) is scheduler
+    return decoder
 
 
 def inputs(batch=2, side=tiny.SIDE) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,13 +80,12 @@ class Knows(ShowoDiffusionDecoder):
         return target_of(clean, noise, signal, self.config.prediction_type)
 
 
-@pytest.mark.parametrize(("kind", "scheduler"), EVERY, ids=named)
+@pytest.mark.parametrize(("kind", "scheduler", "options"), EVERY, ids=named)
 @pytest.mark.parametrize("start", ["image", "noise"])
-def test_every_scheduler_reaches_what_an_exact_network_knows(kind, scheduler, start):
+def test_every_scheduler_reaches_what_an_exact_network_knows(kind, scheduler, options, start):
     codes, image = inputs()
     config = tiny.image_decoder(prediction_type=kind, start=start, residual_scale=0.2).config
-    decoder = Knows(config)
-    decoder.set_scheduler(scheduler)
+    decoder = with_scheduler(Knows(config), scheduler, options)
     decoder.pixels = (image + 0.1 * torch.randn(image.shape, generator=torch.Generator().manual_seed(1))).clamp(-1, 1)
     found = decoder.decode(codes, image, 8, generators(1, 2)).sample
     torch.testing.assert_close(found, decoder.pixels, rtol=0, atol=2e-2)
@@ -102,11 +113,10 @@ def test_in_pixels_a_flow_is_the_straight_line_from_its_start(start):
         torch.testing.assert_close(pixels, time * first + (1 - time) * decoder.pixels, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "scheduler"), EVERY, ids=named)
-def test_an_image_of_a_batch_is_the_one_that_its_generator_gives_alone(kind, scheduler):
+@pytest.mark.parametrize(("kind", "scheduler", "options"), EVERY, ids=named)
+def test_an_image_of_a_batch_is_the_one_that_its_generator_gives_alone(kind, scheduler, options):
     codes, image = inputs(3)
-    decoder = tiny.image_decoder(prediction_type=kind)
-    decoder.set_scheduler(scheduler)
+    decoder = with_scheduler(tiny.image_decoder(prediction_type=kind), scheduler, options)
     together = decoder.decode(codes, image, 3, generators(4, 5, 6)).sample
     alone = decoder.decode(codes[1:2], image[1:2], 3, generators(5)).sample
     torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-4)
@@ -177,7 +187,7 @@ def test_blur_keeps_flat_images_and_is_a_gaussian():
     torch.testing.assert_close(ratio, torch.tensor(-(2**2) / (2 * 1.5**2)))
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "flow_prediction"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_expectation_of_an_exact_prediction_is_exact(kind):
     decoder = tiny.image_decoder(prediction_type=kind)
     generator = torch.Generator().manual_seed(0)
@@ -193,21 +203,58 @@ def test_the_expectation_of_an_exact_prediction_is_exact(kind):
     torch.testing.assert_close(found, clean, rtol=1e-3, atol=1e-3)
 
 
-def test_a_network_of_zeros_predicts_the_best_linear_flow():
-    """The regression of `noise - z` on z_t, for z and noise of unit variance; what is left has the variance of c_out."""
-    decoder = tiny.image_decoder()
+@pytest.mark.parametrize(("kind", "factor"), [("epsilon", 14.6), ("v_prediction", 1.0), ("flow_prediction", 1.0)])
+def test_the_default_scheduler_forgives_an_error_of_the_first_prediction(kind, factor):
+    """Sampling starts where hardly anything of z is left, so an error of the noise is a larger one of z."""
+    decoder = tiny.image_decoder(prediction_type=kind)
+    decoder.scheduler.set_timesteps(4)
+    first = decoder.scheduler.timesteps[0]
+    sample = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    right, wrong = (decoder.expectation(torch.full_like(sample, value), sample, first) for value in (0.0, 1.0))
+    assert (right - wrong).abs().max().item() == pytest.approx(factor, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_of_zeros_predicts_the_best_linear_estimate(kind):
+    """The regression of the target on z_t, for z and noise of unit variance; what is left is the network's, times c_out."""
+    decoder = tiny.image_decoder(prediction_type=kind)
     torch.nn.init.zeros_(decoder.unet.conv_out.weight)
     torch.nn.init.zeros_(decoder.unet.conv_out.bias)
     codes, image = inputs(8, side=16)
     clean, noise = torch.randn(2, *image.shape, generator=torch.Generator().manual_seed(0))
-    for time in (0.1, 0.5, 0.8):
-        noised = flow_sample(clean, noise, torch.full((8,), time))
+    for timestep in (100, 500, 800):
+        times = torch.full((8,), timestep)
+        if kind == "flow_prediction":
+            share = timestep / 1000
+            noised, signal, variance = flow_sample(clean, noise, times / 1000), None, 1 / (share**2 + (1 - share) ** 2)
+        else:
+            signal = decoder.scheduler.alphas_cumprod[timestep]
+            noised = q_sample(clean, noise, times, decoder.scheduler.alphas_cumprod)
+            variance = signal if kind == "epsilon" else 1.0
+        target = target_of(clean, noise, signal, kind)
         with torch.no_grad():
-            found = decoder(noised, torch.tensor(1000 * time), codes, image)
-        slope = (noised * (noise - clean)).sum() / noised.square().sum()
+            found = decoder(noised, torch.tensor(float(timestep)), codes, image)
+        slope = (noised * target).sum() / noised.square().sum()
         torch.testing.assert_close(found, slope * noised, rtol=0.05, atol=0.1)
-        left = (noise - clean - found).var() * (time**2 + (1 - time) ** 2)
-        assert left.item() == pytest.approx(1, abs=0.02)
+        assert ((target - found).var() / variance).item() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("start", ["image", "noise"])
+def test_the_prediction_depends_on_the_codes_and_on_the_image(start):
+    """A change of one token, or of its pixels, changes the prediction most at its place."""
+    decoder = tiny.image_decoder(start=start)
+    codes, image = inputs(1)
+    sample, time = torch.randn(image.shape, generator=torch.Generator().manual_seed(1)), torch.tensor(500.0)
+    row, column, size = 1, 2, tiny.FACTOR
+    other_codes, other_image = codes.clone(), image.clone()
+    other_codes[..., row, column] *= -1
+    other_image[..., row * size : (row + 1) * size, column * size : (column + 1) * size] *= -1
+    with torch.no_grad():
+        before = decoder(sample, time, codes, image)
+        for changed in ((other_codes, image), (codes, other_image)):
+            change = F.avg_pool2d((decoder(sample, time, *changed) - before).abs().mean(1, keepdim=True), size)
+            assert change.argmax() == row * tiny.SIDE + column
+            assert change.max() > 0.05
 
 
 # Tiles
@@ -259,16 +306,25 @@ def test_a_tile_that_is_not_whole_tokens_is_refused(tile_size):
 # Folders
 
 
-def test_a_saved_decoder_loads_with_its_scheduler(tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "scheduler", "options"),
+    [
+        ("flow_prediction", FlowMatchEulerDiscreteScheduler, {"shift": 3.0}),
+        ("flow_prediction", DPMSolverMultistepScheduler, FLOW),
+        ("epsilon", DDPMScheduler, {"variance_type": "fixed_large"}),
+        ("v_prediction", DDIMScheduler, {"set_alpha_to_one": False}),
+    ],
+    ids=named,
+)
+def test_a_saved_decoder_loads_with_its_scheduler(tmp_path, kind, scheduler, options):
     codes, image = inputs()
-    decoder = tiny.image_decoder()
-    decoder.set_scheduler(FlowMatchEulerDiscreteScheduler(shift=3.0))
+    decoder = with_scheduler(tiny.image_decoder(prediction_type=kind), scheduler, options)
     expected = decoder.decode(codes, image, 3, generators(1, 2)).sample
     decoder.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["scheduler"]["shift"] == 3.0
-    for kind in (ShowoDiffusionDecoder, AutoModel):
-        loaded = kind.from_pretrained(tmp_path).eval()
-        assert isinstance(loaded, ShowoDiffusionDecoder) and loaded.scheduler.config.shift == 3.0
+    assert json.loads((tmp_path / "config.json").read_text())["scheduler"].items() >= options.items()
+    for loaded_class in (ShowoDiffusionDecoder, AutoModel):
+        loaded = loaded_class.from_pretrained(tmp_path).eval()
+        assert isinstance(loaded, ShowoDiffusionDecoder) and type(loaded.scheduler) is scheduler
         assert torch.equal(loaded.decode(codes, image, 3, generators(1, 2)).sample, expected)
     assert isinstance(AutoConfig.from_pretrained(tmp_path), ShowoDiffusionDecoderConfig)
 
@@ -305,6 +361,14 @@ def test_a_folder_of_another_model_is_refused(tmp_path):
         ({"sample_size": 18}, "`sample_size` must be a multiple of `downsampling`"),
         ({"scheduler": {"_class_name": "EulerDiscreteScheduler"}}, "`scheduler._class_name` must be one of DDPM"),
         ({"scheduler": {"_class_name": "DDPMScheduler"}}, "'flow_prediction', but this one takes 'epsilon'"),
+        (
+            {"prediction_type": "epsilon", "scheduler": {"_class_name": "DDPMScheduler", "clip_sample_range": "1"}},
+            "`scheduler.clip_sample_range` must be a finite number",
+        ),
+        (
+            {"prediction_type": "epsilon", "scheduler": {"_class_name": "DDPMScheduler"}},
+            "`scheduler` must have `clip_sample=False`",
+        ),
     ],
 )
 def test_entries_that_do_not_fit_are_refused(options, message):
@@ -317,13 +381,57 @@ def test_entries_that_do_not_fit_are_refused(options, message):
     [
         (EulerDiscreteScheduler(), "must be one of DDPMScheduler, DDIMScheduler"),
         (DDIMScheduler(), "'flow_prediction', but this one takes 'epsilon'"),
-        (DPMSolverMultistepScheduler(prediction_type="flow_prediction"), "must have `use_flow_sigmas=True`"),
+        (DPMSolverMultistepScheduler(prediction_type="flow_prediction"), "`use_flow_sigmas=True`.* got False"),
+        (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), "`use_dynamic_shifting=False`.* got True"),
+        (DPMSolverMultistepScheduler(use_dynamic_shifting=True, **FLOW), "`use_dynamic_shifting=False`.* got True"),
+        (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "`invert_sigmas=False`.* got True"),
+        (FlowMatchEulerDiscreteScheduler(num_train_timesteps=500), "`num_train_timesteps=1000`.* got 500"),
+        (DPMSolverMultistepScheduler(thresholding=True, **FLOW), "`thresholding=False`.* got True"),
     ],
     ids=named,
 )
 def test_schedulers_that_do_not_fit_are_refused(scheduler, message):
+    decoder = tiny.image_decoder()
     with pytest.raises(ValueError, match=f"`scheduler` .*{message}"):
-        tiny.image_decoder().set_scheduler(scheduler)
+        decoder.set_scheduler(scheduler)
+    assert (
+        decoder.scheduler is not scheduler
+        and decoder.config.scheduler["_class_name"] == "FlowMatchEulerDiscreteScheduler"
+    )
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "options", "message"),
+    [
+        (DDPMScheduler, {"clip_sample": True}, "`clip_sample=False`.* got True.*, clip_sample=False"),
+        (DDIMScheduler, {"clip_sample": True, "clip_sample_range": 3.9}, "limits .* to 3.9.* as far as 4 from 0"),
+        (DPMSolverMultistepScheduler, {"thresholding": True}, "`thresholding=False`.* got True"),
+        (DPMSolverMultistepScheduler, {"use_flow_sigmas": True}, "`use_flow_sigmas=False`.* got True"),
+        (DDPMScheduler, {"beta_end": 0.02}, "`beta_end` is 0.02 .*0.012"),
+        (DDIMScheduler, {"rescale_betas_zero_snr": True}, "`rescale_betas_zero_snr` is True"),
+        (DPMSolverMultistepScheduler, {"num_train_timesteps": 500}, "`num_train_timesteps` is 500 .*1000"),
+    ],
+    ids=named,
+)
+def test_settings_that_training_did_not_have_are_refused(scheduler, options, message):
+    """The message says how to do it right."""
+    decoder = tiny.image_decoder(prediction_type="epsilon", residual_scale=0.5)
+    with pytest.raises(ValueError, match=rf"`scheduler` .*{message}") as caught:
+        decoder.set_scheduler(scheduler.from_config(decoder.scheduler.config, **options))
+    assert f"`{scheduler.__name__}.from_config(decoder.scheduler.config" in str(caught.value)
+    with pytest.raises(ValueError, match="noise levels .*`beta_schedule` is 'linear' .*'scaled_linear'"):
+        decoder.set_scheduler(
+            scheduler(**({} if scheduler is DPMSolverMultistepScheduler else {"clip_sample": False}))
+        )
+
+
+def test_clipping_that_cuts_nothing_is_taken():
+    """Pixels from -1 to 1, as in DDPM, or 4 times as large: `x - base` is at most 2, in units of 0.5."""
+    decoder = tiny.image_decoder(prediction_type="epsilon", residual_scale=0.5)
+    with_scheduler(decoder, DDPMScheduler, {"clip_sample": True, "clip_sample_range": 4.0})
+    decoder = tiny.image_decoder(prediction_type="epsilon", residual_scale=1.0, start="noise")
+    with_scheduler(decoder, DDPMScheduler, {"clip_sample": True})
+    with_scheduler(decoder, DPMSolverMultistepScheduler, {"thresholding": True})
 
 
 @pytest.mark.parametrize(

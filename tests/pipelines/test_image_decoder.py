@@ -2,6 +2,7 @@
 
 import json
 
+import accelerate
 import pytest
 import tiny
 import torch
@@ -159,6 +160,24 @@ def test_offloading_moves_the_image_decoder_and_changes_nothing():
     pipe.enable_model_cpu_offload(device="cpu")
     assert hasattr(pipe.image_decoder, "_hf_hook") and hasattr(pipe.model, "_hf_hook")
     assert torch.equal(draw(pipe), expected)
+
+
+@pytest.mark.parametrize("prediction_type", ["flow_prediction", "epsilon"])
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_an_image_decoder_whose_weights_are_fetched_for_each_layer(tmp_path, prediction_type, place):
+    """As in sequential offloading, or from a folder with a `device_map`: the decoder itself has no weights."""
+    pipe = decoded(prediction_type=prediction_type)
+    expected = draw(pipe)
+    if place == "memory":
+        accelerate.cpu_offload(pipe.image_decoder, torch.device("cpu"))
+    else:
+        pipe.image_decoder.save_pretrained(tmp_path / "decoder")
+        on_disk = {"device_map": {"": "disk"}, "offload_folder": tmp_path / "offloaded"}
+        loaded = ShowoDiffusionDecoder.from_pretrained(tmp_path / "decoder", **on_disk).eval()
+        pipe.register_modules(image_decoder=loaded)
+    assert {weight.device.type for weight in pipe.image_decoder.parameters()} == {"meta"}
+    for _ in range(2):  # weights that are mapped from a file may round otherwise
+        torch.testing.assert_close(draw(pipe), expected, rtol=0, atol=0 if place == "memory" else 1e-6)
 
 
 @pytest.mark.gpu

@@ -119,6 +119,21 @@ def test_the_end_of_a_flow_is_pure_noise():
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
+def test_large_variances_are_known_first(schedule):
+    """The share of a Gaussian x_0's variance that the regression on x_t leaves, for small and large variances."""
+    alphas = scheduler(schedule).alphas_cumprod
+    one, every = torch.ones(STEPS, 1, dtype=torch.float64), torch.arange(STEPS)
+    signal, noise = q_sample(one, 0 * one, every, alphas)[:, 0], q_sample(0 * one, one, every, alphas)[:, 0]
+    left = {}
+    for variance in (0.1, 1.0, 4.0):
+        explained = (signal * variance).square() / (signal.square() * variance + noise.square())
+        left[variance] = (variance - explained) / variance
+        torch.testing.assert_close(left[variance], 1 / (1 + signal_to_noise(alphas) * variance))
+        assert bool((left[variance].diff() > 0).all())  # less at each step back
+    assert bool((left[4.0] < left[1.0]).all()) and bool((left[1.0] < left[0.1]).all())
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_terms_of_the_bound_are_the_divergences_of_the_posteriors(schedule):
     clean, noised, guess = draws(count=1)
     alphas = scheduler(schedule).alphas_cumprod
@@ -175,6 +190,21 @@ def test_a_wrong_prediction_costs_the_same_in_every_unit(schedule, kind):
         guess = made.step(target[None] + error[row : row + 1], time, noised).pred_original_sample
         cost = sample_bound_weights(alphas)[time] * (guess - clean[row]).square().sum()
         torch.testing.assert_close(bound_weights(alphas, kind)[time] * error[row].square().sum(), cost)
+
+
+@pytest.mark.parametrize("time", [0.1, 0.5, 0.9])
+def test_a_wrong_flow_costs_what_its_image_costs(time):
+    """The bound of a wrong flow is that of the x_0 to which the scheduler steps, -SNR' / 2 times its squared error."""
+    clean, noise, error = (part.float() for part in draws())
+    made = FlowMatchEulerDiscreteScheduler()
+    made.set_timesteps(sigmas=[time])
+    times = torch.tensor([time], requires_grad=True)
+    noised = flow_sample(clean, noise, times.detach())
+    target = target_of(clean, noise, torch.ones(()), "flow_prediction")
+    guess = made.step(target + error, made.timesteps[0], noised).prev_sample
+    (slope,) = torch.autograd.grad(((1 - times) / times).square(), times)
+    cost = -slope / 2 * (guess - clean).square().sum()
+    torch.testing.assert_close(flow_bound_weights(times.detach()) * error.square().sum(), cost, rtol=1e-4, atol=0)
 
 
 def test_v_is_the_schedulers():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import tiny
@@ -30,7 +31,7 @@ from showo_hf.training.run import TrainingError, Unfinished, run_recipe
 
 SIZE = tiny.SIDE * tiny.FACTOR
 ARCHITECTURE = {"patch_size": 2, "block_out_channels": [8, 16], "norm_num_groups": 4}
-FOLDERS = ("data", "output", "model", "decoder", "validation_data")
+FOLDERS = ("data", "output", "model", "decoder", "teacher", "validation_data")
 
 
 @pytest.fixture(autouse=True)
@@ -112,14 +113,29 @@ def test_a_folder_of_images_becomes_a_decoder(images, tokenizer, tmp_path, predi
     assert {"eval_loss_image", "eval_psnr"} <= checks[0].keys()
 
 
-@pytest.mark.slow
-def test_a_trained_decoder_is_closer_to_the_images_than_the_tokenizer(images, tokenizer, tmp_path):
-    run_recipe(recipe(images, tokenizer, tmp_path / "out", steps=25, learning_rate=0.01))
+@pytest.mark.parametrize(
+    "prediction_type", ["flow_prediction", "epsilon", pytest.param("v_prediction", marks=pytest.mark.slow)]
+)
+def test_a_trained_decoder_is_closer_to_the_images_than_the_tokenizer(images, tokenizer, tmp_path, prediction_type):
+    """In one step, and in as many as it takes by default, with its own scheduler."""
+    run_recipe(
+        recipe(
+            images,
+            tokenizer,
+            tmp_path / "out",
+            steps=25,
+            save_steps=25,
+            learning_rate=0.01,
+            prediction_type=prediction_type,
+        )
+    )
     decoder = ShowoDiffusionDecoder.from_pretrained(tmp_path / "out").eval()
+    assert decoder.config.prediction_type == prediction_type
     real = torch.stack([to_pixels(images / f"disc-{number}.png") for number in range(8)])
     codes, decoded = FrozenTokenizer(load_tokenizer(str(tokenizer)))(real)
-    found = decoder.decode(codes, decoded, 1, torch.Generator().manual_seed(0)).sample
-    assert (found - real).square().mean() < 0.8 * (decoded - real).square().mean()
+    for steps, most in ((1, 0.8), (None, 0.95)):
+        found = decoder.decode(codes, decoded, steps, torch.Generator().manual_seed(0)).sample
+        assert (found - real).square().mean() < most * (decoded - real).square().mean()
 
 
 def to_pixels(file) -> torch.Tensor:
@@ -298,6 +314,47 @@ def test_training_goes_on_from_a_decoder(images, tokenizer, tmp_path):
     tiny.lfq(codebook_bits=5).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="`decoder` and `model` do not fit: `codebook_channels` is 6 and 5"):
         load_decoder(config, FrozenTokenizer(load_tokenizer(str(tmp_path / "other"))))
+
+
+GIVEN = {
+    "prediction_type": ("epsilon", "v_prediction"),
+    "start": ("noise", "image"),
+    "residual_scale": (0.5, 0.25),
+    "image_size": (SIZE, 2 * SIZE),
+    "architecture": ({"block_out_channels": [8, 16]}, {"block_out_channels": [8, 24]}),
+}
+
+
+@pytest.mark.parametrize("key", GIVEN)
+@pytest.mark.parametrize("argument", ["decoder", "teacher"])
+def test_keys_of_a_loaded_decoder_are_its_own_or_refused(images, tokenizer, tmp_path, argument, key):
+    """A loaded decoder is what it is. Keys that say so, or nothing, are taken."""
+    options = {"prediction_type": "epsilon", "start": "noise", "residual_scale": 0.5}
+    tiny.image_decoder(**options).save_pretrained(tmp_path / "first")
+    frozen = FrozenTokenizer(load_tokenizer(str(tokenizer)))
+    same, other = GIVEN[key]
+    changes = {"architecture": {}, argument: tmp_path / "first"}
+    for given in ({}, {key: same}):
+        config = recipe(images, tokenizer, tmp_path / "second", **{**changes, **given})
+        decoder = load_decoder(config, frozen)
+        assert {name: getattr(decoder.config, name) for name in options} == options
+    config = recipe(images, tokenizer, tmp_path / "second", **{**changes, key: other})
+    name, same, other = (
+        ("architecture.block_out_channels", *(one["block_out_channels"] for one in (same, other)))
+        if key == "architecture"
+        else (key, same, other)
+    )
+    with pytest.raises(
+        ValueError, match=re.escape(f"`{name}` must be that of the decoder, {same!r}, or left out, got {other!r}")
+    ):
+        load_decoder(config, frozen)
+
+
+def test_the_architecture_is_checked_with_a_loaded_decoder_too(images, tokenizer, tmp_path):
+    tiny.image_decoder().save_pretrained(tmp_path / "first")
+    config = recipe(images, tokenizer, tmp_path / "x", decoder=tmp_path / "first", architecture={"patch": 2})
+    with pytest.raises(ValueError, match="did you mean 'patch_size'"):
+        load_decoder(config, FrozenTokenizer(load_tokenizer(str(tokenizer))))
 
 
 def test_weights_are_saved_in_the_asked_dtype(images, tokenizer, tmp_path):

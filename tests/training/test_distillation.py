@@ -68,7 +68,8 @@ def test_two_steps_are_those_of_the_sampler():
 def test_a_decoder_is_distilled_to_one_step(images, tokenizer, tmp_path):  # noqa: F811
     wide = {**ARCHITECTURE, "block_out_channels": [32, 32]}
     run_recipe(recipe(images, tokenizer, tmp_path / "teacher", steps=30, learning_rate=0.01, architecture=wide))
-    options = {"teacher": str(tmp_path / "teacher"), "decoder_steps": 1, "steps": 60, "learning_rate": 0.01}
+    options = {"teacher": tmp_path / "teacher", "decoder_steps": 1, "steps": 60, "learning_rate": 0.01}
+    options["architecture"] = {}  # the teacher's
     config = recipe(images, tokenizer, tmp_path / "student", batch_size=6, lr_scheduler_type="linear", **options)
     assert "time of a step" in plan_of(config)
     run_recipe(config)
@@ -89,7 +90,7 @@ def test_a_decoder_is_distilled_to_one_step(images, tokenizer, tmp_path):  # noq
 def test_teachers_that_do_not_fit_are_refused(images, tokenizer, tmp_path):  # noqa: F811
     def refused(message, decoder=None, **options):
         random_decoder(**options).save_pretrained(tmp_path / "teacher")
-        changes = {"teacher": str(tmp_path / "teacher")} | ({"decoder": decoder} if decoder else {})
+        changes = {"teacher": tmp_path / "teacher"} | ({"decoder": decoder} if decoder else {})
         with pytest.raises(ValueError, match=message):
             load_models(recipe(images, tokenizer, tmp_path / "out", **changes))
 

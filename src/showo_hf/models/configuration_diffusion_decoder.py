@@ -1,8 +1,10 @@
 """Configuration of the diffusion decoder, and the schedulers that it takes."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -17,6 +19,7 @@ from ..utils.validation import MAX_COUNT, check_count, check_number, check_param
 from .configuration_image_tokenizer import LARGEST_TOKENIZER, MAX_IMAGE_PARAMETERS, MAX_STAGES
 
 
+NOISE_LEVELS = 1000  # timesteps are in [0, 1000], as in diffusers' schedulers
 #: The schedulers that a decoder takes, by name.
 SCHEDULERS: dict[str, type[SchedulerMixin]] = {
     one.__name__: one
@@ -35,6 +38,15 @@ LARGEST_DECODER = {
 }
 #: Its schedulers make a table with an entry for each timestep, and a list as long as their order.
 LARGEST_SCHEDULER = {"num_train_timesteps": 2**16, "solver_order": 3}
+#: The settings that a scheduler's noise levels depend on.
+NOISE_SETTINGS = (
+    "num_train_timesteps",
+    "beta_schedule",
+    "beta_start",
+    "beta_end",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+)
 
 
 class ShowoDiffusionDecoderConfig(CheckedConfig):
@@ -63,12 +75,12 @@ class ShowoDiffusionDecoderConfig(CheckedConfig):
         low_band_sigma (`float`, *optional*): the result takes its low frequencies from the first step's expectation of
             the image, and only the rest from the chain. This is the standard deviation in pixels of the Gaussian that
             separates them. None takes everything from the chain.
-        scheduler (`dict`, *optional*): class and entries of the scheduler; by default
-            `FlowMatchEulerDiscreteScheduler`, or `DDIMScheduler` for "epsilon" and "v_prediction".
+        scheduler (`dict`, *optional*): class and entries of the scheduler, whose noise levels are those of the training;
+            by default `FlowMatchEulerDiscreteScheduler`, or `DDIMScheduler` for "epsilon" and "v_prediction".
 
     Raises:
         ValueError: for values that are not allowed, for sizes far beyond those of a decoder, and for a scheduler that does
-            not fit `prediction_type`.
+            not fit `prediction_type`, or limits the denoised variable to less than it may be.
     """
 
     model_type = "showo_diffusion_decoder"
@@ -121,7 +133,7 @@ class ShowoDiffusionDecoderConfig(CheckedConfig):
         self.low_band_sigma = low_band_sigma
         check_parameters(type(self).__name__, self.least_parameters(), MAX_IMAGE_PARAMETERS)
         self.scheduler = scheduler_entries(scheduler or default_scheduler(prediction_type))
-        check_decoder_scheduler(self.build_scheduler(), prediction_type)
+        check_decoder_scheduler(self.build_scheduler(), self)
         super().__init__(**kwargs)
 
     def least_parameters(self) -> int:
@@ -131,8 +143,9 @@ class ShowoDiffusionDecoderConfig(CheckedConfig):
         return kernels + inputs
 
     def build_scheduler(self) -> SchedulerMixin:
-        """A scheduler of the config's class and entries."""
-        return scheduler_from_config(self.scheduler)
+        """A scheduler of the config's class and entries. Its tables are on the CPU, also while a model is loaded."""
+        with torch.device("cpu"):
+            return scheduler_from_config(self.scheduler)
 
 
 def check_architecture(
@@ -175,13 +188,22 @@ def check_denoised(start: str, residual_scale: float, prediction_type: str, low_
 
 
 def default_scheduler(prediction_type: str) -> dict[str, Any]:
-    """The scheduler's entries of a decoder that is given none."""
+    """
+    The scheduler's entries of a decoder that is given none.
+
+    Sampling starts at the last noise level. There, an error of the noise is an error of z that is `1 / sqrt(a)` times as
+    large, with a the product of `1 - beta`. This is 15 for Stable Diffusion's betas, which "epsilon" has, and 20,000 for the
+    cosine schedule, which "v_prediction" has.
+    """
     if prediction_type == "flow_prediction":
         return {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+    betas: dict[str, Any] = {"beta_schedule": "squaredcos_cap_v2"}
+    if prediction_type == "epsilon":
+        betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     return {
         "_class_name": "DDIMScheduler",
         "prediction_type": prediction_type,
-        "beta_schedule": "squaredcos_cap_v2",
+        **betas,
         "timestep_spacing": "trailing",
         "clip_sample": False,
     }
@@ -221,15 +243,59 @@ def scheduler_to_config(scheduler: SchedulerMixin) -> dict[str, Any]:
     return {"_class_name": type(scheduler).__name__, **entries}
 
 
-def check_decoder_scheduler(scheduler: SchedulerMixin, prediction_type: str):
-    """Raise `ValueError` unless a scheduler takes what the network predicts."""
-    if type(scheduler).__name__ not in SCHEDULERS:
-        raise ValueError(f"`scheduler` must be one of {', '.join(SCHEDULERS)}, got {type(scheduler).__name__}.")
-    flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
-    taken = "flow_prediction" if flow else scheduler.config.prediction_type
-    if taken != prediction_type:
+def check_decoder_scheduler(scheduler: SchedulerMixin, config: ShowoDiffusionDecoderConfig):
+    """Raise `ValueError` unless a scheduler takes what the network predicts, and keeps the denoised variable as it is."""
+    name = type(scheduler).__name__
+    if name not in SCHEDULERS:
+        raise ValueError(f"`scheduler` must be one of {', '.join(SCHEDULERS)}, got {name}.")
+    is_flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+    taken = "flow_prediction" if is_flow else scheduler.config.prediction_type
+    if taken != config.prediction_type:
         raise ValueError(
-            f"`scheduler` must take what the decoder predicts, {prediction_type!r}, but this one takes {taken!r}."
+            f"`scheduler` must take what the decoder predicts, {config.prediction_type!r}, but this one takes {taken!r}."
         )
-    if prediction_type == "flow_prediction" and not flow and not scheduler.config.use_flow_sigmas:
-        raise ValueError("`scheduler` must have `use_flow_sigmas=True` for a decoder that predicts a flow.")
+    settings = inspect.signature(type(scheduler)).parameters
+    for setting, (value, reason) in needed_settings(scheduler, config).items():
+        found = scheduler.config[setting] if setting in settings else value
+        if found != value:
+            raise ValueError(
+                f"`scheduler` must have `{setting}={value}`, {reason}, got {shown(found)}. Make it with "
+                f"`{name}.from_config(decoder.scheduler.config, {setting}={value})`."
+            )
+
+
+def needed_settings(scheduler: SchedulerMixin, config: ShowoDiffusionDecoderConfig) -> dict[str, tuple[Any, str]]:
+    """The settings that a scheduler must have if its class has them, and the reasons."""
+    is_flow = config.prediction_type == "flow_prediction"
+    needed: dict[str, tuple[Any, str]] = {
+        "use_flow_sigmas": (is_flow, f"as the decoder predicts {config.prediction_type!r}"),
+        "use_dynamic_shifting": (False, "as the decoder's noise levels do not depend on the image's size"),
+        "invert_sigmas": (False, "as the decoder's chain starts from noise"),
+    }
+    if is_flow:
+        needed["num_train_timesteps"] = (NOISE_LEVELS, "which is the decoder's timestep of pure noise")
+    largest = (2 if config.start == "image" else 1) / config.residual_scale  # of x - base, with both in [-1, 1]
+    clip_range = scheduler.config.get("clip_sample_range", 1.0)
+    check_number("scheduler.clip_sample_range", clip_range)
+    for setting, limit in (("clip_sample", clip_range), ("thresholding", 1.0)):
+        if limit < largest:
+            reason = f"as it limits the denoised variable to {limit:g}, which may be as far as {largest:.3g} from 0"
+            needed[setting] = (False, reason)
+    return needed
+
+
+def check_noise_levels(scheduler: SchedulerMixin, trained: SchedulerMixin):
+    """Raise `ValueError` unless the timesteps of a scheduler have the noise levels of the scheduler of the training."""
+    found, expected = scheduler.alphas_cumprod, trained.alphas_cumprod
+    if found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-6):
+        return
+    pairs = {setting: (scheduler.config.get(setting), trained.config.get(setting)) for setting in NOISE_SETTINGS}
+    differing = [
+        f"`{setting}` is {shown(ours)} and in training {shown(theirs)}"
+        for setting, (ours, theirs) in pairs.items()
+        if repr(ours) != repr(theirs)
+    ]
+    raise ValueError(
+        f"`scheduler` must have the noise levels of the training, but its {', '.join(differing) or 'betas differ'}. "
+        f"Make it with `{type(scheduler).__name__}.from_config(decoder.scheduler.config)`."
+    )

@@ -20,15 +20,14 @@ from ..utils.saved_folders import CheckedWeights
 from ..utils.tensor_checks import check_generators, check_tensor
 from ..utils.validation import MAX_COUNT, check_callable, check_count, is_integer, shown
 from .configuration_diffusion_decoder import (
+    NOISE_LEVELS,
     ShowoDiffusionDecoderConfig,
     check_decoder_scheduler,
+    check_noise_levels,
     scheduler_to_config,
 )
 from .image_tokenizer import ShowoImageTokenizer
 from .tiling import decode_tiled
-
-
-NOISE_LEVELS = 1000  # timesteps are in [0, 1000], as in diffusers' schedulers
 
 
 @dataclass
@@ -96,10 +95,24 @@ class ShowoDiffusionDecoder(CheckedWeights, PreTrainedModel):
         """
         Use another of diffusers' schedulers. It is saved with the decoder.
 
+        Example:
+
+        ```python
+        >>> decoder.set_scheduler(DPMSolverMultistepScheduler.from_config(decoder.scheduler.config))
+        ```
+
+        Args:
+            scheduler (`SchedulerMixin`): made with `from_config`, so that its noise levels are those of the training. For a
+                decoder of flows, `DPMSolverMultistepScheduler` also needs `prediction_type="flow_prediction"` and
+                `use_flow_sigmas=True`.
+
         Raises:
-            ValueError: if it does not take what the network predicts.
+            ValueError: if it does not take what the network predicts, has other noise levels than the training, or limits
+                the denoised variable to less than it may be.
         """
-        check_decoder_scheduler(scheduler, self.config.prediction_type)
+        check_decoder_scheduler(scheduler, self.config)
+        if self.config.prediction_type != "flow_prediction":
+            check_noise_levels(scheduler, self.scheduler)
         self.scheduler, self.config.scheduler = scheduler, scheduler_to_config(scheduler)
 
     # Tiles
@@ -133,9 +146,9 @@ class ShowoDiffusionDecoder(CheckedWeights, PreTrainedModel):
         r"""
         Predict the noise, v or flow of a noised variable.
 
-        A flow is predicted as `c_skip z_t + c_out F(z_t / n)` with `n^2 = t^2 + (1 - t)^2`, `c_skip = (2 t - 1) / n^2` and
-        `c_out = 1 / n`, as in EDM (arXiv:2206.00364, appendix B): c_skip z_t is the best linear estimate of the flow for z
-        of unit variance, so the network F learns only the rest, which has unit variance too.
+        The prediction is `c_skip z_t + c_out F(c_in z_t)`, as in EDM (arXiv:2206.00364, appendix B): c_skip z_t is the best
+        linear estimate for z of unit variance, so the network F learns only the rest, which has unit variance too. See
+        [`preconditioning`].
 
         Args:
             sample (`torch.Tensor` of shape `(batch, 3, H, W)`): the noised variable z_t.
@@ -149,16 +162,32 @@ class ShowoDiffusionDecoder(CheckedWeights, PreTrainedModel):
         patch, dtype = self.config.patch_size, self.dtype
         timestep = torch.as_tensor(timestep, device=sample.device, dtype=torch.float32).expand(len(sample))
         sample = sample.float()
-        scale = skip = 1.0
-        if self.config.prediction_type == "flow_prediction":
-            share = (timestep / NOISE_LEVELS)[:, None, None, None]
-            scale = (share.square() + (1 - share).square()).rsqrt()  # 1 / n
-            skip = (2 * share - 1) * scale.square()
+        scale, skip, rest = self.preconditioning(timestep[:, None, None, None])
         codes = F.interpolate(codes.to(dtype), scale_factor=self.config.downsampling // patch, mode="nearest")
         patches = torch.cat((sample * scale, image.to(sample)), 1).to(dtype)
         inputs = torch.cat((F.pixel_unshuffle(patches, patch), codes), 1)  # (batch, channels, H / patch, W / patch)
         found = F.pixel_shuffle(self.unet(inputs, timestep).sample, patch).float()
-        return skip * sample + scale * found if self.config.prediction_type == "flow_prediction" else found
+        return skip * sample + rest * found
+
+    def preconditioning(self, timestep: torch.Tensor) -> tuple[torch.Tensor | float, ...]:
+        r"""
+        The factors `c_in`, `c_skip` and `c_out` of [`forward`] at timesteps, each in their shape or a number.
+
+        With `n^2 = t^2 + (1 - t)^2`, they are `1 / n`, `(2 t - 1) / n^2` and `1 / n` for a flow. With a the product of
+        `1 - beta` up to the timestep, they are 1, `sqrt(1 - a)` and `sqrt(a)` for the noise, and 1, 0 and 1 for v.
+        """
+        if self.config.prediction_type == "flow_prediction":
+            share = timestep / NOISE_LEVELS
+            scale = (share.square() + (1 - share).square()).rsqrt()
+            return scale, (2 * share - 1) * scale.square(), scale
+        if self.config.prediction_type == "epsilon":
+            signal = self.signal(timestep)
+            return 1.0, (1 - signal).sqrt(), signal.sqrt()
+        return 1.0, 0.0, 1.0
+
+    def signal(self, timestep: torch.Tensor) -> torch.Tensor:
+        """The product of `1 - beta` up to timesteps of the noise or v, in their shape."""
+        return self.scheduler.alphas_cumprod.to(timestep.device)[timestep.long()]
 
     def predict(
         self, sample: torch.Tensor, timestep: torch.Tensor, codes: torch.Tensor, image: torch.Tensor
@@ -197,10 +226,10 @@ class ShowoDiffusionDecoder(CheckedWeights, PreTrainedModel):
         """
         if self.config.prediction_type == "flow_prediction":
             return sample - timestep / NOISE_LEVELS * prediction
-        kept = self.scheduler.alphas_cumprod.to(sample.device)[timestep.long()]
+        signal = self.signal(timestep)
         if self.config.prediction_type == "epsilon":
-            return (sample - (1 - kept).sqrt() * prediction) / kept.sqrt()
-        return kept.sqrt() * sample - (1 - kept).sqrt() * prediction
+            return (sample - (1 - signal).sqrt() * prediction) / signal.sqrt()
+        return signal.sqrt() * sample - (1 - signal).sqrt() * prediction
 
     # Sampling
 

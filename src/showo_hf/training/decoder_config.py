@@ -20,18 +20,19 @@ class DiffusionDecoderConfig(ImageRunConfig):
     Args:
         model (`str`, defaults to `"embedded"`): the image tokenizer, or the model or pipeline that has one, as a folder or
             a name on the Hub, or "embedded".
-        decoder (`str`, *optional*): a diffusion decoder whose weights the training starts from.
+        decoder (`str`, *optional*): a diffusion decoder whose weights the training starts from. `prediction_type`, `start`,
+            `residual_scale`, `architecture` and `image_size` are its own then; other values are refused.
         teacher (`str`, *optional*): a diffusion decoder of flows that is distilled into one of `decoder_steps` steps, each
             of which lands where two of the teacher's do (progressive distillation, arXiv:2202.00512). The training starts
             from the teacher's weights unless `decoder` is given.
         data, batch_size, shift: see [`ImageRunConfig`].
         image_size (`int`, *optional*): width and height of the images in pixels; by default the tokenizer's.
-        prediction_type (`str`, defaults to `"flow_prediction"`): "epsilon", "v_prediction" or "flow_prediction".
+        prediction_type (`str`, *optional*): "epsilon", "v_prediction" or "flow_prediction", the default.
         weighting (`str`, defaults to `"simple"`): "simple" weighs all noise levels alike, "bound" as the variational
             bound does, up to a constant factor. A `teacher` needs "simple".
         image_weight (`float`, defaults to 0): weight of the absolute error of the expected image and of its differences
             between neighbouring pixels.
-        start (`str`, defaults to `"image"`): what the denoised variable is: "image", the residual to the tokenizer's own
+        start (`str`, *optional*): what the denoised variable is: "image", the default, the residual to the tokenizer's own
             image, or "noise", the whole image.
         residual_scale (`float`, *optional*): the unit of that variable; by default its standard deviation in the first
             images.
@@ -48,10 +49,10 @@ class DiffusionDecoderConfig(ImageRunConfig):
     decoder: str | None = None
     teacher: str | None = None
     image_size: int | None = None
-    prediction_type: str = "flow_prediction"
+    prediction_type: str | None = None
     weighting: str = "simple"
     image_weight: float = 0.0
-    start: str = "image"
+    start: str | None = None
     residual_scale: float | None = None
     decoder_steps: int = 4
     low_band_sigma: float | None = None
@@ -73,11 +74,17 @@ class DiffusionDecoderConfig(ImageRunConfig):
                 check_number(name, value)
             if value == 0:
                 raise ValueError(f"`{name}` must be greater than 0, got {value!r}.")
-        check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
         check_choice("weighting", self.weighting, WEIGHTINGS)
-        check_choice("start", self.start, STARTS)
         if self.teacher is not None and self.weighting != "simple":  # the bound gives pure noise the weight 0
             raise ValueError(f"`weighting` must be 'simple' with a `teacher`, got {self.weighting!r}.")
         if self.teacher is not None:
             self.decoder = self.decoder or self.teacher
+        for name, choices, default in (
+            ("prediction_type", PREDICTION_TYPES, "flow_prediction"),
+            ("start", STARTS, "image"),
+        ):
+            if getattr(self, name) is None and self.decoder is None:
+                setattr(self, name, default)
+            if getattr(self, name) is not None:
+                check_choice(name, getattr(self, name), choices)
         check_choice("save_dtype", self.save_dtype, ("float32", "bfloat16", "float16"))

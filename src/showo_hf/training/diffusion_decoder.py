@@ -20,9 +20,9 @@ from transformers import AutoConfig, AutoModel, TrainingArguments
 
 from showo_hf import EMBEDDED_MODEL
 
-from ..models.configuration_diffusion_decoder import ShowoDiffusionDecoderConfig
+from ..models.configuration_diffusion_decoder import NOISE_LEVELS, ShowoDiffusionDecoderConfig
 from ..models.image_tokenizer import ShowoImageTokenizer
-from ..models.modeling_diffusion_decoder import NOISE_LEVELS, ShowoDiffusionDecoder
+from ..models.modeling_diffusion_decoder import ShowoDiffusionDecoder
 from ..models.modeling_showo import ShowoForCausalLM
 from ..processing.processing_showo import showo_image_processor
 from ..schedulers.gaussian_diffusion import bound_weights, flow_bound_weights, flow_sample, q_sample, target_of
@@ -304,14 +304,16 @@ def load_decoder(config: DiffusionDecoderConfig, tokenizer: FrozenTokenizer) -> 
     The decoder that is trained, in float32. Its random weights depend on `seed` alone.
 
     Raises:
-        ValueError: for an entry of `architecture` that does not exist, and for values that the decoder refuses.
+        ValueError: for an entry of `architecture` that does not exist, for values that the decoder refuses, and for those
+            that a loaded decoder does not have.
     """
+    entries = architecture(config, tokenizer.tokenizer)
     if config.decoder is not None:
         decoder = ShowoDiffusionDecoder.from_pretrained(config.decoder, dtype=torch.float32)
         check_fits(decoder, tokenizer.tokenizer)
+        check_given(config, decoder)
         decoder.config.update({"num_inference_steps": config.decoder_steps, "low_band_sigma": config.low_band_sigma})
         return decoder
-    entries = architecture(config, tokenizer.tokenizer)
     if entries["residual_scale"] is None:
         entries["residual_scale"] = first_scale(config, tokenizer, entries["sample_size"])
     with torch.random.fork_rng(devices=[]):
@@ -350,6 +352,19 @@ def check_fits(decoder: ShowoDiffusionDecoder, tokenizer: ShowoImageTokenizer, a
         ours, theirs = getattr(decoder.config, name), getattr(tokenizer.config, name)
         if ours != theirs:
             raise ValueError(f"`{argument}` and `model` do not fit: `{name}` is {ours} and {theirs}.")
+
+
+def check_given(config: DiffusionDecoderConfig, decoder: ShowoDiffusionDecoder):
+    """Raise `ValueError` for a key of a recipe that says something else than the decoder that it starts from."""
+    given: dict[str, tuple[Any, str]] = {
+        name: (getattr(config, name), name) for name in ("prediction_type", "start", "residual_scale")
+    }
+    given["image_size"] = config.image_size, "sample_size"
+    given |= {f"architecture.{name}": (value, name) for name, value in config.architecture.items()}
+    for key, (value, name) in given.items():
+        theirs = getattr(decoder.config, name)
+        if value is not None and value != theirs:
+            raise ValueError(f"`{key}` must be that of the decoder, {theirs!r}, or left out, got {value!r}.")
 
 
 def first_scale(config: DiffusionDecoderConfig, tokenizer: FrozenTokenizer, size: int, images: int = 64) -> float:

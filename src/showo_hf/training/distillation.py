@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..models.modeling_diffusion_decoder import NOISE_LEVELS, ShowoDiffusionDecoder
+from ..models.configuration_diffusion_decoder import NOISE_LEVELS
+from ..models.modeling_diffusion_decoder import ShowoDiffusionDecoder
 
 
 if TYPE_CHECKING:
