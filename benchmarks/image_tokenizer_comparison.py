@@ -3,14 +3,23 @@
     python -m recipes.drawings --output data/drawings-128 --size 128
     python -m benchmarks.image_tokenizer_comparison --data data/drawings-128 --output runs/tokenizers --minutes 40
 
-Each of the eight is trained on the same images with the same network, batch and number of steps: as many as take
-`--minutes` on this machine, measured once. If you stop the command, it goes on where it stopped. `--only NAME ...` trains
-some of them. image_tokenizer_quality.py makes the table, on images held out of the training. The plot shows their PSNR
-during the training, over the minutes of training steps.
+Each of the eight is trained for `--minutes`, on the same images, with the same network and batch. The number of its steps
+follows from how long its own steps take on this machine, which a short training measures, once. The table prints the steps,
+and the minutes that they took. If you stop the command, it goes on where it stopped. `--only NAME ...` trains some of them.
+Results lie in a folder for each number of minutes. image_tokenizer_quality.py makes the table, on images held out of the
+training. The plot shows their PSNR during the training, over the minutes of training steps.
+
+"-gan" is the package's default recipe, `lfq-tokenizer` or `vq-tokenizer`, with all its losses: the discriminator's features
+stand in for LPIPS, whose weights are not part of the package. The others are the same with `discriminator=null`, so L1 is
+their only loss of images. The eight differ from the default recipes in what a training of minutes on a CPU needs: a small
+network, a discriminator of half the width that starts after two fifths of the steps, bf16, and Muon with a learning rate,
+schedule and average of weights for few steps.
 """
 
 import argparse
 import json
+import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -23,32 +32,21 @@ from benchmarks.measuring import print_table
 from matplotlib.figure import Figure
 from PIL import Image
 
-from showo_hf.training.dry_run import plan_of
 from showo_hf.training.logs import RunLog
-from showo_hf.training.recipe_files import load_recipe
-from showo_hf.utils.argument_types import positive_integer
+from showo_hf.utils.argument_types import finite_number, positive_integer
 
 
 KINDS, BITS = ("lfq", "vq"), (10, 13)
-SIZE, BATCH = 128, 8
-EVALUATIONS = 16  # points of a curve
-#: What all have in common.
+SIZE = 128
+EVALUATIONS, VALIDATION_ROWS = 16, 128  # points of a curve, and images of each
+#: What all have in common, beside their default recipes.
 COMMON: dict[str, Any] = {
     "image_size": SIZE,
-    "batch_size": BATCH,
-    "commitment_weight": 0.25,
-    "loss_weights": {"l1": 1.0, "mse": 4.0, "perceptual": 0.0},
     "muon": True,
     "learning_rate": 3e-3,
-    "adam_beta2": 0.98,
-    "weight_decay": 0.05,
     "lr_scheduler_type": "warmup_stable_decay",
-    "warmup_steps": 100,
-    "max_grad_norm": 1.0,
     "ema_decay": 0.998,
     "bf16": True,
-    "mirror": True,
-    "validation_rows": 128,
     "logging_steps": 20,
     "save_steps": 200,
     "report_to": "none",
@@ -62,8 +60,11 @@ NETWORK: dict[str, Any] = {
     "decoder_layers_per_block": [1, 1, 2, 2],
     "norm_num_groups": 16,
 }
-DISCRIMINATOR: dict[str, Any] = {"channels": 32, "max_channels": 128, "learning_rate": 3e-4}
+#: The learning rate is that of the default recipe.
+DISCRIMINATOR: dict[str, Any] = {"channels": 32, "max_channels": 256, "learning_rate": 1e-4}
 DISCRIMINATOR_START = 0.4  # of the steps: the generator must draw something first
+TRIAL_STEPS = 25  # of the short training that measures their time
+WARM_UP = 3  # steps that are left out, before and after the discriminator starts
 
 
 def names() -> list[str]:
@@ -74,64 +75,93 @@ def names() -> list[str]:
 def recipe_of(name: str, data: Path, output: Path, steps: int) -> dict[str, Any]:
     """The recipe of a tokenizer."""
     kind, bits, *rest = name.split("-")
-    own: dict[str, Any] = {"kind": f"{kind}-tokenizer", **COMMON}
+    own: dict[str, Any] = {"base": f"{kind}-tokenizer", **COMMON}
     network = dict(NETWORK)
     if kind == "lfq":
-        own |= {"codebook_bits": int(bits), "entropy_weight": 0.1, "entropy_over": "bits"}
+        own["codebook_bits"] = int(bits)
     else:
-        own |= {"codebook_size": 2 ** int(bits), "codebook_dim": 16, "codebook_learning": "ema"}
+        own |= {"codebook_size": 2 ** int(bits), "codebook_dim": 16}
         none = [False] * len(network["encoder_block_out_channels"])
         network |= {"latent_channels": 128, "encoder_block_attention": none, "decoder_block_attention": none}
-    if rest:
-        own["discriminator"] = {**DISCRIMINATOR, "start": round(DISCRIMINATOR_START * steps)}
     return own | {
         "data": str(data / "train"),
-        "validation_data": str(data / "validation"),
         "output": str(output / name),
         "architecture": network,
         "steps": steps,
-        "eval_steps": max(1, steps // EVALUATIONS),
         "lr_scheduler_kwargs": {"num_decay_steps": max(1, steps // 3)},
+        "discriminator": {**DISCRIMINATOR, "start": start_of(steps)} if rest else None,
     }
 
 
-def write_recipe(name: str, data: Path, output: Path, steps: int) -> Path:
-    """The file of a recipe."""
-    file = output / f"{name}.yaml"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(recipe_of(name, data, output, steps), sort_keys=False), encoding="utf-8")
-    return file
+def start_of(steps: int) -> int:
+    """The step from which on a discriminator takes part."""
+    return round(DISCRIMINATOR_START * steps)
 
 
-def steps_of(data: Path, output: Path, minutes: float) -> int:
-    """The number of steps that takes so many minutes with the first tokenizer, measured once and kept in a file."""
-    file = output / "steps.json"
-    if not file.exists():
-        plan = plan_of(load_recipe(str(write_recipe(names()[0], data, output, 1000)), []))
-        (line,) = (line for line in plan.splitlines() if line.startswith("time of a step"))
-        seconds = float(line.split()[4])
-        file.write_text(json.dumps({"steps": max(1, round(60 * minutes / seconds)), "seconds": seconds}))
-    return json.loads(file.read_text())["steps"]
+def validated(recipe: dict[str, Any], data: Path) -> dict[str, Any]:
+    """The recipe, with the validation that gives the curve."""
+    held_out = {"validation_data": str(data / "validation"), "validation_rows": VALIDATION_ROWS}
+    return recipe | held_out | {"eval_steps": max(1, recipe["steps"] // EVALUATIONS)}
 
 
-def train(recipe: Path) -> None:
+def seconds_of(name: str, data: Path, output: Path) -> list[float]:
+    """The seconds of a step before and after the discriminator starts, measured once and kept in a file."""
+    file = output / "seconds.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if name not in known:
+        trial = output / "trial"
+        shutil.rmtree(trial, ignore_errors=True)
+        train(recipe_of(name, data, trial, TRIAL_STEPS) | {"logging_steps": 1})
+        rows = RunLog(trial / f"{name}-log.jsonl").read()
+        seconds = [row["seconds_per_step"] for row in rows if "seconds_per_step" in row]
+        start = start_of(TRIAL_STEPS)
+        known[name] = [statistics.median(part[WARM_UP:]) for part in (seconds[:start], seconds[start:])]
+        shutil.rmtree(trial)
+        file.write_text(json.dumps(known, indent=2), encoding="utf-8")
+    return known[name]
+
+
+def steps_of(seconds: list[float], minutes: float) -> int:
+    """How many steps take so many minutes, as a multiple of the steps between rows of the log."""
+    before, after = seconds
+    mean = DISCRIMINATOR_START * before + (1 - DISCRIMINATOR_START) * after
+    rows = round(60 * minutes / mean / COMMON["logging_steps"])
+    return max(1, rows) * COMMON["logging_steps"]
+
+
+def train(recipe: dict[str, Any]) -> None:
     """Train in a process of its own, or go on, unless the result is there."""
-    output = Path(yaml.safe_load(recipe.read_text(encoding="utf-8"))["output"])
-    if not (output / "config.json").exists():
-        subprocess.run([sys.executable, "-m", "showo_hf.training", str(recipe)], check=True)
+    output = Path(recipe["output"])
+    if (output / "config.json").exists():
+        return
+    file = output.with_name(f"{output.name}.yaml")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    subprocess.run([sys.executable, "-m", "showo_hf.training", str(file)], check=True)
 
 
-def curve(log: Path) -> tuple[list[float], list[float]]:
-    """Minutes of training steps, and the PSNR of the validation images at them."""
-    minutes, seconds, last, points = 0.0, 0.0, 0, []
+def timed_rows(log: Path) -> list[tuple[float, dict[str, Any]]]:
+    """The rows of a log, each with the minutes of training steps until then."""
+    minutes, seconds, last, rows = 0.0, 0.0, 0, []
     for row in RunLog(log).read():
         if "seconds_per_step" in row:
             seconds = row["seconds_per_step"]
             minutes += (row["step"] - last) * seconds / 60
             last = row["step"]
-        if "eval_psnr" in row:
-            points.append((minutes + (row["step"] - last) * seconds / 60, row["eval_psnr"]))
+        rows.append((minutes + (row["step"] - last) * seconds / 60, row))
+    return rows
+
+
+def curve(log: Path) -> tuple[list[float], list[float]]:
+    """Minutes of training steps, and the PSNR of the validation images at them."""
+    points = [(minutes, row["eval_psnr"]) for minutes, row in timed_rows(log) if "eval_psnr" in row]
     return [minute for minute, _ in points], [value for _, value in points]
+
+
+def length(log: Path) -> list[str]:
+    """The steps of a training, and their minutes."""
+    minutes, row = timed_rows(log)[-1]
+    return [f"{row['step']:,}", f"{minutes:.1f}"]
 
 
 def plot(output: Path, done: list[str]) -> Path:
@@ -171,20 +201,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("runs/tokenizers"), help="folder for tokenizers and results"
     )
-    parser.add_argument("--minutes", type=float, default=40, help="how long each of them is trained")
+    parser.add_argument("--minutes", type=finite_number, default=40.0, help="how long each of them is trained")
     parser.add_argument("--only", nargs="+", choices=names(), default=names(), metavar="NAME", help="train only these")
     parser.add_argument("--count", type=positive_integer, default=512, help="held-out images of the table")
     options = parser.parse_args(arguments)
-    steps = steps_of(options.data, options.output, options.minutes)
+    if options.minutes <= 0:
+        parser.error(f"argument --minutes: must be above 0, got {options.minutes:g}")
+    output = options.output / f"{options.minutes:g}-minutes"
     for name in options.only:
-        train(write_recipe(name, options.data, options.output, steps))
-    done = [name for name in names() if (options.output / name / "config.json").exists()]
+        if not (output / name / "config.json").exists():
+            steps = steps_of(seconds_of(name, options.data, options.output), options.minutes)
+            train(validated(recipe_of(name, options.data, output, steps), options.data))
+    done = [name for name in names() if (output / name / "config.json").exists()]
     held_out = options.data / "validation"
-    rows = table([str(options.output / name) for name in done], held_out, SIZE, options.count)
+    rows = table([str(output / name) for name in done], held_out, SIZE, options.count)
     originals = load_images(held_out, SIZE, options.count)
     rows.append(["white images", *quality(torch.ones_like(originals), originals), "", "", ""])
-    print_table(HEADER, [[row[0].replace(f"{options.output}/", ""), *row[1:]] for row in rows])
-    print(f"{plot(options.output, done)}, {sheet(options.output, done, held_out)}")
+    lengths = {str(output / name): length(output / f"{name}-log.jsonl") for name in done}
+    rows = [[row[0].replace(f"{output}/", ""), *row[1:], *lengths.get(row[0], ["", ""])] for row in rows]
+    print_table([*HEADER, "steps", "minutes"], rows)
+    print(f"{plot(output, done)}, {sheet(output, done, held_out)}")
 
 
 if __name__ == "__main__":

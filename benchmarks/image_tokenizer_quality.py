@@ -29,6 +29,7 @@ from showo_hf.models.image_tokenizer import ShowoImageTokenizer
 from showo_hf.processing.images import load_image
 from showo_hf.processing.processing_showo import showo_image_processor
 from showo_hf.training.diffusion_decoder import load_tokenizer
+from showo_hf.utils.argument_types import positive_integer
 from showo_hf.utils.metrics import laplacian_variance, psnr, ssim
 
 
@@ -42,7 +43,7 @@ def load_images(folder: Path, size: int, count: int | None) -> torch.Tensor:
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
     if not files:
         raise SystemExit(f"`--images` must be a folder with images, but '{folder}' has none.")
-    count = min(count or len(files), len(files))
+    count = len(files) if count is None else min(count, len(files))
     files = [files[number * len(files) // count] for number in range(count)]
     processor = showo_image_processor(size)
     images = [load_image(str(file), "images") for file in files]
@@ -161,13 +162,13 @@ def table(paths: list[str], folder: Path, size: int | None, count: int | None) -
     return rows
 
 
-def main():
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(" Run as")[0])
     parser.add_argument("tokenizers", nargs="+", metavar="TOKENIZER")
     parser.add_argument("--images", type=Path, required=True, help="folder of images held out of every training")
-    parser.add_argument("--size", type=int, help="width and height in pixels")
-    parser.add_argument("--count", type=int, help="use so many images, spread evenly over the names")
-    options = parser.parse_args()
+    parser.add_argument("--size", type=positive_integer, help="width and height in pixels")
+    parser.add_argument("--count", type=positive_integer, help="use so many images, spread evenly over the names")
+    options = parser.parse_args(arguments)
     print_table(HEADER, table(options.tokenizers, options.images, options.size, options.count))
 
 

@@ -9,6 +9,7 @@ import torch
 from benchmarks import image_decoders
 from benchmarks.world_detector import Detector, save_detector
 from benchmarks.world_judging import Seen
+from PIL import Image
 from world_objects import drawn_objects
 
 from recipes.image_tokens import to_pixel_values
@@ -75,12 +76,13 @@ def test_the_tables_of_small_models(small_world, tmp_path, capsys):
     assert first.startswith("one combination is unseen") and second.startswith("one thing, unseen in its style")
     for table in (first, second):
         rows = {row[0]: row[1:] for row in rows_of(table)}
-        assert rows[""][-2:] == ["band error", "right"]
+        assert rows[""][-4:] == ["PSNR", "to plain", "band error", "right"]
         assert rows["original"][0] == "1.00" and rows["original"][-2] == "0.000"
+        assert rows["plain decoder"][-3] == "+0.00 dB"
         for folder in ("plain", "distilled"):
             for number in (1, 2):
-                assert rows[f"{tmp_path / folder}, {number} steps"][-1].endswith("%")
-        assert f"noise as {tmp_path / 'distilled'}, 2 steps" in rows
+                assert rows[f"diffusion decoder {tmp_path / folder}, {number} steps"][-1].endswith("%")
+        assert f"noise as diffusion decoder {tmp_path / 'distilled'}, 2 steps" in rows
     for folder in (sheets, sheets / "unseen-things"):
         assert {"true-size.png", "enlarged.png"} <= {file.name for file in folder.iterdir()}
 
@@ -92,9 +94,12 @@ def test_steps_are_each_decoders_own_and_what_is_not_measured_is_named(small_wor
     assert rows["plain decoder"][-1] == "not measured"
     for name, steps in (("plain", 2), ("distilled", 1)):
         folder = tmp_path / name
-        assert f"{folder}, {steps} steps" in rows and f"{folder}, {3 - steps} steps" not in rows
+        assert f"diffusion decoder {folder}, {steps} steps" in rows
+        assert f"diffusion decoder {folder}, {3 - steps} steps" not in rows
         size = (folder / "model.safetensors").stat().st_size
-        assert f"{folder}: " in printed and f" weights, {size / 1e6:.1f} MB" in printed
+        assert f"{folder}: " in printed and f" weights, file {size / 1e6:.1f} MB, in the wheel " in printed
+        found = image_decoders.sizes(folder)
+        assert found[0] == size and 0.5 * size < found[1] < size
         assert f"{folder}: one image, the plain decoding and {steps} steps: " in printed
 
 
@@ -130,8 +135,39 @@ def test_things_of_the_second_table_were_never_seen_in_their_style(objects):
 def test_flat_images_have_no_detail_to_compare(objects):
     originals = to_pixel_values(draw(Scene((Item("dog", None, 3, 3),), "flat", "white"), objects)[None])
     both = torch.cat([torch.ones_like(originals), originals])
-    row = image_decoders.quality_row(both, both, np.array(["3d", "flat"]))
+    row = image_decoders.quality_row(both, both, both, np.array(["3d", "flat"]))
     assert row[:4] == ["1.00", "nan", "1.00", "1.00"]
+
+
+def test_the_psnr_is_compared_with_the_plain_decoders(objects):
+    originals = to_pixel_values(draw(Scene((Item("dog", None, 3, 3),), "flat", "white"), objects)[None])
+    better, worse = 0.9 * originals, 0.8 * originals  # half the error: 6.02 dB
+    assert image_decoders.quality_row(better, originals, worse, np.array(["flat"]))[-2] == "+6.02 dB"
+    assert image_decoders.quality_row(worse, originals, better, np.array(["flat"]))[-2] == "-6.02 dB"
+
+
+def test_a_time_is_the_median(monkeypatch):
+    clock = iter([0.0, 1.0, 0.0, 9.0, 0.0, 2.0])
+    monkeypatch.setattr(image_decoders.time, "perf_counter", lambda: next(clock))
+    assert image_decoders.seconds_for_one(lambda: None, repeats=3) == 2.0
+
+
+def test_sheets_show_the_first_images_of_each_style_under_captions(tmp_path):
+    styles = np.array(["noto", "flat", "noto"] + 11 * ["3d"])  # fewer images of a style than a sheet shows
+    levels = torch.arange(14).view(14, 1, 1, 1).expand(14, 3, 8, 8) / 255 * 2 - 1  # image i has the colour i
+    image_decoders.make_sheets(tmp_path, {"original": levels, "plain decoder": -levels}, styles)
+    line = image_decoders.LINE
+    for name, rows, scale in (
+        ("true-size", [*range(3, 13), 1, 0, 2], 1),
+        ("enlarged", [3, 4, 5, 1, 0, 2], 3),
+    ):
+        sheet, side = Image.open(tmp_path / f"{name}.png"), 8 * scale
+        assert sheet.size == (side * len(rows), 2 * (side + line))
+        for way, top in ((0, line), (1, side + 2 * line)):
+            shown = [sheet.getpixel((column * side + 4, top + 4))[0] for column in range(len(rows))]
+            assert shown == [255 - row if way else row for row in rows]
+            caption = sheet.crop((0, top - line, sheet.width, top)).convert("L")
+            assert caption.getextrema()[1] == 255 and caption.getextrema()[0] < 100
 
 
 def test_baselines_are_as_detailed_as_the_decoder(objects):

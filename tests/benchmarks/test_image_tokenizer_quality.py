@@ -57,3 +57,11 @@ def test_baselines_have_the_detail_that_is_asked_for(images):
 
 def test_code_use():
     assert quality.code_use(torch.tensor([0, 0, 1, 1]), 8) == ["25.0%", "1.00 of 3.00"]
+
+
+@pytest.mark.parametrize("option", ["--count", "--size"])
+@pytest.mark.parametrize("value", ["0", "-1", "two"])
+def test_numbers_are_checked_before_work_starts(images, option, value, capsys):
+    with pytest.raises(SystemExit):
+        quality.main(["no-tokenizer", "--images", str(images), f"{option}={value}"])
+    assert f"argument {option}: must be an integer from 1 to" in capsys.readouterr().err

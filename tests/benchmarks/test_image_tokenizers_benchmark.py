@@ -4,6 +4,8 @@ import image_tokenizers
 import pytest
 import torch
 
+from showo_hf.models.vector_quantizer import VectorQuantizer
+
 
 @pytest.mark.slow
 def test_the_table_has_a_row_for_each_number_of_channels(monkeypatch):
@@ -11,7 +13,23 @@ def test_the_table_has_a_row_for_each_number_of_channels(monkeypatch):
     monkeypatch.setattr(image_tokenizers, "LATENTS", 100)
     rows = image_tokenizers.quantization("cpu", repeats=3)
     assert [row[0] for row in rows] == ["256", "8"]
-    assert all(row[-1] == "1.0000" for row in rows), "both searches find the same codes"
+    for row in rows:
+        cells = dict(zip(image_tokenizers.HEADER, row, strict=True))
+        assert cells["same codes"] == "1.0000", "both searches find the same codes"
+        assert float(cells["step / product, out"]) > float(cells["nearest / product, out"]) > 0
+
+
+def test_a_step_searches_and_moves_the_codes():
+    generator = torch.Generator().manual_seed(0)
+    quantizer = VectorQuantizer(20, 4, learning="ema")
+    with torch.no_grad():
+        quantizer.codebook.copy_(torch.randn(20, 4, generator=generator))
+    before, latents = quantizer.codebook.clone(), torch.randn(200, 4, generator=generator)
+    used = torch.bincount(quantizer.nearest(latents), minlength=20) > 0
+    image_tokenizers.training_step(quantizer, latents)
+    moved = (quantizer.codebook != before).any(1)
+    assert torch.equal(moved, used) and used.sum() > 10
+    assert not torch.equal(quantizer.code_usage, torch.ones(20))
 
 
 @pytest.mark.slow
@@ -24,6 +42,7 @@ def test_the_search_costs_about_one_matrix_product():
     finally:
         torch.set_num_threads(threads)
     for row in rows:
-        assert float(row[2]) <= 1.3, row
-        product, nearest = (int(row[i].removesuffix(" MB")) for i in (4, 5))
+        cells = dict(zip(image_tokenizers.HEADER, row, strict=True))
+        assert float(cells["nearest / product"]) <= 1.3, row
+        product, nearest = (int(cells[f"memory: {name}"].removesuffix(" MB")) for name in ("product", "nearest"))
         assert nearest < 0.2 * product, row

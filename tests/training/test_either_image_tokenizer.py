@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from showo_hf import MaskGITScheduler, ShowoT2IPipeline, ShowoVQTokenizer
 from showo_hf.cli import main
 from showo_hf.training.recipe_files import load_recipe
+from showo_hf.training.run import run_recipe
 from showo_hf.training.showo_training import load_pipeline
 
 
@@ -84,11 +85,19 @@ def test_a_stage_starts_with_either(kind, tmp_path):
         "stage1",
         [
             *(f"text_model={tmp_path / 'text'}", f"image_tokenizer={tmp_path / kind}", f"data={json.dumps(tasks)}"),
-            *("batch_size={t2i: 2, lm: 1, mmu: 1}", "steps=1", f"output={tmp_path / 'out'}"),
+            *("batch_size={t2i: 2, lm: 1, mmu: 1}", "steps=1", "warmup_steps=0", f"output={tmp_path / 'out'}"),
+            *("logging_steps=1", "use_cpu=true", "report_to=none"),
         ],
     )
     if kind == "llama":
         with pytest.raises(ValueError, match="`image_tokenizer` must be .* a ShowoVQTokenizer, got .* a LlamaModel"):
             load_pipeline(config)
-    else:
-        assert load_pipeline(config).image_tokenizer.config.model_type == f"showo_{kind}"
+        return
+    start = load_pipeline(config)
+    assert start.image_tokenizer.config.model_type == f"showo_{kind}"
+    if kind == "vq":
+        trained = ShowoT2IPipeline.from_pretrained(run_recipe(config))
+        assert small_run.same_weights(start.image_tokenizer.state_dict(), trained.image_tokenizer.state_dict())
+        assert not torch.equal(start.model.lm_head.weight, trained.model.lm_head.weight)
+        losses = {"loss_t2i", "loss_lm", "loss_mmu"}
+        assert any(losses <= row.keys() for row in small_run.log_rows(tmp_path))

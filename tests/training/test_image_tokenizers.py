@@ -1,6 +1,7 @@
 """Training of image tokenizers on a folder of real files."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from showo_hf import ShowoLFQTokenizer, ShowoVQTokenizer
 from showo_hf.models.configuration_showo_lfq import ShowoLFQTokenizerConfig
 from showo_hf.processing.processing_showo import showo_image_processor
 from showo_hf.training.data.examples import Example
+from showo_hf.training.discriminator import PatchDiscriminator
 from showo_hf.training.dry_run import plan_of
 from showo_hf.training.image_batches import ImageBuilder
 from showo_hf.training.image_configs import ImageTokenizerConfig
@@ -402,6 +404,35 @@ def test_a_codebook_of_another_size_starts_anew(images, tmp_path):
     )
     assert (same.quantizer.code_usage == 1).all() and (other.quantizer.code_usage == 0).all()
     assert torch.equal(same.decoder.conv_out.weight, other.decoder.conv_out.weight)
+
+
+def test_the_adaptive_weight_needs_the_last_layer(images, tmp_path):
+    discriminator = {"channels": 8, "adaptive": True}
+    message = "`discriminator.adaptive` needs .*decoder.conv_out.weight.* `trained`, got .encoder"
+    with pytest.raises(RecipeError, match=message):
+        recipe(images, tmp_path / "out", trained="encoder", discriminator=discriminator)
+    for trained in (None, "decoder", "conv_out"):
+        assert recipe(images, tmp_path / "out", trained=trained, discriminator=discriminator).discriminator["adaptive"]
+    assert recipe(images, tmp_path / "out", trained="encoder", discriminator={"channels": 8}).trained == "encoder"
+
+
+@pytest.mark.parametrize("norm", ["group", "spectral"])
+def test_the_discriminator_computes_in_mixed_precision(images, tmp_path, monkeypatch, norm):
+    seen = []
+    original = PatchDiscriminator.forward
+
+    def forward(discriminator, pixels):
+        judged = original(discriminator, pixels)
+        seen.append((judged.logits.requires_grad, discriminator.first.weight.dtype, judged.logits.dtype))
+        return judged
+
+    monkeypatch.setattr(PatchDiscriminator, "forward", forward)
+    options = {"start": 0, "channels": 8, "halvings": 2, "adaptive": True, "norm": norm}
+    run_recipe(recipe(images, tmp_path / "out", steps=1, use_cpu=True, bf16=True, discriminator=options))
+    kinds = [True, False, True]  # the made images, the real ones for their features, both when it learns
+    assert seen == [(gradient, torch.float32, torch.bfloat16) for gradient in kinds]
+    (row,) = (row for row in log_of(tmp_path / "out") if "loss" in row)
+    assert math.isfinite(row["grad_norm"]) and row["loss_feature_matching"] > 0 and row["discriminator"] > 0
 
 
 def test_a_missing_perceptual_model_is_refused_before_work_starts(images, tmp_path):

@@ -14,6 +14,7 @@ import small_run
 import small_tokenizer_run as tokenizer_run
 import torch
 from safetensors.torch import load_file
+from torch import distributed
 
 from showo_hf.training import checkpoints
 from showo_hf.training.adversarial import Adversary
@@ -32,6 +33,7 @@ CASES = {
         "discriminator": {**tokenizer_run.ENTRIES["discriminator"], "adaptive": True, "norm": "spectral"},
         "gradient_accumulation_steps": 2,
     },
+    "muon": {"kind": "vq-tokenizer", "muon": True},
     "diffusion-decoder": {"kind": "diffusion-decoder"},
 }
 #: The tensors of every checkpoint.
@@ -42,6 +44,7 @@ LOGGED = {
     "vq-gradient": {"loss_feature_matching", "loss_token_cycle", "loss_codebook", "restarted_codes"},
     "lfq": {"loss_entropy"},
     "adaptive-spectral": {"loss_feature_matching", "loss_token_cycle", "generator_weight"},
+    "muon": {"loss_feature_matching", "loss_token_cycle", "restarted_codes"},
 }
 
 
@@ -59,7 +62,8 @@ def assert_same_runs(first, second, step):
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("vq-gradient", "lfq"))) for name in LOGGED]
+    "case",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in ("vq-gradient", "lfq", "muon"))) for name in LOGGED],
 )
 def test_a_run_that_is_stopped_after_each_step_gives_the_same_weights(tmp_path, case):
     options = small_run.validated(save_steps=3, **CASES[case])
@@ -206,34 +210,41 @@ def test_two_processes_train_as_one(tmp_path, case):
 
 
 @pytest.mark.slow
-def test_codes_and_discriminators_are_equal_on_all_processes(tmp_path):
-    """With restarted codes."""
+@pytest.mark.parametrize("kind", ["vq-tokenizer", "lfq-tokenizer"])
+def test_weights_codes_and_discriminators_are_equal_on_all_processes(tmp_path, kind):
+    """With the default losses, of which each process computes the entropy of its own images, and with restarted codes."""
 
     def work(rank: int):
         kept = []
-        update, step = ImageTokenizerTrainer.update_codebook, Adversary.step
+        average, step = ImageTokenizerTrainer.average, Adversary.step
 
         def after_update(trainer):
-            update(trainer)
-            quantizer = trainer.model.quantizer
-            kept.append([*(value.clone() for value in (quantizer.codebook.detach(), quantizer.code_usage))])
+            average(trainer)
+            assert distributed.get_backend() == "gloo" and distributed.get_world_size() == 2
+            kept.append({name: value.clone() for name, value in trainer.model.state_dict().items()})
 
         def after_step(adversary, *arguments, **named):
             step(adversary, *arguments, **named)
-            kept.append([value.clone() for value in adversary.state_dict().values()])
+            kept.append({name: value.clone() for name, value in adversary.state_dict().items()})
 
-        ImageTokenizerTrainer.update_codebook, Adversary.step = after_update, after_step
-        tokenizer_run.run(tmp_path, steps=6)
+        ImageTokenizerTrainer.average, Adversary.step = after_update, after_step
+        tokenizer_run.run(tmp_path, kind, steps=6, loss_weights={})
         torch.save(kept, tmp_path / f"rank-{rank}.pt")
 
     parallel_run.run(2, tmp_path, work)
     first, second = (torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert len(first) == len(second) == 11  # six codebooks, and five steps of the discriminator
+    assert len(first) == len(second) == 11  # six tokenizers, and five steps of the discriminator
     for one, other in zip(first, second, strict=True):
-        assert all(torch.equal(value, beside) for value, beside in zip(one, other, strict=True))
+        assert small_run.same_weights(one, other) and all(value.isfinite().all() for value in one.values())
+    last = next(state for state in reversed(first) if state.keys() == first[0].keys())
+    changed = {name for name, value in last.items() if not torch.equal(value, first[0][name])}
+    assert changed >= {"encoder.conv_in.weight", "decoder.conv_out.weight"}
     rows = [row for row in tokenizer_run.log_rows(tmp_path) if "loss" in row]
-    assert rows[0]["restarted_codes"] > 0
-    assert not torch.equal(first[0][0], first[-2][0])
+    assert rows[-1]["loss_feature_matching"] > 0 and rows[-1]["loss_generator"] != 0
+    if kind == "vq-tokenizer":
+        assert rows[0]["restarted_codes"] > 0 and "quantizer.codebook" in changed
+    else:
+        assert rows[-1]["loss_entropy"] != 0
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def feature_matching_loss(fake: Iterable[torch.Tensor], real: Iterable[torch.Ten
     """
     losses = []
     for own, other in zip(fake, real, strict=True):
-        other = other.detach()
+        own, other = own.float(), other.detach().float()
         losses.append(F.l1_loss(own, other) / other.abs().mean().clamp(min=1e-6))
     return torch.stack(losses).mean()
 
@@ -136,16 +136,24 @@ class Adversary(nn.Module):
 
     # The generator's side
 
-    def generator_losses(self, fake: torch.Tensor, real: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    def generator_losses(
+        self,
+        fake: torch.Tensor,
+        real: torch.Tensor | None = None,
+        forward_context: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> dict[str, torch.Tensor]:
         """
         The losses of a generator's images (batch, 3, H, W) by name: "generator", and "feature_matching" if `real` gives
         the images that they should be. The discriminator gets no gradient.
+
+        `forward_context` is entered for each forward pass, such as autocast.
         """
         self.discriminator.requires_grad_(False)
-        judged = self.discriminator(fake)
+        with forward_context():
+            judged = self.discriminator(fake)
         losses = {"generator": generator_loss(judged.logits.float())}
         if real is not None:
-            with torch.no_grad():
+            with torch.no_grad(), forward_context():
                 expected = self.discriminator(real).features
             losses["feature_matching"] = feature_matching_loss(judged.features, expected)
         return losses

@@ -1,6 +1,7 @@
 """`showo-hf train ... --dry-run`: what a run would do, without doing it. It writes no files."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from .decoder_config import DiffusionDecoderConfig
 from .diffusion_decoder import batch_losses, image_builder, load_models
 from .image_batches import ImageBuilder, first_images
 from .image_classifiers import load_classifier
-from .image_configs import ImageClassifierConfig, ImageRunConfig, ImageTokenizerConfig
+from .image_configs import LAST_LAYER, ImageClassifierConfig, ImageRunConfig, ImageTokenizerConfig
 from .image_tokenizers import load_image_tokenizer, tokenizer_losses
 from .losses import LossSums, backward_by_part, step_counts
 from .optimizers import MuonWithAdamW
@@ -84,16 +85,19 @@ def plan_of_image_tokenizer(config: ImageTokenizerConfig, args: TrainingArgument
     autocast = partial(torch.autocast, args.device.type, dtype_of(args), enabled=args.bf16 or args.fp16)
     optimizer = new_optimizer(config, model, args)
 
+    @autocast()
+    def forward(*inputs, **options):  # accelerate uses autocast for forward passes alone
+        return model(*inputs, **options)
+
     def step():
-        with autocast():
-            made = objective.of(model, pixels)
-            if objective.adversary is not None:
-                objective.add_adversarial(made, pixels, model.decoder.conv_out.weight)
-            if config.loss_weights["token_cycle"]:
-                objective.add_token_cycle(model, made)
+        made = objective.of(forward, pixels)
+        if objective.adversary is not None:
+            objective.add_adversarial(made, pixels, model.get_parameter(LAST_LAYER), autocast)
+        if config.loss_weights["token_cycle"]:
+            objective.add_token_cycle(model, made)
         sum(made.losses.values()).backward()
         if objective.adversary is not None:
-            objective.adversary.learn(pixels, made.sample, forward_context=autocast)
+            objective.adversary.learn(pixels, made.sample, forward_context=nullcontext if args.fp16 else autocast)
             objective.adversary.step(schedule=1.0)
         optimizer.step()
         optimizer.zero_grad()

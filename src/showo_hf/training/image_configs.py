@@ -22,6 +22,8 @@ TOKENIZER_LOSS_WEIGHTS = {
     "lecam": 0.05,
     "token_cycle": 0.0,
 }
+#: The weights at which the adaptive weight of a discriminator compares gradients.
+LAST_LAYER = "decoder.conv_out.weight"
 
 
 @dataclass(kw_only=True)
@@ -148,6 +150,12 @@ class ImageTokenizerConfig(ImageRunConfig):
             re.compile(self.trained or "")
         except re.error as error:
             raise ValueError(f"`trained` must be a regular expression, got {self.trained!r}: {error}.") from error
+        options = self.discriminator_options
+        if options is not None and options.adaptive and not re.search(self.trained or "", LAST_LAYER):
+            raise ValueError(
+                f"`discriminator.adaptive` needs the gradient at the decoder's last layer, {LAST_LAYER!r}, which must be "
+                f"among the parameters that match `trained`, got {self.trained!r}."
+            )
 
     @property
     def discriminator_options(self) -> DiscriminatorOptions | None:

@@ -26,7 +26,7 @@ from .adversarial import Adversary
 from .data.loader import State, StepLoader
 from .data.order import stable_hash
 from .image_batches import ImageBuilder, Images, image_loader, validation_images
-from .image_configs import ImageTokenizerConfig, LFQTrainingConfig, VQTrainingConfig
+from .image_configs import LAST_LAYER, ImageTokenizerConfig, LFQTrainingConfig, VQTrainingConfig
 from .image_trainer import TASK, ImageTrainer
 from .losses import LossSums
 from .masking import row_generator
@@ -101,7 +101,8 @@ class ImageTokenizerTrainer(ImageTrainer):
         pixels = resized(pixels, self.config.size_at(self.state.global_step))
         made = self.objective.of(model, pixels)
         if self.adversary is not None:
-            self.objective.add_adversarial(made, pixels, self.model.decoder.conv_out.weight)
+            last = self.model.get_parameter(LAST_LAYER)
+            self.objective.add_adversarial(made, pixels, last, self.accelerator.autocast)
             self.judged = pixels, made.sample.detach()
         if self.config.loss_weights["token_cycle"]:
             self.objective.add_token_cycle(self.model, made)
@@ -123,7 +124,7 @@ class ImageTokenizerTrainer(ImageTrainer):
         if self.judged is None:
             return
         # A gradient scaler is the generator's own, and float16 without one loses small gradients.
-        context = nullcontext if self.accelerator.scaler is not None else self.compute_loss_context_manager
+        context = nullcontext if self.accelerator.scaler is not None else self.accelerator.autocast
         share = 1 / self.current_gradient_accumulation_steps
         for name, value in self.adversary.learn(*self.judged, share, context).items():
             self.sums.add(TASK, name, value, len(self.judged[0]))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,15 +128,22 @@ class TokenizerLosses:
         quality = psnr(sample.detach().clamp(-1, 1), pixels).mean()
         return Reconstruction(output, sample, losses, {"psnr": quality})
 
-    def add_adversarial(self, made: Reconstruction, pixels: torch.Tensor, last: torch.Tensor):
+    def add_adversarial(
+        self,
+        made: Reconstruction,
+        pixels: torch.Tensor,
+        last: torch.Tensor,
+        forward_context: Callable[[], AbstractContextManager] = nullcontext,
+    ):
         """
         Add the losses that the discriminator gives a reconstruction: "generator" and "feature_matching".
 
         Args:
             last: the weights of the decoder's last layer, for the adaptive weight.
+            forward_context: entered for each forward pass of the discriminator, such as autocast.
         """
         match = self.weights["feature_matching"]
-        found = self.adversary.generator_losses(made.sample, pixels if match else None)
+        found = self.adversary.generator_losses(made.sample, pixels if match else None, forward_context)
         weight = self.weights["generator"]
         if self.adaptive:
             seen = sum(made.losses[name] for name in ("reconstruction", "perceptual") if name in made.losses)
