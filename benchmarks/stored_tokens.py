@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw
 from showo_hf import EMBEDDED_MODEL, ShowoT2IPipeline
 from showo_hf.training.arguments import training_arguments
 from showo_hf.training.callbacks import StopSignals
-from showo_hf.training.checkpoints import checkpoint_root
 from showo_hf.training.data.sources import DataSource
 from showo_hf.training.data.tokenizing import TokenizeOptions, store_tokens
+from showo_hf.training.output_folders import checkpoint_root
 from showo_hf.training.recipe_files import build_config
 from showo_hf.training.run import settings_of
 from showo_hf.training.showo_training import build_trainer, load_pipeline, prepare_model

@@ -10,6 +10,7 @@ import torch
 from diffusers import AmusedScheduler
 
 from showo_hf.schedulers.scheduling_utils import DiscreteSchedulerMixin, Generators
+from showo_hf.utils.validation import check_sampling
 
 from .call_state import SamplingParams
 
@@ -112,13 +113,8 @@ def check_scheduler_arguments(
     """Raise `ValueError` for more steps than the scheduler has, and for arguments that it does not take."""
     kind = type(scheduler).__name__
     most = config_entry(scheduler, "num_train_timesteps", math.inf)
-    if num_inference_steps > most:
-        raise ValueError(
-            f"`num_inference_steps` must be at most the `num_train_timesteps` of this {kind}, {most}, "
-            f"got {num_inference_steps}."
-        )
-    if temperature is not None and not has_argument(scheduler.set_timesteps, "temperature"):
-        raise ValueError(f"`temperature` is not an option of {kind}, got {temperature}.")
+    takes_temperature = has_argument(scheduler.set_timesteps, "temperature")
+    check_sampling(kind, most, takes_temperature, num_inference_steps, temperature)
     if isinstance(generator, list) and not is_discrete(scheduler):
         raise ValueError(f"`generator` must be a single one for a {kind}, got a list of {len(generator)}.")
 

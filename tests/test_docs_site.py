@@ -132,7 +132,7 @@ def build(root: Path) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> Path:
-    """A copy of what the site is made of, with few pages of the reference: those of others take most of the time."""
+    """A copy of what the site is made of, without the weights of the embedded model."""
     root = tmp_path_factory.mktemp("repository")
     names = "src pipelines conversion docs recipes benchmarks tests mkdocs.yml".split()
     names += "README.md CONTRIBUTING.md CHANGELOG.md LICENSE NOTICE".split()

@@ -23,7 +23,7 @@ def test_convert_and_export(tmp_path, capsys):
     output = ["--text-tokenizer", str(TEXT_TOKENIZER), "--output", str(tmp_path / "ours")]
     assert cli.main(["convert", *sources, *output, "--verify"]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'ours'}\n"
-    assert cli.main(["convert", *sources, *output]) == 1
+    assert cli.main(["convert", *sources, *output]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and "exists already" in printed.err
     assert cli.main(["export", str(tmp_path / "ours"), "--output", str(tmp_path / "back"), "--format", "bin"]) == 0

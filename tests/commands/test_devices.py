@@ -16,6 +16,17 @@ def test_the_files_of_torch_say_what_it_is_built_for():
             torch.accelerator.is_available() and torch.accelerator.current_accelerator().type == kind
         )
         assert not (there and devices.absence(kind)), kind
+    assert not (devices.only_cpu() and torch.accelerator.is_available())
+
+
+def test_a_package_can_add_a_device_to_torch(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "absence", lambda kind: "torch is not built for it")
+    assert devices.only_cpu()
+    (tmp_path / "other-1.0.dist-info").mkdir()
+    (tmp_path / "other-1.0.dist-info/METADATA").write_text("Name: other\nVersion: 1.0\n")
+    (tmp_path / "other-1.0.dist-info/entry_points.txt").write_text("[torch.backends]\nother = other:load\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not devices.only_cpu()
 
 
 @pytest.mark.parametrize(

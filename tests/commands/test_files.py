@@ -1,6 +1,7 @@
 """Files that commands write: names, atomic writes, and JSON lines."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from showo_hf.commands.errors import CommandError, UsageError
-from showo_hf.commands.files import append_text, json_lines, numbered, read_json_lines, replace_file, save_numbered
+from showo_hf.commands.files import (
+    append_text,
+    check_folder,
+    check_new_folder,
+    check_numbered,
+    check_output,
+    json_lines,
+    numbered,
+    read_json_lines,
+    replace_file,
+    save_numbered,
+)
+from showo_hf.utils.atomic_folder import atomic_folder, temporary_name
 
 
 def files() -> list[str]:
@@ -34,6 +47,87 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else():
         replace_file(path, write_half)
     assert files() == ["apple.png"]
     assert path.read_bytes() == b"old"
+
+
+def test_an_error_of_the_clean_up_does_not_hide_the_error_of_the_work():
+    def lock_out(temporary: Path) -> None:
+        temporary.parent.rmdir()
+        Path("folder").touch()  # what is below it cannot be removed now
+        raise OSError(28, "No space left on device")
+
+    Path("folder").mkdir()
+    with pytest.raises(CommandError, match="'folder/apple.png': No space left on device"):
+        replace_file(Path("folder/apple.png"), lock_out)
+
+
+LONGEST = 255  # bytes of a name, on all usual file systems
+
+
+def test_every_name_that_is_not_too_long_can_be_written():
+    for length in range(LONGEST - 30, LONGEST + 1):
+        path = Path("a" * (length - 4) + ".png")
+        check_output("-o", path, (".png",))
+        replace_file(path, lambda temporary: temporary.write_bytes(b"new"))
+        assert path.read_bytes() == b"new"
+        path.unlink()
+    assert files() == []
+
+
+@pytest.mark.parametrize("check", [partial(check_output, suffixes=(".png",)), check_folder])
+def test_a_name_that_is_too_long_is_refused(check, monkeypatch):
+    # From Python 3.14 on, these methods say False of such a name and raise no error.
+    for name in ("exists", "is_dir", "is_file"):
+        real = getattr(Path, name)
+
+        def quiet(self, real=real, **options):
+            try:
+                return real(self, **options)
+            except OSError:
+                return False
+
+        monkeypatch.setattr(Path, name, quiet)
+    path = Path("a" * (LONGEST - 3) + ".png")
+    with pytest.raises(UsageError, match="`-o` cannot be written: 'aaa.*: File name too long"):
+        check("-o", path)
+
+
+def test_a_name_that_is_too_long_is_refused_in_a_folder_that_is_not_there_yet():
+    check_folder("-o", Path("new") / ("a" * LONGEST) / "b")
+    with pytest.raises(UsageError, match="File name too long"):
+        check_folder("-o", Path("new") / ("a" * (LONGEST + 1)) / "b")
+
+
+def test_a_new_folder_is_one_that_can_be_written_atomically():
+    longest = Path("a" * (LONGEST - len(temporary_name(Path("a")).name) + 1))
+    check_new_folder("-o", longest, False)
+    with atomic_folder(longest):
+        pass
+    with pytest.raises(UsageError, match="`-o` must be a new folder, but 'aaa.* exists already; add `--overwrite`"):
+        check_new_folder("-o", longest, False)
+    check_new_folder("-o", longest, True)
+    with pytest.raises(UsageError, match="File name too long"):
+        check_new_folder("-o", Path(f"{longest}a"), False)
+    for named in (Path("/"), Path(), Path("..")):
+        check_new_folder("-o", named, True)
+
+
+@pytest.mark.parametrize("count", [1, 3, 11])
+def test_numbered_names_are_checked(count):
+    check = partial(check_numbered, "-o", count=count, suffixes=(".png",))
+    longest = "a" * (LONGEST - 4 - (0 if count == 1 else len(f"-{count - 1}")))
+    check(Path(f"{longest}.png"))
+    with pytest.raises(UsageError, match="File name too long"):
+        check(Path(f"{longest}a.png"))
+    for other in ("b-01.png", "b-11.png", "b-x.png", "b-1.gif", "bb-1.png"):  # none of them is written
+        Path(other).mkdir()
+    check(Path("b.png"))
+    for path in numbered(Path("b.png"), count):
+        path.mkdir()
+        with pytest.raises(UsageError, match=f"`-o` must be a file, but '{path}' is a folder"):
+            check(Path("b.png"))
+        path.rmdir()
+        path.touch()
+    check(Path("b.png"))  # files are replaced
 
 
 def test_a_written_file_has_the_usual_permissions():

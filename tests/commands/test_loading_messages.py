@@ -22,7 +22,13 @@ class Watch:
             print("torch is imported", file=sys.stderr, flush=True)
             os._exit(3)
 
+def watch_programs(event, arguments):
+    if event == "subprocess.Popen":
+        print("a program is started", file=sys.stderr, flush=True)
+        os._exit(3)
+
 sys.meta_path.insert(0, Watch)
+sys.addaudithook(watch_programs)
 import showo_hf_command
 sys.exit(showo_hf_command.main())
 """
@@ -51,10 +57,11 @@ def files(empty_folder):
     Image.new("RGB", (96, 96), "white").save("apple.png")
     Path("p.txt").write_text("an owl\n")
     Path("full").mkdir()
+    Path("full/config.json").write_text('{"model_type": "showo"}')  # all that is read before an export loads anything
 
 
 def lines_until_torch(command: str) -> list[str]:
-    """What a command prints to a terminal before torch is imported."""
+    """What a command prints to a terminal before torch is imported, or another program started."""
     words = [sys.executable, "-c", END_AT_TORCH, SOURCE, *command.split()]
     with PseudoTerminal() as terminal:
         process = subprocess.run(
@@ -67,6 +74,11 @@ def lines_until_torch(command: str) -> list[str]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_is_loaded_is_said_before(files, command):
     assert lines_until_torch(command) == [COMMANDS[command], "torch is imported"]
+
+
+def test_a_wheel_is_said_to_be_built(empty_folder):
+    pytest.importorskip("gradio")
+    assert lines_until_torch("space out") == ["building the wheel of this package ...", "a program is started"]
 
 
 @pytest.mark.parametrize("command", ["generate owl -o a.png", "caption apple.png --device cpu", "chat"])

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from showo_hf import cli
-from showo_hf.commands import image_generation, prompt_files
-from showo_hf.commands.prompt_files import read_prompts, wanted_images
+from showo_hf.commands import image_generation, prompt_files, scheduler_options
+from showo_hf.commands.errors import UsageError
+from showo_hf.commands.prompt_files import collect_parts, read_prompts, wanted_images
 from showo_hf.commands.saved_model import SavedModel
 
 
@@ -103,6 +104,24 @@ def test_a_stopped_run_resumes_with_the_same_images(generate, monkeypatch, capsy
     # When all images are there, no model is loaded. More lines give more images.
     monkeypatch.setattr(prompt_files, "ready_pipeline", None)
     assert generate("--prompts", prompts, "-o", "parts") == cli.GOOD
+
+
+def test_only_the_records_of_this_command_are_collected():
+    Path("out").mkdir()
+    files = {
+        "part-0.jsonl": '{"number": 1}\n',
+        "part-mine.jsonl": '{"number": 2}\n',
+        "part-1.jsonl": '{"number": 0}\n',
+    }
+    for name, text in files.items():
+        Path("out", name).write_text(text)
+    assert collect_parts(Path("out")) == {0: {"number": 0}, 1: {"number": 1}}
+    assert [record["number"] for record in index("out")] == [0, 1]
+    assert sorted(path.name for path in Path("out").iterdir()) == ["metadata.jsonl", "part-mine.jsonl"]
+    Path("out/part-2.jsonl").write_text('{"number": 4}\n{"text": "milk"}\n')
+    with pytest.raises(UsageError, match="line 2 of 'out/part-2.jsonl' has no number"):
+        collect_parts(Path("out"))
+    assert Path("out/part-2.jsonl").is_file() and len(index("out")) == 2
 
 
 @pytest.fixture
@@ -235,18 +254,19 @@ def test_arguments_that_are_not_allowed(arguments, named, refused):
     ("wrong", "named"),
     [
         (["--size", "2048"], "`--size` must take at most 4,096 image tokens"),
-        (["--scheduler", "mask-and-replace", "--temperature", "3"], "`--temperature` is not an option of Mask"),
+        (["--scheduler", "mask-and-replace", "--steps", "101"], "`--steps` must be at most the `num_train_timesteps`"),
     ],
 )
-def test_nothing_is_written_for_what_only_the_pipeline_refuses(wrong, named, generate, monkeypatch, capsys):
+def test_nothing_is_written_for_what_only_the_pipeline_refuses(wrong, named, taught_folder, monkeypatch, capsys):
     """A model on the Hub has no files that tell its sizes before it is loaded."""
-    monkeypatch.setattr(image_generation, "read_saved_model", lambda model: SavedModel())
-    prompts = write_prompts(["an owl"])
-    assert generate("--prompts", prompts, "-o", "out", *wrong) == cli.USAGE
+    for module in (image_generation, scheduler_options):
+        monkeypatch.setattr(module, "read_saved_model", lambda model: SavedModel())
+    command = ["generate", "--prompts", write_prompts(["an owl"]), "-o", "out", "--model", taught_folder]
+    assert cli.main([*command, "--device", "cpu", *wrong]) == cli.USAGE
     (line,) = capsys.readouterr().err.splitlines()
     assert named in line
     assert not Path("out").exists()
-    assert generate("--prompts", prompts, "-o", "out") == cli.GOOD
+    assert cli.main([*command, "--device", "cpu", "--steps", "3"]) == cli.GOOD
 
 
 def test_the_home_folder_is_expanded(generate, monkeypatch, tmp_path):
@@ -323,7 +343,7 @@ def test_two_processes_caption_a_folder_as_one(taught_folder, capsys):
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1 and "0 skipped, 10 done, 1 failed" in done.stderr, done.stderr
     assert Path("two.jsonl").read_text() == Path("one.jsonl").read_text()
-    assert not list(Path().glob("*.part-*"))
+    assert not list(Path().glob("*-part-*"))
     shutil.copy("images/04.png", "images/05.png")
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and "10 skipped, 1 done, 0 failed" in done.stderr, done.stderr

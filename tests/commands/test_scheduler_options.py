@@ -1,7 +1,9 @@
 """`--scheduler` and `--scheduler-option` of the commands that make images."""
 
 import argparse
+import inspect
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from showo_hf.commands.scheduler_options import (
     SCALES,
     SHARES,
     check_scheduler,
+    check_steps_and_temperature,
     fits,
     option_values,
     parse_value,
@@ -177,6 +180,37 @@ def test_the_table_of_schedulers_is_what_the_classes_say():
     for name, kind in SCHEDULERS.items():
         assert KNOWN[name].settings == settings_of(kind)
         assert list(KNOWN[name].settings) == list(settings_of(kind))
+        assert KNOWN[name].takes_temperature == ("temperature" in inspect.signature(kind.set_timesteps).parameters)
+
+
+def options_with(*words: str) -> argparse.Namespace:
+    return cli.build_parser().parse_args(["generate", "an owl", "-o", "a.png", *words])
+
+
+def test_the_most_steps_are_those_that_the_scheduler_will_have():
+    """A scheduler inherits the settings of the model's own; see `set_scheduler`."""
+    limit = "`--steps` must be at most the `num_train_timesteps` of this MaskAndReplaceScheduler, {}, got {}"
+    replace = ["--scheduler", "mask-and-replace"]
+    check_steps_and_temperature(options_with(*replace, "--steps", "100"))
+    with pytest.raises(UsageError, match=limit.format(100, 101)):
+        check_steps_and_temperature(options_with(*replace, "--steps", "101"))
+    with pytest.raises(UsageError, match=limit.format(7, 18)):  # the default
+        check_steps_and_temperature(options_with(*replace, "--scheduler-option", "num_train_timesteps=7"))
+    Path("mine/scheduler").mkdir(parents=True)
+    config = Path("mine/scheduler/scheduler_config.json")
+    for kind in ("MaskAndReplaceScheduler", "MaskGITScheduler"):
+        config.write_text(json.dumps({"_class_name": kind, "num_train_timesteps": 200}))
+        check_steps_and_temperature(options_with(*replace, "--steps", "200", "--model", "mine"))
+        with pytest.raises(UsageError, match=limit.format(200, 201)):
+            check_steps_and_temperature(options_with(*replace, "--steps", "201", "--model", "mine"))
+    check_steps_and_temperature(options_with("--steps", "201", "--model", "mine"))  # of MaskGIT
+    config.write_text(json.dumps({"_class_name": "MaskAndReplaceScheduler", "num_train_timesteps": 5}))
+    with pytest.raises(UsageError, match=limit.format(5, 6)):
+        check_steps_and_temperature(options_with("--steps", "6", "--model", "mine"))
+    with pytest.raises(UsageError, match="`--temperature` is not an option of MaskAndReplaceScheduler, got 3.0"):
+        check_steps_and_temperature(options_with("--steps", "5", "--temperature", "3", "--model", "mine"))
+    # Only the loaded model tells.
+    check_steps_and_temperature(options_with(*replace, "--steps", "101", "--model", "someone/unknown"))
 
 
 def some_scheduler(mask_token_id=1, flag=False, count=3, share=0.5, order="linear", other=None):

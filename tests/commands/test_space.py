@@ -70,7 +70,8 @@ def test_the_folder_is_pushed_and_pushed_again(tmp_path, wheel, hub_here, capsys
         folder = tmp_path / f"space-{turn}"
         asked = ["--wheel", str(wheel), "--model", model, "--push", "someone/show"]
         assert main(["space", str(folder), *asked]) == 0
-        assert capsys.readouterr().out.splitlines()[-1].endswith("someone/show")
+        printed = capsys.readouterr()
+        assert printed.out.splitlines()[-1].endswith("someone/show") and printed.err == ""
         pushed = hub_here.repositories["someone/show"]
         assert pushed == {path.name: path.read_bytes() for path in folder.iterdir()}
         assert model in pushed["README.md"].decode() and model in pushed["app.py"].decode()

@@ -71,23 +71,23 @@ def test_a_broken_recipe_is_a_usage_error(refused, empty_folder):
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
+    ("changes", "code", "named"),
     [
-        ({"output": "file"}, "`output` must be a folder, but 'file' is a file"),
-        ({"output": "file/below"}, "`output` must be in a folder that can be written to"),
-        ({"output": "full"}, "The folder 'full' exists and is not a result of this run"),
-        ({"model": "full"}, "`model` must be a folder with a model_index.json, but 'full' has none"),
+        ({"output": "file"}, cli.USAGE, "`output` must be a folder, but 'file' is a file"),
+        ({"output": "file/below"}, cli.USAGE, "`output` must be a folder, but 'file' is a file"),
+        ({"output": "full"}, cli.USAGE, "The folder 'full' exists and is not a result of this run"),
+        ({"model": "full"}, cli.FAILED, "`model` must be a folder with a model_index.json, but 'full' has none"),
     ],
     ids=["file", "below-file", "not-empty", "other-folder"],
 )
-def test_a_run_that_cannot_start_fails_with_one_sentence(empty_folder, capsys, changes, named):
+def test_a_run_that_cannot_start_fails_with_one_sentence(empty_folder, capsys, changes, code, named):
     Path("file").write_text("a file")
     Path("full").mkdir()
     Path("full/other.txt").write_text("kept")
     small_run.shared()
     capsys.readouterr()
     started = time.process_time()
-    assert train(*small_run.arguments(empty_folder, **changes)) == cli.FAILED
+    assert train(*small_run.arguments(empty_folder, **changes)) == code
     assert time.process_time() - started < 5
     (line,) = [line for line in lines(capsys) if line.startswith("showo-hf")]
     assert line.startswith("showo-hf: error: ") and named in line
@@ -141,11 +141,25 @@ def test_progress_bars_are_shown_on_terminals(empty_folder):
 
 
 @pytest.mark.slow
-def test_the_module_for_launchers_is_the_same_command(empty_folder):
-    process = small_run.command(small_run.arguments(empty_folder, steps=1))
+@pytest.mark.parametrize("module", [("showo_hf_command", "train"), ("showo_hf.training",)], ids=" ".join)
+def test_the_modules_for_launchers_are_the_same_command(empty_folder, module):
+    process = small_run.command(small_run.arguments(empty_folder, steps=1), module)
     out, text = process.communicate(timeout=200)
     assert (process.returncode, out) == (0, f"{empty_folder / 'out'}\n"), text
     assert "it/s" not in text
-    process = small_run.command(["finetune", "output=x", "data=x"])
+    # Importing `showo_hf.training` imports the whole package first, with the reports of its libraries.
+    assert module == ("showo_hf.training",) or all(line.startswith("step ") for line in text.splitlines()), text
+    process = small_run.command(["finetune", "output=x", "data=x"], module)
     out, text = process.communicate(timeout=200)
     assert (process.returncode, out) == (2, "") and "`steps` is missing" in text
+
+
+@pytest.mark.slow
+def test_accelerate_starts_several_processes(empty_folder):
+    # accelerate starts several processes without a GPU only where `--multi_gpu` says so; the recipe names the CPU.
+    launch = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m")
+    recipe = small_run.arguments(empty_folder, steps=2)
+    process = small_run.command(recipe, (*launch, "showo_hf_command", "train"))
+    out, text = process.communicate(timeout=300)
+    assert (process.returncode, out) == (0, f"{empty_folder / 'out'}\n"), text
+    assert text.count("step 2  loss ") == 1 and "torchao" not in text

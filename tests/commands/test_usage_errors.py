@@ -5,12 +5,15 @@ A process without torch reads the command lines, and runs each in a fork of itse
 """
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from showo_hf.commands.devices import only_cpu
 
 
 COMMAND = Path(__file__).parents[2] / "src" / "showo_hf_command.py"
@@ -60,6 +63,10 @@ CASES = {
     "generate owl -o a.bmp": "--output",
     "generate owl -o full": "--output",
     "generate owl -o gone/a.png": "--output",
+    "generate owl -o d.png --num 2": "'d-1.png' is a folder",
+    "generate owl -o LENGTH255.png --num 2": "File name too long",
+    "generate owl -o LENGTH256.png": "File name too long",
+    f"generate owl {MAKE} --num 2 --save-steps d.png": "`--save-steps` must be a file, but 'd-1.png' is a folder",
     f"generate owl {MAKE} --nonsense": "--nonsense",
     f"generate owl {MAKE} --size 97": "--size",
     f"generate owl {MAKE} --size 100000": "--size",
@@ -81,6 +88,11 @@ CASES = {
     f"generate owl {MAKE} --scheduler halton --scheduler-option top_p=3": "--scheduler-option",
     f"generate owl {MAKE} --scheduler maskgit --scheduler-option temperature_rule=linaer": "--scheduler-option",
     f"generate owl {MAKE} --scheduler maskgit --scheduler-option top_k": "--scheduler-option",
+    f"generate owl {MAKE} --scheduler-option masking_schedule=steep": "--scheduler-option",
+    f"generate owl {MAKE} --scheduler halton --scheduler-option masking_schedule=pow-1": "--scheduler-option",
+    f"generate owl {MAKE} --scheduler mask-and-replace --temperature 3": "`--temperature` is not an option of",
+    f"generate owl {MAKE} --scheduler mask-and-replace --steps 101": "`--steps` must be at most",
+    f"vary apple.png owl {MAKE} --scheduler mask-and-replace --scheduler-option num_train_timesteps=5": "`--steps`",
     f"generate owl {MAKE} --device abacus": "--device",
     f"generate owl {MAKE} --device cpu --dtype float16": "--dtype",
     f"generate owl {MAKE} --device {ABSENT}": "--device",
@@ -132,6 +144,8 @@ CASES = {
     "caption apple.png --max-new-tokens 0": "--max-new-tokens",
     "caption apple.png -o out.txt": "--output",
     "caption apple.png -o strange.jsonl": "--output",
+    "caption apple.png -o LENGTH248.jsonl": "File name too long",  # of the settings beside it
+    "caption apple.png -o d.jsonl": "'d.settings.json' is a folder",
     "caption apple.png --model nope": "--model",
     "caption apple.png --max-pixels 999999999": "--max-pixels",
     "caption apple.png --device abacus": "--device",
@@ -156,6 +170,7 @@ CASES = {
     "chat --steps 0": "--steps",
     "chat --max-images -1": "--max-images",
     "chat --scheduler magic": "--scheduler",
+    "chat --scheduler mask-and-replace --temperature 3": "`--temperature` is not an option of",
     "chat --model nope": "--model",
     "chat --device cpu --dtype float16": "--dtype",
     "train": "give a recipe",
@@ -194,6 +209,12 @@ CASES = {
     "train lora data=full output=out steps=3 model=gone": "`model`",
     "train lora data=full output=out steps=3 model=no/such/model": "`model`",
     "train vq-tokenizer data=full output=out steps=3 perceptual=gone": "`perceptual`",
+    "train lora data=full output=p.txt steps=3": "`output` must be a folder, but 'p.txt' is a file",
+    "train lora data=full output=p.txt/out steps=3": "`output` must be a folder, but 'p.txt' is a file",
+    "train lora data=full output=used steps=3": "`output` must be a folder, but 'used-checkpoints' is a file",
+    "train lora data=full output=full steps=3": "`output`",
+    "train lora data=full output=LENGTH230.x steps=3": "`output` cannot be written",
+    "train lora data=full output=out steps=3 push_to_hub=a--b": "`push_to_hub` must be ORG/NAME or NAME, got 'a--b'",
     "train LONG=3 data=mine": "There is no recipe",
     "train lora LONG=3 data=mine output=out steps=3": "There is no key",
     "train lora data=mine output=out steps=LONG": "`steps`",
@@ -214,6 +235,10 @@ CASES = {
     "convert --showo full --image-tokenizer full -o out": "--text-tokenizer",
     "convert --image-tokenizer gone -o out": "--image-tokenizer",
     "convert --image-tokenizer full -o p.txt": "--output",
+    "convert --image-tokenizer full -o full": "`--output` must be a new folder, but 'full' exists already",
+    "convert --image-tokenizer full -o .": "`--output` must be a new folder, but '.' exists already",
+    "convert --image-tokenizer full -o LENGTH230.x": "File name too long",
+    "convert --image-tokenizer full -o out --push-to-hub a--b": "`--push-to-hub` must be ORG/NAME or NAME, got 'a--b'",
     "convert --image-tokenizer full -o out --max-shard-size 3": "--max-shard-size",
     "convert --image-tokenizer full -o out --image-size 999999999": "--image-size",
     f"convert {WHOLE} -o out --num-image-tokens 100000000": "--num-image-tokens",
@@ -221,7 +246,11 @@ CASES = {
     "export": "--output",
     "export gone -o out": "FOLDER",
     "export LONG -o out": "FOLDER",
-    "export full -o p.txt": "--output",
+    "export model -o p.txt": "--output",
+    "export model -o full": "`--output` must be a new folder, but 'full' exists already",
+    "export full -o out": "`FOLDER` must be a pipeline folder, or the model/ in it",
+    "export p.txt -o out": "`FOLDER` must be a pipeline folder",
+    "export model -o out --push-to-hub /": "`--push-to-hub` must be ORG/NAME or NAME, got '/'",
     "export full -o out --format pickle": "--format",
     "space": "FOLDER",
     "space full": "FOLDER",
@@ -236,8 +265,10 @@ CASES = {
     "space out --wheel aNULb": "--wheel",
     "info --nope": "--nope",
 }
+if only_cpu():
+    CASES |= dict.fromkeys((f"generate owl {MAKE} --dtype float16", "caption apple.png --dtype float16"), "--dtype")
 # Not among them, because only torch and the libraries on top of it know: devices that are absent, some values that a
-# scheduler rejects, the range of a value in a recipe, and what a data set holds.
+# scheduler rejects, prompts that are longer than a model reads, the range of a value in a recipe, and what a data set holds.
 
 
 @pytest.fixture
@@ -249,12 +280,16 @@ def files(empty_folder) -> Path:
     Path("itself.yaml").write_text("base: itself.yaml\n")
     Path("list.yaml").write_text("- 1\n")
     Path("p.txt").write_text("an owl\n")
+    Path("used-checkpoints").touch()
+    Path("model").mkdir()
+    Path("model/config.json").write_text('{"model_type": "showo"}')
     Path("list.json").write_text("{}")
     for name, tokens in (("said.json", [[1, 2]]), ("ragged.json", [[1, 2], [3]])):
         message = {"role": "assistant", "content": [{"type": "image", "tokens": tokens}]}
         Path(name).write_text(json.dumps([message]))
     Path("strange.jsonl").write_text('{"a": 1}\n')
-    Path("full").mkdir()
+    for folder in ("full", "d-1.png", "d.settings.json"):
+        Path(folder).mkdir()
     Path("full/thesis.txt").write_text("mine")
     return empty_folder
 
@@ -262,7 +297,8 @@ def files(empty_folder) -> Path:
 def words_of(line: str) -> list[str]:
     """Split a command line. The words in capitals stand for what cannot be written there."""
     strange = {"EMPTY": "", "aNULb": "a\0b", "BYTES": "\udcff"}
-    return [strange.get(word, word).replace("LONG", "x" * 5000) for word in line.split()]
+    words = [strange.get(word, word).replace("LONG", "x" * 5000) for word in line.split()]
+    return [re.sub(r"LENGTH(\d+)(\.\w+)", lambda m: "x" * (int(m[1]) - len(m[2])) + m[2], word) for word in words]
 
 
 def test_usage_errors_come_before_torch(files):

@@ -173,7 +173,7 @@ def test_an_existing_output_is_kept(root, capsys):
     write(root)
     (root / "out").mkdir()
     (root / "out" / "mine.txt").write_text("mine")
-    assert "exists already" in refused(root, capsys)
+    assert "exists already" in refused(root, capsys, code=2)
     assert "`--overwrite` only replaces models" in refused(root, capsys, "--overwrite")
     assert (root / "out" / "mine.txt").read_text() == "mine"
     (root / "out" / "mine.txt").rename(root / "out" / "model_index.json")

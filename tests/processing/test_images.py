@@ -8,12 +8,14 @@ import threading
 import numpy as np
 import pytest
 import torch
+from hostile import ITSELF, try_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from showo_hf.processing.images import MAX_ASPECT, flatten_images, is_token_grid, load_image
+from showo_hf.processing.image_reader import read_image_content, read_image_file
+from showo_hf.processing.images import MAX_ASPECT, flatten_images, is_token_grid, load_grey, load_image
 
 
 RED = Image.new("RGB", (6, 4), "red")
@@ -172,3 +174,31 @@ def test_lists_are_flattened_and_token_grids_recognized():
     assert len(flatten_images([[RED], [grid, [batch]]])) == 4
     assert flatten_images(None) == [] and flatten_images(RED) == [RED]
     assert is_token_grid(grid) and not is_token_grid(torch.zeros(4, 4)) and not is_token_grid(RED)
+
+
+@pytest.mark.parametrize("kind", ["image", "array", "file", "content", "text"])
+@pytest.mark.parametrize("limit", ["max_pixels", "max_aspect"])
+def test_limits_that_are_none_are_refused_by_name(limit, kind, tmp_path):
+    RED.save(tmp_path / "red.png")
+    text = base64.b64encode(png(RED)).decode()
+    sources = {"image": RED, "array": np.asarray(RED), "file": tmp_path / "red.png", "content": png(RED), "text": text}
+    plain = dict.fromkeys(["2**63", "5000 digits"], ITSELF)
+    if limit == "max_aspect":  # the image has 6 x 4 pixels
+        plain |= dict.fromkeys(["fraction", "infinity", "huge float"], ITSELF)
+    try_all(load_image, {"image": sources[kind]}, limit, lambda image: same(image, RED), plain)
+
+
+def test_every_reader_refuses_limits_that_are_none(tmp_path):
+    RED.save(tmp_path / "red.png")
+    calls = {read_image_content: {"content": png(RED)}, read_image_file: {"path": tmp_path / "red.png"}}
+    calls[load_grey] = {"image": tmp_path / "red.png", "name": "mask_image"}
+    plain = dict.fromkeys(["2**63", "5000 digits"], ITSELF)
+    for call, valid in calls.items():
+        try_all(call, valid, "max_pixels", lambda image: image.size == RED.size, plain)
+
+
+@pytest.mark.parametrize("most", [1, 1.3, 2.7, np.float32(1.3), np.int64(2)])
+def test_no_image_is_longer_than_the_limit(most):
+    for size in ((2, 10), (10, 3), (7, 50)):
+        cropped = load_image(Image.new("RGB", size), max_aspect=most)
+        assert min(cropped.size) == min(size) and max(cropped.size) == int(most * min(size))

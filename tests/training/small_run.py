@@ -188,11 +188,13 @@ class Child:
             os.kill(self.pid, number)
 
 
-def command(arguments: Sequence[str], **options: Any) -> subprocess.Popen:
-    """`showo-hf train` in a new process, with its output in pipes."""
+def command(
+    arguments: Sequence[str], module: Sequence[str] = ("showo_hf_command", "train"), **options: Any
+) -> subprocess.Popen:
+    """`python -m` with a module that starts `showo-hf train`, in a new process with its output in pipes."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "showo_hf.training", *arguments],
+        [sys.executable, "-m", *module, *arguments],
         cwd=ROOT,
         env=environment,
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},

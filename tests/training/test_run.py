@@ -7,7 +7,7 @@ import small_run
 import torch
 
 from showo_hf import ShowoT2IPipeline
-from showo_hf.training.checkpoints import checkpoint_root
+from showo_hf.training.output_folders import checkpoint_root
 from showo_hf.training.run import TrainingError, Unfinished
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from showo_hf.conversion.command_line import (
@@ -16,7 +15,7 @@ from showo_hf.conversion.command_line import (
 from showo_hf.utils.argument_types import HUB_NAME, LARGEST_SIDE, integer, quoted, square_number, user_path
 
 from .errors import UsageError
-from .files import check_folder
+from .export import check_output_options
 from .hub_names import check_hub_model
 from .model_loading import load_package, say_loading
 from .texts import exists
@@ -79,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
             them, or both are and `--image-size` is given.
     """
     check_options(options)
-    check_folder("--output", Path(options.output))
+    check_output_options(options)
     check_sources(options)
     say_loading("the conversion", options.quiet)
     load_package()

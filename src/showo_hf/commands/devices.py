@@ -16,6 +16,7 @@ DEVICES = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa", "sdaa", "mt
 #: The names in torch's version file of which one tells a version, where torch is built for the device.
 BUILT_FOR = {"cuda": ("cuda", "hip"), "xpu": ("xpu",)}
 CUDA_DRIVER = "libcuda.so.1"  # torch needs it on Linux
+ADDED_DEVICES = "torch.backends"  # the entry points that torch loads when it is imported
 
 
 def device_name(text: str) -> str:
@@ -45,6 +46,13 @@ def absence(kind: str) -> str | None:
     if kind == "cuda" and built.get("cuda") and sys.platform == "linux" and not can_load(CUDA_DRIVER):
         return "there is no NVIDIA driver"
     return None
+
+
+def only_cpu() -> bool:
+    """Whether torch can have no device but the CPU: it is built for none, and no package adds one. False if unknown."""
+    from importlib.metadata import entry_points
+
+    return all(map(absence, ("cuda", "xpu", "mps"))) and not entry_points(group=ADDED_DEVICES)
 
 
 def torch_build() -> dict[str, str | None]:

@@ -10,8 +10,10 @@ from showo_hf.conversion.command_line import WEIGHT_FORMATS, add_output_argument
 
 from ..utils.argument_types import quoted, user_name
 from .errors import UsageError
-from .files import check_folder
+from .files import check_new_folder
+from .hub_names import check_repository
 from .model_loading import load_package, say_loading
+from .saved_model import read_json
 from .texts import exists
 
 
@@ -39,9 +41,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Export. The folder's name goes to stdout, the report to stderr."""
-    if not exists(Path(options.folder)):
-        raise UsageError(f"FOLDER must be a pipeline folder, but there is no folder {quoted(options.folder)}")
-    check_folder("--output", Path(options.output))
+    check_folder_of_model(Path(options.folder))
+    check_output_options(options)
     say_loading("the conversion", options.quiet)
     load_package()
     from showo_hf.conversion.export_showo import export_showo
@@ -57,3 +58,21 @@ def run(options: argparse.Namespace) -> int:
         )
 
     return run_conversion(export, options.output, options.push_to_hub, options.private, options.quiet)
+
+
+def check_folder_of_model(folder: Path) -> None:
+    """Raise `UsageError` for a folder whose config is not that of a Show-o. Whether the original knows it comes later."""
+    if not exists(folder):
+        raise UsageError(f"`FOLDER` must be a pipeline folder, but there is no folder {quoted(folder)}")
+    model = folder / "model" if (folder / "model").is_dir() else folder
+    if read_json(model / "config.json").get("model_type") != "showo":
+        raise UsageError(
+            f"`FOLDER` must be a pipeline folder, or the model/ in it, but {quoted(model)} has no config.json of a Show-o"
+        )
+
+
+def check_output_options(options: argparse.Namespace) -> None:
+    """Raise `UsageError` for an output that cannot be written, and for a wrong name of a repository."""
+    check_new_folder("--output", Path(options.output), options.overwrite)
+    if options.push_to_hub is not None:
+        check_repository("--push-to-hub", options.push_to_hub)

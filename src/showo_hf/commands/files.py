@@ -2,22 +2,33 @@
 
 import json
 import os
+import re
+import secrets
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..utils.argument_types import quoted
+from ..utils.atomic_folder import temporary_name
 from .errors import CommandError, UsageError
 
 
-def check_no_nul(option: str, path: Path) -> None:
+def check_name(option: str, path: Path) -> None:
+    """Raise `UsageError` for a name that no file can have: with a NUL character, or too long."""
     if "\0" in str(path):
         raise UsageError(f"`{option}` must be the name of a file or folder, got {quoted(path)}")
+    try:
+        os.lstat(path)  # from Python 3.14 on, the methods of `Path` raise no errors
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise UsageError(f"`{option}` cannot be written: {quoted(path)}: {error.strerror}") from error
 
 
 def check_output(option: str, path: Path, suffixes: tuple[str, ...]) -> None:
     """Raise `UsageError` unless `path` is a writable file path with one of these suffixes."""
-    check_no_nul(option, path)
+    check_name(option, path)
     if path.suffix.lower() not in suffixes:
         raise UsageError(f"`{option}` must end in {', '.join(suffixes)}, got {quoted(path)}")
     try:
@@ -27,44 +38,74 @@ def check_output(option: str, path: Path, suffixes: tuple[str, ...]) -> None:
             raise UsageError(f"`{option}` must be a file, but {quoted(path)} is none")
         if not path.parent.is_dir():
             raise UsageError(f"`{option}` must be in an existing folder, but {quoted(path.parent)} does not exist")
-    except OSError as error:  # for example a name that is too long
+    except OSError as error:  # for example a link into a folder of someone else
         raise UsageError(f"`{option}` cannot be written: {quoted(path)}: {error.strerror}") from error
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"`{option}` must be in a writable folder, but {quoted(path.parent)} is not")
 
 
+def check_numbered(option: str, path: Path, count: int, suffixes: tuple[str, ...]) -> None:
+    """Raise `UsageError` unless each of the files that [`numbered`] names can be written; see [`check_output`]."""
+    check_output(option, path, suffixes)
+    if count == 1:
+        return
+    check_output(option, number_name(path, count - 1), suffixes)  # the longest name
+    # The numbers may be a hundred thousand, so the folder is read once.
+    name = re.compile(rf"{re.escape(path.stem)}-(0|[1-9][0-9]*){re.escape(path.suffix)}")
+    with suppress(PermissionError), os.scandir(path.parent) as entries:  # a folder may be writable and not readable
+        for entry in entries:
+            found = name.fullmatch(entry.name)
+            if found and int(found[1]) < count and not entry.is_file():
+                check_output(option, path.with_name(entry.name), suffixes)
+
+
 def check_folder(option: str, path: Path) -> None:
     """Raise `UsageError` unless `path` is a writable folder, or can be made as one."""
-    check_no_nul(option, path)
+    check_name(option, path)
     there = path
     try:
         while not there.exists():
             there = there.parent
         if not there.is_dir():
             raise UsageError(f"`{option}` must be a folder, but {quoted(there)} is a file")
-    except OSError as error:  # for example a name that is too long
+        for name in path.relative_to(there).parts:
+            check_name(option, there / name)
+    except OSError as error:  # for example a link into a folder of someone else
         raise UsageError(f"`{option}` cannot be written: {quoted(path)}: {error.strerror}") from error
     if not os.access(there, os.W_OK):
         raise UsageError(f"`{option}` must be a folder that can be written, but {quoted(there)} cannot")
 
 
+def check_new_folder(option: str, path: Path, overwrite: bool) -> None:
+    """Raise `UsageError` unless [`atomic_folder`] can write `path`, which is new unless `overwrite` is True."""
+    check_folder(option, path)
+    if os.path.lexists(path) and not overwrite:
+        raise UsageError(f"`{option}` must be a new folder, but {quoted(path)} exists already; add `--overwrite`")
+    target = Path(os.path.realpath(path))
+    if target.name:  # the root has none
+        check_folder(option, temporary_name(target))  # a longer name, beside the folder that a link leads to
+
+
 def numbered(path: Path, count: int) -> list[Path]:
     """`path` itself for one file; else apple-0.png, apple-1.png ... for apple.png."""
-    if count == 1:
-        return [path]
-    return [path.with_name(f"{path.stem}-{index}{path.suffix}") for index in range(count)]
+    return [path] if count == 1 else [number_name(path, number) for number in range(count)]
+
+
+def number_name(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file atomically: `write` gets a temporary path beside `path`, which then replaces `path`."""
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".showo-{secrets.token_hex(8)}{path.suffix}")  # `path` may have the longest name
     try:
         write(temporary)
         os.replace(temporary, path)
     except OSError as error:
         raise CommandError(f"cannot write '{path}': {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the error of the work tells more
+            temporary.unlink()
 
 
 def json_lines(records: Iterable[dict[str, Any]]) -> str:
@@ -139,6 +180,7 @@ def save_numbered(
         try:
             replace_file(path, write)
         except BaseException:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
             raise
         return path, start

@@ -34,6 +34,17 @@ def downloaded_folder(name: str) -> Path | None:
     return Path(index).parent if isinstance(index, str) else None
 
 
+def check_repository(option: str, name: str) -> None:
+    """Raise `UsageError` unless `name` can be the name of a repository."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UsageError(f"`{option}` must be ORG/NAME or NAME, got {quoted(name)}: {error}") from error
+
+
 def check_hub_model(name: str, option: str = "--model") -> None:
     """
     Raise `UsageError`, which names `option`, unless `name` is a model of the Hub, or was downloaded before.

@@ -22,7 +22,7 @@ from ..utils.argument_types import (
     user_path,
 )
 from .errors import UsageError
-from .files import check_output, numbered, replace_file
+from .files import check_numbered, numbered, replace_file
 from .image_files import add_max_pixels, is_url, problem_of
 from .image_steps import StepRecorder, save_steps, step_images
 from .model_loading import add_loading_options, choose_device, load_package, load_pipeline
@@ -196,11 +196,11 @@ def check_size(size: tuple[int, int], model: str | None) -> None:
 
 
 def check_outputs(options: argparse.Namespace) -> None:
-    """Raise `UsageError` unless `--output` and `--save-steps` are two different writable files."""
-    check_output("--output", options.output, IMAGE_SUFFIXES)
+    """Raise `UsageError` unless `--output` and `--save-steps` are different writable files, also with their numbers."""
+    check_numbered("--output", options.output, options.num, IMAGE_SUFFIXES)
     save = getattr(options, "save_steps", None)
     if save is not None:
-        check_output("--save-steps", save, STEP_SUFFIXES)
+        check_numbered("--save-steps", save, options.num, STEP_SUFFIXES)
         if save.resolve() == options.output.resolve():
             raise UsageError(f"`--save-steps` and `--output` must be different files, got {quoted(save)} for both")
 

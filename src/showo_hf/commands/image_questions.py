@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..utils.argument_types import MAX_PIXELS, integer, user_path
 from .errors import UsageError
+from .files import check_name
 from .image_files import LoadedImage, add_max_pixels, find_images, load
 from .model_loading import add_loading_options, check_model, choose_device, load_package, load_pipeline, on_terminal
 from .processes import Processes, join_processes, process_count
@@ -180,8 +181,10 @@ def answer_questions(
         the exit code.
     """
     check_model(options.model)
-    if process_count() > 1 and options.output is None:
-        raise UsageError("`--output` is needed with several processes, because each prints only its share")
+    if process_count() > 1:
+        if options.output is None:
+            raise UsageError("`--output` is needed with several processes, because each prints only its share")
+        check_name("--output", part_of(options.output, process_count()))
     images = find_images(names, options.recursive)
     if options.output is not None:
         check_settings(options.output, settings_of(options))

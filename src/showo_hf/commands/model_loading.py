@@ -15,7 +15,7 @@ from ..utils.argument_types import DTYPES, HUB_NAME, quoted, user_name
 from ..utils.embedded_model import EMBEDDED_MODEL
 from ..utils.messages import one_sentence
 from ..utils.progress_bars import hide_progress_bars
-from .devices import device_name
+from .devices import device_name, only_cpu
 from .errors import CommandError, UsageError
 from .hub_names import LONGEST_NAME, check_hub_model
 from .texts import exists
@@ -110,10 +110,15 @@ def on_terminal() -> bool:
     return sys.stderr.isatty()
 
 
-def say_loading(what: str, quiet: bool) -> None:
+def say(what: str, quiet: bool = False) -> None:
     """Say on a terminal what takes the next seconds."""
     if on_terminal() and not quiet:
-        print(f"loading {what} ...", file=sys.stderr, flush=True)
+        print(f"{what} ...", file=sys.stderr, flush=True)
+
+
+def say_loading(what: str, quiet: bool) -> None:
+    """Say on a terminal that loading something takes the next seconds."""
+    say(f"loading {what}", quiet)
 
 
 def say_libraries(quiet: bool) -> None:
@@ -143,6 +148,8 @@ def choose_device(name: str | None, dtype: str = "float32", quiet: bool = True) 
     Raises:
         UsageError: for an absent device, and for float16 on the CPU, for which torch lacks operations.
     """
+    if name is None and dtype == "float16" and only_cpu():
+        name = "cpu"  # refused below, and without torch
     if name != "cpu":
         say_libraries(quiet)
     found = accelerators() if name != "cpu" else []

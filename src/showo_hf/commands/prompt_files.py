@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -215,12 +216,21 @@ def check_folder_of_run(options: argparse.Namespace, device: str | None = None) 
 
 
 def collect_parts(folder: Path) -> dict[int, Record]:
-    """Merge the records of all processes into the index, in the order of the images. Returns them by number."""
-    parts = sorted(folder.glob(PART.format("*")))
+    """
+    Merge the records of all processes into the index, in the order of the images. Returns them by number.
+
+    Raises:
+        UsageError: if a file has a line that is no record. Nothing is changed.
+    """
+    parts = sorted(path for path in folder.iterdir() if re.fullmatch(PART.format("[0-9]+"), path.name))
     found: dict[int, Record] = {}
     for path in (folder / INDEX, *parts):
-        records, _ = read_json_lines("--output", path)
-        found.update({record["number"]: record for record in records if isinstance(record.get("number"), int)})
+        for line, record in enumerate(read_json_lines("--output", path)[0], start=1):
+            if type(record.get("number")) is not int:
+                raise UsageError(
+                    f"`--output` must be a folder of this command, but line {line} of {quoted(path)} has no number"
+                )
+            found[record["number"]] = record
     if parts:
         text = json_lines(found[number] for number in sorted(found))
         replace_file(folder / INDEX, lambda path: path.write_text(text, encoding="utf-8"))

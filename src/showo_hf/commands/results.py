@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,6 +19,7 @@ from .texts import exists
 
 
 Record = dict[str, Any]
+PART = ".showo-hf-part-"
 
 
 class Results:
@@ -79,14 +81,12 @@ def resume(output: Path, images: Iterable[str], collect: bool = True) -> list[Re
         UsageError: if the file cannot be written, or was not written by these commands.
     """
     check_output("--output", output, (".jsonl",))
+    check_output("--output", settings_file(output), (".json",))
     if collect:
         collect_parts(output)
-    records, whole = read_json_lines("--output", output)
-    for number, record in enumerate(records, start=1):
-        if not isinstance(record.get("image"), str):
-            raise UsageError(
-                f"`--output` must be a file of this command, but line {number} of {quoted(output)} has no image"
-            )
+    records, whole = read_records(output)
+    for part in parts_of(output):  # of an earlier run; a later call collects them
+        read_records(part)
     asked = set(images)
     kept = [record for record in records if not ("error" in record and record["image"] in asked)]
     if collect:
@@ -96,16 +96,44 @@ def resume(output: Path, images: Iterable[str], collect: bool = True) -> list[Re
     return kept
 
 
-def part_of(output: Path, process: int | str) -> Path:
-    """Where one of several processes writes its records: out.part-0.jsonl for out.jsonl."""
-    return output.with_name(f"{output.stem}.part-{process}.jsonl")
+def read_records(path: Path) -> tuple[list[Record], bool]:
+    """
+    The records in a file, and whether its last line is complete; see [`read_json_lines`].
+
+    Raises:
+        UsageError: if a line is no record of these commands.
+    """
+    records, whole = read_json_lines("--output", path)
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record.get("image"), str):
+            raise UsageError(
+                f"`--output` must be a file of this command, but line {number} of {quoted(path)} has no image"
+            )
+    return records, whole
+
+
+def part_of(output: Path, process: int) -> Path:
+    """Where one of several processes writes its records: .out.jsonl.showo-hf-part-0 for out.jsonl."""
+    return output.with_name(f".{output.name}{PART}{process}")
+
+
+def parts_of(output: Path) -> list[Path]:
+    """The files of [`part_of`] that are there."""
+    start = f".{output.name}{PART}"
+    found = output.parent.glob(f"{glob.escape(start)}*")
+    return sorted(path for path in found if re.fullmatch("[0-9]+", path.name.removeprefix(start)))
 
 
 def collect_parts(output: Path, images: Iterable[str] = ()) -> list[Record]:
-    """Move the records of all processes to the end of `output`, in the order of `images`. Returns them."""
-    parts = sorted(output.parent.glob(f"{glob.escape(output.stem)}.part-*.jsonl"))
+    """
+    Move the records of all processes to the end of `output`, in the order of `images`. Returns them.
+
+    Raises:
+        UsageError: if a file has a line that is no record. Nothing is changed.
+    """
+    parts = parts_of(output)
     order = {image: number for number, image in enumerate(images)}
-    found = [record for part in parts for record in read_json_lines("--output", part)[0]]
+    found = [record for part in parts for record in read_records(part)[0]]
     found.sort(key=lambda record: order.get(record["image"], len(order)))
     if found:
         before, _ = read_json_lines("--output", output)

@@ -28,6 +28,7 @@ class SavedModel:
     most_pixels: int | None = None  # of the largest image that the pipelines make
     scheduler: str | None = None  # the class
     temperature: float | None = None
+    train_timesteps: int | None = None  # of a scheduler that is trained for a number of steps
     codebook_size: int | None = None
     steps: int | None = None
     guidance: float | None = None
@@ -60,13 +61,14 @@ def read_saved_model(model: str | None) -> SavedModel:
         rows = round(tokens**0.5)
         size = rows * patch, tokens // rows * patch
         most = MAX_GRID * tokens * patch**2
-    temperature = scheduler.get("temperature")
+    temperature, train_timesteps = scheduler.get("temperature"), scheduler.get("num_train_timesteps")
     return SavedModel(
         patch=patch,
         size=size,
         most_pixels=most,
         scheduler=scheduler.get("_class_name"),
         temperature=temperature if isinstance(temperature, (int, float)) else None,
+        train_timesteps=train_timesteps if isinstance(train_timesteps, int) else None,
         codebook_size=codes if isinstance(codes, int) else None,
         steps=steps if isinstance(steps, int) else None,
         guidance=guidance if isinstance(guidance, (int, float)) else None,

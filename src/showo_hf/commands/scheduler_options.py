@@ -7,14 +7,18 @@ import inspect
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..utils.argument_types import quoted
+from ..utils.masking_schedule_names import schedule_exponent
+from ..utils.validation import check_sampling
 from .errors import UsageError
 from .model_loading import check_model
 from .saved_model import read_saved_model
+from .texts import with_option_names
 
 
 if TYPE_CHECKING:
@@ -45,6 +49,11 @@ class KnownScheduler:
     name: str
     summary: str
     settings: dict[str, Any]
+
+    @property
+    def takes_temperature(self) -> bool:
+        """Whether the temperature of a call replaces that of the settings."""
+        return not {"temperature", "token_temperature"}.isdisjoint(self.settings)
 
 
 #: The schedulers by their names on the command line, as in `showo_hf.schedulers.SCHEDULERS`. Importing the classes
@@ -148,13 +157,14 @@ def check_model_and_scheduler(options: argparse.Namespace) -> None:
     """
     Raise `UsageError` for a model that is not there, see [`check_model`], and for wrong scheduler options.
 
-    The options of the model's own scheduler come last: the Hub says whether the downloaded model is the newest one.
+    What depends on the model's own scheduler comes last: the Hub says whether the downloaded model is the newest one.
     """
     if options.scheduler is not None:
         check_scheduler(options)
     check_model(options.model)
     if options.scheduler is None:
         check_scheduler(options)
+    check_steps_and_temperature(options)
 
 
 def check_scheduler(options: argparse.Namespace) -> None:
@@ -171,11 +181,36 @@ def check_scheduler(options: argparse.Namespace) -> None:
         option_values(known.name, known.settings, options.scheduler_option)
 
 
+def check_steps_and_temperature(options: argparse.Namespace) -> None:
+    """Raise `UsageError` for more steps than the scheduler has, and for a `--temperature` that it does not take."""
+    known = known_scheduler(options)
+    if known is None:
+        return
+    values = option_values(known.name, known.settings, options.scheduler_option)
+    most = most_steps(known, values, options.model)
+    steps = options.steps or read_saved_model(options.model).steps or 1
+    try:
+        check_sampling(known.name, most, known.takes_temperature, steps, options.temperature)
+    except ValueError as error:
+        raise UsageError(with_option_names(error)) from error
+
+
+def most_steps(known: KnownScheduler, values: dict[str, Any], model: str | None) -> float:
+    """The most steps of a scheduler with these option values; infinity if there is no limit, or only the model tells."""
+    name = "num_train_timesteps"
+    if name not in known.settings or name in values:
+        return values.get(name, math.inf)
+    saved = read_saved_model(model)
+    if saved.scheduler is None:
+        return math.inf
+    return saved.train_timesteps or known.settings[name]  # `set_scheduler` keeps the settings of the model's scheduler
+
+
 def known_scheduler(options: argparse.Namespace) -> KnownScheduler | None:
     """The scheduler that the options set up, if it is one of this package; None if only the model can tell."""
     if options.scheduler is not None:
         return KNOWN[options.scheduler]
-    own = read_saved_model(options.model).scheduler if options.scheduler_option else None
+    own = read_saved_model(options.model).scheduler
     return next((known for known in KNOWN.values() if known.name == own), None)
 
 
@@ -215,8 +250,15 @@ def scheduler_class(known: KnownScheduler) -> type[Any]:
 
 def make_scheduler(make: Callable[..., Any], values: dict[str, Any]) -> Any:
     """Make a scheduler. Raises `UsageError` for values that it rejects."""
-    try:
+    with values_refused():
         return make(**values)
+
+
+@contextmanager
+def values_refused() -> Iterator[None]:
+    """Raise `UsageError` for the errors of a scheduler within the block."""
+    try:
+        yield
     except (ValueError, TypeError) as error:
         raise UsageError(f"`--scheduler-option` has a value that is not allowed: {error}") from error
 
@@ -255,6 +297,9 @@ def parse_value(name: str, text: str, default: Any) -> Any:
             allowed = f"a number from 0 to {most:g}" if most < math.inf else "positive"
     if allowed:
         raise UsageError(f"`--scheduler-option` {name} must be {allowed}, got {quoted(text)}")
+    if name == "masking_schedule":
+        with values_refused():
+            schedule_exponent(value)
     return value
 
 

@@ -15,6 +15,7 @@ from ..utils.argument_types import HUB_NAME, quoted, user_path
 from .errors import CommandError, UsageError
 from .files import check_folder
 from .info import package_version
+from .model_loading import say
 from .texts import exists
 
 
@@ -139,6 +140,7 @@ def checkout() -> Path:
 
 def build_wheel(folder: Path) -> Path:
     """Build the wheel from a copy of the checkout: a build writes into its source folder."""
+    say("building the wheel of this package")
     source = folder / "source"
     for name in SOURCES:
         path = checkout() / name
@@ -180,6 +182,7 @@ def push(folder: Path, name: str) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
+    say(f"uploading {quoted(folder)}")
     try:
         api = HfApi()
         url = api.create_repo(name, repo_type="space", space_sdk="gradio", exist_ok=True)

@@ -10,12 +10,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..training.errors import TrainingError
+from ..training.output_folders import check_replaced, checkpoint_root
 from ..training.recipe_entries import RecipeError, shipped_recipes
 from ..utils.argument_types import HUB_NAME, quoted, user_name
 from ..utils.progress_bars import hide_progress_bars
 from .errors import CommandError, UsageError
-from .hub_names import check_hub_model
+from .files import check_folder, check_new_folder
+from .hub_names import check_hub_model, check_repository
 from .model_loading import load_package, say_loading
+from .processes import first_process
 from .texts import exists
 
 
@@ -35,7 +39,7 @@ examples:
     showo-hf train lora data=my-images output=my-lora steps=500 --dry-run
 
   several processes
-    accelerate launch -m showo_hf.training finetune data=my-images output=my-model steps=500
+    accelerate launch -m showo_hf_command train finetune data=my-images output=my-model steps=500
 
 A run that was stopped continues from its last checkpoint when the same command is given again. The exit code is then
 75, or 130 after Ctrl-C.
@@ -103,7 +107,8 @@ def checked_recipe(options: argparse.Namespace) -> RunConfig:
     The config of the recipe. Needs no torch.
 
     Raises:
-        UsageError: unless the recipe is shipped or a file, its entries are allowed, and the models that it names exist.
+        UsageError: unless the recipe is shipped or a file, its entries are allowed, its output can be written, and the
+            models that it names exist.
     """
     if options.recipe is None:
         raise UsageError("give a recipe; `showo-hf train --list` lists them")
@@ -113,8 +118,25 @@ def checked_recipe(options: argparse.Namespace) -> RunConfig:
         config = load_recipe(options.recipe, options.entries)
     except RecipeError as error:
         raise UsageError(str(error)) from error
+    if not options.dry_run and first_process():  # which writes the output
+        check_output(config)
     check_sources(config)
     return config
+
+
+def check_output(config: RunConfig):
+    """Raise `UsageError` for an `output` that cannot be written or replaced, and for a wrong name of a repository."""
+    output = Path(config.output)
+    root = checkpoint_root(output)
+    check_new_folder("output", output, overwrite=True)
+    check_folder("output", root)
+    if not (config.resume and exists(root) and any(root.iterdir())):  # else the checkpoints tell whose result it is
+        try:
+            check_replaced(output, config.model, resumed=None)
+        except TrainingError as error:
+            raise UsageError(str(error)) from error
+    if config.push_to_hub is not None:
+        check_repository("push_to_hub", config.push_to_hub)
 
 
 def check_sources(config: RunConfig):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from ..utils.argument_types import MAX_PIXELS
+from ..utils.validation import check_count
 
 
 #: The formats that are read. None of them starts another program, as EPS does. AVIF is not among them: its decoder
@@ -90,9 +91,10 @@ def read_image_file(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Im
     path = Path(path)
     if not path.is_file():  # also a pipe or a device, which may never end
         raise FileNotFoundError("no such file")
-    check_file_size(path.stat().st_size, max_pixels)
+    size = path.stat().st_size
+    check_file_size(size, max_pixels)
     with open(path, "rb") as file:
-        return read_image_content(file.read(max_file_size(max_pixels) + 1), max_pixels)
+        return read_image_content(file.read(size), max_pixels)
 
 
 def read_image_content(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -112,8 +114,8 @@ def read_image_content(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Im
     Raises:
         TooManyPixels: if the image has too many pixels. It is a TooLarge.
         TooLarge: if the file is larger than an image of `max_pixels` needs. It is a ValueError.
-        ValueError: if the file has too many scans or parts, or a kind of compression that is not read; or if it is
-            broken.
+        ValueError: if the file has too many scans or parts, or a kind of compression that is not read; if it is
+            broken; or if `max_pixels` is no positive integer.
         PIL.UnidentifiedImageError: if the file is in none of the `FORMATS`.
     """
     check_file_size(len(content), max_pixels)
@@ -138,6 +140,7 @@ def max_file_size(max_pixels: int) -> int:
 
 
 def check_file_size(size: int, max_pixels: int) -> None:
+    check_count("max_pixels", max_pixels)
     if size > max_file_size(max_pixels):
         raise TooLarge(f"its {size:,} bytes are more than the {max_file_size(max_pixels):,} that are read")
 

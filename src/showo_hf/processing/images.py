@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..utils.validation import shown
+from ..utils.validation import check_count, is_number, shown
 from .image_reader import (
     MAX_PIXELS,
     TooLarge,
@@ -72,9 +72,13 @@ def load_image(
 
     Raises:
         ValueError: if the image cannot be read, or is larger than `max_pixels`, see
-            [`image_reader.read_image_content`]; or if an array has a wrong shape, dtype or range.
+            [`image_reader.read_image_content`]; if an array has a wrong shape, dtype or range; or if `max_pixels` is no
+            positive integer or `max_aspect` no number of at least 1.
         TypeError: for other types.
     """
+    check_count("max_pixels", max_pixels)
+    if not is_number(max_aspect) or not max_aspect >= 1:  # infinity is one, and NaN is not
+        raise ValueError(f"`max_aspect` must be a number of at least 1, got {shown(max_aspect)}.")
     if isinstance(image, (np.ndarray, torch.Tensor)):
         return crop_to_aspect(to_rgb(array_to_image(image, name)), max_aspect)
     return crop_to_aspect(to_rgb(read_image(image, name, max_pixels)), max_aspect)
@@ -86,6 +90,7 @@ def load_grey(image: Any, name: str, max_pixels: int = MAX_PIXELS) -> Image.Imag
 
     Accepts and raises the same as [`load_image`], except for arrays and tensors.
     """
+    check_count("max_pixels", max_pixels)
     rgba = read_image(image, name, max_pixels).convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("L")
 
@@ -219,6 +224,6 @@ def crop_to_aspect(image: Image.Image, max_aspect: float = MAX_ASPECT) -> Image.
     longest = max_aspect * min(image.size)
     if max(image.size) <= longest:
         return image
-    width, height = (min(side, longest) for side in image.size)
+    width, height = (min(side, int(longest)) for side in image.size)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))

@@ -1,4 +1,9 @@
-"""`python -m showo_hf.training RECIPE [key=value ...]`: `showo-hf train` for launchers such as `accelerate launch`."""
+"""
+`python -m showo_hf.training RECIPE [key=value ...]`: `showo-hf train`.
+
+Launchers such as `accelerate launch` start faster with `-m showo_hf_command train`, which imports the package only after
+the arguments are checked.
+"""
 
 import sys
 

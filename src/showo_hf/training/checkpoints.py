@@ -37,11 +37,6 @@ class DamagedCheckpointError(Exception):
     """A file of a checkpoint is missing, changed or truncated. The message names it."""
 
 
-def checkpoint_root(output: Path) -> Path:
-    """The folder of a run's checkpoints, beside its output."""
-    return output.with_name(output.name + "-checkpoints")
-
-
 def checkpoint_folders(root: Path) -> list[tuple[int, Path]]:
     """The checkpoints in `root` with their steps, the newest first."""
     found = []

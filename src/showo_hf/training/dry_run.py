@@ -12,7 +12,6 @@ from showo_hf.pipelines import ShowoT2IPipeline
 
 from ..processing.processing_showo import showo_image_processor
 from .arguments import training_arguments
-from .checkpoints import checkpoint_root
 from .configs import FinetuneConfig, RunConfig
 from .data.loader import StepLoader
 from .decoder_config import DiffusionDecoderConfig
@@ -23,6 +22,7 @@ from .image_configs import LAST_LAYER, ImageClassifierConfig, ImageRunConfig, Im
 from .image_tokenizers import load_image_tokenizer, tokenizer_losses
 from .losses import LossSums, backward_by_part, step_counts
 from .optimizers import MuonWithAdamW
+from .output_folders import checkpoint_root
 from .plan import MemoryOptions, ModelSizes, TaskRows, format_plan, measure_step_time, parameter_counts
 from .rows import IGNORED, Part
 from .run_checks import check_data, check_model

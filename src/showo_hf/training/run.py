@@ -10,7 +10,7 @@ from transformers.trainer_callback import PrinterCallback
 from ..utils.atomic_folder import locked
 from .arguments import training_arguments
 from .callbacks import StopSignals, step_callbacks
-from .checkpoints import checkpoint_root, clean, system_errors
+from .checkpoints import clean, system_errors
 from .configs import FinetuneConfig, RunConfig
 from .data.loader import merge_states
 from .decoder_config import DiffusionDecoderConfig
@@ -20,10 +20,11 @@ from .image_classifiers import image_classifier_trainer, load_classifier, save_i
 from .image_configs import ImageClassifierConfig, ImageRunConfig, ImageTokenizerConfig
 from .image_tokenizers import image_tokenizer_trainer, load_image_tokenizer, save_image_tokenizer
 from .image_trainer import ImageTrainer
+from .output_folders import check_replaced, checkpoint_root
 from .parallel import check_deepspeed, check_sharding, distribute, from_first, processes, together
 from .results import check_push, save_result
 from .resumable_trainer import ResumableTrainer, Settings
-from .run_checks import check_data, check_model, check_output, check_replaced, options_of, resume_folder, rows_factor
+from .run_checks import check_data, check_model, check_output, options_of, resume_folder, rows_factor
 from .saved_progress import saved_position, saved_since, saved_state, saved_step
 from .showo_training import build_trainer, load_pipeline, prepare_model
 from .trainer import ShowoTrainer

@@ -54,6 +54,26 @@ def check_count(name: str, value, least: int = 1, most: int | None = None):
         raise ValueError(f"`{name}` must be at most {most:,}, got {shown(value)}.")
 
 
+def check_sampling(
+    kind: str, most_steps: float, takes_temperature: bool, num_inference_steps: int, temperature: float | None
+):
+    """
+    Raise `ValueError` for more steps than a scheduler has, and for a temperature that it does not take.
+
+    Args:
+        kind: the class of the scheduler.
+        most_steps: its `num_train_timesteps`; infinity for one that has none.
+        takes_temperature: whether its `set_timesteps` has the argument.
+    """
+    if num_inference_steps > most_steps:
+        raise ValueError(
+            f"`num_inference_steps` must be at most the `num_train_timesteps` of this {kind}, {most_steps}, "
+            f"got {num_inference_steps}."
+        )
+    if temperature is not None and not takes_temperature:
+        raise ValueError(f"`temperature` is not an option of {kind}, got {temperature}.")
+
+
 def check_share(name: str, value):
     """Raise `ValueError` unless `value` is a number in [0, 1]."""
     if not is_number(value) or not 0 <= value <= 1:
