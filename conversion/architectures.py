@@ -11,10 +11,11 @@ from transformers import CLIPVisionConfig, PhiConfig
 
 from showo_hf.models.configuration_showo import SPECIAL_TOKEN_NAMES, ShowoConfig
 from showo_hf.models.configuration_showo_lfq import ShowoLFQTokenizerConfig
+from showo_hf.utils.messages import examples
 from showo_hf.utils.validation import shown
 
 from .checkpoint import Checkpoint
-from .errors import ConversionError, examples
+from .errors import ConversionError
 
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -10,8 +10,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from showo_hf.utils.argument_types import quoted
+from showo_hf.utils.messages import examples, printable
 
-from .errors import ConversionError, examples, printable
+from .errors import ConversionError
 from .pickles import PickleFile
 
 

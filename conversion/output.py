@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from showo_hf.utils.atomic_folder import atomic_folder, check_target
+from showo_hf.utils.messages import examples
 
-from .errors import ConversionError, examples
+from .errors import ConversionError
 from .own_folders import KINDS, kind_of, places_of
 from .plan import ConversionPlan
 from .shards import write_shards

@@ -8,7 +8,7 @@ import pickletools
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import printable
+from showo_hf.utils.messages import printable
 
 
 MAX_BYTES = 2**21  # the pickle of 2,000 tensors takes less than 1 MB

@@ -7,7 +7,9 @@ from typing import BinaryIO
 
 import torch
 
-from .errors import ConversionError, examples, printable
+from showo_hf.utils.messages import examples, printable
+
+from .errors import ConversionError
 from .held_tensors import HeldTensors
 from .pickle_check import MAX_BYTES, PickleError, check_pickle
 

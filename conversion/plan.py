@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from showo_hf.utils.messages import EXAMPLES, examples, printable
+
 from .checkpoint import Checkpoint
-from .errors import EXAMPLES, ConversionError, examples, printable
+from .errors import ConversionError
 from .weight_names import DropRules, why_dropped
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, snapshot_download
 
 from showo_hf.utils.argument_types import HUB_NAME
+from showo_hf.utils.messages import examples, printable
 
 from .checkpoint import PICKLES, SAFETENSORS, STEMS, SUBFOLDERS
-from .errors import ConversionError, examples, printable
+from .errors import ConversionError
 
 
 SMALL_FILES = ("*.json", "*.txt", "*.model", "README.md")

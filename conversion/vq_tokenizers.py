@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from showo_hf.models.configuration_showo_vq import ShowoVQTokenizerConfig
+from showo_hf.utils.messages import examples
 
 from .architectures import Shapes, count_stages, shape_of, without_paths
 from .checkpoint import Checkpoint
-from .errors import ConversionError, examples
+from .errors import ConversionError
 from .held_tensors import HeldTensors
 from .plan import ConversionPlan
 from .weight_names import VQ_DROPPED, diffusers_vq_name, is_attention_kernel, vqgan_name

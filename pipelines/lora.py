@@ -1,6 +1,5 @@
 """Low-rank adapters (LoRA, DoRA) of a pipeline's model, with diffusers' methods."""
 
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -27,7 +26,13 @@ from showo_hf.utils.adapters import (
     unfuse,
 )
 from showo_hf.utils.atomic_folder import atomic_folder
-from showo_hf.utils.validation import is_number
+from showo_hf.utils.validation import MAX_SCALE, check_flag, check_list, is_number, shown
+
+
+def check_scale(name: str, value: Any):
+    """Raise `ValueError` unless `value` is a number whose absolute value is at most `MAX_SCALE`."""
+    if not is_number(value) or not abs(value) <= MAX_SCALE:
+        raise ValueError(f"`{name}` must be a number from -{MAX_SCALE:,g} to {MAX_SCALE:,g}, got {shown(value)}.")
 
 
 class ShowoLoraMixin:
@@ -177,8 +182,8 @@ class ShowoLoraMixin:
         """
         self.check_loaded()
         self.check_not_fused("fuse adapters")
-        if not is_number(lora_scale) or not math.isfinite(lora_scale):
-            raise ValueError(f"`lora_scale` must be a finite number, got {lora_scale!r}.")
+        check_scale("lora_scale", lora_scale)
+        check_flag("safe_fusing", safe_fusing)
         if not is_enabled(self.model):
             raise ValueError("The adapters are disabled: call `enable_lora()` before `fuse_lora()`.")
         if getattr(self.model, "hf_quantizer", None) is not None:
@@ -257,23 +262,24 @@ class ShowoLoraMixin:
             )
 
     def check_names(self, names: str | Sequence[str]) -> list[str]:
-        """The names as a list. Raise `ValueError` for a name that is not loaded, or that is there twice."""
+        """The names as a list. Raise an error for other values, a name that is not loaded, or that is there twice."""
         self.check_loaded()
-        wanted = [names] if isinstance(names, str) else list(names)
+        wanted = [names] if isinstance(names, str) else names
+        check_list("adapter_names", wanted)
         known = adapter_names(self.model)
-        unknown = [name for name in wanted if name not in known]
+        unknown = [name for name in wanted if not isinstance(name, str) or name not in known]
         if unknown or len(set(wanted)) != len(wanted):
-            raise ValueError(f"`adapter_names` must be different names among {known}, got {wanted}.")
-        return wanted
+            raise ValueError(f"`adapter_names` must be different names among {known}, got {shown(wanted)}.")
+        return list(wanted)
 
     def check_weights(self, names: list[str], weights: float | Sequence[float | None] | None) -> list[float]:
-        """One weight for each name. Raise `ValueError` for another number of them, or what is no finite number."""
+        """One weight for each name. Raise `ValueError` for another number of them, or what is no number in range."""
         given: list[Any] = list(weights) if isinstance(weights, (list, tuple)) else [weights] * len(names)
         filled = [1.0 if weight is None else weight for weight in given]
-        if len(filled) != len(names) or not all(is_number(one) and math.isfinite(one) for one in filled):
-            raise ValueError(
-                f"`adapter_weights` must be a finite number, or one for each of {names}, got {weights!r}."
-            )
+        if len(filled) != len(names):
+            raise ValueError(f"`adapter_weights` must be a number, or one for each of {names}, got {shown(weights)}.")
+        for one in filled:
+            check_scale("adapter_weights", one)
         return filled
 
     def check_rows(self, names: list[str]):

@@ -148,3 +148,14 @@ def parameters_of(call: Callable) -> set[str]:
     """The names of a call's parameters, except `self` and those that stand for any others."""
     parameters = inspect.signature(call).parameters.items()
     return {name for name, one in parameters if name != "self" and one.kind is not one.VAR_KEYWORD}
+
+
+#: By class and name of a call, the arguments that a module `test_hostile_*` tries. Each such module has them as `TRIED`.
+Tried = Mapping[type, Mapping[str, Iterable[str]]]
+
+
+def assert_complete(tried: Tried):
+    """Raise `AssertionError` unless every argument of these calls is tried."""
+    for kind, calls in tried.items():
+        for call, arguments in calls.items():
+            assert parameters_of(getattr(kind, call)) == {*arguments}, f"{kind.__name__}.{call}"

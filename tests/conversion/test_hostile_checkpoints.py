@@ -29,7 +29,8 @@ from showo_hf import (
 from showo_hf.conversion import convert_magvitv2
 from showo_hf.conversion.checkpoint import Checkpoint
 from showo_hf.conversion.convert_image_tokenizer import convert_image_tokenizer
-from showo_hf.conversion.errors import LONGEST_NAME, ConversionError, examples, printable
+from showo_hf.conversion.errors import ConversionError
+from showo_hf.utils.messages import LONGEST_NAME, examples, printable
 
 
 SECONDS = 1.0

@@ -63,11 +63,14 @@ def test_one_flag_ties_the_whole_model(tied):
     "wrong, message",
     [
         ({"codebook_size": 128, "image_tokenizer_config": None}, "`codebook_size` .128."),
-        ({"image_token_offset": -1}, "`image_token_offset` .-1."),
+        ({"image_token_offset": -1}, "`image_token_offset` must be an integer of at least 0, got -1"),
         ({"soi_token_id": 80}, "`soi_token_id` must be an id below 135 and outside the image tokens 70..133, got 80"),
         ({"pad_token_id": 135}, "`pad_token_id` must be an id below 135"),
         ({"mask_token_id": 133}, "`mask_token_id`"),
-        ({"image_tokenizer_config": tiny.lfq_config(codebook_bits=5)}, "of the image tokenizer .32."),
+        (
+            {"image_tokenizer_config": tiny.lfq_config(codebook_bits=5)},
+            "must be the codebook size of `image_tokenizer_config` .32.",
+        ),
     ],
 )
 def test_ids_that_do_not_fit_are_refused(wrong, message):

@@ -1,14 +1,15 @@
 """Wrong values for every argument of the models' calls; see `hostile.try_all`."""
 
 from functools import cache
+from typing import Any
 
 import pytest
 import tiny
 import torch
 from conversations import PROCESSOR, grid
-from hostile import ITSELF, NO_OTHERS, Plain, networks_of, parameters_of, try_all
+from hostile import ITSELF, NO_OTHERS, Plain, assert_complete, networks_of, try_all
 
-from showo_hf import ShowoDiffusionDecoder, ShowoForCausalLM
+from showo_hf import ShowoDiffusionDecoder, ShowoForCausalLM, ShowoVQTokenizer
 from showo_hf.models.image_tokenizer import ShowoImageTokenizer
 
 
@@ -48,9 +49,17 @@ def test_image_tokenizers(kind, call, name):
     try_all(run, TOKENIZER_CALLS[call], name, lambda found: len(found) > 0, plain, networks)
 
 
-def test_every_argument_of_the_image_tokenizers_is_in_the_grid():
-    for call, valid in TOKENIZER_CALLS.items():
-        assert parameters_of(getattr(ShowoImageTokenizer, call)) == set(valid)
+UPDATE = {
+    "latents": torch.zeros(1, 4, tiny.SIDE, tiny.SIDE),
+    "image_tokens": grid()[None],
+    "generator": torch.Generator(),
+}
+
+
+@pytest.mark.parametrize("name", UPDATE)
+def test_updates_of_codebooks(name):
+    tokenizer = tiny.vq(codebook_learning="ema")
+    try_all(tokenizer.update_codebook, UPDATE, name, lambda restarted: restarted >= 0)
 
 
 # The diffusion decoder
@@ -89,9 +98,24 @@ def test_tiles_of_diffusion_decoders():
     try_all(run, {}, "tile_size", bool, TILES)
 
 
-def test_every_argument_of_the_diffusion_decoder_is_in_the_grid():
-    assert parameters_of(ShowoDiffusionDecoder.decode) == set(DECODER_CALL)
-    assert parameters_of(ShowoDiffusionDecoder.enable_tiling) == {"tile_size"}
+PREDICTION = {"sample": PIXELS, "timestep": torch.tensor(500.0), "codes": DECODER_CALL["codes"], "image": PIXELS}
+TIMES: Plain = {"zero": torch.tensor(0.0), "fraction": torch.tensor(1.5)}
+
+
+@pytest.mark.parametrize("name", PREDICTION)
+def test_predictions_of_diffusion_decoders(name):
+    decoder = tiny.image_decoder()
+
+    def is_right(found) -> bool:
+        return found.shape == PIXELS.shape and bool(found.isfinite().all())
+
+    plain = TIMES if name == "timestep" else NO_OTHERS
+    with torch.no_grad():
+        try_all(decoder, PREDICTION, name, is_right, plain, [decoder.unet])
+
+
+def test_schedulers_of_diffusion_decoders():
+    try_all(tiny.image_decoder().set_scheduler, {}, "scheduler", bool)
 
 
 # The transformer
@@ -137,10 +161,6 @@ def test_forward(name):
     try_all(run, FORWARD, name, is_right, FORWARD_PLAIN[name], networks_of(model))
 
 
-def test_every_argument_of_forward_is_in_the_grid():
-    assert parameters_of(ShowoForCausalLM.forward) == set(FORWARD)
-
-
 GENERATE = {
     "inputs": IDS,
     "generation_config": None,
@@ -173,6 +193,57 @@ def test_generate(name):
     try_all(model.generate, valid, name, is_right, GENERATE_PLAIN.get(name, {"none": ITSELF}), networks_of(model))
 
 
-def test_every_argument_of_generate_is_in_the_grid():
-    assert parameters_of(ShowoForCausalLM.generate) == set(GENERATE)
+# Its images
+
+IMAGES: dict[str, dict[str, Any]] = {
+    "encode_images": {"pixel_values": PIXELS},
+    "decode_images": {"image_tokens": grid()[None]},
+    "image_codes": {"image_tokens": grid()[None]},
+}
+
+
+@pytest.mark.parametrize(("call", "name"), [(call, name) for call, valid in IMAGES.items() for name in valid])
+def test_images(call, name):
+    model = own_model()
+    try_all(getattr(model, call), IMAGES[call], name, lambda found: len(found) == 1, NO_OTHERS, networks_of(model))
+
+
+FEATURES = {"pixel_values": torch.zeros(1, 3, 8, 8)}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize("kind", ["vision tower", "latents"])
+def test_image_features(kind, name):
+    if kind == "latents":
+        model = tiny.showo("llama", continuous_latents=True)
+        networks: tuple[torch.nn.Module, ...] = networks_of(model)
+        valid = {"pixel_values": PIXELS}
+    else:
+        model = tiny.clip_showo(tiny.TEXT_IDS)
+        networks, valid = (model.vision_tower,), FEATURES
+    try_all(model.get_image_features, valid, name, lambda found: len(found) > 1, NO_OTHERS, networks)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8, 12), (1, 3, 16, 16), (1, 1, 8, 8), (3, 8, 8)])
+def test_images_of_another_size_than_the_vision_tower_s_are_refused(shape):
+    model = tiny.clip_showo(tiny.TEXT_IDS)
+    with pytest.raises(ValueError, match=r"`pixel_values` must be \(images, 3, 8, 8\)"):
+        model.get_image_features(torch.zeros(shape))
+
+
+TRIED: dict[type, dict[str, Any]] = {
+    ShowoImageTokenizer: TOKENIZER_CALLS,
+    ShowoVQTokenizer: {"update_codebook": UPDATE},
+    ShowoDiffusionDecoder: {
+        "decode": DECODER_CALL,
+        "forward": PREDICTION,
+        "enable_tiling": ("tile_size",),
+        "set_scheduler": ("scheduler",),
+    },
+    ShowoForCausalLM: {"forward": FORWARD, "generate": GENERATE, "get_image_features": FEATURES, **IMAGES},
+}
+
+
+def test_every_argument_is_in_the_grid():
+    assert_complete(TRIED)
     assert {*FORWARD} - {*GENERATE_OPTIONS} == {"input_ids", "labels", "use_cache", "logits_to_keep", "codebook_only"}

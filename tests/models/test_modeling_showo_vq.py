@@ -134,7 +134,7 @@ def test_the_base_of_both_kinds_has_an_update_that_does_nothing():
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"codebook_size": 0}, "`codebook_size` must be at least 1, got 0"),
+        ({"codebook_size": 0}, "`codebook_size` must be an integer of at least 1, got 0"),
         ({"distance": "l1"}, "`distance` must be 'euclidean' or 'cosine', got 'l1'"),
         ({"codebook_learning": "sgd"}, "`codebook_learning` must be 'gradient' or 'ema', got 'sgd'"),
         ({"norm_type": "batch"}, "`norm_type` must be 'group' or 'spatial', got 'batch'"),
@@ -237,7 +237,7 @@ def test_the_config_of_a_model_takes_either(tmp_path):
         assert {name: again[name] for name in saved} == saved
     with pytest.raises(ValueError, match="`model_type` of showo_lfq, showo_vq, got 'bert'"):
         tiny.showo_config(image_tokenizer_config={"model_type": "bert"})
-    with pytest.raises(ValueError, match="of the image tokenizer .32."):
+    with pytest.raises(ValueError, match="must be the codebook size of `image_tokenizer_config` .32."):
         tiny.showo_config(image_tokenizer_config=tiny.vq_config(codebook_size=32))
 
 

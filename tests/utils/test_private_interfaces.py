@@ -8,10 +8,12 @@ import torch
 from accelerate import cpu_offload_with_hook
 from accelerate.hooks import remove_hook_from_module
 from diffusers import AmusedScheduler, DDIMScheduler
+from safetensors.torch import save_file
 from torch import nn
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from showo_hf.utils.private_interfaces import (
+    HeldLoadReport,
     OwnCheckpoints,
     ShardedByItself,
     TextOnlyAssistant,
@@ -154,3 +156,18 @@ def test_the_trainer_makes_no_mesh_for_a_model_that_is_divided_already(tmp_path)
 
     args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
     assert Divided(OfTwoParts(1, 1), args).accelerator.parallelism_config is None
+
+
+def test_transformers_reports_a_load_as_before(tmp_path):
+    model = plain_language_model(100)
+    model.save_pretrained(tmp_path)
+    weights = {name: weight for name, weight in model.state_dict().items() if name != "model.norm.weight"}
+    weights["lm_head.weight"] = torch.zeros(2, 1)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with HeldLoadReport() as held, pytest.raises(RuntimeError) as error:
+        LlamaForCausalLM.from_pretrained(tmp_path)
+    changed = "transformers changed its report of a load, so `HeldLoadReport` no longer finds"
+    assert held.text, f"{changed} it: names out of files reach the terminal"
+    assert any(line.startswith("model.norm.weight | MISSING") for line in held.lines()), f"{changed} its lines"
+    (line,) = held.refused(error.value)
+    assert line.startswith("lm_head.weight | MISMATCH"), f"{changed} the weights that cannot be used"

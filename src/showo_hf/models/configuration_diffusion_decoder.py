@@ -15,7 +15,17 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..utils.decoder_choices import PREDICTION_TYPES, STARTS
 from ..utils.saved_folders import CheckedConfig
-from ..utils.validation import MAX_COUNT, check_count, check_number, check_parameters, shown
+from ..utils.validation import (
+    MAX_COUNT,
+    MAX_SCALE,
+    check_count,
+    check_flag,
+    check_list,
+    check_number,
+    check_parameters,
+    check_positive,
+    shown,
+)
 from .configuration_image_tokenizer import LARGEST_TOKENIZER, MAX_IMAGE_PARAMETERS, MAX_STAGES
 
 
@@ -79,8 +89,9 @@ class ShowoDiffusionDecoderConfig(CheckedConfig):
             by default `FlowMatchEulerDiscreteScheduler`, or `DDIMScheduler` for "epsilon" and "v_prediction".
 
     Raises:
-        ValueError: for values that are not allowed, for sizes far beyond those of a decoder, and for a scheduler that does
-            not fit `prediction_type`, or limits the denoised variable to less than it may be.
+        TypeError: for a flag or a list of another type.
+        ValueError: for other values that are not allowed, for sizes far beyond those of a decoder, and for a scheduler that
+            does not fit `prediction_type`, or limits the denoised variable to less than it may be.
     """
 
     model_type = "showo_diffusion_decoder"
@@ -116,7 +127,10 @@ class ShowoDiffusionDecoderConfig(CheckedConfig):
         ):
             check_count(name, size, most=LARGEST_DECODER[name])
         check_architecture(block_out_channels, norm_num_groups, patch_size, downsampling, sample_size)
-        check_denoised(start, residual_scale, prediction_type, low_band_sigma)
+        check_flag("mid_block_attention", mid_block_attention)
+        check_denoised(start, residual_scale, prediction_type)
+        if low_band_sigma is not None:  # a wider Gaussian would leave nothing but the mean
+            check_positive("low_band_sigma", low_band_sigma, most=sample_size)
         self.codebook_channels = codebook_channels
         self.downsampling = downsampling
         self.sample_size = sample_size
@@ -132,7 +146,7 @@ class ShowoDiffusionDecoderConfig(CheckedConfig):
         self.num_inference_steps = num_inference_steps
         self.low_band_sigma = low_band_sigma
         check_parameters(type(self).__name__, self.least_parameters(), MAX_IMAGE_PARAMETERS)
-        self.scheduler = scheduler_entries(scheduler or default_scheduler(prediction_type))
+        self.scheduler = scheduler_entries(default_scheduler(prediction_type) if scheduler is None else scheduler)
         check_decoder_scheduler(self.build_scheduler(), self)
         super().__init__(**kwargs)
 
@@ -151,7 +165,8 @@ class ShowoDiffusionDecoderConfig(CheckedConfig):
 def check_architecture(
     block_out_channels: Sequence[int], norm_num_groups: int, patch_size: int, downsampling: int, sample_size: int
 ):
-    """Raise `ValueError` unless the sizes of the network fit each other and the tokens."""
+    """Raise `ValueError` or `TypeError` unless the sizes of the network fit each other and the tokens."""
+    check_list("block_out_channels", block_out_channels)
     if not block_out_channels or len(block_out_channels) > MAX_STAGES:
         raise ValueError(
             f"`block_out_channels` must have from 1 to {MAX_STAGES} stages, got {len(block_out_channels):,}."
@@ -172,19 +187,15 @@ def check_architecture(
         raise ValueError(f"`sample_size` must be a multiple of `downsampling` ({downsampling}), got {sample_size}.")
 
 
-def check_denoised(start: str, residual_scale: float, prediction_type: str, low_band_sigma: float | None):
+def check_denoised(start: str, residual_scale: float, prediction_type: str):
     """Raise `ValueError` unless the entries about the denoised variable are allowed."""
     for name, value, allowed in (
         ("start", start, STARTS),
         ("prediction_type", prediction_type, PREDICTION_TYPES),
     ):
-        if value not in allowed:
-            raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}.")
-    for name, number in (("residual_scale", residual_scale), ("low_band_sigma", low_band_sigma)):
-        if number is not None:
-            check_number(name, number)
-        if number is not None and not number > 0:
-            raise ValueError(f"`{name}` must be greater than 0, got {number!r}.")
+        if not isinstance(value, str) or value not in allowed:
+            raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {shown(value)}.")
+    check_positive("residual_scale", residual_scale, most=MAX_SCALE)
 
 
 def default_scheduler(prediction_type: str) -> dict[str, Any]:
@@ -233,7 +244,7 @@ def scheduler_from_config(entries: dict[str, Any]) -> SchedulerMixin:
     """
     name = entries.get("_class_name")
     if name not in SCHEDULERS:
-        raise ValueError(f"`scheduler._class_name` must be one of {', '.join(SCHEDULERS)}, got {name!r}.")
+        raise ValueError(f"`scheduler._class_name` must be one of {', '.join(SCHEDULERS)}, got {shown(name)}.")
     return SCHEDULERS[name].from_config(entries)
 
 

@@ -1,9 +1,18 @@
 """What the configurations of the image tokenizers share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..utils.saved_folders import CheckedConfig
-from ..utils.validation import check_count, check_parameters, check_sizes, shown
+from ..utils.validation import (
+    MAX_SCALE,
+    check_count,
+    check_flag,
+    check_list,
+    check_number,
+    check_parameters,
+    check_sizes,
+    shown,
+)
 
 
 #: No image tokenizer comes near these sizes.
@@ -12,6 +21,7 @@ MAX_IMAGE_PARAMETERS = 2**33
 LARGEST_TOKENIZER = {
     "in_channels": 1024,
     "sample_size": 2**14,
+    "norm_num_groups": 2**14,
     "encoder_block_out_channels": 2**14,
     "decoder_block_out_channels": 2**14,
     "encoder_layers_per_block": 32,
@@ -44,8 +54,9 @@ class ShowoImageTokenizerConfig(CheckedConfig):
             pixels have equal tokens, wherever they are and whatever is beside them. The decoder sees all tokens.
 
     Raises:
-        ValueError: for lists of different lengths, for no stage at all, for channel counts that `norm_num_groups` does
-            not divide, or for sizes far beyond those of an image tokenizer.
+        TypeError: for a flag or a list of another type.
+        ValueError: for numbers out of range, for lists of different lengths, for no stage at all, for channel counts
+            that `norm_num_groups` does not divide, or for sizes far beyond those of an image tokenizer.
     """
 
     def __init__(
@@ -63,16 +74,25 @@ class ShowoImageTokenizerConfig(CheckedConfig):
         encoder_context: bool,
         **kwargs,
     ):
+        for name, size in (
+            ("in_channels", in_channels),
+            ("norm_num_groups", norm_num_groups),
+            ("sample_size", sample_size),
+        ):
+            check_count(name, size, most=LARGEST_TOKENIZER[name])
+        check_number("commitment_weight", commitment_weight, most=MAX_SCALE)
+        check_number("initializer_range", initializer_range, most=MAX_SCALE)
+        check_flag("mid_block_attention", mid_block_attention)
+        check_flag("encoder_context", encoder_context)
         stages = {
-            "encoder_block_out_channels": list(encoder_block_out_channels),
-            "decoder_block_out_channels": list(decoder_block_out_channels),
-            "encoder_layers_per_block": list(encoder_layers_per_block),
-            "decoder_layers_per_block": list(decoder_layers_per_block),
+            "encoder_block_out_channels": encoder_block_out_channels,
+            "decoder_block_out_channels": decoder_block_out_channels,
+            "encoder_layers_per_block": encoder_layers_per_block,
+            "decoder_layers_per_block": decoder_layers_per_block,
         }
         self.set_stages(stages)
         if not encoder_block_out_channels:
             raise ValueError("`encoder_block_out_channels` must have at least one stage, got none.")
-        check_count("norm_num_groups", norm_num_groups)
         for name, values in stages.items():
             for value in values:
                 check_count(name, value, least=0 if "layers" in name else 1, most=LARGEST_TOKENIZER[name])
@@ -94,15 +114,17 @@ class ShowoImageTokenizerConfig(CheckedConfig):
         check_parameters(type(self).__name__, self.least_parameters(), MAX_IMAGE_PARAMETERS)
         super().__init__(**kwargs)
 
-    def set_stages(self, stages: dict[str, list]):
-        """Set lists with one value per stage. Raises `ValueError` unless all of them are equally long, and not too long."""
+    def set_stages(self, stages: Mapping[str, Sequence]):
+        """Set lists with one value per stage. Raises an error unless they are lists, equally long, and not too long."""
         for name, values in stages.items():
+            check_list(name, values)
             if len(values) > MAX_STAGES:
                 raise ValueError(f"`{name}` must have at most {MAX_STAGES} stages, got {len(values):,}.")
         if len({len(values) for values in stages.values()}) > 1:
-            raise ValueError(f"These lists need one value per stage, so they must be equally long: {stages}.")
+            lengths = ", ".join(f"`{name}` {len(values)}" for name, values in stages.items())
+            raise ValueError(f"These lists need one value per stage, so they must be equally long, got {lengths}.")
         for name, values in stages.items():
-            setattr(self, name, values)
+            setattr(self, name, list(values))
 
     def least_parameters(self) -> int:
         """A number of parameters that the model does not fall below: two 3x3 kernels in each block, and the codebook."""

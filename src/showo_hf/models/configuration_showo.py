@@ -2,18 +2,22 @@
 
 from typing import Any, ClassVar
 
-from transformers import AutoConfig, CLIPVisionConfig
+from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
 
 from ..utils.saved_folders import CheckedConfig
 from ..utils.validation import (
     MAX_COUNT,
     MAX_SCALE,
+    check_choice,
     check_count,
+    check_flag,
     check_number,
     check_parameters,
     check_sizes,
     is_number,
+    shown,
 )
 from .configuration_showo_lfq import ShowoLFQTokenizerConfig
 from .configuration_showo_vq import ShowoVQTokenizerConfig
@@ -23,7 +27,9 @@ from .configuration_showo_vq import ShowoVQTokenizerConfig
 SPECIAL_TOKEN_NAMES = ("soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg")
 #: The arguments of [`ShowoConfig`] that hold the ids of the pad token, the special tokens and the mask token.
 SPECIAL_TOKEN_ARGUMENTS = tuple(f"{name}_token_id" for name in ("pad", *SPECIAL_TOKEN_NAMES, "mask"))
-
+#: The ids that a config may lack.
+OPTIONAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "image_token_id")
+LOSS_WEIGHTS = ("loss_weight_t2i", "loss_weight_lm", "loss_weight_mmu")
 
 #: No model of this family comes near these sizes.
 LARGEST_MODEL = {
@@ -60,8 +66,10 @@ class CheckedSpec(SubConfigSpec):
         Same as in transformers.
 
         Raises:
+            TypeError: for what is neither a config nor a `dict`.
             ValueError: for sizes far beyond those of a model.
         """
+        check_part_type(key, subconfig)
         if isinstance(subconfig, dict):
             kind = self.config_class
             if kind is AutoConfig:
@@ -71,6 +79,12 @@ class CheckedSpec(SubConfigSpec):
                 subconfig, {kind.attribute_map.get(name, name): most for name, most in LARGEST_MODEL.items()}, key
             )
         return super().create_subconfig(key, subconfig, **kwargs)
+
+
+def check_part_type(key: str, config: Any):
+    """Raise `TypeError` unless a part of the config is a config, a `dict` or None."""
+    if config is not None and not isinstance(config, (dict, PreTrainedConfig)):
+        raise TypeError(f"`{key}` must be a config, a dict or None, got {shown(config)}.")
 
 
 def check_part(key: str, config: Any):
@@ -114,14 +128,15 @@ class ImageTokenizerSpec(SubConfigSpec):
         Same as in transformers.
 
         Raises:
+            TypeError: for what is neither a config nor a `dict`.
             ValueError: if a `dict` names another `model_type`.
         """
+        check_part_type(key, subconfig)
         if isinstance(subconfig, dict):
             model_type = subconfig.get("model_type", self.model_type)
-            if model_type not in IMAGE_TOKENIZER_CONFIGS:
-                raise ValueError(
-                    f"`{key}` must have a `model_type` of {', '.join(IMAGE_TOKENIZER_CONFIGS)}, got {model_type!r}."
-                )
+            if not isinstance(model_type, str) or model_type not in IMAGE_TOKENIZER_CONFIGS:
+                allowed = ", ".join(IMAGE_TOKENIZER_CONFIGS)
+                raise ValueError(f"`{key}` must have a `model_type` of {allowed}, got {shown(model_type)}.")
             subconfig = IMAGE_TOKENIZER_CONFIGS[model_type](**subconfig)
         return super().create_subconfig(key, subconfig, **kwargs)
 
@@ -165,9 +180,10 @@ class ShowoConfig(CheckedConfig):
         loss_weight_t2i, loss_weight_lm, loss_weight_mmu (`float`): weights of the three losses in their sum.
 
     Raises:
-        ValueError: if the image tokens or the special tokens do not fit into the vocabulary, or if the image tokenizer
-            has another codebook size, or if `image_feature_size` is not the width of the features, or for sizes far
-            beyond those of a model, or if the defaults of images are not allowed.
+        TypeError: for a flag or a part of the config of another type.
+        ValueError: for numbers out of range, if the image tokens or the special tokens do not fit into the vocabulary, or
+            if the image tokenizer has another codebook size, or if `image_feature_size` is not the width of the
+            features, or for sizes far beyond those of a model.
     """
 
     model_type = "showo"
@@ -213,10 +229,8 @@ class ShowoConfig(CheckedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
+        self.check_fields()
         super().__post_init__(**kwargs)
-        check_sizes(self, LARGEST_MODEL)
-        check_count("image_num_inference_steps", self.image_num_inference_steps, most=MAX_COUNT)
-        check_number("image_guidance_scale", self.image_guidance_scale, most=MAX_SCALE)
         for key in ("text_config", "vision_config"):
             check_part(key, getattr(self, key))
         if self.image_token_id is None:
@@ -251,6 +265,28 @@ class ShowoConfig(CheckedConfig):
             )
         return self.image_tokenizer_config.codebook_channels
 
+    def check_fields(self):
+        """Raise `ValueError` or `TypeError` unless each field, except the configs of the parts, is of its kind and range."""
+        for name in (*SPECIAL_TOKEN_ARGUMENTS, "bos_token_id", "eos_token_id", "image_token_id", "image_token_offset"):
+            value = getattr(self, name)
+            if value is None and name in OPTIONAL_IDS:
+                continue
+            for one in value if name == "eos_token_id" and isinstance(value, list) and value else [value]:
+                check_count(name, one, least=0, most=LARGEST_MODEL["vocab_size"])
+        check_count("codebook_size", self.codebook_size, most=LARGEST_MODEL["codebook_size"])
+        check_count("num_image_tokens", self.num_image_tokens, most=LARGEST_MODEL["num_image_tokens"])
+        check_count("max_text_length", self.max_text_length, least=2, most=LARGEST_MODEL["max_text_length"])
+        if self.image_feature_size is not None:
+            check_count("image_feature_size", self.image_feature_size, most=LARGEST_MODEL["image_feature_size"])
+        check_count("image_num_inference_steps", self.image_num_inference_steps, most=MAX_COUNT)
+        for name in ("image_guidance_scale", *LOSS_WEIGHTS, "initializer_range"):
+            check_number(name, getattr(self, name), most=MAX_SCALE)
+        for name in ("qk_layernorm", "continuous_latents", "tie_word_embeddings"):
+            check_flag(name, getattr(self, name))
+        if self.lm_head_bias is not None:
+            check_flag("lm_head_bias", self.lm_head_bias)
+        check_choice("projector_hidden_act", self.projector_hidden_act, ACT2FN)
+
     def check_vocabulary(self):
         """Raise `ValueError` if image tokens, mask token and special tokens overlap or exceed the vocabulary."""
         vocab_size = self.text_config.vocab_size
@@ -268,13 +304,13 @@ class ShowoConfig(CheckedConfig):
             if not 0 <= value < vocab_size or self.image_token_offset <= value <= last_image_id:
                 raise ValueError(
                     f"`{name}` must be an id below {vocab_size} and outside the image tokens "
-                    f"{self.image_token_offset}..{last_image_id}, got {value}."
+                    f"{self.image_token_offset}..{last_image_id}, got {value}. They start at `image_token_offset`."
                 )
         tokenizer_config = self.image_tokenizer_config
         if tokenizer_config is not None and tokenizer_config.codebook_size != self.codebook_size:
             raise ValueError(
-                f"`codebook_size` ({self.codebook_size}) must be the codebook size of the image tokenizer "
-                f"({tokenizer_config.codebook_size})."
+                f"`codebook_size` ({self.codebook_size}) must be the codebook size of "
+                f"`image_tokenizer_config` ({tokenizer_config.codebook_size})."
             )
 
     def least_parameters(self) -> int:

@@ -1,5 +1,6 @@
 """Configuration of the image tokenizer with a lookup-free quantizer."""
 
+from ..utils.validation import MAX_SCALE, check_choice, check_number, check_positive, is_integer, is_number, shown
 from .configuration_image_tokenizer import ShowoImageTokenizerConfig
 
 
@@ -36,7 +37,8 @@ class ShowoLFQTokenizerConfig(ShowoImageTokenizerConfig):
             take many codes that mean the same.
 
     Raises:
-        ValueError: for a bit count outside 1..24, for lists of different lengths, or for channel counts that
+        TypeError: for a flag or a list of another type.
+        ValueError: for numbers out of range, for lists of different lengths, or for channel counts that
             `norm_num_groups` does not divide.
     """
 
@@ -62,14 +64,13 @@ class ShowoLFQTokenizerConfig(ShowoImageTokenizerConfig):
         encoder_context: bool = True,
         **kwargs,
     ):
-        if not 1 <= codebook_bits <= 24:
-            raise ValueError(f"`codebook_bits` must be from 1 to 24, got {codebook_bits}.")
-        if not entropy_temperature > 0:
-            raise ValueError(f"`entropy_temperature` must be above 0, got {entropy_temperature}.")
-        if entropy_over not in ("bits", "codes"):
-            raise ValueError(f"`entropy_over` must be 'bits' or 'codes', got {entropy_over!r}.")
-        if not 0 <= entropy_least_contrast <= 2:
-            raise ValueError(f"`entropy_least_contrast` must be from 0 to 2, got {entropy_least_contrast}.")
+        if not is_integer(codebook_bits) or not 1 <= codebook_bits <= 24:
+            raise ValueError(f"`codebook_bits` must be from 1 to 24, got {shown(codebook_bits)}.")
+        check_number("entropy_weight", entropy_weight, most=MAX_SCALE)
+        check_positive("entropy_temperature", entropy_temperature, most=MAX_SCALE)
+        check_choice("entropy_over", entropy_over, ("bits", "codes"))
+        if not is_number(entropy_least_contrast) or not 0 <= entropy_least_contrast <= 2:
+            raise ValueError(f"`entropy_least_contrast` must be from 0 to 2, got {shown(entropy_least_contrast)}.")
         self.codebook_bits = codebook_bits
         self.entropy_weight = entropy_weight
         self.entropy_over = entropy_over

@@ -2,7 +2,7 @@
 
 from diffusers.models.activations import ACT2CLS
 
-from ..utils.validation import shown
+from ..utils.validation import MAX_SCALE, check_choice, check_count, check_flag, check_number, is_number, shown
 from .configuration_image_tokenizer import LARGEST_TOKENIZER, ShowoImageTokenizerConfig
 
 
@@ -57,9 +57,10 @@ class ShowoVQTokenizerConfig(ShowoImageTokenizerConfig):
             this part of an equal share, `1 / codebook_size`. 0 turns restarts off.
 
     Raises:
-        ValueError: for a size below 1, for lists of different lengths, for channel counts that `norm_num_groups` does
-            not divide, for an unknown `norm_type`, `act_fn`, `distance` or `codebook_learning`, for a `codebook_decay`
-            outside of [0, 1), or for a spatial norm that diffusers cannot build.
+        TypeError: for a flag or a list of another type.
+        ValueError: for numbers out of range, for lists of different lengths, for channel counts that `norm_num_groups`
+            does not divide, for an unknown `norm_type`, `act_fn`, `distance` or `codebook_learning`, or for a spatial
+            norm that diffusers cannot build.
     """
 
     model_type = "showo_vq"
@@ -93,10 +94,7 @@ class ShowoVQTokenizerConfig(ShowoImageTokenizerConfig):
     ):
         sizes = {"codebook_size": codebook_size, "codebook_dim": codebook_dim, "latent_channels": latent_channels}
         for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {size}.")
-            if size > LARGEST_TOKENIZER[name]:
-                raise ValueError(f"`{name}` must be at most {LARGEST_TOKENIZER[name]:,}, got {size}.")
+            check_count(name, size, most=LARGEST_TOKENIZER[name])
         choices = {
             "norm_type": (norm_type, DECODER_NORMS),
             "act_fn": (act_fn, tuple(ACT2CLS)),
@@ -104,14 +102,11 @@ class ShowoVQTokenizerConfig(ShowoImageTokenizerConfig):
             "codebook_learning": (codebook_learning, CODEBOOK_LEARNING),
         }
         for name, (value, allowed) in choices.items():
-            if value not in allowed:
-                raise ValueError(f"`{name}` must be {' or '.join(map(repr, allowed))}, got {value!r}.")
-        if not 0 <= codebook_decay < 1:
-            raise ValueError(f"`codebook_decay` must be at least 0 and below 1, got {codebook_decay}.")
-        if not 0 <= dead_code_threshold < 1:
-            raise ValueError(f"`dead_code_threshold` must be at least 0 and below 1, got {dead_code_threshold}.")
-        if norm_type == "spatial":
-            check_spatial_norm(codebook_dim, latent_channels, decoder_block_out_channels)
+            check_choice(name, value, allowed)
+        check_number("codebook_weight", codebook_weight, most=MAX_SCALE)
+        for name, share in (("codebook_decay", codebook_decay), ("dead_code_threshold", dead_code_threshold)):
+            if not is_number(share) or not 0 <= share < 1:
+                raise ValueError(f"`{name}` must be at least 0 and below 1, got {shown(share)}.")
         self.codebook_size = codebook_size
         self.codebook_dim = codebook_dim
         self.latent_channels = latent_channels
@@ -124,11 +119,14 @@ class ShowoVQTokenizerConfig(ShowoImageTokenizerConfig):
         self.dead_code_threshold = dead_code_threshold
         self.set_stages(
             {
-                "encoder_block_out_channels": list(encoder_block_out_channels),
-                "encoder_block_attention": list(encoder_block_attention),
-                "decoder_block_attention": list(decoder_block_attention),
+                "encoder_block_out_channels": encoder_block_out_channels,
+                "encoder_block_attention": encoder_block_attention,
+                "decoder_block_attention": decoder_block_attention,
             }
         )
+        for name in ("encoder_block_attention", "decoder_block_attention"):
+            for has_attention in getattr(self, name):
+                check_flag(name, has_attention)
         super().__init__(
             in_channels=in_channels,
             encoder_block_out_channels=encoder_block_out_channels,
@@ -143,6 +141,8 @@ class ShowoVQTokenizerConfig(ShowoImageTokenizerConfig):
             encoder_context=encoder_context,
             **kwargs,
         )
+        if norm_type == "spatial":
+            check_spatial_norm(codebook_dim, latent_channels, decoder_block_out_channels)
 
     @property
     def codebook_channels(self) -> int:

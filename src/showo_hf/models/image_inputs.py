@@ -5,10 +5,11 @@ from collections.abc import Callable
 import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
-from transformers import CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
+from ..utils.tensor_checks import check_tensor
 from .configuration_showo import ShowoConfig
 from .image_tokenizer import ShowoImageTokenizer
 
@@ -105,7 +106,9 @@ class ShowoImageMixin:
             them. `.hidden_states` and `.attentions` come from the vision tower.
 
         Raises:
-            ValueError: if the model has no vision tower and does not use `continuous_latents`.
+            TypeError: if `pixel_values` is no tensor.
+            ValueError: if the model has no vision tower and does not use `continuous_latents`, or if `pixel_values` are
+                not of the size that the vision tower takes.
         """
         if self.config.continuous_latents:
             outputs = BaseModelOutputWithPooling(last_hidden_state=self.latent_features(pixel_values, **kwargs))
@@ -126,6 +129,7 @@ class ShowoImageMixin:
         self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
         """The vision tower's output, with the features in `.last_hidden_state` (images, tokens, features)."""
+        check_tower_images(pixel_values, self.vision_tower.config, kwargs.get("interpolate_pos_encoding", False))
         states = self.vision_tower(pixel_values.to(self.vision_tower.dtype), output_hidden_states=True, **kwargs)
         return BaseModelOutputWithPooling(
             last_hidden_state=states.hidden_states[-2][:, 1:],
@@ -182,6 +186,16 @@ class ShowoImageMixin:
         embeddings = embeddings.masked_scatter(is_image.unsqueeze(-1), projected.to(embeddings))
         # Latents form blocks, as image tokens do. Every position sees CLIP's features.
         return input_ids, embeddings, None if self.config.continuous_latents else is_image
+
+
+def check_tower_images(pixel_values: torch.Tensor, config: CLIPVisionConfig, any_size: bool):
+    """Raise `TypeError` or `ValueError` unless a vision tower takes these images."""
+    check_tensor("pixel_values", pixel_values)
+    height, width = pixel_values.shape[-2:] if any_size and pixel_values.ndim == 4 else (config.image_size,) * 2
+    if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != (config.num_channels, height, width):
+        raise ValueError(
+            f"`pixel_values` must be (images, {config.num_channels}, {height}, {width}), got {tuple(pixel_values.shape)}."
+        )
 
 
 def check_placeholders(is_image: torch.BoolTensor, available: int, name: str):

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from ..utils.saved_folders import CheckedWeights
 from ..utils.tensor_checks import check_generators, check_tensor
-from ..utils.validation import MAX_COUNT, check_callable, check_count, is_integer, shown
+from ..utils.validation import MAX_COUNT, check_callable, check_count, check_number, is_integer, shown
 from .configuration_diffusion_decoder import (
     NOISE_LEVELS,
     ShowoDiffusionDecoderConfig,
@@ -158,7 +158,12 @@ class ShowoDiffusionDecoder(CheckedWeights, PreTrainedModel):
 
         Returns:
             `torch.Tensor` of shape `(batch, 3, H, W)`, float32.
+
+        Raises:
+            ValueError, TypeError: if an argument is not as above. Times in a tensor are not compared with the limits.
         """
+        self.check_codes(codes, image)
+        check_noised(sample, timestep, tuple(image.shape))
         patch, dtype = self.config.patch_size, self.dtype
         timestep = torch.as_tensor(timestep, device=sample.device, dtype=torch.float32).expand(len(sample))
         sample = sample.float()
@@ -256,7 +261,8 @@ class ShowoDiffusionDecoder(CheckedWeights, PreTrainedModel):
             ValueError, TypeError: if an argument is not as above.
         """
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        self.check_decode(codes, image, steps)
+        self.check_codes(codes, image)
+        check_count("num_inference_steps", steps, least=0, most=MAX_COUNT)
         check_generators(generator, len(codes))
         if callback is not None:
             check_callable("callback", callback, "step", "variable")
@@ -285,8 +291,8 @@ class ShowoDiffusionDecoder(CheckedWeights, PreTrainedModel):
             sample = sample + gaussian_blur(first - sample, self.config.low_band_sigma)
         return ShowoDiffusionDecoderOutput(sample=self.to_pixels(sample, image).clamp(-1, 1).to(image.dtype))
 
-    def check_decode(self, codes: torch.Tensor, image: torch.Tensor, steps: int):
-        """Raise `ValueError` or `TypeError` unless codes, image and number of steps are as [`decode`] takes them."""
+    def check_codes(self, codes: torch.Tensor, image: torch.Tensor):
+        """Raise `ValueError` or `TypeError` unless codes and image are as [`decode`] takes them."""
         check_tensor("codes", codes)
         check_tensor("image", image)
         factor, channels = self.config.downsampling, self.config.codebook_channels
@@ -295,7 +301,17 @@ class ShowoDiffusionDecoder(CheckedWeights, PreTrainedModel):
         wanted = (len(codes), self.config.in_channels, codes.shape[2] * factor, codes.shape[3] * factor)
         if tuple(image.shape) != wanted:
             raise ValueError(f"`image` must have the shape {wanted} of the codes, got {tuple(image.shape)}.")
-        check_count("num_inference_steps", steps, least=0, most=MAX_COUNT)
+
+
+def check_noised(sample: torch.Tensor, timestep: torch.Tensor | float, shape: tuple[int, ...]):
+    """Raise `ValueError` or `TypeError` unless a noised variable is of `shape`, and has a time or one for each image."""
+    check_tensor("sample", sample)
+    if tuple(sample.shape) != shape:
+        raise ValueError(f"`sample` must have the shape {shape} of `image`, got {tuple(sample.shape)}.")
+    if not isinstance(timestep, torch.Tensor):
+        check_number("timestep", timestep, most=NOISE_LEVELS)
+    elif timestep.shape not in ((), (len(sample),)) or timestep.is_complex() or timestep.dtype == torch.bool:
+        raise ValueError(f"`timestep` must be a number, or {len(sample)} in a tensor, got {shown(timestep)}.")
 
 
 def gaussian_blur(images: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from ..utils.tensor_checks import check_tensor
+from ..utils.validation import shown
 from .configuration_showo_vq import ShowoVQTokenizerConfig
 from .image_tokenizer import ShowoImageTokenizer, build_decoder, build_encoder, mean_squared_distance
 from .vector_quantizer import VectorQuantizer
@@ -118,7 +120,19 @@ class ShowoVQTokenizer(ShowoImageTokenizer):
             number of restarted entries.
 
         Raises:
-            ValueError: if `generator` is None although `dead_code_threshold` is above 0.
+            TypeError, ValueError: if an argument is not as above, or if `generator` is None although
+                `dead_code_threshold` is above 0.
         """
+        check_tensor("latents", latents)
+        self.check_tokens(image_tokens)
+        batch, *grid = image_tokens.shape
+        wanted = (batch, self.config.codebook_channels, *grid)
+        if tuple(latents.shape) != wanted or not latents.is_floating_point():
+            raise ValueError(
+                f"`latents` must be floats of shape {wanted}, for `image_tokens`, got {latents.dtype} "
+                f"{tuple(latents.shape)}."
+            )
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(f"`generator` must be a `torch.Generator` or None, got {shown(generator)}.")
         rows = self.compared(latents.detach()).movedim(1, -1).flatten(0, 2)  # (positions, channels)
         return self.quantizer.update(rows, image_tokens.flatten(), generator)

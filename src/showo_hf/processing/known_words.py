@@ -3,6 +3,8 @@
 import re
 from collections.abc import Mapping, Sequence
 
+from ..utils.validation import shown
+
 
 def check_known_words(known_words: Mapping[str, Sequence[str]] | None) -> dict[str, list[str]] | None:
     """
@@ -20,10 +22,12 @@ def check_known_words(known_words: Mapping[str, Sequence[str]] | None) -> dict[s
         raise TypeError(f"`known_words` must be a dict of lists of words, or None, got {type(known_words).__name__}.")
     for group, words in known_words.items():
         if not isinstance(group, str) or isinstance(words, str) or not isinstance(words, Sequence):
-            raise TypeError(f"`known_words` must map names of groups to lists of words, got {group!r}: {words!r:.80}.")
+            raise TypeError(
+                f"`known_words` must map names of groups to lists of words, got {shown(group)}: {shown(words)}."
+            )
         for word in words:
             if not isinstance(word, str) or not words_of(word):
-                raise ValueError(f"`known_words` must contain words or phrases, got {word!r:.80} in {group!r}.")
+                raise ValueError(f"`known_words` must contain words or phrases, got {shown(word)} in {shown(group)}.")
     return {group: list(words) for group, words in known_words.items()}
 
 

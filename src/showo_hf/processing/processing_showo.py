@@ -11,7 +11,7 @@ from transformers import BatchFeature, CLIPImageProcessorPil, PreTrainedTokenize
 from transformers.processing_utils import ProcessorMixin
 
 from ..models.configuration_showo import SPECIAL_TOKEN_ARGUMENTS, SPECIAL_TOKEN_NAMES
-from ..utils.validation import check_count, check_equal_length, check_texts, shown
+from ..utils.validation import check_choice, check_count, check_equal_length, check_texts
 from .images import flatten_images, is_token_grid, load_image
 from .known_words import check_known_words
 from .processor_kwargs import (
@@ -19,6 +19,7 @@ from .processor_kwargs import (
     ShowoProcessorKwargs,
     check_image_sizes,
     check_template_kwargs,
+    check_template_options,
     image_kwarg_names,
     padded_length,
     row_limits,
@@ -26,7 +27,14 @@ from .processor_kwargs import (
     template_of_this_thread,
     truncated_range,
 )
-from .sequence_checks import check_conversation, check_grids, check_sequences, check_template
+from .sequence_checks import (
+    check_conversation,
+    check_grids,
+    check_numbers,
+    check_parts,
+    check_sequences,
+    check_template,
+)
 
 
 PAD_TOKEN = "[PAD]"
@@ -100,9 +108,9 @@ class ShowoProcessor(ProcessorMixin):
             Pipelines warn of prompts that have none of them.
 
     Raises:
-        TypeError: if `known_words` is not a dict of lists of words.
-        ValueError: if the tokenizer lacks special tokens, or only one of `vision_processor` and `num_image_features`
-            is given.
+        TypeError: for a part of another class, and if `known_words` is not a dict of lists of words.
+        ValueError: for numbers out of range, if the tokenizer lacks special tokens, or if only one of
+            `vision_processor` and `num_image_features` is given.
     """
 
     valid_processor_kwargs = ShowoProcessorKwargs
@@ -120,11 +128,8 @@ class ShowoProcessor(ProcessorMixin):
         known_words: dict[str, list[str]] | None = None,
         **kwargs,
     ):
-        if (vision_processor is None) != (num_image_features is None):
-            raise ValueError(
-                "`vision_processor` and `num_image_features` must be given together, "
-                f"got {type(vision_processor).__name__} and {num_image_features}."
-            )
+        check_parts(image_processor, tokenizer, chat_template, vision_processor, num_image_features)
+        check_numbers(codebook_size, num_image_tokens, max_text_length)
         self.codebook_size = codebook_size
         self.num_image_tokens = num_image_tokens
         self.max_text_length = max_text_length
@@ -253,8 +258,7 @@ class ShowoProcessor(ProcessorMixin):
                 unknown.
         """
         prompts = check_texts("prompts", prompts)
-        if not isinstance(padding, str) or padding not in ("max_length", "longest"):
-            raise ValueError(f"`padding` must be 'max_length' or 'longest', got {shown(padding)}.")
+        check_choice("padding", padding, ("max_length", "longest"))
         if num_image_tokens is not None:
             check_count("num_image_tokens", num_image_tokens, most=MAX_LENGTH)
         grids = [None] * len(prompts) if image_tokens is None else check_grids("image_tokens", image_tokens)
@@ -333,8 +337,7 @@ class ShowoProcessor(ProcessorMixin):
         Raises:
             ValueError: if `side` is unknown or a row exceeds `length`.
         """
-        if side not in ("left", "right"):
-            raise ValueError(f"The padding side must be 'left' or 'right', got {side!r}.")
+        check_choice("side", side, ("left", "right"))
         if length is not None:
             check_count("length", length, most=MAX_LENGTH)
         longest = max(len(row) for row in rows)
@@ -482,6 +485,7 @@ class ShowoProcessor(ProcessorMixin):
         templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
         chat_template = templates.get(chat_template or "default", chat_template)
         check_template_kwargs(chat_template, kwargs, image_kwarg_names(self.input_image_processor))
+        check_template_options(conversation, kwargs)
         marks_answers = kwargs.get("return_assistant_tokens_mask")
         if sanitize_control_tokens is None:
             sanitize_control_tokens = kwargs.get("tokenize", False) and not marks_answers

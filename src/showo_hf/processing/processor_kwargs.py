@@ -61,6 +61,14 @@ TEXT_DEFAULTS: dict[str, Any] = {
 }
 NAMED = ("padding", "truncation")  # a bool or the name of a strategy
 FLAGS = [name for name, default in TEXT_DEFAULTS.items() if isinstance(default, bool) and name not in NAMED]
+#: Arguments of `apply_chat_template`.
+TEMPLATE_FLAGS = {
+    "add_generation_prompt",
+    "load_audio_from_video",
+    "return_assistant_tokens_mask",
+    "return_dict",
+    "tokenize",
+}
 MAX_LENGTH = 2**24  # ids of a row
 GROUPS = ("text_kwargs", "images_kwargs")
 #: Arguments of other processors. They are accepted with an empty value.
@@ -257,6 +265,41 @@ def check_template_kwargs(chat_template: str | None, kwargs: dict[str, Any], ima
     variables = template_variables(chat_template or "")
     check_known({name: value for name, value in kwargs.items() if name not in variables}, own | parameters)
     check_known(group_of(kwargs, "processor_kwargs"), own, "processor_kwargs")
+
+
+def check_template_options(conversation: Any, options: dict[str, Any]):
+    """
+    Check the arguments of `apply_chat_template` that transformers would use unchecked.
+
+    Raises:
+        TypeError, ValueError: for a value that they do not take.
+    """
+    for name in TEMPLATE_FLAGS & options.keys():
+        check_flag(name, options[name])
+    for name, kinds, is_one in (("tools", "dicts or functions", is_tool), ("documents", "dicts", is_document)):
+        values = options.get(name)
+        if values is not None and not (isinstance(values, (list, tuple)) and all(map(is_one, values))):
+            raise TypeError(f"`{name}` must be a list of {kinds}, or None, got {shown(values)}.")
+    tensors = options.get("return_tensors")
+    if tensors is not None and not (isinstance(tensors, str) and tensors == "auto"):
+        enum_member("return_tensors", TensorType, tensors)
+    continued = options.get("continue_final_message", False)
+    if not isinstance(continued, str):
+        check_flag("continue_final_message", continued)
+        return
+    conversations = [conversation] if isinstance(conversation[0], dict) else conversation
+    if not all(messages and continued in messages[-1] for messages in conversations):
+        raise ValueError(f"`continue_final_message` must be a field of the last message, got {shown(continued)}.")
+
+
+def is_document(value: Any) -> bool:
+    """Whether a value is a document for a template: a dict."""
+    return isinstance(value, dict)
+
+
+def is_tool(value: Any) -> bool:
+    """Whether a value is a tool for a template: a function, or the dict that describes one."""
+    return is_document(value) or (callable(value) and not isinstance(value, type))
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,11 +1,44 @@
-"""Checks of the arguments of which `ShowoProcessor` builds sequences."""
+"""Checks of the arguments of `ShowoProcessor`: its parts, and of what it builds sequences."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers import ImageProcessingMixin, PreTrainedTokenizerBase
 
-from ..utils.validation import check_flag, check_unicode, shown
+from ..models.configuration_showo import LARGEST_MODEL
+from ..utils.validation import check_count, check_flag, check_unicode, shown
+
+
+def check_parts(
+    image_processor: Any, tokenizer: Any, chat_template: Any, vision_processor: Any, num_image_features: Any
+):
+    """Raise `TypeError` or `ValueError` unless the parts of a processor are of their classes, and go together."""
+    if not isinstance(image_processor, ImageProcessingMixin):
+        raise TypeError(f"`image_processor` must be an image processor of transformers, got {shown(image_processor)}.")
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise TypeError(f"`tokenizer` must be a tokenizer of transformers, got {shown(tokenizer)}.")
+    if vision_processor is not None and not isinstance(vision_processor, (dict, ImageProcessingMixin)):
+        raise TypeError(f"`vision_processor` must be an image processor or None, got {shown(vision_processor)}.")
+    templates = chat_template if isinstance(chat_template, dict) else {"default": chat_template}
+    for name, template in templates.items():
+        if not isinstance(name, str):
+            raise TypeError(f"`chat_template` must have texts as names, got {shown(name)}.")
+        check_template(template)
+    if (vision_processor is None) != (num_image_features is None):
+        raise ValueError(
+            "`vision_processor` and `num_image_features` must be given together, "
+            f"got {type(vision_processor).__name__} and {shown(num_image_features)}."
+        )
+    if num_image_features is not None:
+        check_count("num_image_features", num_image_features, most=LARGEST_MODEL["num_image_tokens"])
+
+
+def check_numbers(codebook_size: Any, num_image_tokens: Any, max_text_length: Any):
+    """Raise `ValueError` unless the sizes of a processor are counts that a model can have."""
+    check_count("codebook_size", codebook_size, most=LARGEST_MODEL["codebook_size"])
+    check_count("num_image_tokens", num_image_tokens, most=LARGEST_MODEL["num_image_tokens"])
+    check_count("max_text_length", max_text_length, least=2, most=LARGEST_MODEL["max_text_length"])
 
 
 def check_grids(name: str, grids: Any) -> Sequence[torch.LongTensor]:
@@ -49,7 +82,7 @@ def check_conversation(conversation: Any):
             raise TypeError(f"`conversation` must hold messages, which are dicts, got {shown(message)}.")
 
 
-def check_template(chat_template: Any, sanitize_control_tokens: Any):
+def check_template(chat_template: Any, sanitize_control_tokens: Any = None):
     """Raise `TypeError` or `ValueError` unless the template is None or a text, and the flag None or a bool."""
     if chat_template is not None and not isinstance(chat_template, str):
         raise TypeError(f"`chat_template` must be a text or None, got {shown(chat_template)}.")

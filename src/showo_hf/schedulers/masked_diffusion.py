@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..utils.validation import MAX_SCALE, check_number, shown
+from ..utils.validation import MAX_SCALE, check_flag, check_number, shown
 from .masking_schedules import get_masking_schedule
 from .scheduling_utils import (
     DiscreteSchedulerMixin,
@@ -122,11 +122,13 @@ class MaskedSchedulerMixin(DiscreteSchedulerMixin):
             return_dict (`bool`): return a [`TokenSchedulerOutput`], else a tuple of its fields.
 
         Raises:
+            TypeError: for an argument of another type.
             ValueError: if shapes do not fit each other, the grid or the previous step, if `sample` holds ids below 0
                 or above `mask_token_id`, if logits are nan or inf, if the list of generators has another length, or if
                 `set_timesteps` was not called.
         """
         mask_token_id = self.config.mask_token_id
+        check_flag("return_dict", return_dict)
         check_step_inputs(model_output, sample, self.num_inference_steps, mask_token_id)
         check_generators(generator, len(sample))
         step = self.step_index(timestep)

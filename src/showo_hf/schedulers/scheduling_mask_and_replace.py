@@ -1,12 +1,14 @@
 """Mask-and-replace diffusion, as in VQ-Diffusion (arXiv:2111.14822). docs/mathematics.md derives the formulas."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch.nn import functional as F
 
+from ..utils.tensor_checks import check_tensor
 from ..utils.validation import (
     MAX_COUNT,
     MAX_SCALE,
@@ -36,6 +38,7 @@ from .scheduling_utils import (
     as_timestep,
     as_timesteps,
     check_generators,
+    check_id_range,
     check_step_inputs,
     check_timestep_arguments,
     check_token_ids,
@@ -195,10 +198,12 @@ class MaskAndReplaceScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixi
             return_dict (`bool`): return a [`TokenSchedulerOutput`], else a tuple of its fields.
 
         Raises:
+            TypeError: for an argument of another type.
             ValueError: if shapes do not fit, if `sample` holds ids below 0 or above `mask_token_id`, if logits are nan
                 or inf, for another `timestep`, for a list of generators of another length, or if `set_timesteps` was
                 not called.
         """
+        check_flag("return_dict", return_dict)
         check_step_inputs(model_output, sample, self.num_inference_steps, self.codebook_size)
         check_generators(generator, len(sample))
         time = as_timestep("timestep", timestep)
@@ -295,12 +300,21 @@ class MaskAndReplaceScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixi
         Sample times to train at.
 
         Args:
-            importance: sample t with weights `sqrt(E[L_t^2])` of the terms passed to `update_history`, once there are
-                ten for each time (Improved DDPM, arXiv:2102.09672, section 3.3). Until then, sample uniformly.
+            batch_size (`int`): how many times.
+            generator (`torch.Generator`, *optional*): source of the random draws.
+            importance (`bool`): sample t with weights `sqrt(E[L_t^2])` of the terms passed to `update_history`, once
+                there are ten for each time (Improved DDPM, arXiv:2102.09672, section 3.3). Until then, sample uniformly.
 
         Returns:
             the times and their probabilities, both (batch,), on the generator's device.
+
+        Raises:
+            TypeError, ValueError: if an argument is not as above.
         """
+        check_count("batch_size", batch_size, most=MAX_COUNT)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(f"`generator` must be a `torch.Generator` or None, got {shown(generator)}.")
+        check_flag("importance", importance)
         weights = torch.ones(self.config.num_train_timesteps, dtype=torch.float64)
         if importance and bool((self.loss_counts >= 10).all()):
             weights = self.squared_losses.sqrt() + 1e-10
@@ -310,7 +324,16 @@ class MaskAndReplaceScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixi
         return sampled + 1, probabilities[sampled]
 
     def update_history(self, timesteps: torch.LongTensor, terms: torch.Tensor):
-        """Add the `term` of the training loss, (batch,), at `timesteps` (batch,) to the history."""
+        """
+        Add the `term` of the training loss, (batch,), at `timesteps` (batch,) to the history.
+
+        Raises:
+            TypeError, ValueError: for times out of range, and for terms that are not as many finite floats.
+        """
+        check_tensor("terms", terms)
+        if terms.ndim != 1 or not terms.is_floating_point() or not bool(terms.isfinite().all()):
+            raise ValueError(f"`terms` must be finite floats of shape (batch,), got {shown(terms)}.")
+        self.check_times(timesteps, len(terms))
         for time, term in zip(timesteps.tolist(), terms.detach().double().tolist(), strict=True):
             first = self.loss_counts[time - 1] == 0
             self.squared_losses[time - 1] = term**2 if first else 0.9 * self.squared_losses[time - 1] + 0.1 * term**2
@@ -324,12 +347,23 @@ class MaskAndReplaceScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixi
         timesteps: torch.LongTensor,
     ) -> torch.Tensor:
         """
-        The term of the variational bound at each sample's time, (batch, tokens) in nats. Arguments as in
+        The term of the variational bound at each sample's time, (batch, tokens) in nats. Arguments and errors as in
         `training_loss`.
 
         It is `KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))`. At t = 1 this is the
         likelihood term `-log p(x_0 | x_1)`.
         """
+        self.check_bound_inputs(model_output, original_samples, sample, timesteps)
+        return self.divergences(model_output, original_samples, sample, timesteps)
+
+    def divergences(
+        self,
+        model_output: torch.Tensor,
+        original_samples: torch.LongTensor,
+        sample: torch.LongTensor,
+        timesteps: torch.LongTensor,
+    ) -> torch.Tensor:
+        """Same as `bound_terms`, for arguments that are checked."""
         late, early = self.cumulative_at(timesteps), self.cumulative_at(timesteps - 1)
         log_p0 = at_least_float32(model_output).log_softmax(-1)
         one_hot = torch.full_like(log_p0, -torch.inf).scatter(-1, original_samples.unsqueeze(-1), 0.0)
@@ -355,18 +389,15 @@ class MaskAndReplaceScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixi
                 uniform by default.
 
         Raises:
-            ValueError: if shapes do not fit, or ids or times are out of range.
+            TypeError: for an argument of another type.
+            ValueError: if shapes do not fit, or ids, times or probabilities are out of range.
         """
-        check_step_inputs(model_output, sample, num_inference_steps=1, mask_token_id=self.codebook_size)
-        if original_samples.shape != sample.shape:
-            raise ValueError(
-                f"`original_samples` must have the shape of `sample`, {tuple(sample.shape)}, "
-                f"got {tuple(original_samples.shape)}."
-            )
+        self.check_bound_inputs(model_output, original_samples, sample, timesteps)
+        if probabilities is not None:
+            check_shares("probabilities", probabilities, len(sample))
         total = self.config.num_train_timesteps
-        self.check_times(timesteps, len(sample), first=1)
         logits = at_least_float32(model_output)
-        term = self.bound_terms(logits, original_samples, sample, timesteps).sum(-1)
+        term = self.divergences(logits, original_samples, sample, timesteps).sum(-1)
         weight = total if probabilities is None else 1 / probabilities.to(logits)
         entropy = F.cross_entropy(logits.transpose(1, 2), original_samples, reduction="none").sum(-1)
         scale = 2 - (timesteps.to(logits) - 1) / total if self.config.adaptive_auxiliary else 1.0
@@ -375,16 +406,40 @@ class MaskAndReplaceScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixi
         prior = (prior_divergence(last, self.codebook_size) * sample.shape[1]).to(bound).expand_as(bound)
         return MaskAndReplaceLoss(bound + auxiliary, bound, auxiliary, prior, term)
 
-    def check_times(self, timesteps: torch.LongTensor, batch_size: int, first: int):
-        """Raise `ValueError` unless `timesteps` are 1 or `batch_size` times from `first` to T."""
+    def check_bound_inputs(self, model_output, original_samples, sample, timesteps):
+        """Raise `TypeError` or `ValueError` for arguments that `training_loss` does not take."""
+        check_step_inputs(model_output, sample, num_inference_steps=1, mask_token_id=self.codebook_size)
+        check_token_ids("original_samples", original_samples)
+        if original_samples.shape != sample.shape:
+            raise ValueError(
+                f"`original_samples` must have the shape of `sample`, {tuple(sample.shape)}, "
+                f"got {tuple(original_samples.shape)}."
+            )
+        check_id_range("original_samples", original_samples, self.codebook_size - 1)
+        self.check_times(timesteps, len(sample))
+
+    def check_times(self, timesteps: torch.LongTensor, batch_size: int):
+        """Raise `TypeError` or `ValueError` unless `timesteps` are 1 or `batch_size` times from 1 to T."""
         total = self.config.num_train_timesteps
+        check_tensor("timesteps", timesteps)
+        if timesteps.is_floating_point() or timesteps.is_complex() or timesteps.dtype == torch.bool:
+            raise ValueError(f"`timesteps` must be integers, got {timesteps.dtype}.")
         if timesteps.ndim != 1 or len(timesteps) not in (1, batch_size):
             raise ValueError(f"`timesteps` must be of shape ({batch_size},), got {tuple(timesteps.shape)}.")
-        if timesteps.min() < first or timesteps.max() > total:
-            raise ValueError(f"`timesteps` must be from {first} to {total}, got {timesteps.tolist()}.")
+        if timesteps.min() < 1 or timesteps.max() > total:
+            raise ValueError(f"`timesteps` must be from 1 to {total}, got {shown(timesteps.tolist())}.")
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
+
+
+def check_shares(name: str, values: Any, batch_size: int):
+    """Raise `TypeError` or `ValueError` unless `values` are `batch_size` probabilities above 0."""
+    check_tensor(name, values)
+    if values.shape != (batch_size,) or not values.is_floating_point():
+        raise ValueError(f"`{name}` must be floats of shape ({batch_size},), got {shown(values)}.")
+    if not bool(((values > 0) & (values <= 1)).all()):
+        raise ValueError(f"`{name}` must be above 0 and at most 1, got {shown(values.tolist())}.")
 
 
 def check_probabilities(probabilities: torch.Tensor):

@@ -174,12 +174,7 @@ def check_step_inputs(
         )
     if not model_output.is_floating_point():
         raise ValueError(f"`model_output` must hold floats, got {model_output.dtype}.")
-    lowest, highest = torch.stack(sample.aminmax()).tolist() if sample.numel() > 0 else (0, 0)
-    if lowest < 0 or highest > mask_token_id:
-        raise ValueError(
-            f"`sample` must hold token ids from 0 to `mask_token_id`, {mask_token_id}, "
-            f"got {lowest if lowest < 0 else highest}."
-        )
+    check_id_range("sample", sample, mask_token_id, "`mask_token_id`, ")
 
 
 def check_token_ids(name: str, value: Any):
@@ -189,6 +184,14 @@ def check_token_ids(name: str, value: Any):
         raise ValueError(f"`{name}` must hold integer token ids, got {value.dtype}.")
     if value.ndim != 2:
         raise ValueError(f"`{name}` must be (batch, tokens), got {tuple(value.shape)}.")
+
+
+def check_id_range(name: str, ids: torch.Tensor, most: int, limit: str = ""):
+    """Raise `ValueError` for ids below 0 or above `most`. The message has `limit` before this number."""
+    lowest, highest = torch.stack(ids.aminmax()).tolist() if ids.numel() > 0 else (0, 0)
+    if lowest < 0 or highest > most:
+        wrong = lowest if lowest < 0 else highest
+        raise ValueError(f"`{name}` must hold token ids from 0 to {limit}{most}, got {wrong}.")
 
 
 def as_timestep(name: str, value: Any) -> int:

@@ -3,7 +3,10 @@
 `tests/utils/test_private_interfaces.py` fails with a clear sentence when a library changes what an entry relies on.
 """
 
+import re
+import threading
 from collections.abc import Callable, Mapping
+from logging import Filter, LogRecord, getLogger
 from typing import Any
 
 import torch
@@ -62,6 +65,52 @@ def has_offload_hook(module: Any) -> bool:
     Reason: accelerate keeps its hook in a private attribute, and no public function returns it.
     """
     return hasattr(module, "_hf_hook")
+
+
+class HeldLoadReport(Filter):
+    """
+    Holds back what transformers reports of a load in this thread, within a `with` block.
+
+    Reason: the report has a line for each tensor that is not as the config says, with its name as it stands in the file.
+    A stranger's file could write anything to the terminal, and 200,000 lines of it. transformers has no option that
+    leaves the report out, or its names. This class relies on the names of transformers' loggers, on the words by which
+    it finds the report and its lines, and on the error after a report that names weights which cannot be used.
+
+    Attributes:
+        text (`str`): what was held back.
+    """
+
+    LOGGERS = ("transformers.modeling_utils", "transformers.integrations.peft")
+    TITLE = " LOAD REPORT"
+    ERROR = "the above report"
+    REFUSED = ("MISMATCH", "CONVERSION")
+
+    def __enter__(self) -> "HeldLoadReport":
+        self.text, self.thread = "", threading.get_ident()
+        for name in self.LOGGERS:
+            getLogger(name).addFilter(self)
+        return self
+
+    def __exit__(self, *_):
+        for name in self.LOGGERS:
+            getLogger(name).removeFilter(self)
+
+    def filter(self, record: LogRecord) -> bool:
+        """Whether a logger says it."""
+        if record.thread != self.thread or self.TITLE not in record.getMessage():
+            return True
+        self.text += record.getMessage() + "\n"
+        return False
+
+    def lines(self) -> list[str]:
+        """The lines of its table, without colours."""
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", self.text).splitlines()
+        return [" ".join(line.split()) for line in lines if " | " in line]
+
+    def refused(self, error: RuntimeError) -> list[str]:
+        """The lines about weights that cannot be used. None if that is not why the load raised `error`."""
+        lines = self.lines() if self.ERROR in str(error) else []
+        return [line for line in lines if any(f"| {word} " in line for word in self.REFUSED)]
 
 
 class OwnCheckpoints:

@@ -8,8 +8,11 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import PreTrainedConfig
+from transformers.utils.logging import get_logger
 
+from .messages import LONGEST_NAME, examples
 from .original_format import check_not_original
+from .private_interfaces import HeldLoadReport
 
 
 #: The class that loads a model of this package, by `model_type`.
@@ -108,6 +111,21 @@ def check_weights(source: object, sizes: list[int], least: int):
         )
 
 
+def differences(report: dict[str, set]) -> str:
+    """
+    How a folder's tensors differ from those of its model, with a few names; empty if they do not.
+
+    Args:
+        report: as transformers returns it with `output_loading_info=True`.
+    """
+    found = {
+        "unexpected and not used": report["unexpected_keys"],
+        "missing and newly initialized": report["missing_keys"],
+        "of another shape and newly initialized": {name for name, *_ in report["mismatched_keys"]},
+    }
+    return "; ".join(f"{len(names):,} {what}: {examples(sorted(names))}" for what, names in found.items() if names)
+
+
 class CheckedConfig(PreTrainedConfig):
     """A config that loads only from a folder of its own model."""
 
@@ -137,15 +155,19 @@ class CheckedConfig(PreTrainedConfig):
 
 
 class CheckedWeights:
-    """A model that loads only if its weights can be those of its config."""
+    """A model that loads only if its weights can be those of its config. It shows no name out of a file as it stands."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
         """
         Same as in transformers, which would fill a large model whose weights are missing with random numbers.
 
+        Tensors that the model does not have, and tensors that the folder lacks, are a warning with their numbers and a
+        few names. `output_loading_info=True` returns all names.
+
         Raises:
-            ValueError: if the weights in the folder, or on the Hub, are far too small for the config.
+            ValueError: if the weights in the folder, or on the Hub, are far too small for the config, or of other
+                shapes.
         """
         source = pretrained_model_name_or_path
         if source is not None and kwargs.get("state_dict") is None:
@@ -161,4 +183,21 @@ class CheckedWeights:
                 else:
                     sizes = weight_sizes_on_hub(source, **options)
                 check_weights(source, sizes, least)
-        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        wants_report = kwargs.pop("output_loading_info", False)
+        where = "the given weights" if source is None else f"'{source}'"
+        with HeldLoadReport() as held:
+            try:
+                model, report = super().from_pretrained(
+                    pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
+                )
+            except RuntimeError as error:
+                if not (lines := held.refused(error)):
+                    raise
+                shapes = examples(lines, longest=2 * LONGEST_NAME)
+                raise ValueError(f"The weights in {where} do not fit the config: {shapes}.") from error
+        # With an adapter in the folder, `report` is of the adapter alone.
+        if different := differences(report) or examples(held.lines()[1:]):
+            get_logger(HeldLoadReport.LOGGERS[0]).warning(
+                f"`{cls.__name__}` found other tensors in {where} than the config asks for: {different}."
+            )
+        return (model, report) if wants_report else model

@@ -46,6 +46,13 @@ def check_number(name: str, value, most: float | None = None):
         raise ValueError(f"`{name}` must be at most {most:,g}, got {shown(value)}.")
 
 
+def check_positive(name: str, value, most: float | None = None):
+    """Raise `ValueError` unless `value` is a finite number above 0, and at most `most`."""
+    check_number(name, value, most)
+    if not value > 0:
+        raise ValueError(f"`{name}` must be greater than 0, got {shown(value)}.")
+
+
 def check_count(name: str, value, least: int = 1, most: int | None = None):
     """Raise `ValueError` unless `value` is an integer from `least` to `most`."""
     if not is_integer(value) or value < least:
@@ -97,6 +104,12 @@ def check_flag(name: str, value):
     """Raise `TypeError` unless `value` is True or False."""
     if not isinstance(value, bool) and not isinstance(value, numpy_types("bool_")):
         raise TypeError(f"`{name}` must be True or False, got {shown(value)}.")
+
+
+def check_list(name: str, value: Any):
+    """Raise `TypeError` unless `value` is a list or a tuple."""
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"`{name}` must be a list, got {shown(value)}.")
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]):
