@@ -7,11 +7,11 @@ two things beside each other, so most of their things were seen alone. Those of 
 has in its style, so none of their pixels was seen. They are encoded to tokens, and decoded in several ways.
 image_tokenizer_quality.py defines `detail`, `capped`, `PSNR` and `band error`. An unsharp mask and added noise of the same
 mean detail stand beside each decoder: detail in the wrong place costs more in the fine band than it gains. `to plain` is the
-PSNR minus that of the plain decoder, which is the image tokenizer's own; the target is -0.8 dB or more. `right` is the share
+PSNR minus the plain decoder's, which is the image tokenizer's own; the target is -0.8 dB or more. `right` is the share
 of the images in which the judge of benchmarks.world, which was trained on real scenes, finds all things in their colours and
 their style on the right background, and nothing else. It is measured with `--detector`.
 
-Times are medians of 7. The size in the wheel is that of the weights in a zip file.
+Times are medians of 7. The size in the wheel is the weights' size in a zip file.
 """
 
 import argparse
@@ -120,7 +120,7 @@ def make_sheets(folder: Path, ways: dict[str, torch.Tensor], styles: np.ndarray)
 
     Args:
         ways: images by how they were made; each way is a row with its name above.
-        styles: those of the images.
+        styles: the style of each image.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, (count, scale) in SHEETS.items():

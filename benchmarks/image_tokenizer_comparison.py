@@ -60,7 +60,7 @@ NETWORK: dict[str, Any] = {
     "decoder_layers_per_block": [1, 1, 2, 2],
     "norm_num_groups": 16,
 }
-#: The learning rate is that of the default recipe.
+#: The default recipe has the same learning rate.
 DISCRIMINATOR: dict[str, Any] = {"channels": 32, "max_channels": 256, "learning_rate": 1e-4}
 DISCRIMINATOR_START = 0.4  # of the steps: the generator must draw something first
 TRIAL_STEPS = 25  # of the short training that measures their time

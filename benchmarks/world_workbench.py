@@ -32,7 +32,7 @@ from showo_hf.utils.metrics import laplacian_variance
 DETECTOR_STEPS = 20_000  # at most; usually the time ends it
 #: Where benchmarks.world has its judge, which the other benchmarks of the world share.
 DETECTOR = "runs/world-benchmark/detector.safetensors"
-#: The files of a model beside its weights, and those of the cut-outs.
+#: The files of a model beside its weights, and the files of the cut-outs.
 CONFIGS, OBJECTS = ("*.json", "*.jinja"), ("cutouts.*",)
 
 

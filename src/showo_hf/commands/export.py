@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def check_folder_of_model(folder: Path) -> None:
-    """Raise `UsageError` for a folder whose config is not that of a Show-o. Whether the original knows it comes later."""
+    """Raise `UsageError` for a folder without a config of a Show-o. Whether the original knows it comes later."""
     if not exists(folder):
         raise UsageError(f"`FOLDER` must be a pipeline folder, but there is no folder {quoted(folder)}")
     model = folder / "model" if (folder / "model").is_dir() else folder

@@ -52,7 +52,7 @@ class KnownScheduler:
 
     @property
     def takes_temperature(self) -> bool:
-        """Whether the temperature of a call replaces that of the settings."""
+        """Whether the temperature of a call replaces the one in the settings."""
         return not {"temperature", "token_temperature"}.isdisjoint(self.settings)
 
 

@@ -85,7 +85,7 @@ class ShowoDiffusionDecoderConfig(CheckedConfig):
         low_band_sigma (`float`, *optional*): the result takes its low frequencies from the first step's expectation of
             the image, and only the rest from the chain. This is the standard deviation in pixels of the Gaussian that
             separates them. None takes everything from the chain.
-        scheduler (`dict`, *optional*): class and entries of the scheduler, whose noise levels are those of the training;
+        scheduler (`dict`, *optional*): class and entries of the scheduler, which has the noise levels of the training;
             by default `FlowMatchEulerDiscreteScheduler`, or `DDIMScheduler` for "epsilon" and "v_prediction".
 
     Raises:

@@ -102,7 +102,7 @@ class ShowoDiffusionDecoder(CheckedWeights, PreTrainedModel):
         ```
 
         Args:
-            scheduler (`SchedulerMixin`): made with `from_config`, so that its noise levels are those of the training. For a
+            scheduler (`SchedulerMixin`): made with `from_config`, so that it has the noise levels of the training. For a
                 decoder of flows, `DPMSolverMultistepScheduler` also needs `prediction_type="flow_prediction"` and
                 `use_flow_sigmas=True`.
 

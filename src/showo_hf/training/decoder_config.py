@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..utils.decoder_choices import PREDICTION_TYPES, STARTS
-from ..utils.validation import check_count, check_number
+from ..utils.validation import check_count, check_number, check_positive
 from .configs import check_choice
 from .image_configs import ImageRunConfig
 
@@ -71,9 +71,7 @@ class DiffusionDecoderConfig(ImageRunConfig):
         for name in ("residual_scale", "low_band_sigma"):
             value = getattr(self, name)
             if value is not None:
-                check_number(name, value)
-            if value == 0:
-                raise ValueError(f"`{name}` must be greater than 0, got {value!r}.")
+                check_positive(name, value)
         check_choice("weighting", self.weighting, WEIGHTINGS)
         if self.teacher is not None and self.weighting != "simple":  # the bound gives pure noise the weight 0
             raise ValueError(f"`weighting` must be 'simple' with a `teacher`, got {self.weighting!r}.")

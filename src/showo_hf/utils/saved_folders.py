@@ -113,7 +113,7 @@ def check_weights(source: object, sizes: list[int], least: int):
 
 def differences(report: dict[str, set]) -> str:
     """
-    How a folder's tensors differ from those of its model, with a few names; empty if they do not.
+    How a folder's tensors differ from the model's tensors, with a few names; empty if they do not.
 
     Args:
         report: as transformers returns it with `output_loading_info=True`.
@@ -155,7 +155,7 @@ class CheckedConfig(PreTrainedConfig):
 
 
 class CheckedWeights:
-    """A model that loads only if its weights can be those of its config. It shows no name out of a file as it stands."""
+    """A model that loads only if its weights can belong to its config. It shows no name out of a file as it stands."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
