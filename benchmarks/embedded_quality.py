@@ -83,11 +83,19 @@ def choose(data: EmojiDataset, count: int, seed: int) -> dict[str, list[int]]:
     return {"training": train, "held out": held_out}
 
 
-def main():
+def wording(text: str) -> str:
+    """The text, which must have one place for a caption, `{}`."""
+    if text.count("{}") != 1 or text.count("{") != 1 or text.count("}") != 1:
+        raise argparse.ArgumentTypeError(f"must have {{}} once, got {text!r}")
+    return text
+
+
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="the folder that recipes.emoji.emoji wrote")
     parser.add_argument("--model", default=EMBEDDED_MODEL)
     parser.add_argument("--captions", type=int, default=500, help="number of training captions")
+    parser.add_argument("--wording", type=wording, default="{}", help="of the prompts, with {} for the caption")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the pipeline's)")
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--temperature", type=float)
@@ -95,7 +103,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--skip-tokenizer", action="store_true", help="skip the image tokenizer")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     data = load_emoji(options.data)
     pipeline = ShowoT2IPipeline.from_pretrained(options.model, dtype=torch.float32)
@@ -111,7 +119,7 @@ def main():
     }
     sampling = {name: value for name, value in sampling.items() if value is not None}
     for name, asked in choose(data, options.captions, options.seed).items():
-        captions = [canonical_caption(data.records[row]) for row in asked]
+        captions = [options.wording.format(canonical_caption(data.records[row])) for row in asked]
         start = time.perf_counter()
         images = generate(pipeline, captions, options.seed, options.batch_size, **sampling)
         elapsed = time.perf_counter() - start

@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--vocab-size", type=int, default=2048, help="number of ids")
     options = parser.parse_args(arguments)
     records = load_emoji(options.data).records
-    tokenizer = train_text_tokenizer(text_corpus(records), options.vocab_size)
+    tokenizer = train_text_tokenizer(text_corpus(records), options.vocab_size, lower_case=True)
     tokenizer.save_pretrained(options.output)
     _report(tokenizer, records)
 
