@@ -6,6 +6,7 @@ import tiny
 import torch
 from torch import nn
 
+from showo_hf.training import optimizers
 from showo_hf.training.checkpoints import (
     load_optimizer,
     optimizer_tensors,
@@ -16,6 +17,12 @@ from showo_hf.training.checkpoints import (
     write_tensors,
 )
 from showo_hf.training.optimizers import MuonWithAdamW, inner_kernels, inner_matrices
+
+
+@pytest.fixture
+def fast_bfloat16(monkeypatch):
+    """A CPU with products in bfloat16, where Muon is torch's own."""
+    monkeypatch.setattr(optimizers, "computes_bfloat16", lambda: True)
 
 
 def small_model() -> nn.Module:
@@ -39,7 +46,7 @@ def weights(model):
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def test_each_parameter_is_updated_as_its_own_optimizer_does_it():
+def test_each_parameter_is_updated_as_its_own_optimizer_does_it(fast_bfloat16):
     model, reference = small_model(), small_model()
     combined = MuonWithAdamW(model, lr=0.02, weight_decay=0.1, betas=(0.9, 0.98))
     matrices = [reference[1].weight, reference[3].weight]
@@ -56,6 +63,28 @@ def test_each_parameter_is_updated_as_its_own_optimizer_does_it():
         adamw.step()
     for name, value in weights(reference).items():
         assert torch.equal(weights(model)[name], value)
+
+
+def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
+    """Muon's five Newton-Schulz iterations, in float64."""
+    made = matrix.double() / matrix.double().norm()
+    for _ in range(5):
+        gram = made @ made.T
+        made = 3.4445 * made + (-4.7750 * gram + 2.0315 * gram @ gram) @ made
+    return made
+
+
+@pytest.mark.parametrize(("is_fast", "error"), [(True, (1e-3, 1e-1)), (False, (0, 1e-5))])
+def test_muon_computes_in_float32_where_bfloat16_is_slow(monkeypatch, is_fast, error):
+    monkeypatch.setattr(optimizers, "computes_bfloat16", lambda: is_fast)
+    torch.manual_seed(0)
+    layer = nn.Linear(24, 16, bias=False)
+    before, gradient = layer.weight.detach().clone(), torch.randn(16, 24)
+    layer.weight.grad = gradient.clone()
+    MuonWithAdamW(layer, lr=1.0).step()
+    update = (before - layer.weight.detach()) / (0.2 * 24**0.5)
+    least, most = error
+    assert least <= (update - orthogonalized(gradient)).abs().max() < most
 
 
 def test_training_lowers_the_loss():
@@ -130,7 +159,7 @@ class SmallConvolutions(nn.Module):
         optimizer.step()
 
 
-def test_inner_kernels_are_updated_as_matrices():
+def test_inner_kernels_are_updated_as_matrices(fast_bfloat16):
     model = SmallConvolutions()
     kernels = [model.inner[0].weight, model.inner[2].weight]
     assert inner_kernels(model) == kernels

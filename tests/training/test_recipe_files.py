@@ -99,6 +99,7 @@ def test_sources_can_be_lists_with_weights():
         (("objective=dreams",), "`objective` must be one of masked, mask_and_replace, got 'dreams'"),
         (("prompts",), "must be key=value, got 'prompts'"),
         (("prompts=[a",), "The value of `prompts` is not YAML"),
+        (("prompts=2024-99-99",), "The value of `prompts` is not YAML"),
         (("bad_step=ignore",), "`bad_step` must be one of skip, stop"),
         (("prompts=[1]",), "`prompts` must be a list of texts, got [1]"),
         (("questions=[1]",), "`questions` must be pairs of an image file and a question, got [1]"),

@@ -12,7 +12,6 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +54,11 @@ def run(options: argparse.Namespace) -> int:
 
 def package_version(name: str) -> str | None:
     """The installed version of a package, or None."""
+    from importlib import metadata  # here, so that the command starts fast
+
     try:
-        return version(name)
-    except PackageNotFoundError:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
         return None
 
 

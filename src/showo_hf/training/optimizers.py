@@ -2,10 +2,23 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ..utils.cpu_features import computes_bfloat16
+
+
+class Float32ForBfloat16(TorchFunctionMode):
+    """While it is active, `tensor.bfloat16()` gives a copy in float32."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.bfloat16:
+            return args[0].to(torch.float32, copy=True)
+        return func(*args, **(kwargs or {}))
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -15,6 +28,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
     Muon (https://kellerjordan.github.io/posts/muon) orthogonalizes the momentum of each matrix before the update. Its
     updates are scaled to the size of AdamW's (arXiv:2502.16982), so that both use one learning rate. A kernel is a matrix
     with one row for each output channel. Weight decay applies to matrices and kernels, not to biases and norms.
+
+    Muon computes in bfloat16, or in float32 on a CPU that has no fast products in bfloat16.
 
     Args:
         model: the model. Its parameters with `requires_grad` are trained.
@@ -74,7 +89,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
             else:
                 part.state = self.state
             part.param_groups = groups
-            part.step()
+            on_cpu = all(one.device.type == "cpu" for group in groups for one in group["params"])
+            with Float32ForBfloat16() if on_cpu and not computes_bfloat16() else nullcontext():
+                part.step()
             if name == "muon":
                 self.state.update({one: reshaped(part.state[matrix], one.shape) for one, matrix in pairs})
         return loss

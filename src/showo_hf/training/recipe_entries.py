@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-import yaml
-
 from ..utils.argument_types import quoted, user_name, user_path
 from ..utils.messages import one_sentence
 
@@ -129,14 +127,24 @@ def with_home(value: Any) -> Any:
     return {key: with_home(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
+def from_yaml(text: str) -> Any:
+    """The value of a YAML text. `ValueError` for any other text."""
+    import yaml  # here, so that the command starts fast
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
 def read_recipe(recipe: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     """The entries of a recipe, on top of those of the recipe that it names as `base`."""
     if recipe in seen:
         raise RecipeError(f"The recipe {quoted(recipe)} is its own `base`.")
     text = recipe_text(recipe)
     try:
-        entries = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        entries = from_yaml(text)
+    except ValueError as error:
         raise RecipeError(f"The recipe {quoted(recipe)} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(entries, dict) or not all(isinstance(key, str) for key in entries):
         raise RecipeError(f"The recipe {quoted(recipe)} must be a mapping of keys to values.")
@@ -171,8 +179,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def parse_value(key: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return from_yaml(text)
+    except ValueError as error:
         raise RecipeError(
             f"The value of `{key}` is not YAML; a text with signs may need quotes, got {quoted(text)}."
         ) from error

@@ -24,7 +24,15 @@ from .output_folders import check_replaced, checkpoint_root
 from .parallel import check_deepspeed, check_sharding, distribute, from_first, processes, together
 from .results import check_push, save_result
 from .resumable_trainer import ResumableTrainer, Settings
-from .run_checks import check_data, check_model, check_output, options_of, resume_folder, rows_factor
+from .run_checks import (
+    check_data,
+    check_model,
+    check_output,
+    options_of,
+    resume_folder,
+    rows_factor,
+    warn_of_slow_bf16,
+)
 from .saved_progress import saved_position, saved_since, saved_state, saved_step
 from .showo_training import build_trainer, load_pipeline, prepare_model
 from .trainer import ShowoTrainer
@@ -76,6 +84,7 @@ def run_processes(config: RunConfig) -> Path:
     check_sharding(config)
     check_deepspeed(config)
     args = training_arguments(config, root)
+    warn_of_slow_bf16(args)
     if isinstance(config, FinetuneConfig):
         check_model(config)
     check_data(config)

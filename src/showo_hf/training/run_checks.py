@@ -1,6 +1,7 @@
 """What is checked before a run: its model, its data, its folders, and the options of the checkpoint it continues from."""
 
 import re
+import sys
 import tempfile
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from ..utils.argument_types import HUB_NAME
+from ..utils.cpu_features import computes_bfloat16
 from .checkpoints import checkpoint_folders, loading, newest_intact, read_json
 from .concepts import concept_source
 from .configs import ConceptConfig, FinetuneConfig, RunConfig
@@ -36,6 +38,16 @@ def check_model(config: FinetuneConfig):
         raise ValueError(f"`model` must be a folder with a model_index.json, but '{folder}' has none.")
     if not folder.is_dir() and not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", config.model):
         raise ValueError(f"`model` must be a pipeline folder, a name on the Hub, or 'embedded', got '{config.model}'.")
+
+
+def warn_of_slow_bf16(args: TrainingArguments):
+    """Say on stderr that `bf16` is slow, if it is on and this CPU has no fast products in bfloat16."""
+    if args.bf16 and args.device.type == "cpu" and not computes_bfloat16() and args.process_index == 0:
+        print(
+            "showo-hf: `bf16` is on, but this CPU has no instructions for it: bf16=false is many times faster.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def check_data(config: RunConfig):
