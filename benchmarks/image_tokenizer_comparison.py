@@ -12,8 +12,8 @@ training. The plot shows their PSNR during the training, over the minutes of tra
 "-gan" is the package's default recipe, `lfq-tokenizer` or `vq-tokenizer`, with all its losses: the discriminator's features
 stand in for LPIPS, whose weights are not part of the package. The others are the same with `discriminator=null`, so L1 is
 their only loss of images. The eight differ from the default recipes in what a training of minutes on a CPU needs: a small
-network, a discriminator of half the width that starts after two fifths of the steps, bf16, and Muon with a learning rate,
-schedule and average of weights for few steps.
+network, a discriminator of half the width that starts after two fifths of the steps, bf16 where the CPU has it, and Muon
+with a learning rate, schedule and average of weights for few steps.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from PIL import Image
 
 from showo_hf.training.logs import RunLog
 from showo_hf.utils.argument_types import finite_number, positive_integer
+from showo_hf.utils.cpu_features import computes_bfloat16
 
 
 KINDS, BITS = ("lfq", "vq"), (10, 13)
@@ -46,7 +47,7 @@ COMMON: dict[str, Any] = {
     "learning_rate": 3e-3,
     "lr_scheduler_type": "warmup_stable_decay",
     "ema_decay": 0.998,
-    "bf16": True,
+    "bf16": torch.cuda.is_available() or computes_bfloat16(),
     "logging_steps": 20,
     "save_steps": 200,
     "report_to": "none",
