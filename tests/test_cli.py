@@ -107,3 +107,40 @@ def test_an_unknown_command_is_refused(arguments, named, capsys):
 def test_debug_shows_the_traceback_and_keeps_the_exit_code(capsys):
     assert cli.main(["generate", "an owl", "-o", "owl.bmp", "--debug"]) == cli.USAGE
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["generate", "owl", "--styel", "flat"],
+            "there is no option '--styel'",
+        ),  # rather than that --output is missing
+        (["generate", "owl", "--sted=3"], "there is no option '--sted'; did you mean '--seed'?"),
+        (["ask", "a.png", "b", "--questoin", "c"], "there is no option '--questoin'; did you mean '--question'?"),
+        (["generate", "owl", "--height", "96"], "there is no option '--height'; here it is called --size"),
+        (["extend", "a.png", "owl", "--num-inference-steps=3"], "here it is called --steps"),
+        (["caption", "--height", "96"], "there is no option '--height'"),
+        (["info", "--\x1b[2J"], r"'--\x1b[2J'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_unknown_option_is_named_first_with_one_like_it(capsys, words, told):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    lines = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and len(lines) == 1
+    assert told in lines[0] and lines[0].endswith(f"(see showo-hf {words[0]} --help)")
+
+
+def test_known_options_may_be_shortened_and_two_dashes_end_them(capsys):
+    for words in (["generate", "owl", "--see", "3"], ["generate", "--", "--styel"]):
+        with pytest.raises(SystemExit):
+            cli.main(words)
+        assert "-o/--output" in capsys.readouterr().err  # what is missing
+
+
+def test_the_parser_of_each_command_knows_all_its_options():
+    for command in cli.build_parser().commands:
+        options = {word for action in command.arguments for word in action.option_strings if word.startswith("--")}
+        assert set(re.findall(r"--[a-z][a-z-]+", command.format_usage())) <= options

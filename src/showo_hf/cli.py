@@ -27,6 +27,8 @@ from .commands.completion import add_completion
 from .commands.errors import UsageError
 from .commands.info import package_version
 from .commands.saved_model import asked_model, help_numbers
+from .training.recipe_entries import nearest
+from .utils.argument_types import quoted
 from .utils.messages import one_sentence
 
 
@@ -47,6 +49,14 @@ COMMANDS = (
     info,
 )  # in the order of the help
 
+#: Options that have another name than the argument in Python.
+PYTHON_NAMES = {
+    "--guidance-scale": "--guidance",
+    "--height": "--size",
+    "--num-images-per-prompt": "--num",
+    "--num-inference-steps": "--steps",
+    "--width": "--size",
+}
 EXAMPLES = """\
 examples:
   showo-hf generate "a red apple, flat style" -o apple.png
@@ -61,7 +71,9 @@ examples:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command on `arguments`, by default those of the process, and return its exit code."""
     words = sys.argv[1:] if arguments is None else arguments
-    options = build_parser(asked_model(words)).parse_args(words)
+    parser = build_parser(asked_model(words))
+    check_options(parser, words)
+    options = parser.parse_args(words)
     try:
         return options.run(options)
     except KeyboardInterrupt:
@@ -122,6 +134,24 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"{self.prog}: error: {one_sentence(ValueError(message))} (see {self.prog} --help)\n")
 
 
+def check_options(parser: Parser, words: list[str]) -> None:
+    """Exit with an error for an option that the command does not have. argparse looks for missing arguments first."""
+    commands = {command.prog.rpartition(" ")[2]: command for command in parser.commands}
+    asked = next((word for word in words if not word.startswith("-")), None)
+    if asked not in commands:
+        return
+    command = commands[asked]
+    known = [option for action in command.arguments for option in action.option_strings if option.startswith("--")]
+    for word in words[words.index(asked) + 1 :]:
+        name = word.partition("=")[0]
+        if name == "--":
+            return
+        if name.startswith("--") and not any(option.startswith(name) for option in known):
+            here = PYTHON_NAMES.get(name)
+            meant = f"; here it is called {here}" if here in known else nearest(name, known).rstrip(".")
+            command.error(f"there is no option {quoted(name)}{meant}")
+
+
 class Version(argparse.Action):
     """Prints the version. It is looked up only then."""
 
@@ -130,7 +160,7 @@ class Version(argparse.Action):
         parser.exit(GOOD)
 
 
-def build_parser(model: str | None = None) -> argparse.ArgumentParser:
+def build_parser(model: str | None = None) -> Parser:
     """
     The parser of the whole command. The parsed options contain the function of the chosen command as `run`.
 

@@ -126,6 +126,7 @@ def build_space(pipe: Any, options: SpaceOptions | None = None, warm_up: bool = 
 
 def draw_examples(space: Space) -> None:
     """Draw the examples, one after the other. The page goes without pictures if the model fails."""
+    print("Drawing the examples; the page opens when they are done ...", flush=True)
     settings = DrawSettings("", steps=EXAMPLE_STEPS, guidance=space.engine.usual_guidance, seed=EXAMPLE_SEED)
     try:
         for prompt in space.facts.examples:

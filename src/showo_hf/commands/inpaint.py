@@ -51,8 +51,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add = parser.add_argument
     where = parser.add_mutually_exclusive_group(required=True)
     mask = where.add_argument("--mask", type=user_name, help="the area to inpaint: an image file or URL, white inside")
-    parser.arguments.append(mask)  # for the completion of file names: a group does not report its arguments
-    where.add_argument("--box", type=box, metavar="L,T,R,B", help="the area to inpaint, in pixels of the image")
+    area = where.add_argument("--box", type=box, metavar="L,T,R,B", help="the area to inpaint, in pixels of the image")
+    parser.arguments += [mask, area]  # a group does not report its arguments
     add_strength_options(parser, "1, the whole area")
     add("--keep-pixels", action="store_true", help="copy the input pixels outside the area into the result")
     add(
