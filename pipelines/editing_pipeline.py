@@ -220,7 +220,8 @@ class ShowoEditingPipeline(ShowoPipeline):
         ranks = sample_uniform(tokens.flatten(1), generator).argsort(-1).argsort(-1)
         group = ranks.view_as(tokens) % LIKELIHOOD_GROUPS
         everywhere = torch.ones_like(tokens[0], dtype=torch.bool)
-        for window in plan_windows(everywhere, self.default_grid):
+        windows = list(plan_windows(everywhere, self.default_grid))
+        for window in self.progress_bar(windows) if len(windows) > 1 else windows:  # many take longer than the steps
             given = tokens[:, *window]
             context = PromptContext.of(self.model, prompts.crop(*window), given[0].numel())
             for number in range(LIKELIHOOD_GROUPS):

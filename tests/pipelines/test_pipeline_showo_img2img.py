@@ -136,6 +136,15 @@ def test_a_larger_image_has_a_log_likelihood_for_each_token(img2img):
     assert found.shape == image_tokens.shape and (found < 0).all() and found.isfinite().all()
 
 
+@pytest.mark.parametrize(("shape", "windows"), [((1, 4, 4), None), ((1, 8, 4), 3)])
+def test_a_bar_counts_the_windows_of_a_larger_image(img2img, capsys, shape, windows):
+    img2img.set_progress_bar_config(disable=False)
+    prompts = img2img.encode_prompt("owl", do_classifier_free_guidance=False)
+    img2img.token_log_likelihoods(grid(shape=shape), prompts, generator())
+    printed = capsys.readouterr().err
+    assert f" {windows}/{windows} " in printed if windows else printed == ""
+
+
 def test_only_uncertain_remasking_needs_extra_model_calls(img2img):
     lengths = {}
     for options in ({"remasking": "random"}, {"remasking": "uncertain"}, {"strength": 1.0}):
