@@ -112,10 +112,7 @@ def test_debug_shows_the_traceback_and_keeps_the_exit_code(capsys):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (
-            ["generate", "owl", "--styel", "flat"],
-            "there is no option '--styel'",
-        ),  # rather than that --output is missing
+        (["generate", "owl", "--styel", "flat"], "there is no option '--styel'"),  # not that --output is missing
         (["generate", "owl", "--sted=3"], "there is no option '--sted'; did you mean '--seed'?"),
         (["ask", "a.png", "b", "--questoin", "c"], "there is no option '--questoin'; did you mean '--question'?"),
         (["generate", "owl", "--height", "96"], "there is no option '--height'; here it is called --size"),

@@ -71,9 +71,7 @@ examples:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command on `arguments`, by default those of the process, and return its exit code."""
     words = sys.argv[1:] if arguments is None else arguments
-    parser = build_parser(asked_model(words))
-    check_options(parser, words)
-    options = parser.parse_args(words)
+    options = build_parser(asked_model(words)).parse_args(words)
     try:
         return options.run(options)
     except KeyboardInterrupt:
@@ -114,7 +112,21 @@ class Parser(argparse.ArgumentParser):
         """The arguments of this parser and of its commands."""
         return [*self.arguments, *(action for command in self.commands for action in command.arguments)]
 
-    def parse_known_args(self, args=None, namespace=None):  # argparse calls this for a subcommand
+    def check_options(self, words: list[str]) -> None:
+        """Exit with an error for an option that is not known. argparse looks for missing arguments first."""
+        known = [option for action in self.arguments for option in action.option_strings if option.startswith("--")]
+        for word in words:
+            name = word.partition("=")[0]
+            if name == "--":
+                return
+            if name.startswith("--") and not any(option.startswith(name) for option in known):
+                here = PYTHON_NAMES.get(name)
+                meant = f"; here it is called {here}" if here in known else nearest(name, known).rstrip(".")
+                self.error(f"there is no option {quoted(name)}{meant}")
+
+    def parse_known_args(self, args=None, namespace=None):  # argparse calls this for a subcommand, with its words
+        if not self.commands:
+            self.check_options(args)
         if not self.intermixed:
             return super().parse_known_args(args, namespace)
         self.intermixed = False  # parse_known_intermixed_args calls this method twice
@@ -132,24 +144,6 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         # Without argparse's usage, which is many lines long and hides the error.
         self.exit(USAGE, f"{self.prog}: error: {one_sentence(ValueError(message))} (see {self.prog} --help)\n")
-
-
-def check_options(parser: Parser, words: list[str]) -> None:
-    """Exit with an error for an option that the command does not have. argparse looks for missing arguments first."""
-    commands = {command.prog.rpartition(" ")[2]: command for command in parser.commands}
-    asked = next((word for word in words if not word.startswith("-")), None)
-    if asked not in commands:
-        return
-    command = commands[asked]
-    known = [option for action in command.arguments for option in action.option_strings if option.startswith("--")]
-    for word in words[words.index(asked) + 1 :]:
-        name = word.partition("=")[0]
-        if name == "--":
-            return
-        if name.startswith("--") and not any(option.startswith(name) for option in known):
-            here = PYTHON_NAMES.get(name)
-            meant = f"; here it is called {here}" if here in known else nearest(name, known).rstrip(".")
-            command.error(f"there is no option {quoted(name)}{meant}")
 
 
 class Version(argparse.Action):

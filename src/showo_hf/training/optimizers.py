@@ -89,11 +89,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
             else:
                 part.state = self.state
             part.param_groups = groups
-            on_cpu = all(one.device.type == "cpu" for group in groups for one in group["params"])
-            with Float32ForBfloat16() if on_cpu and not computes_bfloat16() else nullcontext():
-                part.step()
             if name == "muon":
+                on_cpu = all(one.device.type == "cpu" for one, _ in pairs)
+                with Float32ForBfloat16() if on_cpu and not computes_bfloat16() else nullcontext():
+                    part.step()
                 self.state.update({one: reshaped(part.state[matrix], one.shape) for one, matrix in pairs})
+            else:
+                part.step()
         return loss
 
 
