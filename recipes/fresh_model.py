@@ -41,11 +41,11 @@ def build_processor(
 def small_config(processor: ShowoProcessor, **text_options) -> ShowoConfig:
     """A Llama backbone with QK-Norm, as in the embedded model, with the vocabulary of the processor."""
     options = {
-        "hidden_size": 320,
-        "intermediate_size": 864,
-        "num_hidden_layers": 7,
-        "num_attention_heads": 5,
-        "num_key_value_heads": 5,
+        "hidden_size": 256,
+        "intermediate_size": 704,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
         "max_position_embeddings": 2048,
         **text_options,
     }

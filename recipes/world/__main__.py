@@ -48,21 +48,18 @@ STEPS = (
         "checkpoints/world-text-tokenizer",
         f"python -m recipes.world.text_tokenizer {OBJECTS} --output checkpoints/world-text-tokenizer",
     ),
-    Step("rows", "data/world-rows", f"python -m recipes.world.rows {OBJECTS} {TOKENIZER} --output data/world-rows"),
+    Step(
+        "rows",
+        "data/world-rows",
+        f"python -m recipes.world.rows {OBJECTS} {TOKENIZER} --output data/world-rows --even",
+    ),
     Step(
         "untrained model",
         "checkpoints/world-fresh",
         f"python -m recipes.fresh_model {TOKENIZER} --text-tokenizer checkpoints/world-text-tokenizer "
         "--known-words data/world-objects/known_words.json --output checkpoints/world-fresh",
     ),
-    Step("transformer, text to image", "checkpoints/world-images", "showo-hf train recipes/world/showo-images.yaml"),
-    Step("transformer, all tasks", "checkpoints/world-tasks", "showo-hf train recipes/world/showo.yaml"),
-    Step(
-        "more rows, drawn more evenly",
-        "data/world-rows-even",
-        f"python -m recipes.world.rows {OBJECTS} {TOKENIZER} --output data/world-rows-even --even --seed 1 --t2i 150000",
-    ),
-    Step("transformer, all tasks again", "checkpoints/showo-world", "showo-hf train recipes/world/showo-even.yaml"),
+    Step("transformer", "checkpoints/showo-world", "showo-hf train recipes/world/showo.yaml"),
     Step(
         "diffusion decoder", "checkpoints/world-image-decoder", "showo-hf train recipes/world/diffusion_decoder.yaml"
     ),
