@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 # Processes that run tests at the same time. Each computes with one thread (tests/conftest.py).
 PYTEST_WORKERS ?= 2
 
-DEMO_PROMPT ?= a red apple, flat style
+DEMO_PROMPT ?= a red apple to the left of a blue car
 DEMO_OUTPUT ?= build/demo.png
 
 # pip keeps a build of torch that is already installed, so GPU users install the right build first (see README.md).

@@ -29,8 +29,8 @@ from showo_hf.pipelines.conversation import Conversation
 from showo_hf.utils.argument_types import positive_integer, seed_number
 
 
-NAMES = "red apple,pear,owl,red heart,pizza,banana,frog,cat,snowman,rocket,cactus,fox"
-REQUEST, QUESTION = "draw {}, noto style", "what is this?"
+NAMES = "apple,pear,owl,heart,hamburger,banana,frog,cat,snowman,rocket,cactus,fox"
+REQUEST, QUESTION = "draw {}", "what is this?"
 
 Turn = dict[str, Any]  # "picture" and "named", whether they are right; "ids", how long the conversation is
 

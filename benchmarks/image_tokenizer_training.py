@@ -42,7 +42,7 @@ from showo_hf.training.recipe_files import load_recipe
 from showo_hf.training.run import image_run
 
 
-#: The architecture of the emoji model's image tokenizer, which a CPU trains.
+#: The architecture of a small image tokenizer, which a CPU trains.
 ARCHITECTURE: dict[str, Any] = {
     "encoder_block_out_channels": [32, 48, 96, 128],
     "decoder_block_out_channels": [32, 48, 96, 160],

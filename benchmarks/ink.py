@@ -1,4 +1,4 @@
-"""A new style for the emoji: blue ink, drawn by program from the flat pictures. And a judge of styles."""
+"""A new style for the things of the world: blue ink, drawn by program from the flat pictures. And a judge of styles."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from showo_hf import ShowoLFQTokenizer
+from showo_hf.models.image_tokenizer import ShowoImageTokenizer
 
 
 #: RGB of the ink from the darkest parts of a picture to white paper.
@@ -48,7 +48,7 @@ def draw_ink(pixels: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def through(tokenizer: ShowoLFQTokenizer, pixels: torch.Tensor, batch_size: int = 32) -> torch.Tensor:
+def through(tokenizer: ShowoImageTokenizer, pixels: torch.Tensor, batch_size: int = 32) -> torch.Tensor:
     """Images (N, 3, H, W) as the image tokenizer gives them back, in [-1, 1]."""
     return torch.cat([tokenizer(chunk).sample.clamp(-1, 1) for chunk in pixels.split(batch_size)])
 

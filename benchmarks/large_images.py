@@ -81,7 +81,9 @@ def differences(model: str, side: int, images: int, device: str = "cpu") -> dict
     for number in range(images):
         generator = torch.Generator(device).manual_seed(number)
         options = {"num_inference_steps": 8, "generator": generator, "output_type": "pt"}
-        made = pipe("a red apple, flat style", num_images_per_prompt=side * side, **options).images * 2 - 1
+        made = (
+            pipe("a red apple to the left of a blue car", num_images_per_prompt=side * side, **options).images * 2 - 1
+        )
         rows = made.unflatten(0, (side, side))  # (side, side, 3, H, W)
         sheet = rows.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)[None]
         tokenizer.disable_tiling()

@@ -21,7 +21,7 @@ from pathlib import Path
 
 
 # No torch at the top: the processes that measure ONNX Runtime run this file too.
-PROMPT = "a red apple, flat style"
+PROMPT = "a red apple to the left of a blue car"
 STEPS, GUIDANCE = 18, 2.75
 WAYS = ("eager fp32", "ONNX fp32", "ONNX int8")
 ONNX_PACKAGES = ("numpy", "onnxruntime", "pillow", "tokenizers")  # the imports of generate.py

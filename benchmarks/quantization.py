@@ -24,8 +24,8 @@ from showo_hf.utils.metrics import psnr_from_mse
 
 
 PROMPTS = [
-    *("a red apple, flat style", "an owl, noto style", "a penguin, 3d style"),
-    *("a green heart, flat style", "a blue car, flat style", "a slice of pizza, noto style"),
+    *("a red apple to the left of a blue car", "an owl, noto style", "a penguin, 3d style"),
+    *("a green heart", "three stars at night", "two cats on the grass, noto style"),
 ]
 SEED = 0
 GUIDANCE = 3.0

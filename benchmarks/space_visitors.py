@@ -16,7 +16,7 @@ from PIL import Image
 
 
 HEADER = "X-Forwarded-For"
-PROMPTS = ("a red apple, flat style", "an owl, noto style", "a rocket, flat style", "a pizza, noto style")
+PROMPTS = ("a red apple to the left of a blue car", "an owl, noto style", "three stars at night", "a purple cat")
 SLOW_BYTES = 20  # of a slow upload
 ANSWER_SECONDS = 600  # the longest wait for an answer
 

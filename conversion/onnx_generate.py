@@ -1,7 +1,7 @@
 """Text to image with the ONNX graphs beside this file. torch is not needed:
 
     pip install numpy onnxruntime pillow tokenizers
-    python generate.py "a red apple, flat style" --output apple.png
+    python generate.py "a red apple to the left of a blue car" --output scene.png
 
 In Python, `OnnxShowo(folder)` also encodes images to image tokens and decodes them. This file imports nothing from
 showo-hf, so that a folder written by `python -m showo_hf.conversion.export_onnx` works without it.

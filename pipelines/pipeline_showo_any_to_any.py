@@ -93,10 +93,10 @@ class ShowoAnyToAnyPipeline(ShowoPipeline):
     ```python
     >>> from showo_hf import EMBEDDED_MODEL, ShowoAnyToAnyPipeline
     >>> pipe = ShowoAnyToAnyPipeline.from_pretrained(EMBEDDED_MODEL)
-    >>> answer = pipe("show me a red apple, then a pear.")
+    >>> answer = pipe("show me a red apple, then a blue car")
     >>> session = pipe.start()  # or turn by turn: earlier turns stay in the key-value cache
-    >>> answer = session.send("draw an owl.")
-    >>> answer = session.send("in which style is it drawn?")
+    >>> answer = session.send("draw a dog on the grass.")
+    >>> answer = session.send("make it night")
     ```
     """
 

@@ -30,7 +30,7 @@ class ShowoImg2ImgPipeline(ShowoEditingPipeline):
     ```python
     >>> from showo_hf import EMBEDDED_MODEL, ShowoImg2ImgPipeline
     >>> pipe = ShowoImg2ImgPipeline.from_pretrained(EMBEDDED_MODEL)
-    >>> image = pipe("a green apple, flat style", image="apple.png", strength=0.7).images[0]
+    >>> image = pipe("a red apple to the left of a yellow bell", image="scene.png", strength=0.7).images[0]
     ```
     """
 

@@ -36,7 +36,7 @@ class ShowoInpaintPipeline(ShowoEditingPipeline):
     ```python
     >>> from showo_hf import EMBEDDED_MODEL, ShowoInpaintPipeline
     >>> pipe = ShowoInpaintPipeline.from_pretrained(EMBEDDED_MODEL)
-    >>> image = pipe("a red apple, flat style", image="image.png", mask_image="mask.png").images[0]
+    >>> image = pipe("a red apple to the left of a yellow bell", image="scene.png", mask_image="mask.png").images[0]
     ```
     """
 

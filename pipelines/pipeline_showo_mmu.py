@@ -85,8 +85,8 @@ class ShowoMMUPipeline(ShowoPipeline):
     ```python
     >>> from showo_hf import EMBEDDED_MODEL, ShowoMMUPipeline
     >>> pipe = ShowoMMUPipeline.from_pretrained(EMBEDDED_MODEL)
-    >>> pipe("apple.png", ["what is this?", "is it food?"]).texts
-    ['a red apple.', 'yes.']
+    >>> pipe("scene.png", ["how many things are there?", "what is left of the car?"]).texts
+    ['there are two.', 'there is an apple.']
     ```
     """
 

@@ -29,7 +29,7 @@ class ShowoT2IPipeline(ShowoPipeline):
     ```python
     >>> from showo_hf import EMBEDDED_MODEL, ShowoT2IPipeline
     >>> pipe = ShowoT2IPipeline.from_pretrained(EMBEDDED_MODEL)
-    >>> image = pipe("a red apple, flat style").images[0]
+    >>> image = pipe("a red apple to the left of a blue car").images[0]
     ```
     """
 

@@ -1,6 +1,5 @@
 """npm packages with pinned versions: `npm pack` fetches their archives, which are read without being unpacked."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -43,18 +42,6 @@ def read_members(archive: Path, prefix: str, suffix: str = "") -> Iterator[tuple
         for member in tar:
             if member.isfile() and member.name.startswith(prefix) and member.name.endswith(suffix):
                 yield member.name, tar.extractfile(member).read()
-
-
-def read_json(archive: Path, path: str):
-    """Read one JSON file of a .tgz.
-
-    Raises:
-        ValueError: if the archive has no such file.
-    """
-    for name, content in read_members(archive, path):
-        if name == path:
-            return json.loads(content)
-    raise ValueError(f"`archive` {archive.name} has no file {path}")
 
 
 def write_licences(folder: Path, archives: list[Path]) -> None:

@@ -88,7 +88,7 @@ The model draws what it knows, {size} x {size} pixels large. It was not trained 
 
 The things are cut out of four open emoji sets, which are the styles: "flat" is Twemoji (CC BY 4.0), "fluent" and "3d" are
 Fluent Emoji (MIT), "noto" is Noto Emoji (Apache 2.0). The images are not part of the package. The package's NOTICE lists
-sources and licences, and its documentation (`docs/world.md`) describes how to train the model again.
+sources and licences, and its documentation (`docs/embedded_model.md`) describes how to train the model again.
 """
 
 

@@ -59,10 +59,10 @@ PYTHON_NAMES = {
 }
 EXAMPLES = """\
 examples:
-  showo-hf generate "a red apple, flat style" -o apple.png
-  showo-hf vary apple.png "a green apple, flat style" -o green.png
-  showo-hf caption apple.png
-  showo-hf ask apple.png "is it food?"
+  showo-hf generate "a red apple to the left of a blue car" -o scene.png
+  showo-hf vary scene.png "a red apple to the left of a yellow bell" -o bell.png
+  showo-hf caption scene.png
+  showo-hf ask scene.png "what is left of the car?"
   showo-hf chat
   showo-hf info
 """

@@ -4,20 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import small_emoji
 import small_world
 import tiny
 
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory) -> Path:
-    """A prepared data set."""
-    folder = tmp_path_factory.mktemp("emoji")
-    small_emoji.write(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -25,18 +25,18 @@ For one image, the answer is printed; for several, "image: answer", one per line
 follows its question. Everything else goes to stderr.
 
 examples:
-  showo-hf ask apple.png "is it food?"
+  showo-hf ask scene.png "what is left of the car?"
 
   several questions; the image is encoded once
-    showo-hf ask apple.png --question "what is this?" --question "what is the main colour?"
+    showo-hf ask scene.png --question "how many things are there?" --question "what colour is the car?"
 
   multiple choice: print the likeliest answer and the probability of each; write the answers as the model would
-    showo-hf ask apple.png pear.png "is it food?" --choices yes. no.
+    showo-hf ask scene.png car.png "what colour is the car?" --choices "it is red." "it is blue."
 
   a folder of thousands of images, in a resumable run
-    showo-hf ask images "is it food?" -o food.jsonl --batch-size 32
-  each line of food.jsonl looks like
-    {{"image": "images/apple.png", "question": "is it food?", "answer": "yes."}}
+    showo-hf ask images "how many things are there?" -o counts.jsonl --batch-size 32
+  each line of counts.jsonl looks like
+    {{"image": "images/scene.png", "question": "how many things are there?", "answer": "there are two."}}
 
 {RESUMING}"""
 

@@ -25,7 +25,7 @@ For one image, the caption is printed; for several, "image: caption", one per li
 
 examples:
   one image
-    showo-hf caption apple.png
+    showo-hf caption scene.png
 
   all images in a folder and its subfolders
     showo-hf caption images --recursive
@@ -33,10 +33,10 @@ examples:
   thousands of images, in a resumable run
     showo-hf caption images -o captions.jsonl --batch-size 32
   each line of captions.jsonl looks like
-    {{"image": "images/apple.png", "prompt": "{DEFAULT_PROMPT}", "text": "a red apple."}}
+    {{"image": "images/scene.png", "prompt": "{DEFAULT_PROMPT}", "text": "an apple to the left of a blue car."}}
 
   another prompt
-    showo-hf caption apple.png pear.png --prompt "what is this?" --json
+    showo-hf caption scene.png cat.png --prompt "what is in the picture?" --json
 
 {RESUMING}"""
 

@@ -23,10 +23,10 @@ MOST_ROUNDS = 100
 
 EXAMPLES = """\
   to the right by half an image
-    showo-hf extend apple.png "a row of red apples" -o apples.png
+    showo-hf extend tree.png "two palm trees on the grass" -o trees.png
 
   a panorama: five rounds, each to the left and to the right
-    showo-hf extend apple.png "a row of red apples" --direction left right --rounds 5 -o panorama.png
+    showo-hf extend tree.png "two palm trees on the grass" --direction left right --rounds 5 -o panorama.png
 """
 
 

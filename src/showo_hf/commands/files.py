@@ -87,7 +87,7 @@ def check_new_folder(option: str, path: Path, overwrite: bool) -> None:
 
 
 def numbered(path: Path, count: int) -> list[Path]:
-    """`path` itself for one file; else apple-0.png, apple-1.png ... for apple.png."""
+    """`path` itself for one file; else scene-0.png, scene-1.png ... for scene.png."""
     return [path] if count == 1 else [number_name(path, number) for number in range(count)]
 
 

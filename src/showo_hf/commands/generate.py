@@ -22,13 +22,13 @@ from .prompt_files import INDEX, PROMPT_SUFFIXES, SETTINGS, generate_from_prompt
 
 EXAMPLES = """\
   an image that can be made again
-    showo-hf generate "a red apple, flat style" --seed 7 -o apple.png
+    showo-hf generate "a red apple to the left of a blue car" --seed 7 -o scene.png
 
-  four images: apple-0.png has seed 7, apple-1.png seed 8, and so on
-    showo-hf generate "a red apple, flat style" --seed 7 --num 4 -o apple.png
+  four images: scene-0.png has seed 7, scene-1.png seed 8, and so on
+    showo-hf generate "a red apple to the left of a blue car" --seed 7 --num 4 -o scene.png
 
   closer to the prompt, less varied, and in more steps
-    showo-hf generate "3d emoji of a smiling cat" --guidance 8 --steps 24 -o cat.png
+    showo-hf generate "two cats, 3d style" --guidance 3 --steps 24 -o cats.png
 
   every step as an animation; tokens that are still masked are grey
     showo-hf generate "an owl, noto style" -o owl.png --save-steps owl.gif

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
   inpaint the white area of a mask
-    showo-hf inpaint apple.png "a green apple, flat style" --mask mask.png -o green.png
+    showo-hf inpaint scene.png "a red apple to the left of a yellow bell" --mask mask.png -o bell.png
 
   a rectangle instead of a mask: left, top, right and bottom, in pixels of the image
-    showo-hf inpaint apple.png "a green apple, flat style" --box 24,24,72,72 -o green.png
+    showo-hf inpaint scene.png "a red apple to the left of a yellow bell" --box 48,0,96,96 -o bell.png
 
   a small part of a photograph at its full size; all other pixels stay as they are
     showo-hf inpaint photo.jpg "a red door" --mask mask.png --crop 32 -o painted.png

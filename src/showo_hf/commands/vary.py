@@ -19,10 +19,10 @@ from .image_generation import (
 
 EXAMPLES = """\
   four variations
-    showo-hf vary apple.png "a red apple, flat style" --num 4 -o variation.png
+    showo-hf vary scene.png "a red apple to the left of a blue car" --num 4 -o variation.png
 
-  another object in the same shape
-    showo-hf vary apple.png "a green apple, flat style" --strength 0.9 -o green.png
+  another thing in the same place
+    showo-hf vary scene.png "a red apple to the left of a yellow bell" --strength 0.9 -o bell.png
 """
 
 

@@ -16,10 +16,11 @@ from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 
 from ..utils.argument_types import HUB_NAME
+from ..utils.embedded_model import EMBEDDED_MODEL
 from .curves import plot_curves
 
 
-EMBEDDED = Path(__file__).resolve().parents[1] / "checkpoints"
+EMBEDDED = Path(EMBEDDED_MODEL).resolve()
 PLACEHOLDER = "folder-or-repository"
 PACKAGES = ("showo-hf", "torch", "transformers", "diffusers", "accelerate", "datasets")
 KINDS = ("pipeline", "adapter")
@@ -451,7 +452,7 @@ def public(value: Any) -> Any:
         return value
     text = str(value)
     if is_embedded(text):
-        return "showo-emoji"
+        return EMBEDDED.name
     if not is_hub_id(text) and (Path(text).is_absolute() or "/" in text and Path(text).expanduser().exists()):
         return last_name(text)
     return without_paths(text)

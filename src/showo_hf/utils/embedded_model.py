@@ -4,4 +4,4 @@ from pathlib import Path
 
 
 #: Folder of the model that is shipped with the package; any `from_pretrained` takes it.
-EMBEDDED_MODEL = str(Path(__file__).parents[1] / "checkpoints" / "showo-emoji")
+EMBEDDED_MODEL = str(Path(__file__).parents[1] / "checkpoints" / "showo-world")

@@ -1,4 +1,4 @@
-"""The text tokenizer: its size, its tokens, and lossless decoding."""
+"""The small text tokenizer: its size, its tokens, and lossless decoding."""
 
 import pytest
 from hypothesis import given
@@ -6,31 +6,46 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from recipes.byte_pairs import END_OF_TEXT, train_text_tokenizer
-from recipes.emoji.captions import text_corpus
-from recipes.emoji.emoji import STYLES, EmojiRecord
-from recipes.emoji.text_tokenizer import main
 
 
-NAMES = ("red apple", "green pear", "smiling cat with heart-eyes", "clock showing half past two", "owl", "two hearts")
+SIZE = 530
+THINGS = (
+    *(
+        "a red apple",
+        "a green pear",
+        "an owl",
+        "two hearts",
+        "three blue cars",
+        "a bunch of grapes",
+        "a slice of pizza",
+    ),
+    *("a dog on the grass", "a bicycle at night", "a fire engine above a castle", "an umbrella below a crescent moon"),
+)
+FORMS = (
+    *(
+        "{}",
+        "{}, flat style",
+        "{} in noto style",
+        "please draw {}.",
+        "can you show me {}?",
+        "I would like a picture of {}",
+    ),
+    *("USER: what is in this image? ASSISTANT: {}.", "USER: where does it stand? ASSISTANT: beside {}, on the left."),
+)
 
 
 def corpus():
-    records = [
-        EmojiRecord("1F34E", "1F34E", style, name, (), None, "Food & Drink", "food-fruit", False)
-        for name in NAMES
-        for style in STYLES
-    ]
-    return text_corpus(records * 10)
+    return [form.format(thing) for thing in THINGS for form in FORMS] * 3
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_text_tokenizer(corpus(), vocab_size=600)
+    return train_text_tokenizer(corpus(), vocab_size=SIZE)
 
 
 def test_the_vocabulary_has_the_given_size(tokenizer):
-    assert len(tokenizer) == tokenizer.vocab_size == 600
-    assert sorted(tokenizer.get_vocab().values()) == list(range(600))
+    assert len(tokenizer) == tokenizer.vocab_size == SIZE
+    assert sorted(tokenizer.get_vocab().values()) == list(range(SIZE))
 
 
 def test_end_of_text_is_the_only_special_token(tokenizer):
@@ -82,11 +97,11 @@ def test_saving_and_loading(tokenizer, tmp_path):
     text = "USER: \nwhat is this? ASSISTANT: 2 brûlées."
     assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
     assert loaded.decode(loaded(text)["input_ids"]) == text
-    assert len(loaded) == 600 and loaded.eos_token_id == 0
+    assert len(loaded) == SIZE and loaded.eos_token_id == 0
 
 
 def test_training_is_deterministic(tokenizer):
-    assert train_text_tokenizer(corpus(), vocab_size=600).get_vocab() == tokenizer.get_vocab()
+    assert train_text_tokenizer(corpus(), vocab_size=SIZE).get_vocab() == tokenizer.get_vocab()
 
 
 def test_impossible_sizes_are_refused():
@@ -96,16 +111,11 @@ def test_impossible_sizes_are_refused():
         train_text_tokenizer(["a red apple"], vocab_size=2048)
 
 
-def test_the_command_needs_a_prepared_data_set(tmp_path):
-    with pytest.raises(FileNotFoundError, match="`folder` must contain images.npy"):
-        main(["--data", str(tmp_path), "--output", str(tmp_path / "out")])
-
-
 _trained = []
 
 
 def _shared():
     """One tokenizer for all Hypothesis examples, which cannot use function-scoped fixtures."""
     if not _trained:
-        _trained.append(train_text_tokenizer(corpus(), vocab_size=600))
+        _trained.append(train_text_tokenizer(corpus(), vocab_size=SIZE))
     return _trained[0]
