@@ -115,7 +115,7 @@ def test_imports_run_one_way():
         ("src/showo_hf/models/tiling.py", "import_module('showo_hf.pipelines')", "not pipelines"),
         ("src/showo_hf/models/configuration_showo.py", "from .tiling import tile", "not models"),
         ("src/showo_hf/utils/validation.py", "from ..models.configuration_showo import A", "nothing of ours"),
-        ("src/showo_hf/training/run.py", "from recipes.emoji.emoji import A", "not recipes"),
+        ("src/showo_hf/training/run.py", "from recipes.world.objects import A", "not recipes"),
         ("pipelines/masks.py", "from .conversion import A", None),
         ("pipelines/masks.py", "from ..conversion import A", "not conversion"),
         ("pipelines/masks.py", "from showo_hf.commands import A", "not commands"),

@@ -17,8 +17,18 @@ from PIL import Image
 
 
 ROOT = Path(__file__).resolve().parents[1]
-EMBEDDED = "showo_hf/checkpoints/showo-emoji"
-GENERATE = ("generate", "a red apple, flat style", "--seed", "3", "--num", "2", "--device", "cpu", "--quiet")
+EMBEDDED = "showo_hf/checkpoints/showo-world"
+GENERATE = (
+    "generate",
+    "a red apple to the left of a blue car",
+    "--seed",
+    "3",
+    "--num",
+    "2",
+    "--device",
+    "cpu",
+    "--quiet",
+)
 
 
 @pytest.fixture(scope="module")
@@ -211,16 +221,16 @@ def test_the_installed_command_makes_the_same_images_as_the_checkout(empty_envir
     away, here = tmp_path / "away", tmp_path / "here"
     away.mkdir()
     here.mkdir()
-    printed = run([empty_environment / "bin" / "showo-hf", *GENERATE, "-o", "apple.png"], away)
-    assert printed == "apple-0.png\napple-1.png\n"
+    printed = run([empty_environment / "bin" / "showo-hf", *GENERATE, "-o", "scene.png"], away)
+    assert printed == "scene-0.png\nscene-1.png\n"
 
     program = "import sys, showo_hf; from showo_hf.cli import main; print(showo_hf.__file__); sys.exit(main())"
-    command = [sys.executable, "-c", program, *GENERATE, "-o", "apple.png"]
+    command = [sys.executable, "-c", program, *GENERATE, "-o", "scene.png"]
     done = subprocess.run(command, cwd=here, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.split("\n")[0]).resolve().is_relative_to(ROOT)
 
-    for name in ("apple-0.png", "apple-1.png"):
+    for name in ("scene-0.png", "scene-1.png"):
         assert (away / name).read_bytes() == (here / name).read_bytes()
 
 

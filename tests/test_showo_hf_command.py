@@ -115,7 +115,18 @@ def test_auto_classes_work_however_the_package_was_imported(start, tmp_path):
 
 
 def test_a_command_prints_only_what_concerns_the_user(tmp_path):
-    words = ["generate", "a red apple, flat style", "-o", "a.png", "--seed", "1", "--steps", "2", "--device", "cpu"]
+    words = [
+        "generate",
+        "a red apple to the left of a blue car",
+        "-o",
+        "a.png",
+        "--seed",
+        "1",
+        "--steps",
+        "2",
+        "--device",
+        "cpu",
+    ]
     done = subprocess.run([sys.executable, COMMAND, *words], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "a.png\n", "")
 

@@ -20,7 +20,8 @@ from showo_hf.app.line import FAILED  # noqa: E402
 from showo_hf.app.settings import PNG_KEY, DrawSettings  # noqa: E402
 
 
-PROMPT = "a red apple, flat style"
+PROMPT = "a red apple to the left of a blue car"
+CHANGED = "a red apple to the left of a yellow bell"
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +30,9 @@ def client(url):
 
 
 @pytest.fixture(scope="module")
-def apple(pipe, tmp_path_factory):
+def scene(pipe, tmp_path_factory):
     """A file with an image of the model."""
-    path = tmp_path_factory.mktemp("images") / "apple.png"
+    path = tmp_path_factory.mktemp("images") / "scene.png"
     pipe(PROMPT, num_inference_steps=6, generator=torch.Generator().manual_seed(7)).images[0].save(path)
     return path
 
@@ -100,30 +101,30 @@ def test_the_endpoints_are_tools_of_mcp_with_their_ranges(url):
 
 
 @pytest.mark.slow
-def test_images_are_edited(client, apple, tmp_path):
-    image, seed = client.predict(handle_file(apple), "a green apple, flat style", steps=3, seed=5, api_name="/vary")
+def test_images_are_edited(client, scene, tmp_path):
+    image, seed = client.predict(handle_file(scene), CHANGED, steps=3, seed=5, api_name="/vary")
     assert seed == 5 and Image.open(image).size == (96, 96)
     image, _ = client.predict(
-        handle_file(apple), PROMPT, directions=["left", "up"], steps=2, seed=5, api_name="/extend"
+        handle_file(scene), PROMPT, directions=["left", "up"], steps=2, seed=5, api_name="/extend"
     )
     assert Image.open(image).size == (144, 144)
     mask = Image.new("L", (96, 96))
     mask.paste(255, (0, 0, 48, 96))
     mask.save(tmp_path / "mask.png")
     image, _ = client.predict(
-        handle_file(apple), handle_file(tmp_path / "mask.png"), "a green apple", steps=3, seed=5, api_name="/inpaint"
+        handle_file(scene), handle_file(tmp_path / "mask.png"), CHANGED, steps=3, seed=5, api_name="/inpaint"
     )
-    with Image.open(image) as after, Image.open(apple) as before:
+    with Image.open(image) as after, Image.open(scene) as before:
         kept = (72, 0, 96, 96)
         assert after.convert("RGB").crop(kept).tobytes() == before.convert("RGB").crop(kept).tobytes()
         assert after.convert("RGB").tobytes() != before.convert("RGB").tobytes()
 
 
-def test_a_question_is_answered_as_by_the_pipeline(client, apple, pipe):
+def test_a_question_is_answered_as_by_the_pipeline(client, scene, pipe):
     asking = ShowoMMUPipeline(**pipe.components)
-    for question in ("what is this?", "is it food?"):
-        answer = client.predict(handle_file(apple), question, api_name="/ask")
-        assert answer == asking(str(apple), question).texts[0] != ""
+    for question in ("what is this?", "what is left of the car?"):
+        answer = client.predict(handle_file(scene), question, api_name="/ask")
+        assert answer == asking(str(scene), question).texts[0] != ""
 
 
 def test_a_conversation_in_text_and_images_is_remembered(client):
@@ -184,10 +185,10 @@ def test_paths_of_the_machine_are_refused(url, path):
 
 
 @pytest.mark.slow
-def test_drawing_and_reading_run_at_once(client, apple, pipe):
+def test_drawing_and_reading_run_at_once(client, scene, pipe):
     with ThreadPoolExecutor(4) as pool:
         drawn = [pool.submit(generate, client, seed=seed) for seed in (1, 2)]
-        asked = [pool.submit(client.predict, handle_file(apple), api_name="/ask") for _ in range(2)]
+        asked = [pool.submit(client.predict, handle_file(scene), api_name="/ask") for _ in range(2)]
         answers = {one.result() for one in asked}
         images = [one.result()[0][0][0].convert("RGB").tobytes() for one in drawn]
     alone = [
@@ -195,7 +196,7 @@ def test_drawing_and_reading_run_at_once(client, apple, pipe):
         for seed in (1, 2)
     ]
     assert images == alone
-    assert answers == {ShowoMMUPipeline(**pipe.components)(str(apple)).texts[0]}
+    assert answers == {ShowoMMUPipeline(**pipe.components)(str(scene)).texts[0]}
 
 
 def test_a_job_whose_client_cancels_ends(client, space):

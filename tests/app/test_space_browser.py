@@ -80,7 +80,7 @@ def seed_of(page) -> str:
 def test_an_image_comes_out_of_its_masks_and_can_be_played_back(new_page):
     page = new_page()
     few_steps(page)
-    draw(page, "a red apple, flat style", seed=None)
+    draw(page, "a red apple to the left of a blue car", seed=None)
     slider = page.get_by_label("Step of the image, 1 to 3")
     frames = page.locator(".showo-frames img")
     assert frames.count() == 3
@@ -201,9 +201,9 @@ def paint_and_press(page, button, tries=5):
 
 def test_an_image_goes_to_edit_and_to_ask(new_page):
     page = new_page()
-    draw_and_edit(page, "a red apple, flat style", 8)
+    draw_and_edit(page, "a red apple to the left of a blue car", 8)
     settled(page)
-    page.get_by_label("What the finished image should show").fill("a green apple, flat style")
+    page.get_by_label("What the finished image should show").fill("a red apple to the left of a yellow bell")
     press(page, "Repaint")
     status_is(page, "Please paint over the part that should change.")
     paint_and_press(page, "Repaint")

@@ -30,7 +30,7 @@ from showo_hf.app.settings import DrawSettings
 
 torch.set_num_threads(int(sys.argv[1]))
 pipe = load_pipeline()
-settings = DrawSettings("a red apple, flat style", seed=7)
+settings = DrawSettings("a red apple to the left of a blue car", seed=7, **Engine(pipe).usual)
 if sys.argv[2] == "app":
     other = DrawSettings("an owl", steps=2, count=3, seed=1)
     collect(lambda job: Engine(pipe).draw(job, other))

@@ -9,12 +9,12 @@ from PIL import Image
 from showo_hf import cli
 
 
-PROMPT = "a green apple, flat style"
+PROMPT = "a green pear"
 FAST = ("--steps", "4", "--seed", "3", "--device", "cpu", "--quiet")
 
 
 @pytest.fixture
-def apple(empty_folder) -> Path:
+def disc(empty_folder) -> Path:
     """An image of the trained size: a red disc on white."""
     rows, columns = np.mgrid[:96, :96]
     pixels = np.full((96, 96, 3), 255, np.uint8)
@@ -33,60 +33,60 @@ def run(*arguments) -> int:
     return cli.main([*map(str, arguments), *FAST])
 
 
-def test_only_the_box_is_inpainted(apple, capsys):
-    assert run("inpaint", apple, PROMPT, "--box", "32,32,64,64", "--keep-pixels", "-o", "out.png") == cli.GOOD
+def test_only_the_box_is_inpainted(disc, capsys):
+    assert run("inpaint", disc, PROMPT, "--box", "32,32,64,64", "--keep-pixels", "-o", "out.png") == cli.GOOD
     assert capsys.readouterr().out.split() == ["out.png"]
-    before, after = pixels(apple), pixels("out.png")
+    before, after = pixels(disc), pixels("out.png")
     assert np.array_equal(before[:20], after[:20]) and np.array_equal(before[:, 76:], after[:, 76:])
     assert np.abs(before - after)[36:60, 36:60].mean() > 10
 
 
-def test_a_mask_file_and_a_box_give_the_same_image(apple):
+def test_a_mask_file_and_a_box_give_the_same_image(disc):
     mask = Image.new("L", (192, 192))
     mask.paste(255, (64, 64, 128, 128))
     mask.save("mask.png")
-    run("inpaint", apple, PROMPT, "--box", "32,32,64,64", "-o", "box.png", "--save-steps", "box.gif")
-    run("inpaint", apple, PROMPT, "--mask", "mask.png", "-o", "mask-out.png")
+    run("inpaint", disc, PROMPT, "--box", "32,32,64,64", "-o", "box.png", "--save-steps", "box.gif")
+    run("inpaint", disc, PROMPT, "--mask", "mask.png", "-o", "mask-out.png")
     assert np.array_equal(pixels("box.png"), pixels("mask-out.png"))
     with Image.open("box.gif") as film:
         assert film.n_frames > 1
 
 
-def test_transparent_areas_of_a_mask_are_not_inpainted(apple):
+def test_transparent_areas_of_a_mask_are_not_inpainted(disc):
     mask = Image.new("RGBA", (96, 96))
     mask.paste((255, 255, 255, 255), (32, 32, 64, 64))
     mask.save("mask.png")
-    run("inpaint", apple, PROMPT, "--mask", "mask.png", "-o", "mask-out.png")
-    run("inpaint", apple, PROMPT, "--box", "32,32,64,64", "-o", "box.png")
+    run("inpaint", disc, PROMPT, "--mask", "mask.png", "-o", "mask-out.png")
+    run("inpaint", disc, PROMPT, "--box", "32,32,64,64", "-o", "box.png")
     assert np.array_equal(pixels("mask-out.png"), pixels("box.png"))
 
 
-def test_a_crop_leaves_distant_pixels_unchanged(apple):
-    with Image.open(apple) as image:
+def test_a_crop_leaves_distant_pixels_unchanged(disc):
+    with Image.open(disc) as image:
         image.resize((300, 300)).save("large.png")
     run("inpaint", "large.png", PROMPT, "--box", "10,10,40,40", "--crop", "8", "-o", "out.png")
     before, after = pixels("large.png"), pixels("out.png")
     assert after.shape == before.shape and np.array_equal(before[60:], after[60:])
 
 
-def test_an_image_is_extended_in_each_direction(apple):
-    run("extend", apple, PROMPT, "--direction", "left", "up", "--extent", "24", "--keep-pixels", "-o", "out.png")
+def test_an_image_is_extended_in_each_direction(disc):
+    run("extend", disc, PROMPT, "--direction", "left", "up", "--extent", "24", "--keep-pixels", "-o", "out.png")
     assert pixels("out.png").shape == (120, 120, 3)
-    assert np.array_equal(pixels("out.png")[36:, 36:], pixels(apple)[12:, 12:])
+    assert np.array_equal(pixels("out.png")[36:, 36:], pixels(disc)[12:, 12:])
 
 
-def test_variations_follow_strength_and_seed(apple):
+def test_variations_follow_strength_and_seed(disc):
     for name, strength in (("same.png", "0"), ("some.png", "0.5"), ("other.png", "1")):
-        run("vary", apple, PROMPT, "--strength", strength, "--remasking", "random", "-o", name)
+        run("vary", disc, PROMPT, "--strength", strength, "--remasking", "random", "-o", name)
     first, some, other = (pixels(name) for name in ("same.png", "some.png", "other.png"))
-    assert np.array_equal(first, pixels(apple))
+    assert np.array_equal(first, pixels(disc))
     assert 0 < np.abs(first - some).mean() < np.abs(first - other).mean()
-    run("vary", apple, PROMPT, "--num", "2", "-o", "two.png")
+    run("vary", disc, PROMPT, "--num", "2", "-o", "two.png")
     assert not np.array_equal(pixels("two-0.png"), pixels("two-1.png"))
 
 
-def test_all_steps_of_an_extended_image_have_its_final_size(apple):
-    run("extend", apple, PROMPT, "--extent", "24", "--rounds", "2", "-o", "out.png", "--save-steps", "steps.gif")
+def test_all_steps_of_an_extended_image_have_its_final_size(disc):
+    run("extend", disc, PROMPT, "--extent", "24", "--rounds", "2", "-o", "out.png", "--save-steps", "steps.gif")
     with Image.open("steps.gif") as film:
         assert film.n_frames == 8 and film.size == (144, 96)
         first = np.asarray(film.convert("RGB"))
@@ -116,6 +116,6 @@ def test_all_steps_of_an_extended_image_have_its_final_size(apple):
         (["vary", "disc.png", PROMPT, "--scheduler", "none", "-o", "a.png"], "--scheduler"),
     ],
 )  # fmt: skip
-def test_invalid_arguments_are_refused(arguments, named, apple, refused):
+def test_invalid_arguments_are_refused(arguments, named, disc, refused):
     Image.new("L", (96, 48), 255).save("wide.png")
     refused(arguments, named)

@@ -213,12 +213,18 @@ def test_help_names_the_numbers_of_the_model_that_is_asked(taught_folder, capsys
         with pytest.raises(SystemExit):
             cli.main(["generate", *more, "--help"])
         helps[model] = " ".join(capsys.readouterr().out.split())
-        assert ("(default: 18)" in helps[model] and "(default: 2.75)" in helps[model]) == (model != "someone/large")
+        numbers = None if model == "someone/large" else read_saved_model(None if model == "embedded" else model)
+        for default in ("the model's",) if numbers is None else (numbers.steps, f"{numbers.guidance:g}"):
+            assert f"(default: {default})" in helps[model]
         assert not {"{steps}", "{size}", "{patch}", "{temperature}", "{guidance}"} & set(helps[model].split())
     embedded = read_saved_model(None)
+    config = json.loads(Path(EMBEDDED_MODEL, "model", "config.json").read_text())
+    assert [embedded.steps, embedded.guidance] == [
+        config[f"image_{name}"] for name in ("num_inference_steps", "guidance_scale")
+    ]
+    assert (saved.steps, saved.guidance) == (18, 2.75)
     assert f"a multiple of {embedded.patch} (default: {embedded.size[0]}x{embedded.size[1]})" in helps["embedded"]
     assert f"a multiple of {pipe.patch} (default: {size[0]}x{size[1]})" in helps[taught_folder]
-    assert "(default: the model's)" in helps["someone/large"]
 
 
 def test_facts_of_files_that_say_nothing_useful(tmp_path):

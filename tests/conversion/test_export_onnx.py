@@ -293,7 +293,7 @@ def test_int8_is_smaller_and_close(saved, exported, eager, tmp_path):
 def test_the_embedded_model_end_to_end(tmp_path):
     pipe = ShowoT2IPipeline.from_pretrained(EMBEDDED_MODEL)
     pipe.set_progress_bar_config(disable=True)
-    prompt, size = "a red apple, flat style", pipe.model.config.codebook_size
+    prompt, size = "a red apple to the left of a blue car", pipe.model.config.codebook_size
     call = {"guidance_scale": 2.75, "num_inference_steps": 8}
     expected = pipe(prompt, generator=torch.Generator().manual_seed(0), output_type="latent", **call).images
     with torch.no_grad():

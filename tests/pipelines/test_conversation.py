@@ -290,7 +290,7 @@ def pieces_of(name: str, ids: list[int], opens_answer: bool) -> list[str]:
 @given(words=st.text(st.characters(codec="utf-8") | st.sampled_from(" \n漢字🍎"), max_size=30))
 def test_pieces_concatenate_to_the_text(name, words):
     ids = TOKENIZERS[name](words, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    text = TOKENIZERS[name].decode(ids) if name == "embedded" else words  # its tokenizer changes case and spelling
+    text = TOKENIZERS[name].decode(ids) if name == "embedded" else words  # its tokenizer ignores case
     assert "".join(pieces_of(name, ids, False)) == text
     assert "".join(pieces_of(name, ids, True)) == text.lstrip()
 

@@ -308,7 +308,7 @@ def test_the_embedded_model_can_be_shared_by_eight_threads():
     pipe.set_progress_bar_config(disable=True)
 
     def call(number):
-        prompt = ["a red apple, flat style", "an owl", "a green pear, 3d style"][number % 3]
+        prompt = ["a red apple to the left of a blue car", "an owl", "a green pear, 3d style"][number % 3]
         return pipe(
             prompt, num_inference_steps=2 + number % 3, generator=generator(number), output_type="latent"
         ).images

@@ -402,7 +402,7 @@ def base_weights(model) -> list[torch.Tensor]:
         ("base", "base"),
         ("/a/b/base", "base"),
         ("./base/", "base"),
-        (EMBEDDED_MODEL, "showo-emoji"),
+        (EMBEDDED_MODEL, "showo-world"),
     ],
 )
 def test_names_of_base_models_have_no_folders_of_this_machine(name, wanted):
@@ -456,7 +456,7 @@ def test_the_embedded_model_with_a_trained_concept(tmp_path):
     save_adapter(model, tmp_path / "concept", EMBEDDED_MODEL)
     assert (
         json.loads((tmp_path / "concept" / "adapter_config.json").read_text())["base_model_name_or_path"]
-        == "showo-emoji"
+        == "showo-world"
     )
     pipe.unload_lora_weights()
     assert torch.equal(pipe("sks", generator=generator(), **options).images, plain)

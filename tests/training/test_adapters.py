@@ -304,7 +304,7 @@ save_adapter(model, sys.argv[1] + "-set", "org/base")
 def test_a_style_is_learned_by_the_embedded_model(tmp_path):
     """The loss of one caption falls by LoRA alone, and by its trained rows faster."""
     processor = ShowoProcessor.from_pretrained(f"{EMBEDDED_MODEL}/model")
-    tokens = torch.randint(1024, (1, 12, 12), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(2048, (1, 12, 12), generator=torch.Generator().manual_seed(0))
 
     def losses(rows: bool) -> list[float]:
         model = ShowoForCausalLM.from_pretrained(f"{EMBEDDED_MODEL}/model")

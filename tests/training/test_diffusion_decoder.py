@@ -177,7 +177,7 @@ def test_the_tokenizer_may_be_one_of_either_kind_or_that_of_a_model(images, tmp_
     model.save_pretrained(tmp_path / "model")
     found, weights = load_tokenizer(str(tmp_path / "model")).state_dict(), model.image_tokenizer.state_dict()
     assert found.keys() == weights.keys() and all(torch.equal(found[key], weights[key]) for key in weights)
-    assert load_tokenizer("embedded").config.codebook_bits == 10, "that of a pipeline"
+    assert load_tokenizer("embedded").config.codebook_size == 2048, "that of a pipeline"
 
 
 def test_a_model_without_images_has_no_tokenizer(tmp_path):
