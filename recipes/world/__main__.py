@@ -59,7 +59,8 @@ STEPS = (
         f"python -m recipes.fresh_model {TOKENIZER} --text-tokenizer checkpoints/world-text-tokenizer "
         "--known-words data/world-objects/known_words.json --output checkpoints/world-fresh",
     ),
-    Step("transformer", "checkpoints/showo-world", "showo-hf train recipes/world/showo.yaml"),
+    Step("transformer, text to image", "checkpoints/world-images", "showo-hf train recipes/world/showo-images.yaml"),
+    Step("transformer, all tasks", "checkpoints/showo-world", "showo-hf train recipes/world/showo.yaml"),
     Step(
         "diffusion decoder", "checkpoints/world-image-decoder", "showo-hf train recipes/world/diffusion_decoder.yaml"
     ),

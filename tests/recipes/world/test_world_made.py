@@ -25,7 +25,7 @@ from showo_hf.training.recipe_files import load_recipe
 ROOT = Path(__file__).parents[3]
 RECIPES = (
     *("image_tokenizer", "image_tokenizer_decoder", "diffusion_decoder", "diffusion_decoder_distilled"),
-    "showo",
+    *("showo-images", "showo"),
 )
 
 
@@ -180,8 +180,10 @@ def test_the_commands_make_a_world_model(root, data, tmp_path, capsys):
     fresh_model.main([*tokenizers, "--known-words", str(data / "known_words.json"), "--output", folders["fresh"]])
     names = {"t2i": "t2i", "lm": "t2i", "mmu": "mmu", "mixed": "mixed"}
     files = [f"data.{task}={folders['rows']}/{name}.jsonl" for task, name in names.items()]
-    sizes = ["batch_size={t2i: 2, lm: 1, mmu: 1, mixed: 1}", f"model={folders['fresh']}", "torch_compile=false"]
-    logged = train("showo", folders["model"], *files, *sizes)
+    first, plain = str(tmp_path / "first"), "torch_compile=false"
+    train("showo-images", first, *files[:3], plain, "batch_size={t2i: 2, lm: 1, mmu: 1}", f"model={folders['fresh']}")
+    sizes = "batch_size={t2i: 2, lm: 1, mmu: 1, mixed: 1}"
+    logged = train("showo", folders["model"], *files, plain, sizes, f"model={first}")
     assert {"loss_t2i", "loss_mmu"} <= set().union(*logged)
     pipe = ShowoT2IPipeline.from_pretrained(folders["model"], image_decoder=decoder)
     assert pipe("a dog", num_inference_steps=1).images[0].size == (96, 96)
