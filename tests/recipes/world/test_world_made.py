@@ -1,4 +1,4 @@
-"""The world's model is made by its recipe, in small: every command of docs/world.md on a few scenes."""
+"""The embedded model is made by its recipe, in small: every command of docs/embedded_model.md on a few scenes."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""`python -m recipes.world`: the commands of docs/world.md in turn, and how it goes on."""
+"""`python -m recipes.world`: the commands of docs/embedded_model.md in turn, and how it goes on."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ def python(code: str) -> str:
 
 def test_the_guide_lists_the_same_steps():
     table = [f"| {step.name} | `{step.command}` |" for step in STEPS]
-    assert "\n".join(table) in (ROOT / "docs" / "world.md").read_text(encoding="utf-8")
+    assert "\n".join(table) in (ROOT / "docs" / "embedded_model.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("step", [step for step in STEPS if step.command.startswith("showo-hf train")])
