@@ -1,7 +1,7 @@
 """
 A LoRA that learns a new style, blue ink: its training by the command, its measures and tables.
 
-Used by the benchmarks that say which things are drawn, how they are named, and who judges styles.
+benchmarks.world_lora_style says which things are drawn, how they are named, and who judges styles.
 """
 
 import argparse
@@ -302,7 +302,7 @@ def make_sheet(file: Path, measure: Measure, before: Images, after: Images):
 
 
 def style_parser(description: str, trained: int, held_out: int, judged: int, checked: int) -> argparse.ArgumentParser:
-    """The options that all benchmarks of a new style have. The numbers are the defaults of how many things there are."""
+    """The options of a benchmark of a new style. The numbers are the defaults of how many things there are."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--output", type=Path, default=Path("lora-style"), help="folder for all that is made")
     parser.add_argument("--model", default=EMBEDDED_MODEL)

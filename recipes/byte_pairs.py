@@ -18,9 +18,7 @@ PRINTABLE_ASCII = tuple(chr(code) for code in range(32, 127))
 _PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s"
 
 
-def train_text_tokenizer(
-    texts: Iterable[str], vocab_size: int = 2048, lower_case: bool = False
-) -> PreTrainedTokenizerFast:
+def train_text_tokenizer(texts: Iterable[str], vocab_size: int, lower_case: bool = False) -> PreTrainedTokenizerFast:
     """Train a byte-pair encoding with byte fallback.
 
     `decode(encode(text))` is `text` for every string without special tokens. The only special token is
