@@ -56,11 +56,11 @@ def test_settings_are_the_same_after_json():
 
 def test_a_link_holds_settings():
     query = {"prompt": "an owl", "negative": "cats", "steps": "5", "guidance": "3.5", "seed": "7", "sampler": "halton"}
-    assert settings_of_link(query) == DrawSettings(
-        "an owl", negative_prompt="cats", steps=5, guidance=3.5, seed=7, sampler="halton"
+    assert settings_of_link(query, {"steps": 9, "height": 8}) == DrawSettings(
+        "an owl", negative_prompt="cats", steps=5, guidance=3.5, seed=7, sampler="halton", height=8
     )
     with pytest.raises(Refusal, match="no numbers"):
-        settings_of_link({"prompt": "an owl", "steps": "many"})
+        settings_of_link({"prompt": "an owl", "steps": "many"}, {})
 
 
 def test_options_come_from_the_environment():

@@ -257,7 +257,11 @@ class Api:
             if isinstance(event, Words):
                 said += event.text
             elif isinstance(event, Drawn) and event.images:
-                paths.append(await self.space.save(event.images[0], DrawSettings(text, seed=seed), "chat"))
+                paths.append(
+                    await self.space.save(
+                        event.images[0], DrawSettings(text, seed=seed, **self.space.engine.usual), "chat"
+                    )
+                )
             elif isinstance(event, Answered):
                 earlier = event.messages
             yield said, list(paths), earlier

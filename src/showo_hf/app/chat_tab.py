@@ -101,7 +101,9 @@ class ChatTab:
                         parts.append(None)
                     parts[-1] = gr.HTML(frame)
                 elif isinstance(event, Drawn) and event.images:
-                    path = await space.save(event.images[0], DrawSettings(text, seed=seed), "chat")
+                    path = await space.save(
+                        event.images[0], DrawSettings(text, seed=seed, **space.engine.usual), "chat"
+                    )
                     if parts and isinstance(parts[-1], gr.HTML):
                         parts.pop()
                     parts.append({"path": path, "alt_text": f"Image in the answer to: {text}"})

@@ -158,7 +158,7 @@ class CreateTab:
         if not query.get("prompt"):
             return {self.status: gr.skip()}
         try:
-            settings = self.space.engine.usable(settings_of_link(query))
+            settings = self.space.engine.usable(settings_of_link(query, self.space.engine.usual))
         except Refusal as error:
             return {self.status: refused(error)}
         return {**self.controls.restored(settings), self.status: status("The settings of the link are set.")}
@@ -205,8 +205,13 @@ def choose(paths: list, event: gr.SelectData) -> Any:
     return paths[event.index] if isinstance(event.index, int) and event.index < len(paths) else gr.skip()
 
 
-def settings_of_link(query: dict[str, str]) -> DrawSettings:
-    """Settings from the query of a link; what it lacks has its default. Raises `Refusal` for values that are no numbers."""
+def settings_of_link(query: dict[str, str], usual: dict[str, Any]) -> DrawSettings:
+    """
+    Settings from the query of a link. What it lacks is as in `usual`, or has its default.
+
+    Raises:
+        Refusal: for values that are no numbers.
+    """
     kinds = {
         "steps": int,
         "guidance": float,
@@ -223,4 +228,4 @@ def settings_of_link(query: dict[str, str]) -> DrawSettings:
         raise Refusal("The link holds settings that are no numbers.") from None
     if query.get("sampler"):
         values["sampler"] = query["sampler"]
-    return DrawSettings(**values)
+    return DrawSettings(**{**usual, **values})

@@ -116,6 +116,11 @@ class Engine:
         return [OWN_SAMPLER, *SCHEDULERS]
 
     @property
+    def usual(self) -> dict[str, Any]:
+        """The settings of [`DrawSettings`] that the model has its own values for."""
+        return {"steps": self.usual_steps, "guidance": self.usual_guidance}
+
+    @property
     def trained_size(self) -> tuple[int, int]:
         """Height and width of the images that the model was trained on."""
         rows, columns = self.pipe.default_grid
