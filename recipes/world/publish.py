@@ -22,7 +22,7 @@ import torch
 from recipes.file_hashes import weights_hash
 from recipes.world.words import THINGS
 from showo_hf import ShowoDiffusionDecoder, ShowoT2IPipeline
-from showo_hf.training.results import tidy_config
+from showo_hf.training.results import tidy_pipeline
 from showo_hf.utils.argument_types import positive_integer, scale_number
 from showo_hf.utils.atomic_folder import atomic_folder
 
@@ -260,8 +260,7 @@ def publish(
     pipe.model.config.update({name: value for name, value in chosen.items() if value is not None})
     with atomic_folder(output, overwrite=True) as folder:
         pipe.save_pretrained(folder)
-        for config in folder.glob("*/config.json"):
-            tidy_config(config)
+        tidy_pipeline(folder)
         published = ShowoT2IPipeline.from_pretrained(folder)
         card = model_card(output.name, published, image_decoder, results, settings_of(folder, published))
         (folder / "README.md").write_text(card, encoding="utf-8")

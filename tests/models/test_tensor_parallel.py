@@ -64,12 +64,15 @@ def run_two_processes(folders: list[str], output: Path) -> list[list[torch.Tenso
 
 @pytest.mark.slow
 def test_two_processes_compute_what_one_computes(tmp_path):
-    """Phi with its own QK-Norm and Llama with the added one, tied and not, and a model with an odd number of heads."""
+    """Phi with its own QK-Norm and Llama with the added one, tied and not, and odd numbers of heads."""
     folders = []
     for backbone in ("phi", "llama"):
         for tied in (True, False):
             folders.append(str(tmp_path / f"{backbone}-{tied}"))
             tiny.showo(backbone, tie_word_embeddings=tied).save_pretrained(folders[-1])
+    folders.append(str(tmp_path / "odd"))
+    odd = {"hidden_size": 40, "num_attention_heads": 5, "num_key_value_heads": 5}
+    tiny.showo("llama", text_options=odd).save_pretrained(folders[-1])
     folders.append(f"{EMBEDDED_MODEL}/model")
     found = run_two_processes(folders, tmp_path / "found.pt")
     ids = torch.arange(20, 60)[None]

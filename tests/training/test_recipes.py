@@ -112,7 +112,7 @@ def test_a_recipe_runs_from_files_to_a_repository_that_loads(recipe, files, tmp_
     pushed = hub_here.repositories[PUSHED]
     here = {file.relative_to(output).as_posix() for file in output.rglob("*") if file.is_file()}
     assert set(pushed) - {".gitattributes"} == here
-    assert not any(str(tmp_path).encode() in content for content in pushed.values())
+    assert not any(str(one).encode() in content for content in pushed.values() for one in (tmp_path, shared()))
     card = pushed["README.md"].decode()
     assert "license: mit" in card and f"recipe `{recipe}`" in card and "assets/curves.png" in card
 

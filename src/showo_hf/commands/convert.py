@@ -148,7 +148,9 @@ def check_sources(options: argparse.Namespace):
         if exists(path):
             if name != "text_tokenizer" and path.is_file() and path.suffix not in SAFETENSORS + PICKLES:
                 endings = ", ".join(SAFETENSORS + PICKLES)
-                raise UsageError(f"`{option}` must be a folder, or a file that ends in {endings}, got {quoted(source)}")
+                raise UsageError(
+                    f"`{option}` must be a folder, or a file that ends in {endings}, got {quoted(source)}"
+                )
             continue
         if not HUB_NAME.fullmatch(source):
             raise UsageError(

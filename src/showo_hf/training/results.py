@@ -48,7 +48,7 @@ def write_result(config: FinetuneConfig, pipe: ShowoT2IPipeline, folder: Path):
         save_adapter(pipe.model, folder, base, overwrite=True)
         return
     pipe.save_pretrained(folder)
-    tidy_config(folder / "model" / "config.json")
+    tidy_pipeline(folder)
 
 
 def save_result(config: FinetuneConfig, pipe: ShowoT2IPipeline, trainer: ShowoTrainer):
@@ -177,14 +177,25 @@ def final_losses(trainer: ShowoTrainer, guesses: dict[str, float]) -> list[Final
     return [FinalLoss(name, train.get(name), validation.get(name), guesses[name]) for name in guesses if name in train]
 
 
+def tidy_pipeline(folder: Path):
+    """Tidy the configs of a saved pipeline as [`tidy_config`] does, and remove paths of this machine from its index."""
+    for file in folder.glob("*/config.json"):
+        tidy_config(file)
+    change_config(folder / "model_index.json", {})
+
+
 def tidy_config(file: Path):
     """
     Set the dtype to load in to float32, which is fast on any CPU, whatever dtype the weights are stored in. Remove paths
     of this machine.
     """
+    change_config(file, {"dtype": "float32"})
+
+
+def change_config(file: Path, entries: dict[str, Any]):
+    """Set entries of a JSON file, and remove paths of this machine."""
     without_folders = json.loads(
         file.read_text(encoding="utf-8"),
         object_hook=lambda config: {name: value for name, value in config.items() if name != "_name_or_path"},
     )
-    config = without_folders | {"dtype": "float32"}
-    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(without_folders | entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -74,6 +74,7 @@ def test_the_folder_is_a_pipeline_with_a_card(model, published, tmp_path, capsys
     assert pipe("a dog", num_inference_steps=1).images[0].size == (tiny.SIDE * tiny.FACTOR,) * 2
     stored = load_file(output / "model" / "model.safetensors")
     assert {weight.dtype for weight in stored.values()} == {torch.bfloat16}
+    assert not any(str(model.parent) in file.read_text() for file in output.rglob("*.json"))
     for part in (pipe.model, pipe.image_decoder):
         assert {weight.dtype for weight in part.parameters()} == {torch.float32}, "they are stored in less"
     card = ModelCard.load(output / "README.md")
