@@ -13,6 +13,7 @@ from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
 from ..utils.argument_types import MAX_PIXELS, integer, user_path
+from ..utils.messages import examples
 from .errors import UsageError
 from .files import check_name
 from .image_files import LoadedImage, add_max_pixels, find_images, load
@@ -245,12 +246,22 @@ def run_jobs(
             pipe = load_pipeline(options.model, options.dtype, device, options.quiet, "ShowoMMUPipeline")
         hidden = options.quiet or total == 1 or not on_terminal() or not processes.first
         done = total - len(jobs)
+        long: list[str] = []
         with tqdm(total=done + count, initial=done, desc="reading", unit="image", disable=hidden) as bar:
             for questions, batch in chain([first], loaded):
                 records = batch_records(pipe, questions, batch, answer)
                 with bar.external_write_mode(file=sys.stdout):
                     results.put(records)
                 bar.update(len(batch))
+                long += [one.name for one in batch if one.image is not None and is_long(one.image)]
+        if long and not options.quiet:
+            message = "the model sees the square in the middle, which is less than half of"
+            print(f"showo-hf: {message} {examples(long)}", file=sys.stderr)
+
+
+def is_long(image: Image.Image) -> bool:
+    """Whether the square in the middle, to which the processor crops, is less than half of an image."""
+    return max(image.size) > 2 * min(image.size)
 
 
 def batch_records(

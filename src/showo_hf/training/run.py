@@ -87,7 +87,7 @@ def run_processes(config: RunConfig) -> Path:
     warn_of_slow_bf16(args)
     if isinstance(config, FinetuneConfig):
         check_model(config)
-    check_data(config)
+    check_data(config, args)
     with ExitStack() as stack:
         with together():
             if args.should_save:
