@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,6 +119,15 @@ def test_a_command_prints_only_what_concerns_the_user(tmp_path):
     words = ["generate", "a red apple, flat style", "-o", "a.png", "--seed", "1", "--steps", "2", "--device", "cpu"]
     done = subprocess.run([sys.executable, COMMAND, *words], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "a.png\n", "")
+
+
+def test_an_image_above_the_limit_is_reported_once(tmp_path):
+    """Pillow has a limit of its own, and would warn."""
+    Image.new("1", (10_000, 9_500)).save(tmp_path / "large.png")
+    words = ["caption", "large.png", "--device", "cpu"]
+    done = subprocess.run([sys.executable, COMMAND, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("showo-hf: error: 'large.png' cannot be read: its 10000x9500 pixels are more than")
 
 
 @pytest.mark.slow

@@ -196,18 +196,19 @@ def skipped_on(name: str) -> set[int]:
     return NOT_RUN.get(name, (set(), ""))[0]
 
 
-def test_every_snippet_is_python_and_runs_or_has_a_reason(capsys):
+def test_every_snippet_is_python_and_runs_or_has_a_reason(record_property):
+    """What is recorded as `said` is printed at the end of the tests; see conftest.py."""
     count = {name: len(snippets_of(page)) for name, page in PAGES.items()}
     for name, (numbers, reason) in NOT_RUN.items():
         assert numbers <= set(range(count.get(name, 0))), f"{name} has no such snippet; remove it from NOT_RUN"
-        with capsys.disabled():
-            print(f"\n{name}: {len(numbers)} of {count[name]} not run: {reason}")
+        record_property("said", f"{name}: {len(numbers)} of {count[name]} snippets not run: {reason}")
     for page in PAGES.values():
         for number, code in enumerate(snippets_of(page)):
             compile(code, f"{page.name}, snippet {number}", "exec")
     not_run = sum(len(numbers) for numbers, _ in NOT_RUN.values())
-    with capsys.disabled():
-        print(f"{sum(count.values()) - not_run} of {sum(count.values())} snippets run")
+    record_property(
+        "said", f"{sum(count.values()) - not_run} of {sum(count.values())} Python snippets of the guides run"
+    )
     assert not_run <= MOST_NOT_RUN
     assert {*BEFORE, *FIXTURES, *SLOW} <= set(PAGES)
 
