@@ -54,7 +54,7 @@ COMMANDS_NOT_RUN = {
     "pip": "installs; tests/test_packaging.py",
     "make": "installs; tests/test_packaging.py and .ci/run",
     "docker": "no Docker in the tests, which run the same app: tests/app, tests/commands/test_space.py",
-    "python": "recipes and benchmarks take minutes to hours, on other data; tests/recipes and tests/benchmarks run them in small",
+    "python": "recipes and benchmarks take minutes to hours; tests/recipes and tests/benchmarks run them in small",
 }
 MOST_COMMANDS_NOT_RUN = 96
 #: Pages that take more than some seconds: they compile, export, or make many images.
