@@ -56,7 +56,7 @@ COMMANDS_NOT_RUN = {
     "docker": "no Docker in the tests, which run the same app: tests/app, tests/commands/test_space.py",
     "python": "recipes and benchmarks take minutes to hours; tests/recipes and tests/benchmarks run them in small",
 }
-MOST_COMMANDS_NOT_RUN = 96
+MOST_COMMANDS_NOT_RUN = 95
 #: Pages that take more than some seconds: they compile, export, or make many images.
 SLOW = {
     *("conversion.md", "extending.md", "mixed.md", "models.md", "onnx.md", "samplers.md", "space.md"),
