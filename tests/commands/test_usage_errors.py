@@ -99,6 +99,7 @@ CASES = {
     f"generate owl {MAKE} --dtype int8": "--dtype",
     f"generate owl {MAKE} --model nope": "--model",
     f"generate owl {MAKE} --model full": "--model",
+    f"generate owl {MAKE} --model adapter": "'adapter' is an adapter; train it with merge=true",
     f"generate owl {MAKE} --model apple.png": "--model",
     f"generate owl {MAKE} --save-steps a.png": "--save-steps",
     f"generate owl {MAKE} --save-steps a.mp4": "--save-steps",
@@ -296,6 +297,8 @@ def files(empty_folder) -> Path:
     for folder in ("full", "d-1.png", "d.settings.json"):
         Path(folder).mkdir()
     Path("full/thesis.txt").write_text("mine")
+    Path("adapter").mkdir()
+    Path("adapter/adapter_config.json").write_text("{}")
     return empty_folder
 
 
