@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..utils.argument_types import MAX_PIXELS, integer, user_path
 from ..utils.messages import examples
+from .devices import kind_of
 from .errors import UsageError
 from .files import check_name
 from .image_files import LoadedImage, add_max_pixels, find_images, load
@@ -193,9 +194,12 @@ def answer_questions(
     device = choose_device(options.device, options.dtype, options.quiet)
     processes = join_processes(device)
     if options.output is not None:
+        settings = settings_of(options) | {"device": kind_of(device)}  # others round differently
+        check_settings(options.output, settings)
+        processes.wait()  # all have read the settings of an earlier run
         if processes.first:  # also fails before the work if the file is not writable
             done = resume(options.output, images)
-            write_settings(options.output, settings_of(options))
+            write_settings(options.output, settings)
         processes.wait()
         done = resume(options.output, images, collect=False)
     jobs = open_jobs(images, questions, [{**(assumed or {}), **record} for record in done])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..utils.argument_types import quoted, seed_number
+from .devices import kind_of
 from .errors import UsageError
 from .files import append_text, check_folder, json_lines, read_json_lines, replace_file
 from .image_generation import (
@@ -180,11 +181,6 @@ def open_folder(options: argparse.Namespace, device: str) -> None:
         text = json.dumps(settings, indent=2) + "\n"
         replace_file(folder / SETTINGS, lambda path: path.write_text(text, encoding="utf-8"))
     collect_parts(folder)
-
-
-def kind_of(device: str) -> str:
-    """The kind of a device: "cuda" for "cuda:1"."""
-    return device.partition(":")[0]
 
 
 def check_folder_of_run(options: argparse.Namespace, device: str | None = None) -> None:
