@@ -11,14 +11,13 @@ from safetensors import SafetensorError, safe_open
 
 from showo_hf.utils.argument_types import quoted
 from showo_hf.utils.messages import examples, printable
+from showo_hf.utils.weight_files import PICKLES, SAFETENSORS
 
 from .errors import ConversionError
 from .pickles import PickleFile
 
 
 STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
-SAFETENSORS = (".safetensors",)
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SUBFOLDERS = ("", "unwrapped_model")  # the second is where the original's training saves its weights
 PART = re.compile(r"(.+)-(\d{1,18})-of-(\d{1,18})(\.\w+)")
 DDP_PREFIX = "module."

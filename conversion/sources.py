@@ -8,8 +8,9 @@ from huggingface_hub import HfApi, constants, snapshot_download
 
 from showo_hf.utils.argument_types import HUB_NAME
 from showo_hf.utils.messages import examples, printable
+from showo_hf.utils.weight_files import PICKLES, SAFETENSORS
 
-from .checkpoint import PICKLES, SAFETENSORS, STEMS, SUBFOLDERS
+from .checkpoint import STEMS, SUBFOLDERS
 from .errors import ConversionError
 
 

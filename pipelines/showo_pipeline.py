@@ -5,6 +5,7 @@ import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput, logging
+from huggingface_hub import create_repo
 from PIL import Image
 from transformers import DynamicCache
 
@@ -455,7 +457,8 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
         """
         Save the pipeline, as in diffusers. `model/` also gets the processor's files, so that transformers loads it.
 
-        Adapters are not part of it, except those that are fused: `save_lora_weights` saves them.
+        Adapters are not part of it, except those that are fused: `save_lora_weights` saves them. With `push_to_hub`, the
+        repository is made first, so nothing is written if the Hub cannot be reached.
         """
         if adapter_names(self.model):
             # transformers would save the adapters in place of the model.
@@ -463,6 +466,9 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
             plain.model = without_adapters(self.model)
             plain.save_pretrained(save_directory, *args, **kwargs)
             return
+        if kwargs.get("push_to_hub"):
+            options = {name: kwargs.get(name) for name in ("private", "token")}
+            create_repo(kwargs.get("repo_id", Path(save_directory).name), exist_ok=True, **options)
         # The processor comes first, because diffusers may upload the folder at the end of saving.
         self.processor.save_pretrained(f"{save_directory}/model")
         super().save_pretrained(save_directory, *args, **kwargs)

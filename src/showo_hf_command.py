@@ -51,6 +51,8 @@ def main() -> int:
     """Run the command on the arguments of the process, and return its exit code."""
     prepare()
     warnings.formatwarning = one_line
+    # Pillow's warning of large images: the command has a limit of its own.
+    warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")
     from showo_hf.cli import main as run
 
     return run()

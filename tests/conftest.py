@@ -49,6 +49,15 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(skip)
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Print what tests recorded as `said`, also from other processes."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    for report in reports:
+        for name, text in getattr(report, "user_properties", ()):
+            if name == "said" and report.when == "call":
+                terminalreporter.write_line(text)
+
+
 def read_json(name: str):
     return json.loads((GOLDEN / name).read_text())
 

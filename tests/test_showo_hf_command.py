@@ -5,9 +5,13 @@ import os
 import resource
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+import showo_hf_command
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,7 +111,10 @@ assert showo_hf.ShowoMMUPipeline.from_pretrained(folder).model.config.model_type
 PLAIN_IMPORT = "import showo_hf\nfolder = showo_hf.EMBEDDED_MODEL\n"
 
 
-@pytest.mark.parametrize("start", [NOT_LOADED_YET, PLAIN_IMPORT], ids=["command", "import"])
+@pytest.mark.parametrize(
+    "start",
+    [pytest.param(NOT_LOADED_YET, id="command"), pytest.param(PLAIN_IMPORT, id="import", marks=pytest.mark.slow)],
+)
 def test_auto_classes_work_however_the_package_was_imported(start, tmp_path):
     code = start + USE_AUTO_CLASSES
     done = subprocess.run([sys.executable, "-c", code, COMMAND.parent], cwd=tmp_path, capture_output=True, text=True)
@@ -129,6 +136,21 @@ def test_a_command_prints_only_what_concerns_the_user(tmp_path):
     ]
     done = subprocess.run([sys.executable, COMMAND, *words], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "a.png\n", "")
+
+
+def test_an_image_above_the_limit_is_reported_once(tmp_path, monkeypatch, capfd):
+    """Pillow has a limit of its own, and would warn."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("1", (10_000, 9_500)).save("large.png")
+    monkeypatch.setattr(sys, "argv", ["showo-hf", "caption", "large.png", "--device", "cpu"])
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # the command sets its own
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert showo_hf_command.main() == 1
+    assert not caught
+    printed = capfd.readouterr()
+    start = "showo-hf: error: 'large.png' cannot be read: its 10000x9500 pixels are more than"
+    assert printed.out == "" and printed.err.startswith(start) and printed.err.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -39,6 +39,24 @@ NOT_RUN = {
     "tensor_parallel.md": ({0}, "runs in several processes, see tests/models/test_tensor_parallel.py"),
 }
 MOST_NOT_RUN = 1  # fewer is better: lower this bound with each that runs
+COMMAND_LINE = re.compile(r"(showo-hf|python3?|pip|make|docker|accelerate|torchrun|printf|cat) ")
+#: Commands that no test runs as they stand in the guides, by how they begin, and what tests them.
+COMMANDS_NOT_RUN = {
+    "showo-hf train": "data and models of the reader; tests/training runs the recipes with small ones",
+    "accelerate launch": "several GPUs; tests/training/test_parallel.py and tests/commands run two processes",
+    "torchrun": "several GPUs; tests/training/test_parallel.py runs two processes",
+    "showo-hf convert": "published weights; tests/conversion has small ones",
+    "showo-hf export": "minutes; tests/conversion/test_export_onnx.py",
+    "showo-hf tokenize": "data of the reader; tests/commands/test_tokenize.py",
+    "showo-hf space": "uploads; tests/commands/test_space.py",
+    "showo-hf chat": "asks for a line at a time; tests/commands/test_chat.py",
+    "showo-hf generate --": "help, or a file of the reader; tests/commands/test_prompt_files.py",
+    "pip": "installs; tests/test_packaging.py",
+    "make": "installs; tests/test_packaging.py and .ci/run",
+    "docker": "no Docker in the tests, which run the same app: tests/app, tests/commands/test_space.py",
+    "python": "recipes and benchmarks take minutes to hours; tests/recipes and tests/benchmarks run them in small",
+}
+MOST_COMMANDS_NOT_RUN = 95
 #: Pages that take more than some seconds: they compile, export, or make many images.
 SLOW = {
     *("conversion.md", "extending.md", "mixed.md", "models.md", "onnx.md", "samplers.md", "space.md"),
@@ -196,20 +214,44 @@ def skipped_on(name: str) -> set[int]:
     return NOT_RUN.get(name, (set(), ""))[0]
 
 
-def test_every_snippet_is_python_and_runs_or_has_a_reason(capsys):
+def test_every_snippet_is_python_and_runs_or_has_a_reason(record_property):
+    """What is recorded as `said` is printed at the end of the tests; see conftest.py."""
     count = {name: len(snippets_of(page)) for name, page in PAGES.items()}
     for name, (numbers, reason) in NOT_RUN.items():
         assert numbers <= set(range(count.get(name, 0))), f"{name} has no such snippet; remove it from NOT_RUN"
-        with capsys.disabled():
-            print(f"\n{name}: {len(numbers)} of {count[name]} not run: {reason}")
+        record_property("said", f"{name}: {len(numbers)} of {count[name]} snippets not run: {reason}")
     for page in PAGES.values():
         for number, code in enumerate(snippets_of(page)):
             compile(code, f"{page.name}, snippet {number}", "exec")
     not_run = sum(len(numbers) for numbers, _ in NOT_RUN.values())
-    with capsys.disabled():
-        print(f"{sum(count.values()) - not_run} of {sum(count.values())} snippets run")
+    record_property(
+        "said", f"{sum(count.values()) - not_run} of {sum(count.values())} Python snippets of the guides run"
+    )
     assert not_run <= MOST_NOT_RUN
     assert {*BEFORE, *FIXTURES, *SLOW} <= set(PAGES)
+
+
+def test_every_command_runs_or_has_a_reason(record_property):
+    run, left = 0, dict.fromkeys(COMMANDS_NOT_RUN, 0)
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for language, code in blocks_of(page):
+            if language not in ("", "sh", "bash", "console") or "usage: showo-hf" in code:
+                continue
+            whole = code.replace("\\\n", " ")
+            tested = [*commands_of(code), *(command for command, _ in sessions_of(code))] if page.name in PAGES else []
+            run += len(tested)
+            for line in whole.splitlines():
+                command = line.strip().removeprefix("$ ").removeprefix(".venv/bin/")
+                if not COMMAND_LINE.match(command) or command in tested:
+                    continue
+                beginnings = [one for one in COMMANDS_NOT_RUN if command.startswith(one)]
+                assert beginnings, f"{page.name}: `{command}` is not run; say in COMMANDS_NOT_RUN why"
+                left[beginnings[0]] += 1
+    for beginning, count in left.items():
+        assert count, f"no guide has a command `{beginning}`; remove it from COMMANDS_NOT_RUN"
+        record_property("said", f"{count} commands `{beginning} ...` not run: {COMMANDS_NOT_RUN[beginning]}")
+    record_property("said", f"{run} of {run + sum(left.values())} commands of the guides run")
+    assert sum(left.values()) <= MOST_COMMANDS_NOT_RUN
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_a_model_with_features_answers_each_question_by_itself(clip_pipe):
     assert all(isinstance(event, Words) for event in events[:-1])
 
 
-def test_settings_that_a_request_leaves_out_are_those_of_the_model():
+def test_settings_that_a_request_leaves_out_are_the_models_own():
     pipe = tiny.pipeline(tiny.processor())
     assert Engine(pipe).usual == {"steps": 18, "guidance": 2.75}
     pipe.model.config.image_num_inference_steps, pipe.model.config.image_guidance_scale = 7, 1.5

@@ -79,6 +79,17 @@ def test_a_question(ask, pipe, capsys):
     assert capsys.readouterr().out == f"{expected}\n"
 
 
+def test_long_images_of_which_little_is_seen_are_named(taught_folder, capsys):
+    for name, size in (("tall.png", (10, 21)), ("wide.png", (20, 10))):
+        Image.new("RGB", size).save(name)
+    words = ["ask", "tall.png", "wide.png", "a.png", "what?", "--model", taught_folder, "--device", "cpu"]
+    assert cli.main([*words, "--max-new-tokens", "1"]) == 0
+    seen = [line for line in capsys.readouterr().err.splitlines() if "middle" in line]
+    assert seen == ["showo-hf: the model sees the square in the middle, which is less than half of tall.png"]
+    assert cli.main([*words, "--max-new-tokens", "1", "--quiet"]) == 0
+    assert "middle" not in capsys.readouterr().err
+
+
 def test_options_between_images(ask, capsys):
     assert ask("a.png", "--json", "b.png", "--batch-size", "1", "what?", "--debug") == cli.GOOD
     answers = [json.loads(line)["answer"] for line in capsys.readouterr().out.splitlines()]

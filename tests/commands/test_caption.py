@@ -287,7 +287,7 @@ def test_a_second_run_only_appends_new_images(caption, said, taught_folder, caps
     assert [record["image"] for record in results()] == ["p/a.png", "p/c.png", "p/b.png"]
     settings = json.loads(Path("out.settings.json").read_text(encoding="utf-8"))
     assert settings == {
-        "model": taught_folder, "dtype": "float32", "max_new_tokens": 6, "showo_hf": version("showo-hf")
+        "model": taught_folder, "dtype": "float32", "max_new_tokens": 6, "device": "cpu", "showo_hf": version("showo-hf")
     }  # fmt: skip
     # If every question is answered, no model is loaded.
     complete = Path("out.jsonl").read_bytes()
@@ -298,6 +298,11 @@ def test_a_second_run_only_appends_new_images(caption, said, taught_folder, caps
     # Other settings need another file.
     assert caption("p", "-o", "out.jsonl") == cli.USAGE
     assert f"holds answers with model 'broken', and {taught_folder!r}"[:50] in capsys.readouterr().err
+    Path("out.settings.json").unlink()
+    # So does another kind of device.
+    Path("out.settings.json").write_text(json.dumps(settings | {"device": "cuda"}), encoding="utf-8")
+    assert caption("p", "-o", "out.jsonl") == cli.USAGE
+    assert "holds answers with device 'cuda', and 'cpu' is asked for now" in capsys.readouterr().err
     Path("out.settings.json").unlink()
     # Another prompt is another question.
     assert caption("p", "-o", "out.jsonl", "--prompt", "what?") == cli.GOOD

@@ -96,6 +96,7 @@ for more in ([], ["--quiet"]):
 """
 
 
+@pytest.mark.slow
 def test_there_are_no_progress_bars_in_a_pipe_and_nothing_at_all_if_quiet(tmp_path):
     write_original(tmp_path / "magvitv2", small_magvitv2(), None)
     words = ["convert", "--image-tokenizer", tmp_path / "magvitv2", "--output", tmp_path / "ours"]

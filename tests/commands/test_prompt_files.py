@@ -17,6 +17,7 @@ from showo_hf.commands import image_generation, prompt_files, scheduler_options
 from showo_hf.commands.errors import UsageError
 from showo_hf.commands.prompt_files import collect_parts, read_prompts, wanted_images
 from showo_hf.commands.saved_model import SavedModel
+from showo_hf.commands.time_limit import TimeLimit
 
 
 COMMAND = Path(__file__).parents[2] / "src" / "showo_hf_command.py"
@@ -104,6 +105,33 @@ def test_a_stopped_run_resumes_with_the_same_images(generate, monkeypatch, capsy
     # When all images are there, no model is loaded. More lines give more images.
     monkeypatch.setattr(prompt_files, "ready_pipeline", None)
     assert generate("--prompts", prompts, "-o", "parts") == cli.GOOD
+
+
+def test_work_of_hours_that_is_refused_leaves_nothing(generate, monkeypatch, capsys):
+    """The same prompts may then be asked for with other settings. The seed is told when there are images."""
+    prompts = write_prompts()
+    with monkeypatch.context() as slow:
+        slow.setattr(TimeLimit.__init__, "__defaults__", (0.0, *TimeLimit.__init__.__defaults__[1:]))
+        assert generate("--prompts", prompts, "-o", "out") == cli.USAGE
+        Path("mine").mkdir()
+        assert generate("--prompts", prompts, "-o", "mine") == cli.USAGE
+        printed = capsys.readouterr().err
+        assert printed.count("add --yes to do it") == 2 and "seed" not in printed
+        assert not Path("out").exists() and Path("mine").is_dir() and not list(Path("mine").iterdir())
+        assert generate("--prompts", prompts, "-o", "mine", "--yes") == cli.GOOD
+    assert generate("--prompts", prompts, "-o", "out", "--temperature", "0.5") == cli.GOOD
+    assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == ["seed", "seed"]
+
+
+def test_a_run_that_was_stopped_before_its_first_image_may_change(generate, monkeypatch):
+    prompts = write_prompts()
+    with monkeypatch.context() as stopped:
+        stopped.setattr(prompt_files, "images_of", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert generate("--prompts", prompts, "-o", "out", "--seed", "5") == cli.INTERRUPTED
+    assert [path.name for path in Path("out").iterdir()] == ["settings.json"]
+    assert generate("--prompts", prompts, "-o", "out", "--seed", "6", "--temperature", "0.5") == cli.GOOD
+    assert json.loads(Path("out/settings.json").read_text(encoding="utf-8"))["seed"] == 6
+    assert generate("--prompts", prompts, "-o", "out", "--seed", "7", "--temperature", "0.5") == cli.USAGE
 
 
 def test_only_the_records_of_this_command_are_collected():

@@ -99,6 +99,7 @@ CASES = {
     f"generate owl {MAKE} --dtype int8": "--dtype",
     f"generate owl {MAKE} --model nope": "--model",
     f"generate owl {MAKE} --model full": "--model",
+    f"generate owl {MAKE} --model adapter": "'adapter' is an adapter; train it with merge=true",
     f"generate owl {MAKE} --model apple.png": "--model",
     f"generate owl {MAKE} --save-steps a.png": "--save-steps",
     f"generate owl {MAKE} --save-steps a.mp4": "--save-steps",
@@ -139,6 +140,8 @@ CASES = {
     "caption": "IMAGE",
     "caption gone.png": "gone.png",
     "caption full": "full",
+    "caption broken.png": "'broken.png' is not an image in a known format",
+    "caption broken.png gone.png": "'broken.png' is not an image in a known format",
     "caption apple.png --prompt EMPTY": "--prompt",
     "caption apple.png --batch-size 0": "--batch-size",
     "caption apple.png --max-new-tokens 0": "--max-new-tokens",
@@ -153,6 +156,7 @@ CASES = {
     "ask apple.png": "question",
     "ask apple.png EMPTY": "QUESTION",
     "ask gone.png what?": "gone.png",
+    "ask broken.png what?": "'broken.png' is not an image in a known format",
     "ask apple.png apple.png": "question",
     "ask apple.png what? --choices yes": "--choices",
     "ask apple.png what? --choices yes yes": "--choices",
@@ -234,6 +238,8 @@ CASES = {
     "convert --image-tokenizer full --text-tokenizer full -o out": "--showo",
     "convert --showo full --image-tokenizer full -o out": "--text-tokenizer",
     "convert --image-tokenizer gone -o out": "--image-tokenizer",
+    "convert --image-tokenizer apple.png -o out": "`--image-tokenizer` must be a folder, or a file that ends in",
+    "convert --showo apple.png --image-tokenizer full --text-tokenizer full -o out": "`--showo` must be a folder",
     "convert --image-tokenizer full -o p.txt": "--output",
     "convert --image-tokenizer full -o full": "`--output` must be a new folder, but 'full' exists already",
     "convert --image-tokenizer full -o .": "`--output` must be a new folder, but '.' exists already",
@@ -291,6 +297,8 @@ def files(empty_folder) -> Path:
     for folder in ("full", "d-1.png", "d.settings.json"):
         Path(folder).mkdir()
     Path("full/thesis.txt").write_text("mine")
+    Path("adapter").mkdir()
+    Path("adapter/adapter_config.json").write_text("{}")
     return empty_folder
 
 

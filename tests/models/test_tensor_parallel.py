@@ -64,7 +64,7 @@ def run_two_processes(folders: list[str], output: Path) -> list[list[torch.Tenso
 
 @pytest.mark.slow
 def test_two_processes_compute_what_one_computes(tmp_path):
-    """Phi with its own QK-Norm and Llama with the added one, tied and not, an odd number of heads, the embedded model."""
+    """Phi with its own QK-Norm and Llama with the added one, tied and not, and odd numbers of heads."""
     folders = []
     for backbone in ("phi", "llama"):
         for tied in (True, False):

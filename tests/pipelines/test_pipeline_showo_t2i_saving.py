@@ -13,6 +13,7 @@ import tiny
 import torch
 from diffusers import DiffusionPipeline
 from hub_server import environment_of
+from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 import showo_hf
@@ -208,6 +209,14 @@ pipe = ShowoT2IPipeline.from_pretrained(sys.argv[1])
 pipe.push_to_hub("someone/pushed")
 pipe.save_pretrained(sys.argv[2], push_to_hub=True, repo_id="someone/saved")
 """
+
+
+def test_nothing_is_written_if_the_hub_cannot_be_reached(folder, tmp_path, monkeypatch):
+    pipe = ShowoT2IPipeline.from_pretrained(folder)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OfflineModeIsEnabled):
+        pipe.save_pretrained(tmp_path / "again", push_to_hub=True, repo_id="someone/saved")
+    assert not (tmp_path / "again").exists()
 
 
 @pytest.mark.slow

@@ -65,6 +65,7 @@ def test_two_steps_are_those_of_the_sampler():
     torch.testing.assert_close(teacher.to_pixels(landed, image), found, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_decoder_is_distilled_to_one_step(images, tokenizer, tmp_path):  # noqa: F811
     wide = {**ARCHITECTURE, "block_out_channels": [32, 32]}
     run_recipe(recipe(images, tokenizer, tmp_path / "teacher", steps=30, learning_rate=0.01, architecture=wide))

@@ -172,6 +172,14 @@ def test_a_folder_with_other_files_is_not_replaced_by_a_resumed_run(folder, not_
         small_run.run(folder)
 
 
+def test_a_run_that_had_ended_says_so(tmp_path, capfd):
+    small_run.run(tmp_path, steps=1)
+    assert "had ended" not in capfd.readouterr().err
+    small_run.run(tmp_path, steps=1)
+    told = "showo-hf: the run had ended at step 1, so no more steps are trained; another `output` trains anew"
+    assert told in capfd.readouterr().err.splitlines()
+
+
 def test_an_empty_folder_is_used(tmp_path):
     (tmp_path / "out").mkdir()
     small_run.run(tmp_path, steps=1)

@@ -1,6 +1,10 @@
 """What a run says before it starts."""
 
+import shutil
+
 import pytest
+import small_run
+from PIL import Image
 from transformers import TrainingArguments
 
 from showo_hf.training import run_checks
@@ -14,3 +18,21 @@ def test_it_warns_of_bf16_on_a_cpu_that_lacks_it(monkeypatch, tmp_path, capsys, 
     run_checks.warn_of_slow_bf16(TrainingArguments(str(tmp_path), use_cpu=True, bf16=bf16, report_to="none"))
     printed = capsys.readouterr().err
     assert ("bf16=false is many times faster" in printed, printed.count("\n")) == (warned, int(warned))
+
+
+def test_it_names_images_that_no_row_names(tmp_path, capfd):
+    """Once, though two tasks read the folder. A hidden file is no image of the data."""
+    folder = tmp_path / "images"
+    shutil.copytree(small_run.shared() / "images", folder)
+    data = {"t2i": str(folder), "lm": str(folder)}
+    small_run.run(tmp_path / "whole", data=data, steps=1)
+    assert "not used" not in capfd.readouterr().err
+    (folder / "more").mkdir()
+    for name in ("more/a.png", "b.JPG", ".c.png"):
+        Image.new("RGB", (16, 16)).save(folder / name)
+    (folder / "notes.txt").touch()
+    small_run.run(tmp_path / "part", data=data, steps=1)
+    lines = [line for line in capfd.readouterr().err.splitlines() if "not used" in line]
+    assert lines == [
+        f"showo-hf: 2 images in '{folder}' have no row in its metadata.jsonl and are not used: b.JPG, more/a.png"
+    ]

@@ -13,6 +13,7 @@ from showo_hf.conversion.command_line import (
     torch_dtype,
 )
 from showo_hf.utils.argument_types import HUB_NAME, LARGEST_SIDE, integer, quoted, square_number, user_path
+from showo_hf.utils.weight_files import PICKLES, SAFETENSORS
 
 from .errors import UsageError
 from .export import check_output_options
@@ -135,13 +136,21 @@ def check_options(options: argparse.Namespace):
 
 def check_sources(options: argparse.Namespace):
     """
-    Raise `UsageError` for a source that is neither here nor a repository on the Hub.
+    Raise `UsageError` for a source that is neither here nor a repository on the Hub, and for a file of another format.
 
     This may ask the Hub, so it comes after all other checks that need no torch.
     """
     for name in ("showo", "image_tokenizer", "text_tokenizer", "clip_vision"):
         option, source = f"--{name.replace('_', '-')}", getattr(options, name)
-        if source is None or exists(user_path(source)):
+        if source is None:
+            continue
+        path = user_path(source)
+        if exists(path):
+            if name != "text_tokenizer" and path.is_file() and path.suffix not in SAFETENSORS + PICKLES:
+                endings = ", ".join(SAFETENSORS + PICKLES)
+                raise UsageError(
+                    f"`{option}` must be a folder, or a file that ends in {endings}, got {quoted(source)}"
+                )
             continue
         if not HUB_NAME.fullmatch(source):
             raise UsageError(

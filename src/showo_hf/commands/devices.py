@@ -77,3 +77,8 @@ def can_load(library: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def kind_of(device: str) -> str:
+    """The kind of a device: "cuda" for "cuda:1"."""
+    return device.partition(":")[0]

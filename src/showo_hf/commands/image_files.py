@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 #: The image files of a folder. Files named on the command line are read whatever their suffix.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
+UNKNOWN_FORMAT = "not an image in a known format"
+#: How the files of all formats that are read begin.
+SIGNATURES = (b"BM", b"GIF8", b"\xff\xd8", b"\x89PNG", b"II", b"MM", b"RIFF", *(b"P%d" % kind for kind in range(1, 8)))
 
 MOST_PIXELS = 178_956_970  # Pillow's own limit
 
@@ -48,13 +51,13 @@ def find_images(names: Iterable[str], recursive: bool) -> list[str]:
     """
     List the images that files, folders and URLs stand for, without duplicates. Images of a folder are sorted by name.
 
-    A name that does not exist counts as an image that cannot be read, if there are others.
+    A name that is no image counts as an image that cannot be read, if there are others.
 
     Raises:
-        UsageError: if none of the names exists, or a folder contains no images.
+        UsageError: if none of the names exists or is an image, or a folder contains no images.
     """
     found: dict[str, None] = {}
-    absent = []
+    absent, others = [], []
     for name in names:
         path = Path(name)
         if is_url(name):
@@ -65,13 +68,28 @@ def find_images(names: Iterable[str], recursive: bool) -> list[str]:
         elif path.is_dir():
             found.update(dict.fromkeys(images_in(path, recursive)))
             continue
+        elif not may_be_image(path):
+            others.append(name)
         found[str(path) if name else name] = None
     if absent and len(absent) == len(found):
         raise UsageError(
             f"an image must be a file, a folder or a URL, but {quoted(absent[0])} does not exist"
             + (f", nor do the {len(absent) - 1} others" if len(absent) > 1 else "")
         )
+    if others and len(absent) + len(others) == len(found):
+        raise UsageError(f"{quoted(others[0])} is {UNKNOWN_FORMAT}")
     return list(found)
+
+
+def may_be_image(path: Path) -> bool:
+    """Whether a file begins as an image does. What cannot be opened counts as one: why is said when it is read."""
+    try:
+        if not path.is_file():  # a pipe has no beginning to look at
+            return True
+        with open(path, "rb") as file:
+            return file.read(8).startswith(SIGNATURES)
+    except OSError:
+        return True
 
 
 def images_in(folder: Path, recursive: bool) -> list[str]:
@@ -102,7 +120,7 @@ def problem_of(error: BaseException) -> str:
     from PIL import UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
-        return "not an image in a known format"
+        return UNKNOWN_FORMAT
     reason = f"{' '.join(str(error).split()):.200}" or type(error).__name__
     return reason + limit_hint(error)
 

@@ -13,6 +13,8 @@ from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
 from ..utils.argument_types import MAX_PIXELS, integer, user_path
+from ..utils.messages import examples
+from .devices import kind_of
 from .errors import UsageError
 from .files import check_name
 from .image_files import LoadedImage, add_max_pixels, find_images, load
@@ -192,9 +194,12 @@ def answer_questions(
     device = choose_device(options.device, options.dtype, options.quiet)
     processes = join_processes(device)
     if options.output is not None:
+        settings = settings_of(options) | {"device": kind_of(device)}  # others round differently
+        check_settings(options.output, settings)
+        processes.wait()  # all have read the settings of an earlier run
         if processes.first:  # also fails before the work if the file is not writable
             done = resume(options.output, images)
-            write_settings(options.output, settings_of(options))
+            write_settings(options.output, settings)
         processes.wait()
         done = resume(options.output, images, collect=False)
     jobs = open_jobs(images, questions, [{**(assumed or {}), **record} for record in done])
@@ -245,12 +250,22 @@ def run_jobs(
             pipe = load_pipeline(options.model, options.dtype, device, options.quiet, "ShowoMMUPipeline")
         hidden = options.quiet or total == 1 or not on_terminal() or not processes.first
         done = total - len(jobs)
+        long: list[str] = []
         with tqdm(total=done + count, initial=done, desc="reading", unit="image", disable=hidden) as bar:
             for questions, batch in chain([first], loaded):
                 records = batch_records(pipe, questions, batch, answer)
                 with bar.external_write_mode(file=sys.stdout):
                     results.put(records)
                 bar.update(len(batch))
+                long += [one.name for one in batch if one.image is not None and is_long(one.image)]
+        if long and not options.quiet:
+            message = "the model sees the square in the middle, which is less than half of"
+            print(f"showo-hf: {message} {examples(long)}", file=sys.stderr)
+
+
+def is_long(image: Image.Image) -> bool:
+    """Whether the square in the middle, to which the processor crops, is less than half of an image."""
+    return max(image.size) > 2 * min(image.size)
 
 
 def batch_records(

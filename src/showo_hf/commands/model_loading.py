@@ -55,6 +55,11 @@ def check_model(model: str | None) -> None:
     if exists(folder):
         if not folder.is_dir():
             raise UsageError(f"`--model` must be a folder with a model_index.json, but {quoted(model)} is a file")
+        if (folder / "adapter_config.json").is_file():
+            raise UsageError(
+                f"`--model` must be a whole pipeline, but {quoted(model)} is an adapter; train it with merge=true, "
+                "or load it in Python with `pipe.load_lora_weights`"
+            )
         if not (folder / "model_index.json").is_file():
             raise UsageError(f"`--model` must be a folder with a model_index.json, but {quoted(model)} has none")
     elif not HUB_NAME.fullmatch(model) or len(model) > LONGEST_NAME:

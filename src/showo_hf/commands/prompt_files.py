@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..utils.argument_types import quoted, seed_number
+from .devices import kind_of
 from .errors import UsageError
 from .files import append_text, check_folder, json_lines, read_json_lines, replace_file
 from .image_generation import (
@@ -155,6 +156,11 @@ def settings_of(options: argparse.Namespace) -> Record:
     }
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether a folder holds more than the settings of a run that was stopped before its first image."""
+    return folder.exists() and any(entry.name != SETTINGS for entry in folder.iterdir())
+
+
 def open_folder(options: argparse.Namespace, device: str) -> None:
     """
     Prepare the folder of a run: make it, write its settings, and collect what an earlier run left.
@@ -168,19 +174,13 @@ def open_folder(options: argparse.Namespace, device: str) -> None:
     folder = options.output
     folder.mkdir(parents=True, exist_ok=True)
     check_folder_of_run(options, device)
-    if not read_json(folder / SETTINGS):
+    if not is_begun(folder):
         threads = load_torch().get_num_threads()
         seed = drawn_seed(options)
         settings = settings_of(options) | {"seed": seed, "device": kind_of(device), "threads": threads}
-        tell_seed(options, seed)
         text = json.dumps(settings, indent=2) + "\n"
         replace_file(folder / SETTINGS, lambda path: path.write_text(text, encoding="utf-8"))
     collect_parts(folder)
-
-
-def kind_of(device: str) -> str:
-    """The kind of a device: "cuda" for "cuda:1"."""
-    return device.partition(":")[0]
 
 
 def check_folder_of_run(options: argparse.Namespace, device: str | None = None) -> None:
@@ -200,6 +200,8 @@ def check_folder_of_run(options: argparse.Namespace, device: str | None = None) 
     seed, threads, kind = before.get("seed"), before.get("threads", 1), before.get("device")
     if type(seed) is not int or type(threads) is not int or not 0 < threads <= MOST_THREADS:
         raise UsageError(f"`--output` {quoted(folder)} has a {SETTINGS} that this command did not write")
+    if not is_begun(folder):
+        return
     if None not in (device, kind) and kind != kind_of(str(device)):
         raise UsageError(
             f"`--output` {quoted(folder)} holds images made on the device {quoted(kind)}, and {quoted(device)} would "
@@ -262,7 +264,9 @@ def generate_from_prompts(options: argparse.Namespace) -> int:
     check_folder_of_run(options, device)
     processes = join_processes(device)
     # Nothing is written before the pipeline, in each process, has checked the settings of a new folder.
-    pipe = None if read_json(options.output / SETTINGS) else checked_pipeline(options, device)
+    is_new = not is_begun(options.output)
+    existed = options.output.exists()
+    pipe = checked_pipeline(options, device) if is_new else None
     processes.wait()
     if processes.first:
         open_folder(options, device)
@@ -276,7 +280,16 @@ def generate_from_prompts(options: argparse.Namespace) -> int:
     wanted = list(wanted_images(prompts, options.num, seed, options.negative_prompt))
     open_numbers = {one.number for one in wanted if not one.is_made(records.get(one.number), options.output)}
     if open_numbers:
-        make_images(pipe or checked_pipeline(options, device), options, processes, wanted, open_numbers)
+        pipe = pipe or checked_pipeline(options, device)
+        told = seed if is_new and processes.first else None
+        try:
+            make_images(pipe, options, processes, wanted, open_numbers, told)
+        except UsageError:  # it would take hours
+            if processes.first and not is_begun(options.output):
+                (options.output / SETTINGS).unlink()
+                if not existed:
+                    options.output.rmdir()
+            raise
     processes.wait()
     if processes.first:
         collect_parts(options.output)
@@ -315,8 +328,14 @@ def make_images(
     processes: Processes,
     wanted: list[Wanted],
     open_numbers: set[int],
+    told: int | None,
 ) -> None:
-    """Make this process's share of the images in `open_numbers`, and record them."""
+    """
+    Make this process's share of the images in `open_numbers`, and record them. The seed `told` is printed after the first.
+
+    Raises:
+        UsageError: if it would take hours, and `--yes` is not given. No image is written.
+    """
     from tqdm import tqdm
 
     size = BATCH_SIZE if draws_by_image(pipe) else 1
@@ -334,6 +353,9 @@ def make_images(
                     replace_file(options.output / one.file_name, image.save)
                     records.append(record_of(one, pipe, options, image.size))
             append_text(part, json_lines(records))
+            if told is not None:
+                tell_seed(options, told)
+                told = None
             bar.update(len(records))
 
 

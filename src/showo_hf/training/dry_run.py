@@ -37,7 +37,7 @@ def plan_of(config: RunConfig) -> str:
     args = training_arguments(config, checkpoint_root(Path(config.output)))
     if isinstance(config, FinetuneConfig):
         check_model(config)
-    check_data(config)
+    check_data(config, args)
     plans: dict[type[RunConfig], Callable[..., str]] = {
         FinetuneConfig: plan_of_showo,
         ImageTokenizerConfig: plan_of_image_tokenizer,

@@ -1,5 +1,6 @@
 """Running a recipe: from a typed config to a folder that `from_pretrained` loads."""
 
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -87,7 +88,7 @@ def run_processes(config: RunConfig) -> Path:
     warn_of_slow_bf16(args)
     if isinstance(config, FinetuneConfig):
         check_model(config)
-    check_data(config)
+    check_data(config, args)
     with ExitStack() as stack:
         with together():
             if args.should_save:
@@ -105,6 +106,11 @@ def run_processes(config: RunConfig) -> Path:
         trainer, save = build(config, args, root, resumed, signals)
         stop_before_training(args, step, signals)
         if resumed is not None and is_finished(config, step, saved_since(resumed)):
+            if args.process_index == 0:
+                message = (
+                    f"the run had ended at step {step}, so no more steps are trained; another `output` trains anew"
+                )
+                print(f"showo-hf: {message}", file=sys.stderr, flush=True)
             trainer.load_weights(str(resumed))
             trainer.state = saved_state(resumed)
         else:

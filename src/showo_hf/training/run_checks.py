@@ -11,10 +11,11 @@ from transformers import TrainingArguments
 
 from ..utils.argument_types import HUB_NAME
 from ..utils.cpu_features import computes_bfloat16
+from ..utils.messages import examples, printable
 from .checkpoints import checkpoint_folders, loading, newest_intact, read_json
 from .concepts import concept_source
 from .configs import ConceptConfig, FinetuneConfig, RunConfig
-from .data.sources import DataSource, open_source
+from .data.sources import DataSource, open_source, unused_images
 from .errors import TrainingError
 from .recipe_entries import nearest
 
@@ -50,14 +51,15 @@ def warn_of_slow_bf16(args: TrainingArguments):
         )
 
 
-def check_data(config: RunConfig):
+def check_data(config: RunConfig, args: TrainingArguments):
     """
-    Open the data that lies on this machine, before a model is loaded.
+    Open the data that lies on this machine, before a model is loaded. Say on stderr which images have no text.
 
     Raises:
         FileNotFoundError, ValueError: if it does not exist, or lacks a column.
     """
     known = {one.name for one in fields(DataSource)}
+    unused: dict[str, list[str]] = {}  # by folder: several tasks may read one
     for name, sources in (("data", config.data), ("validation_data", config.validation_data or {})):
         for task, listed in sources.items():
             for one in listed:
@@ -70,7 +72,15 @@ def check_data(config: RunConfig):
                     continue
                 is_name = HUB_NAME.fullmatch(source.path) is not None
                 if Path(source.path).exists() or not is_name:
-                    open_source(source, task)
+                    opened = open_source(source, task)
+                    if task != "image" and args.process_index == 0 and source.path not in unused:
+                        unused[source.path] = unused_images(opened)
+    for path, images in unused.items():
+        if images:
+            message = (
+                f"{len(images):,} images in '{printable(path)}' have no row in its metadata.jsonl and are not used"
+            )
+            print(f"showo-hf: {message}: {examples(images)}", file=sys.stderr, flush=True)
 
 
 def check_output(output: Path, root: Path):

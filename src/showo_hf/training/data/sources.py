@@ -28,6 +28,7 @@ from .token_shards import INDEX, StoredTokens
 TASKS = ("t2i", "lm", "mmu", "mixed", "image")
 #: Builders of `datasets` that read data and nothing else.
 HUB_BUILDERS = ("imagefolder", "parquet", "json", "csv", "text", "webdataset", "arrow")
+MOST_COMPARED = 100_000
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 SUFFIXES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text", ".tar": "webdataset"}
@@ -287,6 +288,26 @@ class FolderTable:
         if "file_name" in row:
             row[self.image_column] = row.pop("file_name")
         return row
+
+
+def unused_images(opened: OpenedSource) -> list[str]:
+    """
+    The images of a folder that its `metadata.jsonl` does not name, so that no training sees them, as paths in the folder.
+
+    Empty for other sources, and for more than `MOST_COMPARED` rows, which would take long.
+    """
+    if not isinstance(opened.table, FolderTable) or opened.source.image_folder or opened.size > MOST_COMPARED:
+        return []
+    (folder,) = opened.folders
+    named = set()
+    for index in range(opened.size):
+        try:
+            named.add(os.path.normpath(str(opened.table[index].get(opened.source.image_column))))
+        except ValueError:  # a broken row, which the training reports
+            continue
+    paths = (file.relative_to(folder) for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    visible = {str(path) for path in paths if not any(part[0] == "." for part in path.parts)}
+    return sorted(visible - named)
 
 
 def open_hub(source: DataSource, task: str) -> OpenedSource:
