@@ -118,6 +118,8 @@ def test_debug_shows_the_traceback_and_keeps_the_exit_code(capsys):
         (["generate", "owl", "--height", "96"], "there is no option '--height'; here it is called --size"),
         (["extend", "a.png", "owl", "--num-inference-steps=3"], "here it is called --steps"),
         (["caption", "--height", "96"], "there is no option '--height'"),
+        (["train", "finetune", "--data", "x"], "there is no option '--data'; write data=VALUE"),
+        (["train", "lora", "--learning-rate=3"], "'--learning-rate'; write learning_rate=VALUE"),
         (["info", "--\x1b[2J"], r"'--\x1b[2J'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from recipes.world.captions import caption
@@ -116,9 +117,11 @@ def announced(scene: Scene) -> str:
     return f"here {is_or_are(parts)} {parts}:"
 
 
-def _named_together(first: Scene, second: Scene) -> bool:
-    """Whether training may name the things of both scenes in one request."""
-    return trained(pair(one, other) for one in first.counts for other in second.counts if one != other)
+def named_together(*scenes: Scene) -> bool:
+    """Whether training may name the things of all these scenes in one request, or in one conversation."""
+    return trained(
+        pair(one, other) for one, other in combinations({thing for one in scenes for thing in one.counts}, 2)
+    )
 
 
 class Talker:
@@ -145,7 +148,7 @@ class Talker:
         if rng.random() < 0.35:
             made.append(self._question(scene, [], shown=scene))
         elif images > 1 and rng.random() < 0.12:
-            made.append(self._two(scene))
+            made.append(self._two(scene, []))
         else:
             made.append(drawn(scene, rng))
         while len(made) < turns:
@@ -156,27 +159,32 @@ class Talker:
 
     def _next(self, made: list[Turn], room: int) -> Turn:
         """The next turn, with at most `room` images."""
-        draw, scene = self.rng.random(), next(turn.scenes[-1] for turn in reversed(made) if turn.scenes)
+        scenes = [scene for turn in made for scene in turn.scenes]
+        draw, scene = self.rng.random(), scenes[-1]
         if room and draw < 0.4:
             changed = change(scene, self.maker)
-            if changed is not None:
+            if changed is not None and named_together(*scenes, changed.scene):
                 return Turn("change", changed.text, announced(changed.scene), made=(changed.scene,))
         if room > 1 and draw > 0.97:
-            return self._two(self.maker.scene())
+            return self._two(self._scene(scenes), scenes)
         if room and draw < 0.48:
-            return drawn(self.maker.scene(), self.rng)
+            return drawn(self._scene(scenes), self.rng)
         if draw > 0.93:
             turn = small_talk(self.rng, "praise" if made[-1].made and self.rng.random() < 0.6 else "about")
             if turn.answer not in [one.answer for one in made]:
                 return turn
         return self._question(scene, made)
 
-    def _two(self, first: Scene) -> Turn:
-        """A request for a scene and another one."""
-        second = self.maker.scene()
-        while not _named_together(first, second):
-            second = self.maker.scene()
-        return drawn_twice(first, second, self.rng)
+    def _two(self, first: Scene, before: list[Scene]) -> Turn:
+        """A request for a scene and another one, after other scenes."""
+        return drawn_twice(first, self._scene([*before, first]), self.rng)
+
+    def _scene(self, before: list[Scene]) -> Scene:
+        """A random scene that may follow others."""
+        while True:
+            scene = self.maker.scene()
+            if named_together(*before, scene):
+                return scene
 
     def _question(self, scene: Scene, made: list[Turn], shown: Scene | None = None) -> Turn:
         """A question about a scene, of a kind that was not asked since it came; any, if all were."""

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from recipes.world.held_out import Combination, above, coloured, counted, left_of, trained
+from recipes.world.held_out import Combination, above, coloured, counted, left_of, pair, trained
 from recipes.world.phrases import (
     NEXT_TO,
     NUMBERS,
@@ -132,6 +132,9 @@ class Asker:
     def __init__(self, scene: Scene, rng: random.Random):
         self.scene, self.rng = scene, rng
         self.groups = groups_of(scene)
+        self.named = set(scene.counts)  # what is there, and what was asked for although it is not
+        #: Those that nothing else in the scene could be meant by.
+        self.clear = [group for group in self.groups if not self._also_called(group.thing)]
 
     def ask(self, kind: str | None = None, without: Collection[str | None] = ()) -> Question | None:
         """
@@ -197,7 +200,7 @@ class Asker:
             return Question("where", self._say(WHERE, one=bare(self._absent(), self.rng)), _NONE)
         if len(self.scene.items) == 1:
             where = place(self.scene.items[0])
-            if where is None:
+            if where is None or not self.clear:
                 return None
             one = bare(self.scene.items[0].thing, self.rng)
             return Question("where", self._say(WHERE, one=one), f"it is {PLACE_PHRASES[where][0]}.")
@@ -216,7 +219,7 @@ class Asker:
         """What is left of, right of, above, below or next to a thing; "there is none" where nothing is."""
         if len(self.groups) < 2:
             return None
-        single = [group.items[0] for group in self.groups if group.count == 1]
+        single = [group.items[0] for group in self.clear if group.count == 1]
         if not single:
             return None
         other = self.rng.choice(single)
@@ -238,13 +241,13 @@ class Asker:
     def is_there(self) -> Question:
         """Whether there is a thing, in a colour or a number."""
         group, yes = self.rng.choice(self.groups), self.rng.random() < 0.5
-        answer = "yes." if yes else f"no, {_there(group)}."
-        if group.count > 1 and self.rng.random() < 0.6:
+        answer, clear = "yes." if yes else f"no, {_there(group)}.", group in self.clear
+        if clear and group.count > 1 and self.rng.random() < 0.6:
             wrong = self._untold([counted(group.thing, n) for n in (2, 3, 4) if n != group.count])
             if yes or wrong:
                 some = some_of(group.thing, group.count if yes else int(wrong.second), rng=self.rng)
                 return Question("is_there", self._say(ARE_THERE, some=some), answer, _named(yes, wrong))
-        if group.count == 1 and group.colour is not None and self.rng.random() < 0.5:
+        if clear and group.count == 1 and group.colour is not None and self.rng.random() < 0.5:
             wrong = self._wrong_colour(group)
             if yes or wrong:
                 asked = one_of(group.thing, group.colour if yes else wrong.second, rng=self.rng)
@@ -336,8 +339,13 @@ class Asker:
         return self.rng.choice(wordings).format(**words)
 
     def _absent(self) -> str:
+        """A thing that is not there. Training may name it with those that are, and with earlier ones that are not."""
         absent = [thing for thing in THINGS if thing not in self.scene.counts and not self._also_called(thing)]
-        return self.rng.choice(absent)
+        thing = self.rng.choice(
+            [one for one in absent if trained(pair(one, other) for other in self.named if other != one)]
+        )
+        self.named.add(thing)
+        return thing
 
     def _also_called(self, thing: str) -> bool:
         """Whether something else in the scene could be called by this name. At night the sky has stars."""
@@ -348,7 +356,7 @@ class Asker:
         )
 
     def _with_colour(self, single: bool = False) -> Group | None:
-        found = [one for one in self.groups if one.items[0].seen_colour and (one.count == 1 or not single)]
+        found = [one for one in self.clear if one.items[0].seen_colour and (one.count == 1 or not single)]
         return self.rng.choice(found) if found else None
 
     def _wrong_colour(self, group: Group) -> Combination | None:
@@ -362,7 +370,7 @@ class Asker:
         return self.rng.choice(allowed) if allowed else None
 
     def _related(self) -> tuple[Item, Item, str] | None:
-        single = [group.items[0] for group in self.groups if group.count == 1]
+        single = [group.items[0] for group in self.clear if group.count == 1]
         pairs = [(one, other) for one in single for other in single if relation(one, other)]
         if not pairs:
             return None

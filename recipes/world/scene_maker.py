@@ -6,7 +6,7 @@ from collections.abc import Callable
 from recipes.world.drawing import contrasts
 from recipes.world.held_out import DEFAULT_STYLE, Combination, split_of
 from recipes.world.objects import Objects
-from recipes.world.scenes import CELLS, PLAIN_BACKGROUNDS, SCENERY, THING_CELLS, Item, Scene
+from recipes.world.scenes import PLAIN_BACKGROUNDS, SCENERY, Item, Scene
 from recipes.world.words import THINGS
 
 
@@ -36,16 +36,24 @@ EVEN_STYLE_WEIGHTS = {"flat": 0.34, "fluent": 0.2, "noto": 0.22, "3d": 0.24}
 #: How often a background is white, and how often it is plain in a colour. The others are scenery.
 BACKGROUND_WEIGHTS = {"white": 0.6, "plain": 0.22, "scenery": 0.18}
 EVEN_BACKGROUND_WEIGHTS = {"white": 0.38, "plain": 0.26, "scenery": 0.36}
-#: The words for the places where a thing may stand alone, and their columns and rows.
+# The columns and rows of things. Few of them, so that a model sees each thing often at each place.
+_FIRST, _MIDDLE, _LAST = 0, 4, 7
+#: The words for the places where a thing may stand alone, and their column and row.
 PLACES = {
-    "left": ((0, 1), (3, 4)),
-    "right": ((6, 7), (3, 4)),
-    "top": ((3, 4), (0, 1)),
-    "bottom": ((3, 4), (6, 7)),
-    "top left": ((0, 1), (0, 1)),
-    "top right": ((6, 7), (0, 1)),
-    "bottom left": ((0, 1), (6, 7)),
-    "bottom right": ((6, 7), (6, 7)),
+    "left": (_FIRST, _MIDDLE),
+    "right": (_LAST, _MIDDLE),
+    "top": (_MIDDLE, _FIRST),
+    "bottom": (_MIDDLE, _LAST),
+    "top left": (_FIRST, _FIRST),
+    "top right": (_LAST, _FIRST),
+    "bottom left": (_FIRST, _LAST),
+    "bottom right": (_LAST, _LAST),
+}
+#: Where the things of a scene stand, by their number.
+LAYOUTS: dict[int, tuple[tuple[str, ...], ...]] = {
+    2: (("left", "right"), ("top", "bottom")),
+    3: (("top", "bottom left", "bottom right"), ("top left", "top right", "bottom")),
+    4: (("top left", "top right", "bottom left", "bottom right"),),
 }
 _CONTRAST = 75  # a thing stands out from a background at least so far, in 0..441
 _ATTEMPTS = 10_000
@@ -113,9 +121,8 @@ class SceneMaker:
 
     def placed(self) -> Scene:
         """One thing at a place other than the middle."""
-        columns, rows = PLACES[self.rng.choice(list(PLACES))]
         thing, colour = self._recoloured() if self.rng.random() < 0.3 else (self._thing(), None)
-        return self._finish([Item(thing, colour, self.rng.choice(columns), self.rng.choice(rows))])
+        return self._finish([Item(thing, colour, *PLACES[self.rng.choice(list(PLACES))])])
 
     def counting(self) -> Scene:
         """Two to four of a thing."""
@@ -153,29 +160,9 @@ class SceneMaker:
     def arrange(self, things: list[tuple[str, str | None]]) -> list[Item]:
         """Items for one to four things, which do not overlap. The first one is left or above, a single one in the middle."""
         if len(things) == 1:
-            cells = [(4, 4)]
-        elif len(things) == 2:
-            across, down = (self.rng.randint(0, 1), self.rng.randint(6, 7)), self._level()
-            cells = list(zip(across, down, strict=True))
-            if self.rng.random() < 0.5:
-                cells = [(row, column) for column, row in cells]
-        elif len(things) == 3:
-            alone = (self.rng.randint(3, 4), self.rng.randint(0, 1))
-            below = [
-                (self.rng.randint(0, 1), self.rng.randint(6, 7)),
-                (self.rng.randint(6, 7), self.rng.randint(6, 7)),
-            ]
-            cells = [alone, *below]
-            if self.rng.random() < 0.5:
-                cells = [(column, CELLS - THING_CELLS - row) for column, row in (*below, alone)]
-        else:
-            low, high = (0, 1), (6, 7)
-            cells = [(self.rng.choice(a), self.rng.choice(b)) for b in (low, high) for a in (low, high)]
-        return [Item(thing, colour, *cell) for (thing, colour), cell in zip(things, cells, strict=True)]
-
-    def _level(self) -> tuple[int, int]:
-        first = self.rng.randint(2, 5)
-        return first, min(5, max(2, first + self.rng.randint(-1, 1)))
+            return [Item(*things[0], _MIDDLE, _MIDDLE)]
+        places = self.rng.choice(LAYOUTS[len(things)])
+        return [Item(*thing, *PLACES[place]) for thing, place in zip(things, places, strict=True)]
 
     def _thing(self) -> str:
         return self.rng.choice(self.things)

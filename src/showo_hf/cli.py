@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from .commands import (
     ask,
@@ -92,10 +92,11 @@ class Parser(argparse.ArgumentParser):
     """
     An `ArgumentParser` whose errors are one line, and whose help names the defaults of the model that is asked for.
 
-    A subcommand may allow options between positional arguments (`intermixed`).
+    A subcommand may allow options between positional arguments (`intermixed`), and take `key=value` (`entry_names`).
     """
 
     intermixed = False
+    entry_names: Callable[[], Collection[str]] = tuple
     numbers: Callable[[], dict[str, str]] = dict  # what stands for the words in braces in the help
 
     def __init__(self, *args, **kwargs):
@@ -120,8 +121,13 @@ class Parser(argparse.ArgumentParser):
             if name == "--":
                 return
             if name.startswith("--") and not any(option.startswith(name) for option in known):
-                here = PYTHON_NAMES.get(name)
-                meant = f"; here it is called {here}" if here in known else nearest(name, known).rstrip(".")
+                here, entry = PYTHON_NAMES.get(name), name.removeprefix("--").replace("-", "_")
+                if here in known:
+                    meant = f"; here it is called {here}"
+                elif entry in self.entry_names():
+                    meant = f"; write {entry}=VALUE"
+                else:
+                    meant = nearest(name, known).rstrip(".")
                 self.error(f"there is no option {quoted(name)}{meant}")
 
     def parse_known_args(self, args=None, namespace=None):  # argparse calls this for a subcommand, with its words

@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image, ImageDraw
 
 from showo_hf import ShowoDiffusionDecoder, ShowoForCausalLM
+from showo_hf.processing.processing_showo import showo_image_processor
 from showo_hf.schedulers.gaussian_diffusion import bound_weights, flow_bound_weights
 from showo_hf.training.decoder_config import DiffusionDecoderConfig
 from showo_hf.training.diffusion_decoder import (
@@ -24,6 +25,7 @@ from showo_hf.training.diffusion_decoder import (
     load_tokenizer,
 )
 from showo_hf.training.dry_run import plan_of
+from showo_hf.training.image_batches import ImageBuilder
 from showo_hf.training.recipe_entries import RecipeError
 from showo_hf.training.recipe_files import load_recipe
 from showo_hf.training.run import TrainingError, Unfinished, run_recipe
@@ -95,7 +97,7 @@ def pixels(seed=0, batch=2) -> torch.Tensor:
 )
 def test_a_folder_of_images_becomes_a_decoder(images, tokenizer, tmp_path, prediction_type):
     output = tmp_path / "decoder"
-    options = {"steps": 12, "learning_rate": 0.01, "validation_data": images, "eval_steps": 6, "eval_on_start": True}
+    options = {"steps": 24, "learning_rate": 0.01, "validation_data": images, "eval_steps": 12, "eval_on_start": True}
     config = recipe(
         images, tokenizer, output, prediction_type=prediction_type, image_weight=0.2, decoder_steps=3, **options
     )
@@ -104,12 +106,12 @@ def test_a_folder_of_images_becomes_a_decoder(images, tokenizer, tmp_path, predi
     assert (decoder.config.prediction_type, decoder.config.num_inference_steps) == (prediction_type, 3)
     assert (decoder.config.sample_size, decoder.config.codebook_channels) == (SIZE, tiny.BITS)
     rows = [row for row in log_of(output) if "loss" in row]
-    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert [row["step"] for row in rows] == list(range(1, 25))
     for row in rows:
         assert row["loss"] == pytest.approx(row["loss_diffusion"] + row["loss_image"], rel=1e-3)
     checks = [row for row in log_of(output) if "eval_loss" in row]
-    assert [row["step"] for row in checks] == [0, 6, 12]
-    assert checks[2]["eval_loss_diffusion"] < 0.9 * checks[0]["eval_loss_diffusion"]
+    assert [row["step"] for row in checks] == [0, 12, 24]
+    assert checks[2]["eval_loss_diffusion"] < 0.95 * checks[0]["eval_loss_diffusion"]
     assert {"eval_loss_image", "eval_psnr"} <= checks[0].keys()
 
 
@@ -123,8 +125,8 @@ def test_a_trained_decoder_is_closer_to_the_images_than_the_tokenizer(images, to
             images,
             tokenizer,
             tmp_path / "out",
-            steps=25,
-            save_steps=25,
+            steps=60,
+            save_steps=60,
             learning_rate=0.01,
             prediction_type=prediction_type,
         )
@@ -303,6 +305,26 @@ def test_the_scale_is_the_standard_deviation_of_the_first_images(images, tokeniz
     assert given.config.residual_scale == 0.25
 
 
+@pytest.mark.parametrize("prediction_type", ["flow_prediction", "epsilon"])
+def test_noise_levels_do_not_depend_on_whether_an_image_is_mirrored(prediction_type):
+    image = torch.linspace(-1, 1, SIZE).expand(3, SIZE, SIZE)
+    builder, seeds = ImageBuilder(showo_image_processor(SIZE), mirror=True), range(100)
+    mirrored = torch.tensor([not torch.equal(builder.moved(image, seed), image) for seed in seeds])
+    decoder = tiny.image_decoder(prediction_type=prediction_type)
+    levels = draw_noise(decoder, image.expand(len(seeds), -1, -1, -1), seeds).timestep
+    for some in (levels[mirrored], levels[~mirrored]):
+        assert len(some) > 30 and some.min() < 200 and some.max() > 800
+
+
+def test_the_tokenizer_may_be_part_of_a_pipeline_on_the_hub(processor, tmp_path, hub_here):
+    pipe = tiny.pipeline(processor)
+    pipe.save_pretrained(tmp_path)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    hub_here.repositories["owner/pipe"] = {file.relative_to(tmp_path).as_posix(): file.read_bytes() for file in files}
+    loaded = load_tokenizer("owner/pipe")
+    assert torch.equal(loaded.encode(pixels()).image_tokens, pipe.image_tokenizer.encode(pixels()).image_tokens)
+
+
 def test_training_goes_on_from_a_decoder(images, tokenizer, tmp_path):
     run_recipe(recipe(images, tokenizer, tmp_path / "first", steps=1))
     frozen = FrozenTokenizer(load_tokenizer(str(tokenizer)))
@@ -311,6 +333,12 @@ def test_training_goes_on_from_a_decoder(images, tokenizer, tmp_path):
     assert second.config.num_inference_steps == 1 and first.config.num_inference_steps == 4
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name])
+    first.config.update({"num_inference_steps": 7, "low_band_sigma": 2.0})
+    first.save_pretrained(tmp_path / "first")
+    for given, kept in ((dict(low_band_sigma=3.0), (7, 3.0)), ({}, (7, 2.0))):
+        config = recipe(images, tokenizer, tmp_path / "third", decoder=tmp_path / "first", **given)
+        third = load_decoder(config, frozen).config
+        assert (third.num_inference_steps, third.low_band_sigma) == kept
     tiny.lfq(codebook_bits=5).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="`decoder` and `model` do not fit: `codebook_channels` is 6 and 5"):
         load_decoder(config, FrozenTokenizer(load_tokenizer(str(tmp_path / "other"))))
@@ -333,7 +361,7 @@ def test_keys_of_a_loaded_decoder_are_its_own_or_refused(images, tokenizer, tmp_
     tiny.image_decoder(**options).save_pretrained(tmp_path / "first")
     frozen = FrozenTokenizer(load_tokenizer(str(tokenizer)))
     same, other = GIVEN[key]
-    changes = {"architecture": {}, argument: tmp_path / "first"}
+    changes = {"architecture": {}, "decoder_steps": 2, argument: tmp_path / "first"}
     for given in ({}, {key: same}):
         config = recipe(images, tokenizer, tmp_path / "second", **{**changes, **given})
         decoder = load_decoder(config, frozen)
@@ -370,11 +398,15 @@ def test_weights_are_saved_in_the_asked_dtype(images, tokenizer, tmp_path):
     ("entries", "message"),
     [
         (["prediction_type=sample"], "`prediction_type` must be one of epsilon, v_prediction, flow_prediction"),
-        (["weighting=bound", "teacher=t"], "`weighting` must be 'simple' with a `teacher`, got 'bound'"),
+        (
+            ["weighting=bound", "teacher=t", "decoder_steps=2"],
+            "`weighting` must be 'simple' with a `teacher`, got 'bound'",
+        ),
         (["weighting=snr"], "`weighting` must be one of simple, bound, got 'snr'"),
         (["start=codes"], "`start` must be one of image, noise"),
         (["residual_scale=0"], "`residual_scale` must be greater than 0"),
         (["decoder_steps=0"], "`decoder_steps` must be an integer of at least 1, got 0"),
+        (["teacher=t"], "`decoder_steps` must be given with a `teacher`"),
         (["cached_images=-1"], "`cached_images` must be an integer of at least 0"),
         (["push_steps=5"], "`push_steps` has no effect"),
         (["decode_steps=5"], "did you mean 'decoder_steps'"),

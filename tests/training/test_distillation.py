@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_diffusion_decoder import ARCHITECTURE, SIZE, fresh_accelerator, images, recipe, tokenizer  # noqa: F401
@@ -88,10 +89,24 @@ def test_a_decoder_is_distilled_to_one_step(images, tokenizer, tmp_path):  # noq
     assert after < 0.95 * before
 
 
+def test_a_student_takes_euler_steps_whatever_its_teacher_takes(images, tokenizer, tmp_path):  # noqa: F811
+    teacher = random_decoder()
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    teacher.set_scheduler(DPMSolverMultistepScheduler.from_config(teacher.scheduler.config, **flow))
+    teacher.save_pretrained(tmp_path / "teacher")
+    config = recipe(
+        images, tokenizer, tmp_path / "out", teacher=tmp_path / "teacher", decoder_steps=2, architecture={}
+    )
+    student, _, loaded = load_models(config)
+    assert type(student.scheduler) is FlowMatchEulerDiscreteScheduler
+    assert student.config.scheduler["_class_name"] == "FlowMatchEulerDiscreteScheduler"
+    assert type(loaded.scheduler) is DPMSolverMultistepScheduler
+
+
 def test_teachers_that_do_not_fit_are_refused(images, tokenizer, tmp_path):  # noqa: F811
     def refused(message, decoder=None, **options):
         random_decoder(**options).save_pretrained(tmp_path / "teacher")
-        changes = {"teacher": tmp_path / "teacher"} | ({"decoder": decoder} if decoder else {})
+        changes = {"teacher": tmp_path / "teacher", "decoder_steps": 2} | ({"decoder": decoder} if decoder else {})
         with pytest.raises(ValueError, match=message):
             load_models(recipe(images, tokenizer, tmp_path / "out", **changes))
 

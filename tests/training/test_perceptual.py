@@ -4,7 +4,13 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import ConvNextConfig, ConvNextForImageClassification, ResNetConfig, ResNetForImageClassification
 
-from showo_hf.training.perceptual import LPIPS, LPIPS_CHANNELS, ClassifierFeatures, load_perceptual
+from showo_hf.training.perceptual import (
+    LPIPS,
+    LPIPS_CHANNELS,
+    ClassifierFeatures,
+    difference_of_features,
+    load_perceptual,
+)
 
 
 #: The published names: torchvision's `vgg16`, and the heads of LPIPS 0.1.
@@ -121,3 +127,10 @@ def test_any_classifier_with_maps_makes_a_loss(tmp_path, name):
     state = {key: value.clone() for key, value in loss.state_dict().items()}
     loss(one, other)
     assert all(torch.equal(value, loss.state_dict()[key]) for key, value in state.items()), "nothing is learned"
+
+
+def test_the_gradient_is_finite_where_no_feature_is_active():
+    """Behind a ReLU, all channels of a position may be 0."""
+    latents = torch.tensor([-1.0, 2.0]).view(1, 1, 1, 2).repeat(1, 3, 1, 1).requires_grad_()
+    difference_of_features(latents.relu(), torch.ones(1, 3, 1, 2)).sum().backward()
+    assert latents.grad.isfinite().all() and not latents.grad[..., 0].any()

@@ -20,6 +20,24 @@ def test_it_warns_of_bf16_on_a_cpu_that_lacks_it(monkeypatch, tmp_path, capsys, 
     assert ("bf16=false is many times faster" in printed, printed.count("\n")) == (warned, int(warned))
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"logging_steps": 5, "warmup_steps": 4}, []),
+        ({"logging_steps": 6, "warmup_steps": 4}, ["no loss is logged"]),
+        ({"logging_steps": 0.5, "warmup_steps": 5}, ["stays below `learning_rate`"]),
+        ({"logging_steps": 6, "warmup_steps": 0.5, "lr_scheduler_type": "constant"}, ["no loss is logged"]),
+        ({"logging_strategy": "no", "warmup_steps": 9, "lr_scheduler_type": "constant"}, []),
+        ({"logging_steps": 9, "warmup_steps": 9}, ["no loss is logged", "stays below `learning_rate`"]),
+    ],
+    ids=str,
+)
+def test_it_says_what_a_run_is_too_short_for(tmp_path, capsys, options, said):
+    run_checks.warn_of_short_runs(TrainingArguments(str(tmp_path), max_steps=5, report_to="none", **options))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(said) and all(part in line for part, line in zip(said, lines, strict=True))
+
+
 def test_it_names_images_that_no_row_names(tmp_path, capfd):
     """Once, though two tasks read the folder. A hidden file is no image of the data."""
     folder = tmp_path / "images"

@@ -34,6 +34,26 @@ def test_the_result_has_the_size_of_the_training_images(tmp_path):
         assert sample.size == (2 * SIZE, 2 * SIZE)
 
 
+@pytest.mark.parametrize(
+    "use_cpu", [True, pytest.param(None, marks=pytest.mark.gpu)], ids=["cpu", "the device that there is"]
+)
+def test_the_image_decoder_of_the_model_makes_the_samples_and_is_kept(tmp_path, use_cpu):
+    pipe = ShowoT2IPipeline.from_pretrained(small_run.shared() / "model")
+    pipe.register_modules(image_decoder=tiny.image_decoder())
+    pipe.save_pretrained(tmp_path / "model")
+    small_run.run(tmp_path, model=str(tmp_path / "model"), steps=1, prompts=["red"], use_cpu=use_cpu)
+    result = ShowoT2IPipeline.from_pretrained(tmp_path / "out")
+    for name, value in pipe.image_decoder.state_dict().items():
+        assert torch.equal(result.image_decoder.state_dict()[name], value)
+    if use_cpu:  # on another device, sums have another order
+        with_it, without = (
+            result("red", generator=torch.Generator().manual_seed(0), decoder_steps=steps).images[0]
+            for steps in (None, 0)
+        )
+        with Image.open(tmp_path / "out-samples" / "step-1-0.png") as sample:
+            assert sample.tobytes() == with_it.tobytes() != without.tobytes()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_layers_learn_the_same(tmp_path, monkeypatch):

@@ -62,7 +62,16 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="list the shipped recipes")
     parser.add_argument("--dry-run", action="store_true", help="print the plan of the run, and do not run it")
     parser.intermixed = True  # `showo_hf.cli.Parser`: options may stand between the entries
+    parser.entry_names = entry_names
     return parser
+
+
+def entry_names() -> set[str]:
+    """The names that an entry of any recipe may have."""
+    from ..training.kinds import KINDS, config_keys  # here, because every command imports this module
+    from ..training.trainer_arguments import trainer_arguments
+
+    return {"kind", *trainer_arguments()}.union(*map(config_keys, KINDS))
 
 
 def run(options: argparse.Namespace) -> int:

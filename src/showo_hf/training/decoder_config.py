@@ -36,8 +36,9 @@ class DiffusionDecoderConfig(ImageRunConfig):
             image, or "noise", the whole image.
         residual_scale (`float`, *optional*): the unit of that variable; by default its standard deviation in the first
             images.
-        decoder_steps (`int`, defaults to 4): steps that the decoder takes by default.
-        low_band_sigma (`float`, *optional*): see [`ShowoDiffusionDecoder`].
+        decoder_steps (`int`, *optional*): steps that the decoder takes by default. Without it, they stay those of
+            `decoder`, and a new decoder takes 4. A `teacher` needs it.
+        low_band_sigma (`float`, *optional*): see [`ShowoDiffusionDecoder`]. Without it, it stays that of `decoder`.
         architecture (`dict`): other entries of [`ShowoDiffusionDecoder`], such as `block_out_channels`.
         mirror (`bool`, defaults to `False`): mirror half of the images.
         cached_images (`int`, defaults to 0): how many images' tokens, and pixels of the tokenizer's own decoder, are kept
@@ -54,7 +55,7 @@ class DiffusionDecoderConfig(ImageRunConfig):
     image_weight: float = 0.0
     start: str | None = None
     residual_scale: float | None = None
-    decoder_steps: int = 4
+    decoder_steps: int | None = None
     low_band_sigma: float | None = None
     architecture: dict[str, Any] = field(default_factory=dict)
     mirror: bool = False
@@ -63,7 +64,12 @@ class DiffusionDecoderConfig(ImageRunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_count("decoder_steps", self.decoder_steps)
+        if self.decoder_steps is not None:
+            check_count("decoder_steps", self.decoder_steps)
+        elif self.teacher is not None:
+            raise ValueError("`decoder_steps` must be given with a `teacher`, such as half of the teacher's steps.")
+        elif self.decoder is None:
+            self.decoder_steps = 4
         check_count("cached_images", self.cached_images, least=0)
         if self.image_size is not None:
             check_count("image_size", self.image_size)

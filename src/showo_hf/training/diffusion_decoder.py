@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, TrainingArguments
+from transformers.utils import cached_file
 
 from showo_hf import EMBEDDED_MODEL
 
@@ -29,6 +31,7 @@ from ..schedulers.gaussian_diffusion import bound_weights, flow_bound_weights, f
 from ..utils.atomic_folder import atomic_folder
 from ..utils.metrics import psnr
 from .data.loader import State, StepLoader
+from .data.order import stable_hash
 from .decoder_config import DiffusionDecoderConfig
 from .distillation import distilled, on_grid
 from .image_batches import ImageBuilder, Images, image_loader, validation_images
@@ -165,7 +168,8 @@ def draw_noise(
 
     With `steps`, the levels of flows are those at which a sampler with so many steps predicts.
     """
-    generators = [row_generator(seed) for seed in seeds]
+    # Seeds of their own: `ImageBuilder` mirrors an image by the first number of `seed`, so levels would depend on it.
+    generators = [row_generator(stable_hash(seed, "noise")) for seed in seeds]
     times = torch.stack([torch.rand((), generator=generator) for generator in generators]).to(denoised.device)
     noise = torch.stack([torch.randn(denoised.shape[1:], generator=generator) for generator in generators])
     noise = noise.to(denoised.device)
@@ -255,7 +259,8 @@ def load_tokenizer(source: str) -> ShowoImageTokenizer:
         ValueError: if it has none.
     """
     source = EMBEDDED_MODEL if source == "embedded" else source
-    options: dict[str, Any] = {"subfolder": "model"} if (Path(source) / "model_index.json").is_file() else {}
+    index = cached_file(source, "model_index.json", _raise_exceptions_for_missing_entries=False)
+    options: dict[str, Any] = {} if index is None else {"subfolder": "model"}  # only a pipeline has an index
     loaded = AutoConfig.from_pretrained(source, **options)
     if loaded.model_type == "showo":
         model = ShowoForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **options)
@@ -303,16 +308,21 @@ def load_decoder(config: DiffusionDecoderConfig, tokenizer: FrozenTokenizer) -> 
     """
     The decoder that is trained, in float32. Its random weights depend on `seed` alone.
 
+    One that is distilled gets the default scheduler: its steps are Euler steps of equal length.
+
     Raises:
         ValueError: for an entry of `architecture` that does not exist, for values that the decoder refuses, and for those
             that a loaded decoder does not have.
     """
     entries = architecture(config, tokenizer.tokenizer)
     if config.decoder is not None:
-        decoder = ShowoDiffusionDecoder.from_pretrained(config.decoder, dtype=torch.float32)
+        decoder = ShowoDiffusionDecoder.from_pretrained(config.decoder, dtype=torch.float32, use_safetensors=True)
         check_fits(decoder, tokenizer.tokenizer)
         check_given(config, decoder)
-        decoder.config.update({"num_inference_steps": config.decoder_steps, "low_band_sigma": config.low_band_sigma})
+        changes = {"num_inference_steps": config.decoder_steps, "low_band_sigma": config.low_band_sigma}
+        decoder.config.update({name: value for name, value in changes.items() if value is not None})
+        if config.teacher is not None and decoder.config.prediction_type == "flow_prediction":
+            decoder.set_scheduler(FlowMatchEulerDiscreteScheduler())
         return decoder
     if entries["residual_scale"] is None:
         entries["residual_scale"] = first_scale(config, tokenizer, entries["sample_size"])

@@ -105,7 +105,7 @@ class ImageTokenizerTrainer(ImageTrainer):
             self.objective.add_adversarial(made, pixels, last, self.accelerator.autocast)
             self.judged = pixels, made.sample.detach()
         if self.config.loss_weights["token_cycle"]:
-            self.objective.add_token_cycle(self.model, made)
+            self.objective.add_token_cycle(self.model, made, self.accelerator.autocast)
         self.remember(made.output.latents, made.output.image_tokens)
         add_to(sums, made, len(pixels))
         return made.losses
@@ -114,7 +114,7 @@ class ImageTokenizerTrainer(ImageTrainer):
         """The losses that need no discriminator, and the share of tokens that come back."""
         if len(images.pixel_values):
             made = self.objective.of(model, images.pixel_values.to(self.args.device))
-            self.objective.add_token_cycle(self.model, made)
+            self.objective.add_token_cycle(self.model, made, self.accelerator.autocast)
             add_to(sums, made, len(images.pixel_values))
 
     # The discriminator and the codebook

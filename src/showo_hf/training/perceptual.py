@@ -31,7 +31,8 @@ def difference_of_features(one: torch.Tensor, other: torch.Tensor) -> torch.Tens
 def unit(features: torch.Tensor) -> torch.Tensor:
     """Features (batch, channels, h, w) of length 1 over the channels, in float32."""
     features = features.float()
-    return features / (features.square().sum(1, keepdim=True).sqrt() + 1e-10)
+    # The gradient of this norm is 0 where all channels are. A square root's is not a number.
+    return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + 1e-10)
 
 
 def vgg16_layers() -> nn.Sequential:

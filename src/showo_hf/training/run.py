@@ -32,6 +32,7 @@ from .run_checks import (
     options_of,
     resume_folder,
     rows_factor,
+    warn_of_short_runs,
     warn_of_slow_bf16,
 )
 from .saved_progress import saved_position, saved_since, saved_state, saved_step
@@ -86,6 +87,7 @@ def run_processes(config: RunConfig) -> Path:
     check_deepspeed(config)
     args = training_arguments(config, root)
     warn_of_slow_bf16(args)
+    warn_of_short_runs(args)
     if isinstance(config, FinetuneConfig):
         check_model(config)
     check_data(config, args)

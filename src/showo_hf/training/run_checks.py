@@ -51,6 +51,19 @@ def warn_of_slow_bf16(args: TrainingArguments):
         )
 
 
+def warn_of_short_runs(args: TrainingArguments):
+    """Say on stderr if a run ends before it logs a loss, or before its learning rate has risen."""
+    if args.process_index > 0:
+        return
+    steps, warmup = args.max_steps, args.get_warmup_steps(args.max_steps)
+    if args.logging_strategy == "steps" and args.logging_steps > steps:
+        message = f"logging_steps={args.logging_steps:g} and steps={steps}: no loss is logged."
+        print(f"showo-hf: {message}", file=sys.stderr, flush=True)
+    if args.lr_scheduler_type != "constant" and warmup >= steps:
+        message = f"warmup_steps={warmup} and steps={steps}: the learning rate stays below `learning_rate`."
+        print(f"showo-hf: {message}", file=sys.stderr, flush=True)
+
+
 def check_data(config: RunConfig, args: TrainingArguments):
     """
     Open the data that lies on this machine, before a model is loaded. Say on stderr which images have no text.

@@ -118,6 +118,8 @@ class LogSamples(TrainerCallback):
         guidance = {} if self.guidance_scale is None else {"guidance_scale": self.guidance_scale}
         generators = [torch.Generator().manual_seed(self.seed + number) for number in range(len(self.prompts))]
         self.pipe.set_progress_bar_config(disable=True)
+        if self.pipe.image_decoder is not None:  # the Trainer moves the model alone
+            self.pipe.image_decoder.to(self.pipe.model.device)
         return self.pipe(self.prompts, generator=generators, **guidance).images
 
     def answer(self) -> list[tuple[str, str, str]]:

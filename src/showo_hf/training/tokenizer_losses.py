@@ -154,9 +154,20 @@ class TokenizerLosses:
         if match:
             made.losses["feature_matching"] = match * found["feature_matching"]
 
-    def add_token_cycle(self, model: ShowoImageTokenizer, made: Reconstruction):
-        """Add "token_cycle", and measure "tokens_back", the share of tokens that come back."""
-        loss, share = token_cycle_loss(model, made.sample, made.output.image_tokens)
+    def add_token_cycle(
+        self,
+        model: ShowoImageTokenizer,
+        made: Reconstruction,
+        forward_context: Callable[[], AbstractContextManager] = nullcontext,
+    ):
+        """
+        Add "token_cycle", and measure "tokens_back", the share of tokens that come back.
+
+        Args:
+            forward_context: entered for the second encoding, such as autocast. It must be the first one's.
+        """
+        with forward_context():
+            loss, share = token_cycle_loss(model, made.sample, made.output.image_tokens)
         made.measures["tokens_back"] = share
         if self.weights["token_cycle"]:
             made.losses["token_cycle"] = self.weights["token_cycle"] * loss
