@@ -11,9 +11,18 @@ from benchmarks.world_judging import Wish, described
 
 from recipes.world.held_out import DEFAULT_STYLE, Combination
 from recipes.world.objects import Objects
-from recipes.world.phrases import background_phrase, content, groups_of, listed, named, style_word
+from recipes.world.phrases import (
+    OPPOSITE,
+    RELATIONS,
+    background_phrase,
+    content,
+    groups_of,
+    listed,
+    named,
+    style_word,
+)
 from recipes.world.scene_maker import KEY_KINDS, SceneMaker
-from recipes.world.scenes import Scene
+from recipes.world.scenes import Scene, relation
 
 
 KINDS = tuple(KEY_KINDS)
@@ -55,16 +64,25 @@ def prompt_text(scene: Scene, kind: str, reordered: bool = False) -> str:
     Args:
         scene: the scene.
         kind: one of `KINDS`. Two objects and bound colours are named without their places.
-        reordered: name the style first, and the things in the other order where order has no meaning.
+        reordered: name the style first, and two things in the other order.
     """
     if kind in WITHOUT_PLACES:
         names = [named(group) for group in groups_of(scene)]
         what = listed(names[::-1] if reordered else names)
+    elif reordered and len(scene.counts) == len(scene.items) == 2:
+        what = seen_from_the_other(scene)
     else:
         what = content(scene)
     parts = " ".join(filter(None, (what, background_phrase(scene.background))))
     style = f"{style_word(scene.style)} style"
     return f"{style}: {parts}" if reordered else f"{parts}, {style}"
+
+
+def seen_from_the_other(scene: Scene) -> str:
+    """What a scene of two things shows, with the second one first: "a cat to the right of a dog"."""
+    one, other = groups_of(scene)
+    side = OPPOSITE[relation(one.items[0], other.items[0])]
+    return f"{named(other)} {RELATIONS[side][0]} {named(one)}"
 
 
 def draw_prompts(objects: Objects, split: str, kind: str, count: int, seed: int = 0) -> list[Prompt]:

@@ -20,6 +20,11 @@ def test_prompts_name_what_their_kind_is_about():
     assert prompt_text(TWO, "position") == "a blue dog to the left of a fox at night, flat style"
     assert prompt_text(TWO, "binding") == "a blue dog and a fox at night, flat style"
     assert prompt_text(TWO, "binding", reordered=True) == "flat style: a fox and a blue dog at night"
+    other_way = "flat style: a fox to the right of a blue dog at night"
+    assert prompt_text(TWO, "position", reordered=True) == other_way
+    below = Scene((Item("dog", None, 4, 0), Item("fox", None, 4, 7)), "3d")
+    assert prompt_text(below, "position", reordered=True) == "3d style: a fox below a dog"
+    assert prompt_text(Scene(below.items[:1], "3d"), "single", reordered=True) == "3d style: a dog at the top"
     assert Prompt("position", TWO, "").wish == described(TWO) != Wish(TWO) == Prompt("binding", TWO, "").wish
     assert {one.kind for one in Prompt("position", TWO, "").combinations} == {"left"}
 
