@@ -2,12 +2,14 @@
 
 import os
 import random
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
@@ -29,6 +31,7 @@ FOUND_ABOVE = 0.5  # probability of a thing
 CLEAR_ABOVE = 0.5
 UNCLEAR = "something unclear"  # the name of a found thing that is not clear
 _PRESENCE_WEIGHT = torch.tensor([1.0, 8.0])
+_REPORTED_EVERY = 100  # steps of the training
 
 
 def scene_pixels(scenes: Iterable[Scene], objects: Objects) -> torch.Tensor:
@@ -105,18 +108,15 @@ def worsened(pixel_values: torch.Tensor, generator: torch.Generator) -> torch.Te
     return pixel_values.lerp(halved, share) + 0.2 * stain**2 * stains + 0.15 * strength**2 * noise
 
 
-def train_detector(
-    objects: Objects, steps: int, batch_size: int = 32, seed: int = 0, seconds: float = 900
-) -> Detector:
+def train_detector(objects: Objects, steps: int, batch_size: int = 32, seed: int = 0) -> Detector:
     """
-    Train on real scenes of all combinations. It stops after `steps`, or earlier when the time is over.
+    Train on real scenes of all combinations. The same arguments give the same judge, however long it takes.
 
     Args:
         objects: the cut-outs.
-        steps: training steps. The learning rate falls with them, or with the time if that is shorter.
+        steps: training steps, with which the learning rate falls.
         batch_size: scenes in a step.
         seed: seed of the weights and of the scenes.
-        seconds: at most so long.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -125,18 +125,17 @@ def train_detector(
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     start = time.monotonic()
     for step in range(steps):
-        done = max(step / steps, (time.monotonic() - start) / seconds)
-        if done >= 1:
-            break
         for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * (1 - done)
+            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * (1 - step / steps)
         scenes = [maker.scene("any") for _ in range(batch_size)]
         loss = detector_loss(model(worsened(scene_pixels(scenes, objects), generator)), scenes)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if step % 200 == 0:
-            print(f"detector: step {step}, loss {loss.item():.3f}", flush=True)
+        if (step + 1) % _REPORTED_EVERY == 0:
+            left = (time.monotonic() - start) / (step + 1) * (steps - step - 1) / 60
+            words = f"judge: step {step + 1} of {steps}, loss {loss.item():.3f}, {left:.0f} minutes left"
+            print(words, file=sys.stderr, flush=True)
     return model.eval()
 
 
@@ -167,13 +166,19 @@ def _detect(model: Detector, pixel_values: torch.Tensor) -> list[list[tuple[Item
     return found
 
 
-def save_detector(model: Detector, path: str | Path) -> None:
-    """Write the weights, whole or not at all."""
+def save_detector(model: Detector, path: str | Path, origin: dict[str, str]) -> None:
+    """Write the weights and what they come from, whole or not at all."""
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
-    save_file(model.state_dict(), part)
+    save_file(model.state_dict(), part, origin)
     os.replace(part, file)
+
+
+def detector_origin(path: str | Path) -> dict[str, str]:
+    """What the weights of a file come from, as [`save_detector`] wrote it. Empty for a file of others."""
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
 
 
 def load_detector(path: str | Path) -> Detector:

@@ -169,7 +169,7 @@ def main(arguments: list[str] | None = None):
     pipe = ShowoT2IPipeline.from_pretrained(options.model, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     model = weights_hash(options.model)
-    detector = load_detector(trained_file(Path(options.detector), objects, options.detector_seconds))
+    detector = load_detector(trained_file(Path(options.detector), objects, options))
 
     def train_on(pixels: torch.Tensor, styles: list[str]) -> InkAndOldStyles:
         labels = [NEW if style == NEW else OLD for style in styles]

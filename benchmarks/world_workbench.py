@@ -1,8 +1,10 @@
 """What the benchmarks of the world have in common: the things, a model, the judge, prompts and what images score."""
 
 import argparse
+import dataclasses
 import functools
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from benchmarks.world_detector import (
     CLEAR_ABOVE,
     FOUND_ABOVE,
     Detector,
+    detector_origin,
     load_detector,
     save_detector,
     scene_pixels,
@@ -25,11 +28,12 @@ from recipes.file_hashes import files_hash, weights_hash
 from recipes.world.objects import Objects, load_objects
 from recipes.world.publish import scheduler_settings
 from showo_hf import ShowoT2IPipeline
+from showo_hf.commands.errors import UsageError
 from showo_hf.utils.argument_types import positive_integer, seed_number
 from showo_hf.utils.metrics import laplacian_variance
 
 
-DETECTOR_STEPS = 20_000  # at most; usually the time ends it
+DETECTOR_STEPS = 4000
 #: Where benchmarks.world has its judge, which the other benchmarks of the world share.
 DETECTOR = "runs/world-benchmark/detector.safetensors"
 #: The files of a model beside its weights, and the files of the cut-outs.
@@ -56,14 +60,35 @@ def add_judge_options(parser: argparse.ArgumentParser, default: str | None = DET
     where = "by default in the output folder" if default is None else f"default: {default}"
     parser.add_argument("--detector", default=default, help=f"file of the judge, which is trained if missing; {where}")
     parser.add_argument(
-        "--detector-seconds", type=positive_integer, default=900, help="how long a missing judge is trained"
+        "--detector-steps",
+        type=positive_integer,
+        default=DETECTOR_STEPS,
+        help=f"training steps of the judge (default: {DETECTOR_STEPS})",
     )
 
 
-def trained_file(file: Path, objects: Objects, seconds: float) -> Path:
-    """The file of the judge. If it is not there, the judge is trained for so many seconds."""
+def trained_file(file: Path, objects: Objects, options: argparse.Namespace) -> Path:
+    """
+    The file of the judge. If it is not there, the judge is trained.
+
+    Args:
+        file: the file.
+        objects: the cut-outs.
+        options: `objects`, the folder of the cut-outs, and `detector_steps`.
+
+    Raises:
+        UsageError: if the judge was trained on other cut-outs, or for another number of steps.
+    """
+    origin = {"objects": files_hash(options.objects, OBJECTS), "steps": str(options.detector_steps)}
     if not file.exists():
-        save_detector(train_detector(objects, DETECTOR_STEPS, seconds=seconds), file)
+        save_detector(train_detector(objects, options.detector_steps), file, origin)
+    found = detector_origin(file)
+    for name, value in origin.items():
+        if found.get(name) != value:
+            raise UsageError(
+                f"`--detector` must be a judge with {name} {value}, but '{file}' has {name} {found.get(name)}. Remove "
+                "the file to train it again, or name the `--objects` and the `--detector-steps` that it belongs to."
+            )
     return file
 
 
@@ -72,9 +97,20 @@ def real_pixels(prompts: list[Prompt], objects: Objects) -> torch.Tensor:
     return scene_pixels((prompt.scene for prompt in prompts), objects)
 
 
-def asked_settings(texts: Iterable[str]) -> dict[str, str]:
-    """The setting that says what is asked: a hash of the texts."""
-    return {"asked": hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]}
+def asked_settings(asked: Iterable[object]) -> dict[str, str]:
+    """The setting that says what is asked, and what is right: a hash of prompts, questions with their answers, and so on."""
+    return {"asked": hashlib.sha256(json.dumps(plain(list(asked))).encode()).hexdigest()[:16]}
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it. The parts of a set come in a fixed order, because each process has another one."""
+    if dataclasses.is_dataclass(value):
+        return [plain(getattr(value, field.name)) for field in dataclasses.fields(value)]
+    if isinstance(value, frozenset):
+        return sorted(map(plain, value), key=json.dumps)
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    return {name: plain(one) for name, one in value.items()} if isinstance(value, dict) else value
 
 
 class Workbench:
@@ -95,7 +131,7 @@ class Workbench:
     def detector_file(self) -> Path:
         """The file of the judge, which is trained if it is not there."""
         file = Path(self.options.detector or self.results.folder / "detector.safetensors")
-        return trained_file(file, self.objects, self.options.detector_seconds)
+        return trained_file(file, self.objects, self.options)
 
     @functools.cached_property
     def detector(self) -> Detector:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import tiny
 from benchmarks.world_detector import Detector, save_detector
+from benchmarks.world_workbench import DETECTOR_STEPS, OBJECTS
 
 from recipes.byte_pairs import train_text_tokenizer
+from recipes.file_hashes import files_hash
 from recipes.fresh_model import fresh_pipeline
 from recipes.world.captions import caption
 from recipes.world.objects import Objects, save_objects
@@ -23,7 +25,13 @@ def write(folder: Path, objects: Objects):
     image_tokenizer = tiny.lfq(stages=4, sample_size=96)
     text_tokenizer = train_text_tokenizer(texts, 400, lower_case=True)
     fresh_pipeline(image_tokenizer, text_tokenizer, num_key_value_heads=2, **sizes).save_pretrained(folder / "model")
-    save_detector(Detector(), folder / "judge.safetensors")
+    write_judge(folder)
+
+
+def write_judge(folder: Path):
+    """Write a judge with random weights, which says that it was trained on the cut-outs."""
+    origin = {"objects": files_hash(folder / "objects", OBJECTS), "steps": str(DETECTOR_STEPS)}
+    save_detector(Detector(), folder / "judge.safetensors", origin)
 
 
 def arguments_of(folder: Path) -> list[str]:

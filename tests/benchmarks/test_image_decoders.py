@@ -67,7 +67,7 @@ def small_world(objects, tmp_path) -> list[str]:
 
 @pytest.mark.slow
 def test_the_tables_of_small_models(small_world, tmp_path, capsys):
-    save_detector(Detector(), tmp_path / "judge.safetensors")
+    save_detector(Detector(), tmp_path / "judge.safetensors", {})
     sheets = tmp_path / "sheets"
     arguments = [*small_world, "--detector", str(tmp_path / "judge.safetensors"), "--images", "4"]
     image_decoders.main([*arguments, "--steps", "1", "2", "--sheets", str(sheets)])

@@ -1,11 +1,13 @@
 """The world's benchmark: what the judge finds, and when an image is right."""
 
+import argparse
 import dataclasses
 import random
 
 import numpy as np
 import pytest
 import torch
+from benchmarks import world_detector
 from benchmarks.world_detector import (
     COLOURS,
     NAMES,
@@ -13,8 +15,11 @@ from benchmarks.world_detector import (
     Detector,
     detect,
     detector_loss,
+    load_detector,
     middle,
+    save_detector,
     targets,
+    train_detector,
     worsened,
 )
 from benchmarks.world_judging import (
@@ -32,13 +37,15 @@ from benchmarks.world_judging import (
     shown,
     standard_error,
 )
+from benchmarks.world_workbench import trained_file
 from perfect_judge import Perfect
 
 from recipes.image_tokens import to_pixel_values
 from recipes.world.drawing import draw
-from recipes.world.objects import STYLES
+from recipes.world.objects import STYLES, save_objects
 from recipes.world.scene_maker import SceneMaker
 from recipes.world.scenes import BACKGROUNDS, Item, Scene
+from showo_hf.commands.errors import UsageError
 
 
 TWO = Scene((Item("dog", "blue", 0, 3), Item("fox", None, 7, 3)), "flat", "night")
@@ -99,6 +106,34 @@ def test_the_judge_learns(objects):
     assert [sorted(one.things, key=repr) for one in look(model.eval(), pixels)] == [
         sorted(exactly(scene).things, key=repr) for scene in scenes
     ]
+
+
+def test_a_judge_depends_on_its_steps_alone_and_says_how_far_it_is(objects, monkeypatch, capsys):
+    monkeypatch.setattr(world_detector, "_REPORTED_EVERY", 1)
+    one, same, other = (train_detector(objects, steps, batch_size=2).state_dict() for steps in (2, 2, 3))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+    said = capsys.readouterr()
+    assert "judge: step 2 of 3, loss " in said.err and "0 minutes left" in said.err and not said.out
+
+
+def test_a_judge_of_other_cut_outs_or_steps_is_refused(objects, tmp_path):
+    (tmp_path / "objects").mkdir()
+    save_objects(objects, tmp_path / "objects")
+    options = argparse.Namespace(objects=str(tmp_path / "objects"), detector_steps=1)
+    file = trained_file(tmp_path / "judge.safetensors", objects, options)
+    written = file.read_bytes()
+    assert trained_file(file, objects, options) == file and file.read_bytes() == written
+    message = "`--detector` must be a judge with {}, but '.*judge.safetensors' has {}. Remove the file"
+    with pytest.raises(UsageError, match=message.format("steps 2", "steps 1")):
+        trained_file(file, objects, argparse.Namespace(objects=options.objects, detector_steps=2))
+    with open(tmp_path / "objects" / "cutouts.json", "a") as cutouts:
+        cutouts.write("\n")
+    with pytest.raises(UsageError, match=message.format(*["objects [0-9a-f]{16}"] * 2)):
+        trained_file(file, objects, options)
+    save_detector(load_detector(file), file, {})
+    with pytest.raises(UsageError, match="has objects None"):
+        trained_file(file, objects, options)
 
 
 def test_worsened_images_are_repeatable_and_not_the_same():

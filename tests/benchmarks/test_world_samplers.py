@@ -8,6 +8,7 @@ import small_world
 import torch
 from benchmarks import sampling, world_samplers
 from benchmarks.world_samplers import KINDS, Samplers, Setting
+from benchmarks.world_workbench import DETECTOR_STEPS
 from perfect_judge import Perfect
 from PIL import Image
 
@@ -21,7 +22,7 @@ def arguments_of(folder, results, *more):
 def options_of(folder, results):
     names = {"model": "model", "objects": "objects", "detector": "judge.safetensors"}
     paths = {option: str(folder / name) for option, name in names.items()}
-    return argparse.Namespace(**paths, results=results, count=2, batch_size=3, seed=0, detector_seconds=1)
+    return argparse.Namespace(**paths, results=results, count=2, batch_size=3, seed=0, detector_steps=DETECTOR_STEPS)
 
 
 def rows_of(text):
