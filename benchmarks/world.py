@@ -3,13 +3,16 @@
     python -m recipes.world.objects --output data/world-objects
     python -m benchmarks.world --model checkpoints/published/showo-world --output runs/world-benchmark
 
-The parts are "judge", "images", "wordings", "inpainting", "understanding" and "conversations". Each result is a JSON file in
-the output folder with all settings that it depends on: the weights, too. The same command goes on where it stopped, and
-prints the tables of what is there, which tables-SPLIT.json holds. The test split is for the end: `--split test`.
+The parts are "judge", "images" (of unseen combinations), "trained" (images of trained ones, compared with the unseen ones),
+"wordings", "inpainting", "understanding" and "conversations". Each result is a JSON file in the output folder with all
+settings that it depends on: the weights, too. The same command goes on where it stopped, and prints the tables of what is
+there, which tables-SPLIT.json holds. benchmarks.world_goals has the goals. The test split is for the end: `--split test`.
 """
 
 import argparse
 import functools
+import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,7 @@ from benchmarks.pictures import generate
 from benchmarks.world_detector import scene_pixels
 from benchmarks.world_inpainting import Replacement, draw_replacements, measured
 from benchmarks.world_judging import GENEVAL, exactly, faults, look, scores, standard_error
-from benchmarks.world_prompts import KINDS, NearestByWords, prompt_text
+from benchmarks.world_prompts import KINDS, NearestByWords, Prompt, prompt_text
 from benchmarks.world_scripts import Step, converse, script
 from benchmarks.world_understanding import ASKED, Baselines, draw_questions, understanding
 from benchmarks.world_wordings import WORDINGS
@@ -40,7 +43,7 @@ from showo_hf.commands.scheduler_options import (
 from showo_hf.utils.argument_types import positive_integer, scale_number
 
 
-PARTS = ("judge", "images", "wordings", "inpainting", "understanding", "conversations")
+PARTS = ("judge", "images", "trained", "wordings", "inpainting", "understanding", "conversations")
 WORDED_KINDS = ("single", "two_objects", "position")
 ANSWER_TOKENS, TURN_TOKENS = 48, 100  # at most, of an answer and of a turn in a conversation
 _TURNS = 10  # more than a script has: so many seeds of a conversation are its own
@@ -88,6 +91,10 @@ class Benchmark(Workbench):
         """All that the images and their judgement depend on, but for the prompts and the size of a batch."""
         return self.image_settings(self.own_sampling)
 
+    def drawn_settings(self, split: str) -> dict[str, Any]:
+        """The settings of images of a split, but for what is asked."""
+        return self.settings(split, self.own_settings, batch_size=self.options.batch_size)
+
     # Images
 
     def generated(self, texts: list[str]) -> torch.Tensor:
@@ -114,7 +121,9 @@ class Benchmark(Workbench):
     def images(self, split: str, kind: str) -> dict[str, Any]:
         """Generated images of the prompts of a kind."""
         prompts = self.prompts(split, kind)
+        start = time.monotonic()
         pixels = self.generated([prompt.text for prompt in prompts])
+        seconds = time.monotonic() - start
         wishes, seen = [prompt.wish for prompt in prompts], look(self.detector, pixels)
         points = [sorted(faults(wish, one)) for wish, one in zip(wishes, seen, strict=True)]
         clusters = [prompt.combinations for prompt in prompts]
@@ -126,6 +135,7 @@ class Benchmark(Workbench):
             "standard_error_as_geneval": standard_error([not GENEVAL & set(one) for one in points], clusters),
             "prompts": len(prompts),
             "combinations": len(set(clusters)),
+            "seconds": seconds,
             "wrong": [
                 {"prompt": prompt.text, "points": wrong, "found": one.words}
                 for prompt, wrong, one in zip(prompts, points, seen, strict=True)
@@ -135,19 +145,22 @@ class Benchmark(Workbench):
 
     def images_part(self, split: str, kind: str) -> dict[str, Any]:
         """[`images`], made once."""
-        more = asked_settings(prompt.text for prompt in self.prompts(split, kind))
-        settings = self.settings(split, self.own_settings, more, batch_size=self.options.batch_size)
+        settings = self.drawn_settings(split) | asked_settings(self.prompts(split, kind))
         return self.results.part(f"images-{split}-{kind}", lambda: self.images(split, kind), settings)
 
-    def wordings(self, kind: str) -> dict[str, Any]:
-        """The same prompts in other words. Where these give the same ids, the images are the same: none are made."""
-        split = self.options.split
-        prompts = self.prompts(split, kind)
+    def worded(self, kind: str) -> tuple[list[Prompt], dict[str, list[str]]]:
+        """The prompts of a kind, and their texts by wording."""
+        prompts = self.prompts(self.options.split, kind)
         canonical = [prompt.text for prompt in prompts]
         texts = {name: [wording.format(text) for text in canonical] for name, wording in WORDINGS.items()}
         texts["title case"] = [text.title() for text in canonical]
         texts["reordered"] = [prompt_text(prompt.scene, kind, reordered=True) for prompt in prompts]
-        tokenizer, result = self.pipe.processor.tokenizer, {}
+        return prompts, texts
+
+    def wordings(self, kind: str) -> dict[str, Any]:
+        """The same prompts in other words. Where these give the same ids, the images are the same: none are made."""
+        split, (prompts, texts) = self.options.split, self.worded(kind)
+        tokenizer, result, canonical = self.pipe.processor.tokenizer, {}, texts["canonical"]
         clusters, expected = [prompt.combinations for prompt in prompts], []
         for name, some in texts.items():
             same = tokenizer(some).input_ids == tokenizer(canonical).input_ids
@@ -162,9 +175,13 @@ class Benchmark(Workbench):
             result[name] = {"right": float(np.mean(is_right)), "same_ids": same, **difference}
         return result
 
+    def replacements(self, split: str) -> list[Replacement]:
+        """What is painted over."""
+        return draw_replacements(self.objects, split, self.options.count, self.options.seed)
+
     def inpainting(self, split: str) -> dict[str, Any]:
-        """One of two things painted over with another; beside it, the score of not changing the image."""
-        replacements = draw_replacements(self.objects, split, self.options.count, self.options.seed)
+        """One of two things painted over with another, and the score of not changing the image."""
+        replacements = self.replacements(split)
         pipe = ShowoInpaintPipeline(**self.pipe.components)
 
         def inpaint(asked: list[Replacement]) -> torch.Tensor:
@@ -228,7 +245,7 @@ class Benchmark(Workbench):
             kind: self.results.part(
                 f"judge-{split}-{kind}",
                 functools.partial(self.judge, kind),
-                settings | asked_settings(one.text for some in (split, "train") for one in self.prompts(some, kind)),
+                settings | asked_settings(self.prompts(some, kind) for some in (split, "train")),
             )
             for kind in KINDS
         }
@@ -236,17 +253,24 @@ class Benchmark(Workbench):
 
     def images_tables(self) -> tables.Tables:
         split = self.options.split
+        made = {kind: self.images_part(split, kind) for kind in KINDS}
+        count, seconds = (sum(one[name] for one in made.values()) for name in ("prompts", "seconds"))
+        print(f"{count} images were made in {seconds / 60:.1f} minutes", file=sys.stderr, flush=True)
+        return self.drawn_settings(split), tables.images(made)
+
+    def trained_tables(self) -> tables.Tables:
+        split = self.options.split
         made = {kind: (self.images_part(split, kind), self.images_part("train", kind)) for kind in KINDS}
-        return self.settings(split, self.own_settings, batch_size=self.options.batch_size), tables.images(made)
+        return self.drawn_settings(split), tables.trained(made)
 
     def wordings_tables(self) -> tables.Tables:
         split = self.options.split
-        settings = self.settings(split, self.own_settings, batch_size=self.options.batch_size)
+        settings = self.drawn_settings(split)
         made = {
             kind: self.results.part(
                 f"wordings-{split}-{kind}",
                 functools.partial(self.wordings, kind),
-                settings | asked_settings(one.text for one in self.prompts(split, kind)) | {"wordings": WORDINGS},
+                settings | asked_settings(self.worded(kind)),
             )
             for kind in WORDED_KINDS
         }
@@ -255,9 +279,11 @@ class Benchmark(Workbench):
     def inpainting_tables(self) -> tables.Tables:
         made = {}
         for split in ("train", self.options.split):
-            settings = self.settings(split, self.own_settings, batch_size=self.options.batch_size)
+            settings = self.drawn_settings(split) | asked_settings(self.replacements(split))
             made[split] = self.results.part(f"inpainting-{split}", functools.partial(self.inpainting, split), settings)
-        return settings, tables.inpainting({"unseen": made[self.options.split], "trained": made["train"]})
+        return self.drawn_settings(split), tables.inpainting(
+            {"unseen": made[self.options.split], "trained": made["train"]}
+        )
 
     def understanding_tables(self) -> tables.Tables:
         split = self.options.split
@@ -272,7 +298,7 @@ class Benchmark(Workbench):
             kind: self.results.part(
                 f"understanding-{split}-{kind}",
                 functools.partial(self.understanding, kind),
-                settings | asked_settings(question.text for _, question in self.questions(kind)),
+                settings | asked_settings(self.questions(kind)),
             )
             for kind in ASKED
         }
@@ -288,7 +314,7 @@ class Benchmark(Workbench):
             for turn in self.results.part(
                 f"conversations-{split}/{number:03}",
                 functools.partial(self.conversation, number),
-                settings | asked_settings(step.text for step in self.script(number)),
+                settings | asked_settings(self.script(number)),
             )["turns"]
         ]
         return settings | {"conversations": self.options.conversations}, tables.conversations(turns)

@@ -25,7 +25,13 @@ from benchmarks.edits import Judge, Row, extending, inpainting, varying
 from benchmarks.world_detector import Detector
 from benchmarks.world_judging import faults, look
 from benchmarks.world_prompts import Prompt, prompts_by_turns
-from benchmarks.world_workbench import Workbench, add_judge_options, add_workbench_options, real_pixels
+from benchmarks.world_workbench import (
+    Workbench,
+    add_judge_options,
+    add_workbench_options,
+    asked_settings,
+    real_pixels,
+)
 
 from showo_hf import EMBEDDED_MODEL
 from showo_hf.utils.argument_types import positive_integer, scale_number
@@ -60,8 +66,8 @@ class Editing(Workbench):
     @functools.cached_property
     def all_settings(self) -> dict[str, Any]:
         """All that the table depends on."""
-        batch_size = self.options.batch_size
-        return self.settings(self.options.split, self.image_settings(self.used), batch_size=batch_size)
+        asked, batch_size = asked_settings(self.asked), self.options.batch_size
+        return self.settings(self.options.split, self.image_settings(self.used), asked, batch_size=batch_size)
 
     @torch.no_grad()
     def rows(self) -> list[Row]:

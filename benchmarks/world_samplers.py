@@ -65,7 +65,7 @@ class Samplers(Workbench):
             self.settings(
                 SPLIT,
                 self.image_settings(sampling),
-                asked_settings(prompt.text for prompt in self.asked),
+                asked_settings(self.asked),
                 kinds=KINDS,
                 batch_size=self.options.batch_size,
             ),

@@ -1,8 +1,10 @@
 """The tables of benchmarks.world: (title, head, rows), made of the results of its parts."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks import world_goals as goals
 from benchmarks.world_scripts import turn_rows
 from benchmarks.world_understanding import DETAIL_ROWS, MAIN_ROWS, Row, row_of
 
@@ -39,25 +41,66 @@ def judge(made: dict[str, dict[str, Any]]) -> list[Table]:
     return [("The judge on scenes of unseen combinations, and a baseline", head, rows)]
 
 
-def images(made: dict[str, tuple[dict[str, Any], dict[str, Any]]]) -> list[Table]:
+def images(made: dict[str, dict[str, Any]]) -> list[Table]:
     """
-    Images of unseen and of trained combinations.
+    Images of unseen combinations, and how long one takes, in a batch.
 
     Args:
-        made: by kind, the results of both.
+        made: by kind, the result of the part "images".
     """
-    head = ["kind", "right", "as GenEval", "style", "background", "detail", "images of combinations"]
-    head += ["trained: right", "as GenEval", "detail", "images of combinations"]
+    head = ["kind", "right", *goals.HEAD, "as GenEval", "style", "background", "detail", "images of combinations"]
     rows = []
-    for kind, (unseen, trained) in made.items():
-        right = percent(unseen["right"], unseen["standard_error"])
-        as_geneval = percent(unseen["as_geneval"], unseen["standard_error_as_geneval"])
-        row = [kind.replace("_", " "), right, as_geneval, percent(unseen["style"]), percent(unseen["background"])]
-        row += [f"{unseen['detail']:.2f}", f"{unseen['prompts']} of {unseen['combinations']}"]
-        row += [percent(trained["right"], trained["standard_error"])]
-        row += [percent(trained["as_geneval"], trained["standard_error_as_geneval"])]
-        rows.append([*row, f"{trained['detail']:.2f}", f"{trained['prompts']} of {trained['combinations']}"])
-    return [("Images of unseen and of trained combinations", head, rows)]
+    for kind, one in made.items():
+        right, as_geneval = shares_of(one)
+        row = [kind.replace("_", " "), right, *goals.IMAGES[kind], as_geneval]
+        row += [percent(one["style"]), percent(one["background"]), f"{one['detail']:.2f}", images_of_combinations(one)]
+        rows.append([*row, f"{one['seconds'] / one['prompts']:.1f}"])
+    return [("Images of unseen combinations", [*head, "seconds an image"], rows)]
+
+
+def trained(made: dict[str, tuple[dict[str, Any], dict[str, Any]]]) -> list[Table]:
+    """
+    Images of trained combinations, against those of unseen ones.
+
+    Args:
+        made: by kind, the results of unseen and of trained combinations.
+    """
+    head = [
+        "kind",
+        "right",
+        "as GenEval",
+        "detail",
+        "images of combinations",
+        "right, minus unseen, points",
+        *goals.HEAD,
+    ]
+    rows = []
+    for kind, (unseen, one) in made.items():
+        row = [kind.replace("_", " "), *shares_of(one), f"{one['detail']:.2f}", images_of_combinations(one)]
+        rows.append([*row, difference(one, unseen), *goals.TRAINED_MINUS_UNSEEN])
+    return [("Images of trained combinations, against unseen ones", head, rows)]
+
+
+def shares_of(one: dict[str, Any]) -> tuple[str, str]:
+    """The cells "right" and "as GenEval" of a result of images."""
+    right = percent(one["right"], one["standard_error"])
+    return right, percent(one["as_geneval"], one["standard_error_as_geneval"])
+
+
+def images_of_combinations(one: dict[str, Any]) -> str:
+    """How many images of how many combinations a result is about."""
+    return f"{one['prompts']} of {one['combinations']}"
+
+
+def difference(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """By how many points more images are right in a result than in one of other prompts: "+3 ± 4"."""
+    errors = [result["standard_error"] for result in (one, other)]
+    return points(one["right"] - other["right"], None if None in errors else math.hypot(*errors))
+
+
+def points(share: float, error: float | None) -> str:
+    """ "+3", or "+3 ± 4" with a standard error."""
+    return f"{100 * share:+.0f}" + ("" if error is None else f" ± {100 * error:.0f}")
 
 
 def wordings(made: dict[str, dict[str, Any]]) -> list[Table]:
@@ -74,11 +117,13 @@ def wordings(made: dict[str, dict[str, Any]]) -> list[Table]:
             return percent(one["right"])
         if one["same_ids"]:
             return f"{percent(one['right'])} (same ids)"
-        error = "" if one["standard_error"] is None else f" ± {100 * one['standard_error']:.0f}"
-        return f"{percent(one['right'])} ({100 * one['difference']:+.0f}{error})"
+        return f"{percent(one['right'])} ({points(one['difference'], one['standard_error'])})"
 
-    rows = [[kind.replace("_", " "), *(cell(name, one[name]) for name in names)] for kind, one in made.items()]
-    return [("Images of unseen combinations by wording, right", ["kind", *names], rows)]
+    rows = [
+        [kind.replace("_", " "), *(cell(name, one[name]) for name in names), *goals.WORDINGS]
+        for kind, one in made.items()
+    ]
+    return [("Images of unseen combinations by wording, right", ["kind", *names, *goals.HEAD], rows)]
 
 
 def inpainting(made: dict[str, dict[str, Any]]) -> list[Table]:
@@ -92,13 +137,13 @@ def inpainting(made: dict[str, dict[str, Any]]) -> list[Table]:
         [
             *(combinations, who, percent(values["object"]), percent(values["rest"])),
             percent(values["right"], values["standard_error"]),
+            *(goals.INPAINTING if (combinations, who) == ("unseen", "model") else goals.NONE),
         ]
         for combinations, one in made.items()
         for who, values in (("model", one["model"]), ("nothing changed", one["copy"]))
     ]
-    return [
-        ("Painting one thing over with another", ["combinations", "", "right object", "rest unchanged", "both"], rows)
-    ]
+    head = ["combinations", "", "right object", "rest unchanged", "both", *goals.HEAD]
+    return [("Painting one thing over with another", head, rows)]
 
 
 def understanding(made: dict[str, dict[str, Any]]) -> list[Table]:
@@ -119,8 +164,9 @@ def understanding(made: dict[str, dict[str, Any]]) -> list[Table]:
         return rows
 
     head = ["question", "number", "model", "blind guess", "nearest question"]
+    main = [[*row, *goals.QUESTIONS[row[0]]] for row in rows_of(MAIN_ROWS)]
     return [
-        ("Questions about real scenes of unseen combinations", head, rows_of(MAIN_ROWS)),
+        ("Questions about real scenes of unseen combinations", [*head, *goals.HEAD], main),
         ("Questions in detail", head, rows_of(DETAIL_ROWS)),
     ]
 
@@ -132,5 +178,8 @@ def conversations(turns: list[dict[str, Any]]) -> list[Table]:
     Args:
         turns: the turns of all conversations.
     """
-    rows = [[name, str(count), percent(share)] for name, count, share in turn_rows(turns)]
-    return [("Turns of scripted conversations", ["turn", "number", "right"], rows)]
+    rows = [
+        [name, str(count), percent(share), *(goals.TURNS if name == "all" else goals.NONE)]
+        for name, count, share in turn_rows(turns)
+    ]
+    return [("Turns of scripted conversations", ["turn", "number", "right", *goals.HEAD], rows)]

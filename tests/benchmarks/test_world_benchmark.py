@@ -1,20 +1,25 @@
 """The world's benchmark as a command: settings, parts that resume, and the tables that the model card shows."""
 
+import dataclasses
 import json
 
 import pytest
 import small_world
 import torch
 from benchmarks import world
-from benchmarks.world_detector import Detector, save_detector
-from benchmarks.world_prompts import KINDS
+from benchmarks.world_judging import Wish
+from benchmarks.world_prompts import KINDS, Prompt
 from benchmarks.world_results import Results
 from benchmarks.world_scripts import Step
 from benchmarks.world_understanding import ASKED
+from benchmarks.world_workbench import OBJECTS, asked_settings, plain
 from safetensors.torch import load_file, save_file
 
-from recipes.file_hashes import weights_hash
+from recipes.file_hashes import files_hash, weights_hash
+from recipes.world.held_out import coloured
 from recipes.world.publish import results_section
+from recipes.world.questions import Question
+from recipes.world.scenes import Item, Scene
 
 
 def arguments_of(folder, output, *more):
@@ -41,7 +46,7 @@ def test_a_part_is_made_again_only_if_what_it_depends_on_changes(world_folder, t
         return len(calls)
 
     weights = world_folder / "model" / "model" / "model.safetensors"
-    others = [world_folder / name for name in ("judge.safetensors", "model/model/config.json", "objects/cutouts.json")]
+    others = [world_folder / name for name in ("judge.safetensors", "model/model/config.json")]
     kept = {file: file.read_bytes() for file in (weights, *others)}
     assert run("--guidance", "0", "--seed", "5") == 2
     assert calls[1] == {"seed": 15, "max_new_tokens": 100, "num_inference_steps": 1, "guidance_scale": 0.0}
@@ -51,6 +56,7 @@ def test_a_part_is_made_again_only_if_what_it_depends_on_changes(world_folder, t
         settings["scheduler"]["name"] == "MaskGITScheduler" and settings["scheduler"]["masking_schedule"] == "cosine"
     )
     assert settings["model_weights"] == weights_hash(world_folder / "model") and settings["clear_above"] == 0.5
+    assert settings["objects"] == files_hash(world_folder / "objects", OBJECTS)
     assert run("--guidance", "0", "--seed", "5", "--count", "3") == 2, "--count is about other parts"
     assert run("--guidance", "0", "--seed", "5", "--scheduler-option", "masking_schedule=linear") == 4
     assert run() == 6, "another seed, and the pipeline's own guidance"
@@ -59,15 +65,16 @@ def test_a_part_is_made_again_only_if_what_it_depends_on_changes(world_folder, t
     try:
         save_file({name: values + 1 for name, values in load_file(weights).items()}, weights, {"format": "pt"})
         assert run() == 8, "a model that was trained on under the same path"
-        save_detector(Detector(), world_folder / "judge.safetensors")
+        small_world.write_judge(world_folder)
         assert run() == 10, "another judge"
         assert run("--split", "test") == 12
         assert stored(tmp_path, "conversations-validation/000")["settings"]["split"] == "validation"
-        for number, file in enumerate(others[1:], start=1):
-            file.write_bytes(kept[file] + b"\n")
-            assert run("--split", "test") == 12 + 2 * number, f"another {file.name}"
+        others[1].write_bytes(kept[others[1]] + b"\n")
+        assert run("--split", "test") == 14, "another config"
         monkeypatch.setattr(world, "script", lambda *which: [Step("talk", "talk", "another question", "")])
-        assert run("--split", "test") == 18, "another script"
+        assert run("--split", "test") == 16, "another script"
+        monkeypatch.setattr(world, "script", lambda *which: [Step("talk", "talk", "another question", "yes.")])
+        assert run("--split", "test") == 18, "another right answer"
     finally:
         for file, content in kept.items():
             file.write_bytes(content)
@@ -94,6 +101,42 @@ def test_results_are_written_whole_and_tables_reach_the_card(tmp_path, capsys):
     results.table("validation", "Turns", ["turn", "right"], [["all", "72%"]], {})
     assert "| all | 72% |" in capsys.readouterr().out
     assert results_section(tmp_path) == "\n**Turns**\n\n| turn | right |\n| --- | --- |\n| all | 72% |\n"
+
+
+def test_what_is_asked_is_known_by_scenes_and_answers_too():
+    one, other = (Scene((Item("dog", None, column, 4),), "flat") for column in (0, 7))
+    question = Question("where", "where is it?", "on the left.", frozenset({coloured("dog", "red")}))
+    asked = [
+        [Prompt("single", one, "a dog")],
+        [Prompt("single", other, "a dog")],
+        [(one, question)],
+        [(one, dataclasses.replace(question, answer="on the right."))],
+        [(other, question)],
+        [Step("draw", "draw", "a dog", "", wishes=(Wish(one),))],
+        [Step("draw", "draw", "a dog", "", wishes=(Wish(one, placed=True),))],
+    ]
+    hashes = [asked_settings(some)["asked"] for some in asked]
+    assert len(set(hashes)) == len(asked) and hashes == [asked_settings(some)["asked"] for some in asked]
+    assert plain(frozenset("dcba")) == ["a", "b", "c", "d"], "sets have another order in each process"
+    pairs = Wish(one, frozenset({frozenset("fe"), frozenset("ba")}))
+    assert plain(pairs) == [[[["dog", None, 0, 4]], "flat", "white"], [["a", "b"], ["e", "f"]], False]
+
+
+def test_other_replacements_with_the_same_words_are_painted_anew(world_folder, tmp_path, monkeypatch, capsys):
+    def run():
+        world.main(arguments_of(world_folder, tmp_path, "--parts", "inpainting", "--count", "1"))
+        return capsys.readouterr().err.count("done")
+
+    assert [run(), run()] == [2, 0]
+    draw = world.draw_replacements
+
+    def others(*arguments):
+        found = [one.before for one in draw(*arguments)]
+        nights = [dataclasses.replace(one, background="night") for one in found]
+        return [dataclasses.replace(one, before=night) for one, night in zip(draw(*arguments), nights, strict=True)]
+
+    monkeypatch.setattr(world, "draw_replacements", others)
+    assert run() == 2
 
 
 def test_wordings_with_the_same_ids_are_not_drawn_again(world_folder, tmp_path, monkeypatch, capsys):
@@ -129,7 +172,7 @@ def test_all_parts_run_and_resume(world_folder, tmp_path, capsys):
     tables = [[line for line in out.splitlines() if line.startswith("|")] for out in (first.out, again.out)]
     assert tables[0] == tables[1] and all(line in results_section(tmp_path) for line in tables[0])
     assert {file: file.stat().st_mtime_ns for file in files} == files
-    world.main([*arguments, "--parts", "images", "--split", "test"])
+    world.main([*arguments, "--parts", "images", "trained", "--split", "test"])
     third = capsys.readouterr().err
     assert "images-test-single: done" in third and "images-train-single: done" not in third
 
@@ -137,7 +180,7 @@ def test_all_parts_run_and_resume(world_folder, tmp_path, capsys):
 def test_the_judge_alone_needs_no_model(world_folder, tmp_path, capsys):
     folders = ["--objects", str(world_folder / "objects"), "--output", str(tmp_path)]
     common = [*folders, "--count", "2", "--known-scenes", "300"]
-    world.main([*common, "--parts", "judge", "--detector-seconds", "1"])
+    world.main([*common, "--parts", "judge", "--detector-steps", "1"])
     assert "| single |" in capsys.readouterr().out
     assert (tmp_path / "detector.safetensors").exists() and (tmp_path / "judge-validation-single.json").exists()
     with pytest.raises(SystemExit):
