@@ -26,6 +26,8 @@ from showo_hf.utils.argument_types import positive_integer, scale_number
 from showo_hf.utils.atomic_folder import atomic_folder
 
 
+#: Settings that the tables of a card have in common, if they depend on them: what was asked, and who judged.
+SHARED_SETTINGS = ("count", "seed", "objects", "detector_weights", "found_above", "clear_above")
 SCENE, SCENE_SEED = "a red apple to the left of a blue car", 0  # the image that the card's questions are about
 CARD = """---
 license: apache-2.0
@@ -165,11 +167,12 @@ def settings_of(folder: Path, pipe: Any) -> dict[str, Any]:
 
 def check_tables(folder: Path, settings: dict[str, Any]) -> None:
     """
-    Raise `ValueError` unless all tables of [`read_tables`] were measured with these settings.
+    Raise `ValueError` unless all tables of [`read_tables`] were measured with these settings, and alike.
 
     Tables for which no images were made have no steps, guidance and scheduler. All have a hash of the weights.
     """
     split, tables = read_tables(folder)
+    check_alike(split, tables)
     for title, table in tables.items():
         measured = {**settings, "model_weights": None, **table["settings"]}
         for name, value in settings.items():
@@ -178,6 +181,23 @@ def check_tables(folder: Path, settings: dict[str, Any]) -> None:
                     f"`results` must hold tables of the published model, with `{name}` {value!r}, but '{title}' in "
                     f"tables-{split}.json was measured with {measured[name]!r}. Run benchmarks.world on the published "
                     "folder, which `publish` writes without `results`, too."
+                )
+
+
+def check_alike(split: str, tables: dict[str, Any]) -> None:
+    """Raise `ValueError` if two tables of a split differ in one of `SHARED_SETTINGS`."""
+    first: dict[str, tuple[str, Any]] = {}
+    for title, table in tables.items():
+        for name in SHARED_SETTINGS:
+            if name not in table["settings"]:
+                continue
+            value = table["settings"][name]
+            other, expected = first.setdefault(name, (title, value))
+            if value != expected:
+                raise ValueError(
+                    f"`results` must hold tables that were measured alike, but in tables-{split}.json `{name}` is "
+                    f"{expected!r} for '{other}' and {value!r} for '{title}'. Run all parts of benchmarks.world with the "
+                    "same options."
                 )
 
 
@@ -246,8 +266,8 @@ def publish(
             own by default.
 
     Raises:
-        ValueError: if the model's processor does not say which words it knows, or if the results are missing or were
-            measured with other weights, steps, guidance or scheduler than those published.
+        ValueError: if the model's processor does not say which words it knows, or if the results are missing, were
+            measured with other weights, steps, guidance or scheduler than those published, or not all alike.
     """
     image_decoder = None
     if decoder is not None:

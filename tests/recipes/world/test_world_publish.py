@@ -52,12 +52,14 @@ def write_results(folder, weights, **others):
     """Results for these weights, as benchmarks.world writes them, some with other settings."""
     config = MaskGITScheduler(mask_token_id=tiny.CODES).config
     scheduler = {"name": "MaskGITScheduler", **{k: v for k, v in config.items() if not k.startswith("_")}}
-    asked = {"count": 100, "model_weights": weights}
-    drawn = {**asked, "num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "scheduler": scheduler}
+    asked = {"count": 100, "seed": 0, "objects": "0123", "model_weights": weights}
+    judged = {**asked, "detector_weights": "4567", "found_above": 0.5, "clear_above": 0.5}
+    drawn = {**judged, "num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "scheduler": scheduler}
     folder.mkdir(exist_ok=True)
     for split, share in (("validation", "50%"), ("test", "93%")):
         tables = {
             "Questions": {"head": ["question", "model"], "rows": [["how many", share]], "settings": asked},
+            "Judge": {"head": ["kind", "real"], "rows": [["single", share]], "settings": judged},
             "Images": {"head": ["kind", "right"], "rows": [["single", share]], "settings": drawn | others},
         }
         (folder / f"tables-{split}.json").write_text(json.dumps(tables))
@@ -112,6 +114,17 @@ def test_results_of_another_model_are_refused(model, published, tmp_path, other)
     with pytest.raises(ValueError, match=message.replace("{", r"\{")):
         publish_with(model, published, results=results)
     assert (published / "README.md").read_text() == card
+
+
+@pytest.mark.parametrize("name, other, first", [("count", 10, "Questions"), ("seed", 1, "Questions"),
+    ("objects", "89", "Questions"), ("detector_weights", "ab", "Judge"), ("clear_above", 0.6, "Judge")])  # fmt: skip
+def test_tables_that_were_measured_otherwise_than_each_other_are_refused(
+    model, published, tmp_path, name, other, first
+):
+    results = write_results(tmp_path / "results", weights_hash(published), **{name: other})
+    message = rf"tables-test.json `{name}` is .* for '{first}' and {other!r} for 'Images'"
+    with pytest.raises(ValueError, match=message):
+        publish.check_tables(results, {})
 
 
 def test_a_folder_without_results_is_refused(model, tmp_path):
