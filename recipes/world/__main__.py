@@ -3,7 +3,8 @@
     python -m recipes.world
 
 A step whose output exists is left out. A training that was stopped goes on from its last checkpoint, so the same command
-continues after an interruption. `--list` prints the steps, and `--until STEP` ends after one of them.
+continues after an interruption. `--list` prints the steps, and `--until STEP` ends after one of them: by default after the
+one that makes the model, so that the diffusion decoders, which it does not need, are not trained.
 """
 
 import argparse
@@ -72,6 +73,9 @@ STEPS = (
 )
 
 
+LAST = "transformer, all tasks"  # by default
+
+
 def make(steps: tuple[Step, ...], root: Path) -> None:
     """
     Run the steps whose output does not exist in the folder `root`.
@@ -93,7 +97,9 @@ def main(arguments: list[str] | None = None) -> int:
     names = [step.name for step in STEPS]
     parser = argparse.ArgumentParser(prog="python -m recipes.world", description="Make the world's model.")
     parser.add_argument("--list", action="store_true", help="print the steps and their commands")
-    parser.add_argument("--until", choices=names, default=names[-1], metavar="STEP", help="the last step to run")
+    parser.add_argument(
+        "--until", choices=names, default=LAST, metavar="STEP", help=f"the last step to run (default: {LAST})"
+    )
     options = parser.parse_args(arguments)
     if options.list:
         print("\n".join(f"{step.name}: {step.command}" for step in STEPS))

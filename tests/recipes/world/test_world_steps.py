@@ -53,6 +53,18 @@ def test_it_stops_at_a_step_that_fails(tmp_path):
     assert error.value.returncode == 5 and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("options, last", [((), "transformer, all tasks"), (("--until", "rows"), "rows"),
+    (("--until", STEPS[-1].name), "diffusion decoder of half the steps")])  # fmt: skip
+def test_it_ends_with_the_model_unless_another_step_is_named(tmp_path, monkeypatch, capsys, options, last):
+    monkeypatch.chdir(tmp_path)
+    for step in STEPS:
+        (tmp_path / step.output).mkdir(parents=True)
+    assert main(list(options)) == 0
+    names = [step.name for step in STEPS]
+    expected = [f"{step.name}: {step.output} exists" for step in STEPS[: names.index(last) + 1]]
+    assert capsys.readouterr().out.splitlines() == expected
+
+
 def test_a_command_runs_with_this_python():
     words = [step.words for step in STEPS]
     assert all(one[:2] == [sys.executable, "-m"] for one in words)
