@@ -180,10 +180,11 @@ def test_the_commands_make_a_world_model(root, data, tmp_path, capsys):
     fresh_model.main([*tokenizers, "--known-words", str(data / "known_words.json"), "--output", folders["fresh"]])
     names = {"t2i": "t2i", "lm": "t2i", "mmu": "mmu", "mixed": "mixed"}
     files = [f"data.{task}={folders['rows']}/{name}.jsonl" for task, name in names.items()]
-    first, plain = str(tmp_path / "first"), "torch_compile=false"
-    train("showo-images", first, *files[:3], plain, "batch_size={t2i: 2, lm: 1, mmu: 1}", f"model={folders['fresh']}")
+    drawing, plain = str(tmp_path / "drawing"), "torch_compile=false"
+    sizes = "batch_size={t2i: 2, lm: 1, mmu: 1}"
+    train("showo-images", drawing, *files[:3], plain, sizes, f"model={folders['fresh']}")
     sizes = "batch_size={t2i: 2, lm: 1, mmu: 1, mixed: 1}"
-    logged = train("showo", folders["model"], *files, plain, sizes, f"model={first}")
+    logged = train("showo", folders["model"], *files, plain, sizes, f"model={drawing}")
     assert {"loss_t2i", "loss_mmu"} <= set().union(*logged)
     pipe = ShowoT2IPipeline.from_pretrained(folders["model"], image_decoder=decoder)
     assert pipe("a dog", num_inference_steps=1).images[0].size == (96, 96)
