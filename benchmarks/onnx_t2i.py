@@ -3,7 +3,8 @@
     python benchmarks/onnx_t2i.py
 
 The embedded model, or `--model FOLDER`, generates the same image with torch and with ONNX Runtime, each in its own
-processes and in turn. (The script is not called onnx.py, because it would hide the package of that name.)
+processes and in turn, in the model's own number of steps and with its own guidance scale. (The script is not called
+onnx.py, because it would hide the package of that name.)
 """
 
 import argparse
@@ -22,7 +23,6 @@ from pathlib import Path
 
 # No torch at the top: the processes that measure ONNX Runtime run this file too.
 PROMPT = "a red apple to the left of a blue car"
-STEPS, GUIDANCE = 18, 2.75
 WAYS = ("eager fp32", "ONNX fp32", "ONNX int8")
 ONNX_PACKAGES = ("numpy", "onnxruntime", "pillow", "tokenizers")  # the imports of generate.py
 
@@ -36,7 +36,7 @@ def eager_maker(folder: str, threads: int) -> Callable[[], object]:
 
     torch.set_num_threads(threads)
     pipe = load_eager(folder)
-    return lambda: pipe(PROMPT, num_inference_steps=STEPS, guidance_scale=GUIDANCE).images[0]
+    return lambda: pipe(PROMPT).images[0]
 
 
 def load_eager(folder: str):
@@ -66,7 +66,7 @@ def onnx_runner(folder: Path):
 def onnx_maker(folder: str, threads: int) -> Callable[[], object]:
     """A function that generates an image with ONNX Runtime."""
     model = onnx_runner(Path(folder)).OnnxShowo(folder, threads)
-    return lambda: model([PROMPT], steps=STEPS, guidance_scale=GUIDANCE)[0]
+    return lambda: model([PROMPT])[0]
 
 
 def report_child(way: str, folder: str, threads: int, repeats: int, started: float):
@@ -151,13 +151,13 @@ def quality(model: str, folder: Path) -> dict[str, float]:
         return {}
 
     generator = torch.Generator().manual_seed(0)
-    call = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "callback_on_step_end": remember}
-    tokens = pipe(PROMPT, generator=generator, output_type="latent", **call).images
+    _, guidance = pipe.with_defaults(None, None)
+    tokens = pipe(PROMPT, generator=generator, output_type="latent", callback_on_step_end=remember).images
     encoded = small.encode_prompts([PROMPT, ""])
     equal = []
     for state in (state.flatten(1) for state in states[:-1]):
-        best = guided_logits(pipe, state).argmax(-1)
-        small_best = small.predict_logits(state.numpy(), encoded, GUIDANCE).argmax(-1)
+        best = guided_logits(pipe, state, guidance).argmax(-1)
+        small_best = small.predict_logits(state.numpy(), encoded, guidance).argmax(-1)
         equal += (best.numpy() == small_best)[(state == mask_token_id).numpy()].tolist()
     with torch.no_grad():
         pixels = pipe.image_tokenizer.decode(tokens).sample
@@ -171,7 +171,7 @@ def quality(model: str, folder: Path) -> dict[str, float]:
     }
 
 
-def guided_logits(pipe, tokens):
+def guided_logits(pipe, tokens, guidance):
     """Guided logits (1, tokens, codebook_size) of image tokens (1, tokens), by the model on whole sequences."""
     import torch
 
@@ -181,7 +181,7 @@ def guided_logits(pipe, tokens):
         logits = pipe.model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
     start = config.image_token_offset
     conditional, unconditional = logits[:, -1 - tokens.shape[1] : -1, start : start + config.codebook_size].chunk(2)
-    return GUIDANCE * conditional - (GUIDANCE - 1) * unconditional
+    return guidance * conditional - (guidance - 1) * unconditional
 
 
 # The table

@@ -5,7 +5,8 @@
 
 "Equal tokens, same inputs" feeds the tokens of every step of the fp32 run to each variant, and compares the likeliest
 tokens. "Whole run" compares the final tokens for the same seed; there, one different token in an early step leads to
-another image. The time is for the tokens of one image.
+another image. The time is for the tokens of one image. The guidance scale is the model's own, and so is the number of
+steps by default.
 """
 
 import argparse
@@ -28,7 +29,6 @@ PROMPTS = [
     *("a green heart", "three stars at night", "two cats on the grass, noto style"),
 ]
 SEED = 0
-GUIDANCE = 3.0
 
 
 def variants() -> dict[str, dict]:
@@ -84,7 +84,6 @@ def make_tokens(pipeline: ShowoT2IPipeline, prompts: list[str], steps: int) -> l
     pipeline(
         prompts,
         num_inference_steps=steps,
-        guidance_scale=GUIDANCE,
         generator=torch.Generator().manual_seed(SEED),
         output_type="latent",
         callback_on_step_end=keep,
@@ -96,11 +95,12 @@ def likeliest_tokens(
     pipeline: ShowoT2IPipeline, prompts: list[str], grids: list[torch.LongTensor]
 ) -> torch.LongTensor:
     """The likeliest token at every masked position of `grids`, concatenated."""
+    _, guidance = pipeline.with_defaults(None, None)
     encoded = pipeline.encode_prompt(prompts, None, 1, True)
     likeliest = []
     for tokens in (grid.flatten(1) for grid in grids):
         context = PromptContext.of(pipeline.model, encoded, tokens.shape[1])
-        logits = predict_logits(pipeline.model, tokens, context, GUIDANCE)  # (batch, tokens, codebook)
+        logits = predict_logits(pipeline.model, tokens, context, guidance)  # (batch, tokens, codebook)
         likeliest.append(logits.argmax(-1)[tokens == pipeline.scheduler.config.mask_token_id])
     return torch.cat(likeliest)
 
@@ -140,18 +140,17 @@ def main(arguments: list[str] | None = None):
     parser.add_argument(
         "--model", default=EMBEDDED_MODEL, help="pipeline folder or Hub name (default: the embedded model)"
     )
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, help="inference steps (default: the model's own)")
     parser.add_argument("--repeats", type=int, default=5, help="paired runs; the table has their medians")
     parser.add_argument("--small", action="store_true", help="one prompt, for a quick test; the numbers mean nothing")
     options = parser.parse_args(arguments)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     prompts = PROMPTS[:1] if options.small else PROMPTS
-    rows = measure(options.model, prompts, options.steps, options.repeats)
+    steps, guidance = load(options.model, variants()["fp32"]).with_defaults(options.steps, None)
+    rows = measure(options.model, prompts, steps, options.repeats)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}; ", end="")
-    print(
-        f"{len(prompts)} prompts, {options.steps} steps, guidance {GUIDANCE}; medians of {options.repeats} runs in turn\n"
-    )
+    print(f"{len(prompts)} prompts, {steps} steps, guidance {guidance:g}; medians of {options.repeats} runs in turn\n")
     head = ("variant", "weights, MB", "equal tokens, same inputs", "whole run", "PSNR, dB", "time / fp32")
     print_table(head, rows)
 
