@@ -3,14 +3,14 @@
     python -m recipes.world.objects --output data/world-objects
     python -m benchmarks.world_sheets --output sheets --samples docs/images/samples.png
 
-The folder has one PNG file for each of the six kinds of benchmarks.world, with the first prompts of a split and the
-prompt below each image, and `real.png`, real scenes of all kinds. `--samples` is a file without words: captions of any
-kind, worded as in the training. They are printed, row by row.
+The folder has a file `sheet-KIND.jpg` for each of the six kinds of benchmarks.world, with the first 64 prompts of a split
+and the prompt below each image, and `real.jpg`, real scenes of all kinds. `--samples` is a PNG file without words: captions
+of any kind, worded as in the training. They are printed as a Markdown list, row by row.
 """
 
 import argparse
+import io
 import random
-import textwrap
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from showo_hf.utils.argument_types import positive_integer, scale_number
 
 COLUMNS = 8
 SCALE = 2  # of the images with captions
+SHEET_BYTES = 300_000  # of the file of a sheet, at most
 LETTERS, LINE = 11, 13  # size of letters and distance of lines, in pixels
 GAP = 8  # pixels between images
 
@@ -70,10 +71,23 @@ def sheet(images: list[Image.Image], texts: list[str], columns: int = COLUMNS) -
     return whole
 
 
+def jpeg(image: Image.Image, most: int = SHEET_BYTES) -> bytes:
+    """An image as a JPEG file of at most `most` bytes, in the best quality that allows it, or in the lowest."""
+    for quality in range(90, 30, -5):
+        content = io.BytesIO()
+        image.save(content, "JPEG", quality=quality, optimize=True)
+        if content.tell() <= most:
+            break
+    return content.getvalue()
+
+
 def save_sheet(file: Path, prompts: list[Prompt], pixels: torch.Tensor) -> None:
     """Write a contact sheet of images (prompts, 3, H, W) in [-1, 1] with their prompts."""
+    images = [to_image(one) for one in pixels]
+    # Smooth, because a JPEG file of enlarged pixels with hard edges is larger.
+    large = [one.resize((SCALE * one.width, SCALE * one.height), Image.Resampling.BICUBIC) for one in images]
     file.parent.mkdir(parents=True, exist_ok=True)
-    sheet([to_image(one, SCALE) for one in pixels], [prompt.text for prompt in prompts]).save(file, optimize=True)
+    file.write_bytes(jpeg(sheet(large, [prompt.text for prompt in prompts])))
     print(file, flush=True)
 
 
@@ -81,9 +95,11 @@ def make_sheets(bench: Workbench, options: argparse.Namespace) -> None:
     """Write the sheets of the kinds that were asked for, and the one of real scenes."""
     for kind in options.kinds:
         prompts = bench.prompts(options.split, kind)
-        save_sheet(options.output / f"{kind}.png", prompts, generated(bench, [prompt.text for prompt in prompts]))
+        save_sheet(
+            options.output / f"sheet-{kind}.jpg", prompts, generated(bench, [prompt.text for prompt in prompts])
+        )
     prompts = prompts_by_turns(bench.objects, options.split, options.count, options.seed)
-    save_sheet(options.output / "real.png", prompts, real_pixels(prompts, bench.objects))
+    save_sheet(options.output / "real.jpg", prompts, real_pixels(prompts, bench.objects))
 
 
 def make_samples(bench: Workbench, file: Path, options: argparse.Namespace) -> None:
@@ -96,8 +112,8 @@ def make_samples(bench: Workbench, file: Path, options: argparse.Namespace) -> N
     file.parent.mkdir(parents=True, exist_ok=True)
     make_image_grid(images, len(texts) // columns, columns).save(file, optimize=True)
     print(file)
-    for first in range(0, len(texts), columns):
-        print(textwrap.indent(" | ".join(texts[first : first + columns]), "  "))
+    for row, first in enumerate(range(0, len(texts), columns), start=1):
+        print(f"{row}. {' | '.join(texts[first : first + columns])}")
 
 
 def generated(bench: Workbench, texts: list[str]) -> torch.Tensor:

@@ -1,11 +1,12 @@
 """The contact sheets of the world."""
 
 import numpy as np
+import pytest
 import small_world
 from benchmarks import world_sheets
 from benchmarks.pictures import to_image
 from benchmarks.world_prompts import KINDS, draw_prompts, prompts_by_turns
-from benchmarks.world_sheets import GAP, SCALE, font, sheet, wrapped
+from benchmarks.world_sheets import COLUMNS, GAP, SCALE, SHEET_BYTES, font, jpeg, sheet, wrapped
 from benchmarks.world_workbench import real_pixels
 from PIL import Image
 
@@ -43,12 +44,26 @@ def test_sheets_are_written_and_captions_printed(world_folder, objects, tmp_path
     samples = tmp_path / "images" / "samples.png"
     world_sheets.main([*folders, "--samples", str(samples), "--count", "9", "--steps", "1", "--kinds", "binding"])
     printed = capsys.readouterr().out.splitlines()
-    assert {file.name for file in (tmp_path / "sheets").iterdir()} == {"binding.png", "real.png"}
-    assert printed[-1].count(" | ") == 7, "eight captions"
+    assert {file.name for file in (tmp_path / "sheets").iterdir()} == {"sheet-binding.jpg", "real.jpg"}
+    assert printed[-1].startswith("1. ") and printed[-1].count(" | ") == 7, "eight captions"
     with Image.open(samples) as image:
         assert image.size == (8 * 96, 96), "whole rows alone"
-    prompt = prompts_by_turns(objects, "validation", 9)[1]
-    with Image.open(tmp_path / "sheets" / "real.png") as image:
+    prompts = prompts_by_turns(objects, "validation", 9)[:2]
+    with Image.open(tmp_path / "sheets" / "real.jpg") as image:
         left, side = GAP + SCALE * 96 + GAP, SCALE * 96
-        second = np.asarray(image.convert("RGB"))[GAP : GAP + side, left : left + side]
-    assert (second == np.asarray(to_image(real_pixels([prompt], objects)[0], SCALE))).all()
+        second = np.asarray(image.convert("RGB"))[GAP : GAP + side, left : left + side].astype(int)
+    left, there = (np.asarray(to_image(one, SCALE)).astype(int) for one in real_pixels(prompts, objects))
+    assert abs(second - there).mean() < 4 < abs(second - left).mean(), "JPEG, and smooth edges"
+
+
+def test_sheets_are_small_files():
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    best, small = jpeg(Image.fromarray(noise)), jpeg(Image.fromarray(noise), most=50_000)
+    assert 40_000 < len(small) <= 50_000 < len(best) <= SHEET_BYTES
+    assert len(jpeg(Image.fromarray(noise), most=10)) > 10, "the lowest quality, if nothing is small enough"
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_there_are_enough_prompts_for_a_sheet(objects, split, kind):
+    assert len(draw_prompts(objects, split, kind, COLUMNS**2)) == COLUMNS**2
