@@ -3,6 +3,7 @@
 import re
 import zlib
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +71,13 @@ def test_articles():
     assert THINGS["unicorn"].name.with_article == "a unicorn"
     cheese = next(noun for noun in THINGS["piece of cheese"].synonyms if noun.singular == "cheese")
     assert cheese.with_article == "cheese" and cheese.plural is None
+
+
+def test_the_demo_draws_two_things():
+    makefile = (Path(__file__).parents[3] / "Makefile").read_text(encoding="utf-8")
+    (prompt,) = re.findall(r"^DEMO_PROMPT \?= (.+)$", makefile, re.MULTILINE)
+    words = {noun.singular: name for name, thing in THINGS.items() for noun in thing.nouns}
+    assert {name for word, name in words.items() if re.search(rf"\b{word}\b", prompt)} == {"apple", "car"}
 
 
 def test_known_words_are_those_of_the_prompts():
