@@ -1,4 +1,4 @@
-"""The guides name tests as evidence. Each of them exists."""
+"""The guides name tests as evidence, and each of them exists. No place of a figure is left empty."""
 
 import re
 from pathlib import Path
@@ -21,3 +21,11 @@ def test_every_named_test_exists(page):
 
 def test_the_page_of_the_formulas_names_its_tests():
     assert len(NAMED["mathematics.md"]) > 40
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *(str(page.relative_to(ROOT)) for page in sorted(ROOT.glob("docs/**/*.md")))]
+)
+def test_no_figure_is_missing(page):
+    """A marker such as @@seconds@@ stands where a figure has yet to be measured."""
+    assert re.findall(r"@@(?:\w+@@)?", (ROOT / page).read_text(encoding="utf-8")) == []
