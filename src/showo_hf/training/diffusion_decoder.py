@@ -10,7 +10,6 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,18 +27,17 @@ from ..models.modeling_diffusion_decoder import ShowoDiffusionDecoder
 from ..models.modeling_showo import ShowoForCausalLM
 from ..processing.processing_showo import showo_image_processor
 from ..schedulers.gaussian_diffusion import bound_weights, flow_bound_weights, flow_sample, q_sample, target_of
-from ..utils.atomic_folder import atomic_folder
 from ..utils.metrics import psnr
 from .data.loader import State, StepLoader
 from .data.order import stable_hash
 from .decoder_config import DiffusionDecoderConfig
 from .distillation import distilled, on_grid
 from .image_batches import ImageBuilder, Images, image_loader, validation_images
+from .image_results import save_image_result
 from .image_trainer import TASK, ImageTrainer
 from .losses import LossSums
 from .masking import row_generator
 from .recipe_entries import nearest
-from .results import publish_result, tidy_config
 from .resumable_trainer import Settings
 
 
@@ -420,11 +418,6 @@ def diffusion_decoder_trainer(
 
 
 def save_decoder(config: DiffusionDecoderConfig, trainer: DiffusionDecoderTrainer):
-    """Write the output folder, and push it."""
-    if not trainer.is_world_process_zero():
-        return
-    decoder = trainer.accelerator.unwrap_model(trainer.model).to(getattr(torch, config.save_dtype))
-    with atomic_folder(Path(config.output), overwrite=True) as folder:
-        decoder.save_pretrained(folder)
-        tidy_config(folder / "config.json")
-    publish_result(config, trainer.state.global_step)
+    """Write the output folder with the card, and push it."""
+    size = trainer.accelerator.unwrap_model(trainer.model).config.sample_size
+    save_image_result(config, trainer, "diffusion-decoder", config.model, size, getattr(torch, config.save_dtype))
