@@ -256,9 +256,7 @@ def load_tokenizer(source: str) -> ShowoImageTokenizer:
     Raises:
         ValueError: if it has none.
     """
-    source = EMBEDDED_MODEL if source == "embedded" else source
-    index = cached_file(source, "model_index.json", _raise_exceptions_for_missing_entries=False)
-    options: dict[str, Any] = {} if index is None else {"subfolder": "model"}  # only a pipeline has an index
+    source, options = part_of_pipeline(source, "model")
     loaded = AutoConfig.from_pretrained(source, **options)
     if loaded.model_type == "showo":
         model = ShowoForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **options)
@@ -267,6 +265,19 @@ def load_tokenizer(source: str) -> ShowoImageTokenizer:
     if not isinstance(tokenizer, ShowoImageTokenizer):
         raise ValueError(f"`model` must have an image tokenizer, but '{source}' is a {type(tokenizer).__name__}.")
     return tokenizer
+
+
+def load_saved_decoder(source: str) -> ShowoDiffusionDecoder:
+    """The diffusion decoder of a folder or a name on the Hub, in float32: a decoder, or a pipeline that has one."""
+    source, options = part_of_pipeline(source, "image_decoder")
+    return ShowoDiffusionDecoder.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **options)
+
+
+def part_of_pipeline(source: str, part: str) -> tuple[str, dict[str, Any]]:
+    """Where a model is, and the arguments of `from_pretrained` for the folder `part` if it is in a pipeline."""
+    source = EMBEDDED_MODEL if source == "embedded" else source
+    index = cached_file(source, "model_index.json", _raise_exceptions_for_missing_entries=False)
+    return source, {} if index is None else {"subfolder": part}  # only a pipeline has an index
 
 
 Models = tuple[ShowoDiffusionDecoder, FrozenTokenizer, ShowoDiffusionDecoder | None]
@@ -291,7 +302,7 @@ def load_teacher(
     """
     if config.teacher is None:
         return None
-    teacher = ShowoDiffusionDecoder.from_pretrained(config.teacher, dtype=torch.float32, use_safetensors=True)
+    teacher = load_saved_decoder(config.teacher)
     check_fits(teacher, tokenizer.tokenizer, "teacher")
     if teacher.config.prediction_type != "flow_prediction":
         raise ValueError(f"`teacher` must predict 'flow_prediction', got {teacher.config.prediction_type!r}.")
@@ -314,7 +325,7 @@ def load_decoder(config: DiffusionDecoderConfig, tokenizer: FrozenTokenizer) -> 
     """
     entries = architecture(config, tokenizer.tokenizer)
     if config.decoder is not None:
-        decoder = ShowoDiffusionDecoder.from_pretrained(config.decoder, dtype=torch.float32, use_safetensors=True)
+        decoder = load_saved_decoder(config.decoder)
         check_fits(decoder, tokenizer.tokenizer)
         check_given(config, decoder)
         changes = {"num_inference_steps": config.decoder_steps, "low_band_sigma": config.low_band_sigma}
