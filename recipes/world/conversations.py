@@ -1,6 +1,7 @@
 """Conversations about scenes: draw, change, ask about what was drawn or shown, small talk."""
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -117,11 +118,9 @@ def announced(scene: Scene) -> str:
     return f"here {is_or_are(parts)} {parts}:"
 
 
-def named_together(*scenes: Scene) -> bool:
-    """Whether training may name the things of all these scenes in one request, or in one conversation."""
-    return trained(
-        pair(one, other) for one, other in combinations({thing for one in scenes for thing in one.counts}, 2)
-    )
+def named_together(things: Collection[str]) -> bool:
+    """Whether training may name all these things in one request, or in one conversation."""
+    return trained(pair(one, other) for one, other in combinations(set(things), 2))
 
 
 class Talker:
@@ -134,6 +133,7 @@ class Talker:
 
     def __init__(self, maker: SceneMaker):
         self.maker, self.rng = maker, maker.rng
+        self.named: set[str] = set()  # things of the conversation, also those that were not there; but for small talk
 
     def conversation(self, turns: int, images: int = 4) -> list[Turn]:
         """
@@ -144,13 +144,14 @@ class Talker:
             images: at most so many images.
         """
         rng, made = self.rng, [small_talk(self.rng, "greeting", "about")] if self.rng.random() < 0.12 else []
-        scene = self.maker.scene()
+        self.named = set()
         if rng.random() < 0.35:
+            scene = self._scene()
             made.append(self._question(scene, [], shown=scene))
         elif images > 1 and rng.random() < 0.12:
-            made.append(self._two(scene, []))
+            made.append(self._two())
         else:
-            made.append(drawn(scene, rng))
+            made.append(drawn(self._scene(), rng))
         while len(made) < turns:
             made.append(self._next(made, images - sum(len(turn.scenes) for turn in made)))
         if turns > 2 and rng.random() < 0.05:
@@ -159,39 +160,41 @@ class Talker:
 
     def _next(self, made: list[Turn], room: int) -> Turn:
         """The next turn, with at most `room` images."""
-        scenes = [scene for turn in made for scene in turn.scenes]
-        draw, scene = self.rng.random(), scenes[-1]
+        draw, scene = self.rng.random(), next(turn.scenes[-1] for turn in reversed(made) if turn.scenes)
         if room and draw < 0.4:
             changed = change(scene, self.maker)
-            if changed is not None and named_together(*scenes, changed.scene):
+            if changed is not None and named_together({*self.named, *changed.scene.counts}):
+                self.named |= set(changed.scene.counts)
                 return Turn("change", changed.text, announced(changed.scene), made=(changed.scene,))
         if room > 1 and draw > 0.97:
-            return self._two(self._scene(scenes), scenes)
+            return self._two()
         if room and draw < 0.48:
-            return drawn(self._scene(scenes), self.rng)
+            return drawn(self._scene(), self.rng)
         if draw > 0.93:
             turn = small_talk(self.rng, "praise" if made[-1].made and self.rng.random() < 0.6 else "about")
             if turn.answer not in [one.answer for one in made]:
                 return turn
         return self._question(scene, made)
 
-    def _two(self, first: Scene, before: list[Scene]) -> Turn:
-        """A request for a scene and another one, after other scenes."""
-        return drawn_twice(first, self._scene([*before, first]), self.rng)
+    def _two(self) -> Turn:
+        """A request for two scenes."""
+        return drawn_twice(self._scene(), self._scene(), self.rng)
 
-    def _scene(self, before: list[Scene]) -> Scene:
-        """A random scene that may follow others."""
+    def _scene(self) -> Scene:
+        """A random scene whose things may be named with those before."""
         while True:
             scene = self.maker.scene()
-            if named_together(*before, scene):
+            if named_together({*self.named, *scene.counts}):
+                self.named |= set(scene.counts)
                 return scene
 
     def _question(self, scene: Scene, made: list[Turn], shown: Scene | None = None) -> Turn:
         """A question about a scene, of a kind that was not asked since it came; any, if all were."""
         last = max((at for at, turn in enumerate(made) if turn.scenes), default=0)
-        asker, asked = Asker(scene, self.rng), [turn.asks for turn in made[last:]]
+        asker, asked = Asker(scene, self.rng, self.named), [turn.asks for turn in made[last:]]
         question = asker.ask(without=asked) or asker.ask()
         assert trained(question.names)
+        self.named = asker.named
         return Turn("ask", question.text, question.answer, shown, asks=question.kind)
 
 

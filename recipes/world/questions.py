@@ -127,12 +127,13 @@ class Asker:
     Args:
         scene: the scene.
         rng: the source of the random choices.
+        named: things that were named before.
     """
 
-    def __init__(self, scene: Scene, rng: random.Random):
+    def __init__(self, scene: Scene, rng: random.Random, named: Collection[str] = ()):
         self.scene, self.rng = scene, rng
         self.groups = groups_of(scene)
-        self.named = set(scene.counts)  # what is there, and what was asked for although it is not
+        self.named = {*scene.counts, *named}  # with what is asked for although it is not there
         #: Those that nothing else in the scene could be meant by.
         self.clear = [group for group in self.groups if not self._also_called(group.thing)]
 

@@ -1,8 +1,8 @@
 """The things of the small world: their names, plurals and synonyms, and the emoji that shows each of them.
 
-The synonyms are those of emojibase-data (its labels, tags and shortcodes; MIT licence) that name the same thing and no
-other of this table, and spellings of the other side of the Atlantic. A phrase with "~" in front takes no article and
-has no plural: "~cheese".
+Most synonyms are labels, tags and shortcodes of emojibase-data (MIT licence) that name the same thing and no other of this
+table. The others are everyday words ("doggy", "fire truck") and spellings of the other side of the Atlantic. A phrase with
+"~" in front takes no article and has no plural: "~cheese".
 """
 
 from dataclasses import dataclass

@@ -325,6 +325,17 @@ def test_the_tokenizer_may_be_part_of_a_pipeline_on_the_hub(processor, tmp_path,
     assert torch.equal(loaded.encode(pixels()).image_tokens, pipe.image_tokenizer.encode(pixels()).image_tokens)
 
 
+def test_a_decoder_may_be_part_of_a_pipeline(images, tokenizer, processor, tmp_path):
+    pipe = tiny.pipeline(processor)
+    pipe.register_modules(image_decoder=tiny.image_decoder(num_inference_steps=5))
+    pipe.save_pretrained(tmp_path / "pipe")
+    config = recipe(images, tokenizer, tmp_path / "out", decoder=tmp_path / "pipe", architecture={})
+    decoder = load_decoder(config, FrozenTokenizer(load_tokenizer(str(tokenizer))))
+    assert decoder.config.num_inference_steps == 5
+    for name, value in pipe.image_decoder.state_dict().items():
+        assert torch.equal(value, decoder.state_dict()[name])
+
+
 def test_training_goes_on_from_a_decoder(images, tokenizer, tmp_path):
     run_recipe(recipe(images, tokenizer, tmp_path / "first", steps=1))
     frozen = FrozenTokenizer(load_tokenizer(str(tokenizer)))

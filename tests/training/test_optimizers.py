@@ -16,7 +16,7 @@ from showo_hf.training.checkpoints import (
     write_json,
     write_tensors,
 )
-from showo_hf.training.optimizers import MuonWithAdamW, inner_kernels, inner_matrices
+from showo_hf.training.optimizers import MuonWithAdamW, decays, inner_kernels, inner_matrices
 
 
 @pytest.fixture
@@ -206,3 +206,16 @@ def test_a_model_of_one_kind_of_parameters_needs_one_optimizer():
     linear = nn.Linear(3, 2, bias=False)
     assert list(MuonWithAdamW(linear, lr=0.1).parts) == ["muon"]
     assert list(MuonWithAdamW(nn.LayerNorm(3), lr=0.1).parts) == ["adamw"]
+
+
+def test_a_codebook_that_learns_by_gradient_has_no_weight_decay():
+    model = tiny.vq(codebook_learning="gradient")
+    codebook = model.quantizer.codebook
+    assert codebook.requires_grad
+    optimizer = MuonWithAdamW(model, lr=0.1, weight_decay=0.3)
+    (decay,) = [
+        group["weight_decay"] for group in optimizer.param_groups if any(p is codebook for p in group["params"])
+    ]
+    assert decay == 0.0 and any(group["weight_decay"] == 0.3 for group in optimizer.param_groups)
+    names = {name for name, parameter in model.named_parameters() if decays(name, parameter)}
+    assert "quantizer.codebook" not in names and "encoder.conv_in.weight" in names

@@ -175,6 +175,8 @@ def test_a_classifier_and_tokenizers_run_from_files_to_a_repository_that_loads(t
         if perceptual:
             assert {"loss_perceptual", "loss_generator", "discriminator", "lecam"} <= rows[-1].keys()
         perceptual = perceptual or [f"perceptual={output}"]
+        card = hub_here.repositories[f"{PUSHED}-{recipe}"]["README.md"].decode()
+        assert f"{PUSHED}-{recipe}" in card and str(tmp_path) not in card
         model = auto_class.from_pretrained(f"{PUSHED}-{recipe}")
         saved = load_file(output / "model.safetensors")
         assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())

@@ -20,11 +20,12 @@ class DiffusionDecoderConfig(ImageRunConfig):
     Args:
         model (`str`, defaults to `"embedded"`): the image tokenizer, or the model or pipeline that has one, as a folder or
             a name on the Hub, or "embedded".
-        decoder (`str`, *optional*): a diffusion decoder whose weights the training starts from. `prediction_type`, `start`,
-            `residual_scale`, `architecture` and `image_size` are its own then; other values are refused.
-        teacher (`str`, *optional*): a diffusion decoder of flows that is distilled into one of `decoder_steps` steps, each
-            of which lands where two of the teacher's do (progressive distillation, arXiv:2202.00512). The training starts
-            from the teacher's weights unless `decoder` is given.
+        decoder (`str`, *optional*): a diffusion decoder, or a pipeline that has one, whose weights the training starts from.
+            `prediction_type`, `start`, `residual_scale`, `architecture` and `image_size` are its own then; other values are
+            refused.
+        teacher (`str`, *optional*): a diffusion decoder of flows, or a pipeline that has one. It is distilled into one of
+            `decoder_steps` steps, each of which lands where two of the teacher's do (progressive distillation,
+            arXiv:2202.00512). The training starts from the teacher's weights unless `decoder` is given.
         data, batch_size, shift: see [`ImageRunConfig`].
         image_size (`int`, *optional*): width and height of the images in pixels; by default the tokenizer's.
         prediction_type (`str`, *optional*): "epsilon", "v_prediction" or "flow_prediction", the default.

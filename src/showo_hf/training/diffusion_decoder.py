@@ -10,7 +10,6 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,18 +27,17 @@ from ..models.modeling_diffusion_decoder import ShowoDiffusionDecoder
 from ..models.modeling_showo import ShowoForCausalLM
 from ..processing.processing_showo import showo_image_processor
 from ..schedulers.gaussian_diffusion import bound_weights, flow_bound_weights, flow_sample, q_sample, target_of
-from ..utils.atomic_folder import atomic_folder
 from ..utils.metrics import psnr
 from .data.loader import State, StepLoader
 from .data.order import stable_hash
 from .decoder_config import DiffusionDecoderConfig
 from .distillation import distilled, on_grid
 from .image_batches import ImageBuilder, Images, image_loader, validation_images
+from .image_results import save_image_result
 from .image_trainer import TASK, ImageTrainer
 from .losses import LossSums
 from .masking import row_generator
 from .recipe_entries import nearest
-from .results import publish_result, tidy_config
 from .resumable_trainer import Settings
 
 
@@ -258,9 +256,7 @@ def load_tokenizer(source: str) -> ShowoImageTokenizer:
     Raises:
         ValueError: if it has none.
     """
-    source = EMBEDDED_MODEL if source == "embedded" else source
-    index = cached_file(source, "model_index.json", _raise_exceptions_for_missing_entries=False)
-    options: dict[str, Any] = {} if index is None else {"subfolder": "model"}  # only a pipeline has an index
+    source, options = part_of_pipeline(source, "model")
     loaded = AutoConfig.from_pretrained(source, **options)
     if loaded.model_type == "showo":
         model = ShowoForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **options)
@@ -269,6 +265,19 @@ def load_tokenizer(source: str) -> ShowoImageTokenizer:
     if not isinstance(tokenizer, ShowoImageTokenizer):
         raise ValueError(f"`model` must have an image tokenizer, but '{source}' is a {type(tokenizer).__name__}.")
     return tokenizer
+
+
+def load_saved_decoder(source: str) -> ShowoDiffusionDecoder:
+    """The diffusion decoder of a folder or a name on the Hub, in float32: a decoder, or a pipeline that has one."""
+    source, options = part_of_pipeline(source, "image_decoder")
+    return ShowoDiffusionDecoder.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **options)
+
+
+def part_of_pipeline(source: str, part: str) -> tuple[str, dict[str, Any]]:
+    """Where a model is, and the arguments of `from_pretrained` for the folder `part` if it is in a pipeline."""
+    source = EMBEDDED_MODEL if source == "embedded" else source
+    index = cached_file(source, "model_index.json", _raise_exceptions_for_missing_entries=False)
+    return source, {} if index is None else {"subfolder": part}  # only a pipeline has an index
 
 
 Models = tuple[ShowoDiffusionDecoder, FrozenTokenizer, ShowoDiffusionDecoder | None]
@@ -293,7 +302,7 @@ def load_teacher(
     """
     if config.teacher is None:
         return None
-    teacher = ShowoDiffusionDecoder.from_pretrained(config.teacher, dtype=torch.float32, use_safetensors=True)
+    teacher = load_saved_decoder(config.teacher)
     check_fits(teacher, tokenizer.tokenizer, "teacher")
     if teacher.config.prediction_type != "flow_prediction":
         raise ValueError(f"`teacher` must predict 'flow_prediction', got {teacher.config.prediction_type!r}.")
@@ -316,7 +325,7 @@ def load_decoder(config: DiffusionDecoderConfig, tokenizer: FrozenTokenizer) -> 
     """
     entries = architecture(config, tokenizer.tokenizer)
     if config.decoder is not None:
-        decoder = ShowoDiffusionDecoder.from_pretrained(config.decoder, dtype=torch.float32, use_safetensors=True)
+        decoder = load_saved_decoder(config.decoder)
         check_fits(decoder, tokenizer.tokenizer)
         check_given(config, decoder)
         changes = {"num_inference_steps": config.decoder_steps, "low_band_sigma": config.low_band_sigma}
@@ -420,11 +429,6 @@ def diffusion_decoder_trainer(
 
 
 def save_decoder(config: DiffusionDecoderConfig, trainer: DiffusionDecoderTrainer):
-    """Write the output folder, and push it."""
-    if not trainer.is_world_process_zero():
-        return
-    decoder = trainer.accelerator.unwrap_model(trainer.model).to(getattr(torch, config.save_dtype))
-    with atomic_folder(Path(config.output), overwrite=True) as folder:
-        decoder.save_pretrained(folder)
-        tidy_config(folder / "config.json")
-    publish_result(config, trainer.state.global_step)
+    """Write the output folder with the card, and push it."""
+    size = trainer.accelerator.unwrap_model(trainer.model).config.sample_size
+    save_image_result(config, trainer, "diffusion-decoder", config.model, size, getattr(torch, config.save_dtype))

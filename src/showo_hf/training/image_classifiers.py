@@ -6,7 +6,6 @@ norm, so an image's features depend on that image alone.
 """
 
 import inspect
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,16 +14,15 @@ from torch.nn import functional as F
 from transformers import ConvNextConfig, ConvNextForImageClassification, TrainingArguments
 
 from ..processing.processing_showo import showo_image_processor
-from ..utils.atomic_folder import atomic_folder
 from .data.examples import Example
 from .data.loader import State
 from .data.sources import DataSource, open_source
 from .image_batches import ImageBuilder, Images, class_name, image_loader, validation_images
 from .image_configs import ImageClassifierConfig
+from .image_results import save_image_result
 from .image_trainer import TASK, ImageTrainer
 from .losses import LossSums
 from .recipe_entries import nearest
-from .results import publish_result, tidy_config
 from .resumable_trainer import Settings
 
 
@@ -148,11 +146,5 @@ def image_classifier_trainer(
 
 
 def save_image_classifier(config: ImageClassifierConfig, trainer: ImageClassifierTrainer):
-    """Write the output folder with the image processor, and push it."""
-    if not trainer.is_world_process_zero():
-        return
-    with atomic_folder(Path(config.output), overwrite=True) as folder:
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
-        showo_image_processor(config.image_size).save_pretrained(folder)
-        tidy_config(folder / "config.json")
-    publish_result(config, trainer.state.global_step)
+    """Write the output folder with the image processor and the card, and push it."""
+    save_image_result(config, trainer, "image-classifier", config.model, config.image_size)

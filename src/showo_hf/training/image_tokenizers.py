@@ -21,18 +21,17 @@ from ..models.image_tokenizer import ShowoImageTokenizer
 from ..models.modeling_showo_lfq import ShowoLFQTokenizer
 from ..models.modeling_showo_vq import ShowoVQTokenizer
 from ..processing.processing_showo import showo_image_processor
-from ..utils.atomic_folder import atomic_folder
 from .adversarial import Adversary
 from .data.loader import State, StepLoader
 from .data.order import stable_hash
 from .image_batches import ImageBuilder, Images, image_loader, validation_images
 from .image_configs import LAST_LAYER, ImageTokenizerConfig, LFQTrainingConfig, VQTrainingConfig
+from .image_results import save_image_result
 from .image_trainer import TASK, ImageTrainer
 from .losses import LossSums
 from .masking import row_generator
 from .perceptual import load_perceptual
 from .recipe_entries import nearest
-from .results import publish_result, tidy_config
 from .resumable_trainer import Settings
 from .tokenizer_losses import QUANTIZER_LOSSES, Reconstruction, TokenizerLosses
 
@@ -318,11 +317,6 @@ def image_tokenizer_trainer(
 
 
 def save_image_tokenizer(config: ImageTokenizerConfig, trainer: ImageTokenizerTrainer):
-    """Write the output folder, and push it."""
-    if not trainer.is_world_process_zero():
-        return
-    output = Path(config.output)
-    with atomic_folder(output, overwrite=True) as folder:
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
-        tidy_config(folder / "config.json")
-    publish_result(config, trainer.state.global_step)
+    """Write the output folder with the card, and push it."""
+    size = trainer.accelerator.unwrap_model(trainer.model).config.sample_size
+    save_image_result(config, trainer, "image-tokenizer", config.model, size)

@@ -27,14 +27,14 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     Muon (https://kellerjordan.github.io/posts/muon) orthogonalizes the momentum of each matrix before the update. Its
     updates are scaled to the size of AdamW's (arXiv:2502.16982), so that both use one learning rate. A kernel is a matrix
-    with one row for each output channel. Weight decay applies to matrices and kernels, not to biases and norms.
+    with one row for each output channel. Weight decay applies to what [`decays`].
 
     Muon computes in bfloat16, or in float32 on a CPU that has no fast products in bfloat16.
 
     Args:
         model: the model. Its parameters with `requires_grad` are trained.
         lr: learning rate of all parameters.
-        weight_decay: weight decay of matrices and kernels.
+        weight_decay: weight decay of what [`decays`].
         betas, eps: of AdamW.
         fused: use the fused kernel of AdamW.
     """
@@ -50,10 +50,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
     ):
         matrices = inner_matrices(model) + inner_kernels(model)
         taken = {id(matrix) for matrix in matrices}
-        rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
+        rest = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in taken}
         groups = [
-            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for name, p in rest.items() if decays(name, p)], "weight_decay": weight_decay},
+            {"params": [p for name, p in rest.items() if not decays(name, p)], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
         self.parts: dict[str, torch.optim.Optimizer] = {}
@@ -97,6 +97,14 @@ class MuonWithAdamW(torch.optim.Optimizer):
             else:
                 part.step()
         return loss
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """
+    Whether a parameter has weight decay: matrices and kernels have, biases and norms have not. A codebook has none: its
+    entries follow the latents, and decay would pull unused ones to zero.
+    """
+    return parameter.ndim >= 2 and name.rpartition(".")[2] != "codebook"
 
 
 def reshaped(state: dict[str, Any], shape: torch.Size) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import TrainerCallback
 
 from showo_hf import EMBEDDED_MODEL
@@ -20,6 +21,7 @@ from .periodic_publishing import PeriodicPublisher
 from .publishing import check_destination, publish
 from .recipe_entries import read_recipe, shipped_recipes
 from .recipe_files import build_config
+from .resumable_trainer import ResumableTrainer
 from .samples import Samples, blind_guesses
 from .trainer import ShowoTrainer
 from .training_card import DataSource, FinalLoss, RunSummary, write_training_card
@@ -120,41 +122,53 @@ class PushResults(TrainerCallback):
 
 
 def run_summary(config: FinetuneConfig, pipe: ShowoT2IPipeline, trainer: ShowoTrainer) -> RunSummary:
-    """What the card tells about a run."""
-    args, model = trainer.args, pipe.model
-    settings = {**asdict(config), **config.training}
-    del settings["training"]
-    shipped = shipped_settings(config) if config.recipe in shipped_recipes() else {}
+    """What the card of a Show-o model tells about its run."""
     samples = trainer.samples.last if trainer.samples is not None and trainer.samples.last else Samples(0)
-    batch = config.rows_per_step * args.gradient_accumulation_steps
-    ranks = args.world_size // config.tp_size
-    device = "CPU" if args.device.type == "cpu" else torch.cuda.get_device_name()
-    threads = f", {torch.get_num_threads()} threads" if args.device.type == "cpu" else ""
     return RunSummary(
-        recipe=config.recipe,
+        **run_facts(config, trainer, pipe.model, trainer.args.world_size // config.tp_size),
         kind="adapter" if isinstance(config, LoraConfig) and not config.merge else "pipeline",
-        settings=settings,
         base_model=EMBEDDED_MODEL if config.model == "embedded" else config.model,
-        steps=trainer.state.global_step,
-        samples_seen=trainer.state.global_step * batch * ranks,
-        seconds=trainer.seconds,
-        device=f"{args.world_size} x {device}{threads}" if args.world_size > 1 else f"{device}{threads}",
-        dtype="bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
-        trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        total_parameters=sum(p.numel() for p in model.parameters()),
-        data=[DataSource(str(source["path"]), task=task) for task, listed in config.data.items() for source in listed],
         losses=final_losses(trainer, blind_guesses(config.objective, pipe)),
         samples=samples.images,
         answers=[(question, text) for _, question, text in samples.answers],
         tasks=tuple(config.data),
-        shipped_settings=shipped,
-        licence=config.licence,
-        seed=config.seed,
-        resumed=trainer.seconds_before > 0,
     )
 
 
-def shipped_settings(config: FinetuneConfig) -> dict[str, Any]:
+def run_facts(config: RunConfig, trainer: ResumableTrainer, model: nn.Module, ranks: int) -> dict[str, Any]:
+    """
+    What the card of any model tells about its run, as arguments of [`RunSummary`].
+
+    Args:
+        ranks: processes that see different data.
+    """
+    args = trainer.args
+    settings = {**asdict(config), **config.training}
+    del settings["training"]
+    device = "CPU" if args.device.type == "cpu" else torch.cuda.get_device_name()
+    threads = f", {torch.get_num_threads()} threads" if args.device.type == "cpu" else ""
+    rows = config.rows_per_step * args.gradient_accumulation_steps
+    return {
+        "recipe": config.recipe,
+        "settings": settings,
+        "steps": trainer.state.global_step,
+        "samples_seen": trainer.state.global_step * rows * ranks,
+        "seconds": trainer.seconds,
+        "device": f"{args.world_size} x {device}{threads}" if args.world_size > 1 else f"{device}{threads}",
+        "dtype": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "total_parameters": sum(p.numel() for p in model.parameters()),
+        "data": [
+            DataSource(str(source["path"]), task=task) for task, listed in config.data.items() for source in listed
+        ],
+        "shipped_settings": shipped_settings(config) if config.recipe in shipped_recipes() else {},
+        "licence": config.licence,
+        "seed": config.seed,
+        "resumed": trainer.seconds_before > 0,
+    }
+
+
+def shipped_settings(config: RunConfig) -> dict[str, Any]:
     """The settings of a shipped recipe, without those that each run gives."""
     given = {"output": "out", "steps": 1, "data": dict.fromkeys(config.data, "x"), "word": "x"}
     entries = given | {name: value for name, value in read_recipe(config.recipe).items() if name != "output"}

@@ -25,7 +25,7 @@ from ..utils.atomic_folder import DISK_FULL, put_in_place, recover, temporary_na
 from ..utils.private_interfaces import OwnCheckpoints, ShardedByItself
 from . import checkpoints, shards
 from .errors import TrainingError
-from .optimizers import MuonWithAdamW
+from .optimizers import MuonWithAdamW, decays
 from .parallel import gradient_norm, together
 
 
@@ -115,8 +115,8 @@ class ResumableTrainer(OwnCheckpoints, ShardedByItself, Trainer):
         return self.optimizer
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """The parameters with weight decay: matrices and kernels, but not biases and norms."""
-        return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+        """The parameters with weight decay; see [`decays`]."""
+        return [name for name, parameter in model.named_parameters() if decays(name, parameter)]
 
     def sum_over_devices(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over the devices that see different data."""

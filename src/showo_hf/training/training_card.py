@@ -23,7 +23,7 @@ from .curves import plot_curves
 EMBEDDED = Path(EMBEDDED_MODEL).resolve()
 PLACEHOLDER = "folder-or-repository"
 PACKAGES = ("showo-hf", "torch", "transformers", "diffusers", "accelerate", "datasets")
-KINDS = ("pipeline", "adapter")
+KINDS = ("pipeline", "adapter", "image-tokenizer", "diffusion-decoder", "image-classifier")
 MEANINGS = {
     "loss_t2i": "text to image: the masked image tokens",
     "loss_lm": "text: the next token",
@@ -90,9 +90,10 @@ class RunSummary:
 
     Args:
         recipe: name of the shipped recipe, or of the user's YAML file.
-        kind: "pipeline" or "adapter".
+        kind: "pipeline", "adapter", "image-tokenizer", "diffusion-decoder" or "image-classifier".
         settings: the settings of the run, in the keys of the recipe.
-        base_model: what the training started from: a repository of the Hub, or a folder.
+        base_model: what the training started from: a repository of the Hub, or a folder. Of a diffusion decoder, the model
+            whose tokens it decodes. "" for none.
         steps: optimizer steps, including those before a resume.
         samples_seen: samples in all batches of all processes.
         seconds: the time of the training.
@@ -178,18 +179,23 @@ def card_data(summary: RunSummary) -> ModelCardData:
     """The header that the Hub reads."""
     adapter = summary.kind == "adapter"
     base = summary.base_model if is_hub_id(summary.base_model) else None
-    options: dict[str, Any] = {}
-    if summary.licence:
-        known = summary.licence.lower() in LICENCES
-        options["license"] = summary.licence.lower() if known else "other"
-        if not known:
-            options["license_name"] = re.sub(r"[^a-z0-9.]+", "-", summary.licence.lower()).strip("-") or "other"
+    options: dict[str, Any] = {**hub_licence(summary.licence)}
     if base:
         options |= {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"}
     if datasets := sorted({source.name for source in summary.data if is_hub_id(source.name)}):
         options["datasets"] = datasets
     tags = ["show-o", "showo-hf", *(["lora"] if adapter else [])]
     return ModelCardData(library_name="diffusers", pipeline_tag=pipeline_tag(summary), tags=tags, **options)
+
+
+def hub_licence(licence: str | None) -> dict[str, str]:
+    """A licence as entries of the header that the Hub reads."""
+    if not licence:
+        return {}
+    name = licence.lower()
+    if name in LICENCES:
+        return {"license": name}
+    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", name).strip("-") or "other"}
 
 
 def pipeline_tag(summary: RunSummary) -> str:
@@ -345,6 +351,8 @@ def versions_section(summary: RunSummary) -> str:
 def licence_text(summary: RunSummary) -> str:
     if summary.licence:
         return f"{plain(summary.licence)}. The training data may add conditions of its own."
+    if not summary.base_model:
+        return "See the licences of the training data."
     return f"See the licence of the base model, {base_name(summary)}, and those of the training data."
 
 
@@ -417,7 +425,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def is_embedded(name: str) -> bool:
-    return Path(name).expanduser().resolve().is_relative_to(EMBEDDED)
+    return bool(name) and Path(name).expanduser().resolve().is_relative_to(EMBEDDED)
 
 
 def last_name(path: str) -> str:
