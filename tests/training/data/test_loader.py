@@ -26,6 +26,11 @@ def named(examples):
     return {task: [(one.key, one.noise_seed) for one in of_task] for task, of_task in examples.items()}
 
 
+def of_texts(examples):
+    """The texts of a batch."""
+    return [one.text for one in examples["lm"]]
+
+
 def failing(examples):
     raise ValueError("the collate function fails")
 
@@ -194,6 +199,28 @@ def test_broken_samples_are_counted_named_and_limited(tmp_path, workers):
         list(itertools.islice(StepLoader(data, named, seed=0, num_workers=workers, max_broken=1), 6))
     resumed = StepLoader(data, named, seed=0, state=loader.state)
     assert resumed.broken.count == 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_lines_are_counted_and_named(tmp_path, workers):
+    """A tokenizer takes the texts of all others."""
+    lines = [
+        '{"text": "a"}',
+        "no JSON",
+        "[1, 2]",
+        '{"text": "\\ud800"}',
+        '{"text": "b"}',
+        '{"text": "\\ud83d\\ude00"}',
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    loader = StepLoader(
+        {"lm": TaskData((DataSource(str(tmp_path / "rows.jsonl")),), 3)}, of_texts, seed=0, num_workers=workers
+    )
+    texts = [text for batch, _ in itertools.islice(loader, 2) for text in batch]
+    assert sorted(texts) == ["a", "b", "😀"]
+    assert sorted(key.split(" row ")[1] for key in loader.broken.keys) == ["1", "2", "3"]
+    reasons = " ".join(loader.broken.reasons.values())
+    assert "row 1 must be a JSON object" in reasons and "half of a surrogate pair in '\\ud800'" in reasons
 
 
 def test_data_of_which_nothing_can_be_read_ends_the_loop(tmp_path, capsys):

@@ -21,7 +21,7 @@ from ...utils.validation import check_count
 from .examples import BrokenExample, BrokenExamples, Example
 from .order import Place, RowOrder, StreamLayout, stable_hash
 from .sources import DataSource, OpenedSource, open_source
-from .streams import SHUFFLED_ROWS, StreamReader
+from .streams import SHUFFLED_ROWS, Row, StreamReader
 
 
 State = dict[str, Any]
@@ -368,7 +368,7 @@ class TaskReader:
         examples = []
         for place in places:
             opened = self.sources[place.source]
-            key, row = self.row_at(place)
+            key, row = self.row_at(place)  # errors of a stream have no row, and end the run
             try:
                 examples.append(opened.example(row, key, self.order.noise_seed(place)))
             except BrokenExample as error:
@@ -381,13 +381,11 @@ class TaskReader:
         step.cursors[self.task] = cursors
         return examples
 
-    def row_at(self, place: Place) -> tuple[str, dict[str, Any]]:
-        """A name for the row at a place, and the row."""
+    def row_at(self, place: Place) -> tuple[str, Row | BrokenExample]:
+        """A name for the row at a place, and the row, or why it cannot be read."""
         opened = self.sources[place.source]
         if opened.table is not None:
-            index = self.order.table_index(place, len(opened.table))
-            row = opened.table[index]
-            return opened.key(row, f"{opened.name} row {index}"), row
+            return opened.row(self.order.table_index(place, len(opened.table)))
         reader = self.streams.get((place.source, place.stream))
         if reader is None:
             reader = self.streams[place.source, place.stream] = self.open_stream(place)
