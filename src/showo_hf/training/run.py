@@ -107,7 +107,7 @@ def run_processes(config: RunConfig) -> Path:
         build: Build = image_run if isinstance(config, ImageRunConfig) else showo_run
         trainer, save = build(config, args, root, resumed, signals)
         stop_before_training(args, step, signals)
-        if resumed is not None and is_finished(config, step, saved_since(resumed)):
+        if resumed is not None and is_finished(config, step, saved_since(resumed, trainer.settings.validation)):
             if args.process_index == 0:
                 message = (
                     f"the run had ended at step {step}, so no more steps are trained; another `output` trains anew"
@@ -178,6 +178,7 @@ def settings_of(config: RunConfig, args: TrainingArguments, root: Path) -> Setti
     return Settings(
         root=root,
         settings=options_of(config, rows_factor(config, args)),
+        validation={"validation_data": config.validation_data, "validation_rows": config.validation_rows},
         muon=config.muon,
         ema_decay=config.ema_decay,
         bad_step=config.bad_step,
