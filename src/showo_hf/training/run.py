@@ -154,7 +154,9 @@ def image_run(
     load, build, save = next(functions for kind, functions in IMAGE_RUNS.items() if isinstance(config, kind))
     model = load(config)
     callbacks, _ = step_callbacks(config, args, 0 if resumed is None else saved_step(resumed), signals)
-    position = None if resumed is None else merge_states(saved_position(resumed))
+    position = None
+    if resumed is not None:
+        position = merge_states(saved_position(resumed), args.process_index, args.world_size)
     trainer = build(config, args, model, settings_of(config, args, root), position, callbacks)
     for callback in callbacks:
         callback.trainer = trainer

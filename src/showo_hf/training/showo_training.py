@@ -172,6 +172,9 @@ def build_trainer(
     tp_size = config.tp_size
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = pipe.model.mm_projector is not None  # training uses all other parameters
+    position = None
+    if resumed is not None:
+        position = merge_states(saved_position(resumed), args.process_index, args.world_size)
     data = StepLoader(
         data_of(config, config.data),
         builder,
@@ -179,7 +182,7 @@ def build_trainer(
         rank=args.process_index // tp_size,
         world_size=args.world_size // tp_size,
         num_workers=args.dataloader_num_workers,
-        state=None if resumed is None else merge_states(saved_position(resumed)),
+        state=position,
         max_broken=config.max_broken,
         tokenizer_checksum=tokenizer_checksum(pipe),
     )

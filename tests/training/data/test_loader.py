@@ -329,6 +329,21 @@ def test_arguments_and_states_that_do_not_fit_are_refused(change, message):
         StepLoader(collate=named, **(options | change))
 
 
+def test_a_rank_counts_its_own_broken_samples_again_after_a_stop():
+    """Not those of all ranks, of which `max_broken` allows fewer."""
+    data = {"lm": TaskData((text_table(12, broken=range(0, 12, 2)),), 2)}
+    loaders = [StepLoader(data, named, seed=0, rank=rank, world_size=2) for rank in range(2)]
+    states = [list(itertools.islice(loader, 3))[-1][1] for loader in loaders]
+    own = [loader.broken.reasons for loader in loaders]
+    assert all(own) and len(own[0] | own[1]) == 6
+    for rank in range(2):
+        state = merge_states(states, rank, 2)
+        resumed = StepLoader(data, named, seed=0, rank=rank, world_size=2, state=state, max_broken=5)
+        assert resumed.broken.reasons == own[rank]
+    for number in (1, 3):
+        assert merge_states(states, 0, number)["broken"] == own[0] | own[1]
+
+
 def test_states_of_different_steps_are_not_merged():
     loader = StepLoader({"lm": TaskData((text_table(3),), 1)}, named, seed=0)
     first, second = (state for _, state in itertools.islice(loader, 2))

@@ -231,9 +231,14 @@ class StepLoader:
         return {"seed": self.seed, "tasks": tasks, "broken": dict(self.broken.reasons)}
 
 
-def merge_states(states: Sequence[State]) -> State:
+def merge_states(states: Sequence[State], rank: int = 0, world_size: int = 1) -> State:
     """
     The state of a run, from the states of all its ranks after the same step.
+
+    Args:
+        states: the state of each rank that saved it.
+        rank, world_size: which rank goes on from it, and of how many. If there are as many as before, the rank has its
+            own broken samples, because each rank counts those that it met itself. Otherwise it has those of all.
 
     Raises:
         ValueError: if there are none, or they are not of the same step.
@@ -257,6 +262,8 @@ def merge_states(states: Sequence[State]) -> State:
                 for stream, cursor in more["cursors"].items():
                     if stream not in source["cursors"] or source["cursors"][stream]["position"] < cursor["position"]:
                         source["cursors"][stream] = copy.deepcopy(cursor)
+    if len(states) == world_size:
+        merged["broken"] = dict(states[rank]["broken"])
     return merged
 
 
