@@ -16,6 +16,7 @@ from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 
 from showo_hf import ShowoMMUPipeline  # noqa: E402
+from showo_hf.app.edit_tab import NOTHING_PAINTED  # noqa: E402
 from showo_hf.app.line import FAILED  # noqa: E402
 from showo_hf.app.settings import PNG_KEY, DrawSettings  # noqa: E402
 
@@ -117,6 +118,18 @@ def test_images_are_edited(client, apple, tmp_path):
         kept = (72, 0, 96, 96)
         assert after.convert("RGB").crop(kept).tobytes() == before.convert("RGB").crop(kept).tobytes()
         assert after.convert("RGB").tobytes() != before.convert("RGB").tobytes()
+
+
+def test_a_mask_marks_the_same_place_of_a_long_image(client, tmp_path):
+    Image.new("RGB", (288, 96)).save(tmp_path / "long.png")
+    mask = Image.new("L", (288, 96))
+    mask.paste(255, (0, 0, 48, 96))  # the image is cropped to 48 to 240
+    mask.save(tmp_path / "mask.png")
+    mask.crop((0, 0, 192, 96)).save(tmp_path / "short.png")
+    for name, message in (("mask.png", NOTHING_PAINTED), ("short.png", "The mask must have the shape of the image")):
+        files = [handle_file(tmp_path / one) for one in ("long.png", name)]
+        with pytest.raises(AppError, match=message):
+            client.predict(*files, PROMPT, steps=1, api_name="/inpaint")
 
 
 def test_a_question_is_answered_as_by_the_pipeline(client, apple, pipe):
