@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 from conversations import random_chat_pipeline
+from transformers import GenerationConfig
 
 from showo_hf import (
     HaltonScheduler,
@@ -189,6 +190,17 @@ def test_checking_reads_no_file():
         ({"top_p": 2.0}, ValueError, "`top_p` must be above 0 and at most 1"),
         ({"logits_processor": []}, TypeError, "\\['logits_processor'\\] cannot be passed to `generate`"),
         ({"num_return_sequences": 2, "do_sample": True}, ValueError, "`num_return_sequences` must be 1"),
+        ({"num_beams": 2, "do_sample": True}, ValueError, "`num_beams` must be 1 with `do_sample=True`, got 2"),
+        (
+            {"generation_config": GenerationConfig(num_beams=3), "do_sample": True},
+            ValueError,
+            "`num_beams` must be 1 with `do_sample=True`, got 3",
+        ),
+        (
+            {"return_dict_in_generate": True},
+            TypeError,
+            "\\['return_dict_in_generate'\\] cannot be passed to `generate`",
+        ),
     ],
 )
 def test_text_sampling_is_checked_before_the_model_runs(options, error, message):
@@ -197,6 +209,13 @@ def test_text_sampling_is_checked_before_the_model_runs(options, error, message)
     with pytest.raises(error, match=message):
         pipe(GRID, "what?", **options)
     assert calls == []
+
+
+def test_a_generation_config_counts_like_its_arguments():
+    pipe = make(ShowoMMUPipeline)
+    expected = pipe(GRID, "what?", max_new_tokens=4, num_beams=2).texts
+    config = GenerationConfig(num_beams=2, return_dict_in_generate=True)
+    assert pipe(GRID, "what?", max_new_tokens=4, generation_config=config).texts == expected
 
 
 def test_a_stream_names_arguments_that_it_does_not_have():
