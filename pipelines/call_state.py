@@ -1,7 +1,8 @@
 """The parameters of a call and its state, which its callback can change."""
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
@@ -139,6 +140,16 @@ def latest_call(pipe: DiffusionPipeline) -> RunningCall:
 OFFLOAD_LOCK = RLock()
 
 
+@contextmanager
+def one_at_a_time_if_offloaded(pipe: DiffusionPipeline) -> Iterator[None]:
+    """Wait until no other call of an offloaded pipeline runs, and keep others waiting. Other pipelines do not wait."""
+    with OFFLOAD_LOCK:  # the end of another call takes the hooks off for a moment
+        if has_offload_hook(pipe.model):
+            yield
+            return
+    yield
+
+
 def one_offloaded_call(call: Callable) -> Callable:
     """
     Decorate a pipeline's call: calls of offloaded pipelines run one after the other, others at the same time.
@@ -149,9 +160,7 @@ def one_offloaded_call(call: Callable) -> Callable:
     @wraps(call)
     def wrapper(self, *args, **kwargs):
         check_flag("return_dict", kwargs.get("return_dict", True))
-        with OFFLOAD_LOCK:  # the end of another call takes the hooks off for a moment
-            if has_offload_hook(self.model):
-                return call(self, *args, **kwargs)
-        return call(self, *args, **kwargs)
+        with one_at_a_time_if_offloaded(self):
+            return call(self, *args, **kwargs)
 
     return wrapper

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import tiny
 import torch
-from conversations import random_chat_pipeline
+from conversations import OPTIONS, random_chat_pipeline
 from transformers import GenerationConfig
 
 from showo_hf import (
@@ -80,6 +80,25 @@ def test_a_call_waits_while_another_one_sets_the_hooks_anew():
             generate(pipe)
         finally:
             pipe.enable_model_cpu_offload = enable
+    assert len(ran) == 1
+
+
+def test_a_turn_of_a_conversation_waits_for_a_call_too():
+    pipe, ran = random_chat_pipeline(), []
+    pipe.enable_model_cpu_offload(device="cpu")
+    enable, session = pipe.enable_model_cpu_offload, pipe.start()
+
+    def enable_slowly(*args, **kwargs):
+        pipe.enable_model_cpu_offload = enable
+        pipe.remove_all_hooks()
+        second = pool.submit(lambda: ran.append(session.send("an owl", **OPTIONS)))
+        time.sleep(0.3)
+        assert not ran and not second.done()
+        enable(*args, **kwargs)
+
+    with ThreadPoolExecutor(1) as pool:
+        pipe.enable_model_cpu_offload = enable_slowly
+        pipe("an owl", **OPTIONS)
     assert len(ran) == 1
 
 
