@@ -89,30 +89,41 @@ class RunningCall:
         Raises:
             TypeError: if the callback returns something other than a dict or None.
             ValueError: if it returns latents of another dtype or number of tokens.
+            RuntimeError: if it sets tokens out of range.
         """
         if params.callback_on_step_end is None:
             return latents
         tensors = {name: latents for name in params.callback_tensor_inputs}
-        token = RUNNING_CALL.set(self)
+        token, pipe = RUNNING_CALL.set(self), self.pipe()
         try:
-            returned = params.callback_on_step_end(self.pipe(), step, timestep, tensors)
+            returned = params.callback_on_step_end(pipe, step, timestep, tensors)
         finally:
             RUNNING_CALL.reset(token)
         if returned is not None and not isinstance(returned, dict):
             raise TypeError(f"`callback_on_step_end` must return a dict or None, got {type(returned).__name__}.")
-        return checked_latents((returned or {}).get("latents", latents), latents)
+        return checked_latents((returned or {}).get("latents", latents), latents, pipe.mask_token_id)
 
 
-def checked_latents(replaced: Any, latents: torch.LongTensor) -> torch.LongTensor:
-    """The tokens that a callback returned, in the shape of `latents`. `ValueError` for tokens that do not fit."""
-    if replaced is latents:
-        return latents
+def checked_latents(replaced: Any, latents: torch.LongTensor, mask_token_id: int) -> torch.LongTensor:
+    """
+    The tokens that a callback returned, or changed in place, with the shape and the device of `latents`.
+
+    Raises:
+        ValueError: for another dtype or number of tokens.
+        RuntimeError: for tokens that are neither masked nor in the codebook.
+    """
     if not isinstance(replaced, torch.Tensor) or replaced.dtype != torch.int64 or replaced.numel() != latents.numel():
         got = f"{replaced.dtype} {tuple(replaced.shape)}" if isinstance(replaced, torch.Tensor) else type(replaced)
         raise ValueError(
             f"`callback_on_step_end` must return `latents` as int64 of shape {tuple(latents.shape)}, got {got}."
         )
-    return replaced.reshape(latents.shape)
+    replaced = replaced.to(latents.device).reshape(latents.shape)
+    if replaced.numel() and not 0 <= replaced.min() <= replaced.max() <= mask_token_id:
+        raise RuntimeError(
+            f"`callback_on_step_end` must set `latents` from 0 to {mask_token_id - 1}, or to {mask_token_id} where masked, "
+            f"got {replaced.min().item()} to {replaced.max().item()}."
+        )
+    return replaced
 
 
 #: The call whose callback runs in this thread.

@@ -159,6 +159,30 @@ def test_what_a_callback_returns_is_checked(returned, error, message):
         generate(make(), callback_on_step_end=lambda *_: returned)
 
 
+@pytest.mark.parametrize("wrong", [-1, tiny.CODES + 1])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_tokens_out_of_range_that_a_callback_sets_are_refused_at_once(wrong, in_place):
+    steps = []
+
+    def change(pipe, step, timestep, tensors):
+        steps.append(step)
+        latents = tensors["latents"] if in_place else tensors["latents"].clone()
+        latents[0, 0, 0] = wrong
+        return None if in_place else {"latents": latents}
+
+    with pytest.raises(RuntimeError, match=f"from 0 to {tiny.CODES - 1}, or to {tiny.CODES} where masked, got "):
+        generate(make(), callback_on_step_end=change)
+    assert steps == [0]
+
+
+@pytest.mark.gpu
+def test_tokens_that_a_callback_gives_on_the_cpu_are_moved():
+    pipe = make().to("cuda")
+    expected = generate(pipe, callback_on_step_end=lambda *_: {})
+    found = generate(pipe, callback_on_step_end=lambda *given: {"latents": given[-1]["latents"].cpu()})
+    assert found.device.type == "cuda" and torch.equal(found, expected)
+
+
 def test_an_image_that_is_complete_when_its_answer_is_stopped_is_kept():
     def stop_after_last_step(its_pipe, step, timestep, tensors):
         its_pipe._interrupt = step == 1
