@@ -65,7 +65,7 @@ class Api:
             steps: number of denoising steps, 1 to 50.
             guidance: how closely to follow the prompt, 1 (not at all) to 20.
             temperature: randomness, 0 to 4; leave it out for the sampler's own.
-            seed: 0 to 2147483647; image i has seed + i. A random one if left out.
+            seed: 0 to 2147483647; image i has seed + i, in the same range. A random one if left out.
             count: number of images, 1 to 4.
             negative_prompt: what not to show, up to 300 characters.
             sampler: one of the samplers that the page lists.
