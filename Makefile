@@ -50,11 +50,12 @@ browser:
 test-lowest:
 	$(MAKE) test VENV="$(LOWEST_VENV)" CONSTRAINTS=constraints-lowest.txt
 
-# mypy cannot follow the mapping of two top-level folders into the package, so it gets the installed layout.
+# mypy cannot follow the mapping of two top-level folders into the package, so it gets the installed layout. Gradio writes a
+# stub beside the app's components, and does not keep it up to date.
 check: $(TEST_INSTALLED)
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
-	@rm -rf build/typed && mkdir -p build/typed/showo_hf
+	@rm -rf build/typed src/showo_hf/app/*.pyi && mkdir -p build/typed/showo_hf
 	@ln -s $(foreach path,$(wildcard src/showo_hf/*) pipelines conversion,"$(CURDIR)/$(path)") build/typed/showo_hf/
 	MYPYPATH=build/typed $(VENV)/bin/python -m mypy --package showo_hf
 

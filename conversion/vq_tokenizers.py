@@ -14,8 +14,9 @@ import torch
 
 from showo_hf.models.configuration_showo_vq import ShowoVQTokenizerConfig
 from showo_hf.utils.messages import examples
+from showo_hf.utils.validation import shown
 
-from .architectures import Shapes, count_stages, shape_of, without_paths
+from .architectures import Shapes, count_stages, read_size, shape_of, without_paths
 from .checkpoint import Checkpoint
 from .errors import ConversionError
 from .held_tensors import HeldTensors
@@ -81,13 +82,18 @@ def infer_vq_config(checkpoint: Checkpoint, sample_size: int = 256) -> ShowoVQTo
         return ShowoVQTokenizerConfig(
             sample_size=sample_size, original_config=json.dumps(without_paths(checkpoint.config)), **options
         )
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ConversionError(f"the image tokenizer cannot be converted: {error}") from error
 
 
 def diffusers_options(found: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of our config for the config of a `VQModel`."""
+    """The arguments of our config for the config of a `VQModel`. `ConversionError` for values of another type."""
     config = VQMODEL_DEFAULTS | {name: value for name, value in found.items() if name in VQMODEL_DEFAULTS}
+    for name, default in VQMODEL_DEFAULTS.items():
+        if type(default) is int or (name == "vq_embed_dim" and config[name] is not None):
+            read_size(config, name, default)
+        if isinstance(default, list) and not isinstance(config[name], list):
+            raise ConversionError(f"`{name}` in config.json must be a list, got {shown(config[name])}")
     if config["in_channels"] != config["out_channels"]:
         raise ConversionError(
             f"`out_channels` ({config['out_channels']}) must equal `in_channels` ({config['in_channels']})"
@@ -176,6 +182,8 @@ def add_vq(plan: ConversionPlan, checkpoint: Checkpoint, config: ShowoVQTokenize
             prefix,
             is_kernel=is_attention_kernel,
         )
-    dtype = checkpoint.dtype("quantize.embedding.weight")
+    codebook = "quantize.embedding.weight"
+    shape_of({name: checkpoint.shape(name) for name in checkpoint}, codebook, 2)  # raises if there is none
+    dtype = checkpoint.dtype(codebook)
     usage = {"quantizer.code_usage": torch.ones(config.codebook_size, dtype=dtype)}
     plan.add(Constants(usage), lambda name: name, prefix=prefix)

@@ -1,7 +1,8 @@
 """The parameters of a call and its state, which its callback can change."""
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
@@ -88,30 +89,41 @@ class RunningCall:
         Raises:
             TypeError: if the callback returns something other than a dict or None.
             ValueError: if it returns latents of another dtype or number of tokens.
+            RuntimeError: if it sets tokens out of range.
         """
         if params.callback_on_step_end is None:
             return latents
         tensors = {name: latents for name in params.callback_tensor_inputs}
-        token = RUNNING_CALL.set(self)
+        token, pipe = RUNNING_CALL.set(self), self.pipe()
         try:
-            returned = params.callback_on_step_end(self.pipe(), step, timestep, tensors)
+            returned = params.callback_on_step_end(pipe, step, timestep, tensors)
         finally:
             RUNNING_CALL.reset(token)
         if returned is not None and not isinstance(returned, dict):
             raise TypeError(f"`callback_on_step_end` must return a dict or None, got {type(returned).__name__}.")
-        return checked_latents((returned or {}).get("latents", latents), latents)
+        return checked_latents((returned or {}).get("latents", latents), latents, pipe.mask_token_id)
 
 
-def checked_latents(replaced: Any, latents: torch.LongTensor) -> torch.LongTensor:
-    """The tokens that a callback returned, in the shape of `latents`. `ValueError` for tokens that do not fit."""
-    if replaced is latents:
-        return latents
+def checked_latents(replaced: Any, latents: torch.LongTensor, mask_token_id: int) -> torch.LongTensor:
+    """
+    The tokens that a callback returned, or changed in place, with the shape and the device of `latents`.
+
+    Raises:
+        ValueError: for another dtype or number of tokens.
+        RuntimeError: for tokens that are neither masked nor in the codebook.
+    """
     if not isinstance(replaced, torch.Tensor) or replaced.dtype != torch.int64 or replaced.numel() != latents.numel():
         got = f"{replaced.dtype} {tuple(replaced.shape)}" if isinstance(replaced, torch.Tensor) else type(replaced)
         raise ValueError(
             f"`callback_on_step_end` must return `latents` as int64 of shape {tuple(latents.shape)}, got {got}."
         )
-    return replaced.reshape(latents.shape)
+    replaced = replaced.to(latents.device).reshape(latents.shape)
+    if replaced.numel() and not 0 <= replaced.min() <= replaced.max() <= mask_token_id:
+        raise RuntimeError(
+            f"`callback_on_step_end` must set `latents` from 0 to {mask_token_id - 1}, or to {mask_token_id} where masked, "
+            f"got {replaced.min().item()} to {replaced.max().item()}."
+        )
+    return replaced
 
 
 #: The call whose callback runs in this thread.
@@ -139,6 +151,16 @@ def latest_call(pipe: DiffusionPipeline) -> RunningCall:
 OFFLOAD_LOCK = RLock()
 
 
+@contextmanager
+def one_at_a_time_if_offloaded(pipe: DiffusionPipeline) -> Iterator[None]:
+    """Wait until no other call of an offloaded pipeline runs, and keep others waiting. Other pipelines do not wait."""
+    with OFFLOAD_LOCK:  # the end of another call takes the hooks off for a moment
+        if has_offload_hook(pipe.model):
+            yield
+            return
+    yield
+
+
 def one_offloaded_call(call: Callable) -> Callable:
     """
     Decorate a pipeline's call: calls of offloaded pipelines run one after the other, others at the same time.
@@ -149,9 +171,7 @@ def one_offloaded_call(call: Callable) -> Callable:
     @wraps(call)
     def wrapper(self, *args, **kwargs):
         check_flag("return_dict", kwargs.get("return_dict", True))
-        with OFFLOAD_LOCK:  # the end of another call takes the hooks off for a moment
-            if has_offload_hook(self.model):
-                return call(self, *args, **kwargs)
-        return call(self, *args, **kwargs)
+        with one_at_a_time_if_offloaded(self):
+            return call(self, *args, **kwargs)
 
     return wrapper

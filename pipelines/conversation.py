@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from showo_hf.utils.validation import check_flag
 
 from .answers import Answer, Event, ImageStep
+from .call_state import one_at_a_time_if_offloaded
 from .conversation_cache import ConversationCache
 from .denoising import denoise, image_input_ids
 from .encoded_prompts import join_prompts
@@ -57,7 +58,8 @@ class Conversation:
             ValueError, TypeError, RuntimeError: as the pipeline's call.
         """
         check_flag("return_dict", return_dict)
-        *_, done = self.stream(message, **options)  # the last event is the whole answer
+        with one_at_a_time_if_offloaded(self._pipe):
+            *_, done = self.stream(message, **options)  # the last event is the whole answer
         return self._pipe.output(done, return_dict)
 
     def stream(self, message: str | Message, **options) -> Generator[Event, None, None]:

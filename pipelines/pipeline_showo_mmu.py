@@ -23,7 +23,15 @@ from .text_sampling import GeneratorSampling, TextOnly
 
 
 #: Arguments of `generate` that the pipeline sets itself.
-RESERVED_ARGUMENTS = {"attention_mask", "input_ids", "inputs", "logits_processor", "past_key_values", "pixel_values"}
+RESERVED_ARGUMENTS = {
+    "attention_mask",
+    "input_ids",
+    "inputs",
+    "logits_processor",
+    "past_key_values",
+    "pixel_values",
+    "return_dict_in_generate",
+}
 
 
 @dataclass
@@ -125,8 +133,11 @@ class ShowoMMUPipeline(ShowoPipeline):
         for name in ("num_beams", "num_return_sequences"):
             if name in (generate_kwargs or {}):
                 check_count(name, (generate_kwargs or {})[name], most=MAX_COUNT)
-        if do_sample and (generate_kwargs or {}).get("num_return_sequences", 1) != 1:
+        if do_sample and self.generate_option("num_return_sequences", generate_kwargs or {}) != 1:
             raise ValueError("`num_return_sequences` must be 1 with `do_sample=True`; repeat the prompt instead.")
+        if do_sample and (beams := self.generate_option("num_beams", generate_kwargs or {})) != 1:
+            # The noise of sampling would add up in the scores of the beams.
+            raise ValueError(f"`num_beams` must be 1 with `do_sample=True`, got {shown(beams)}.")
         self.check_generate_kwargs(generate_kwargs or {})
 
     def check_generate_kwargs(self, options: dict[str, Any]):
@@ -144,6 +155,12 @@ class ShowoMMUPipeline(ShowoPipeline):
         except (ValueError, TypeError, AttributeError) as error:
             named = ", ".join(f"`{name}`" for name in together)
             raise ValueError(f"{named} cannot be used by `generate`: {error}") from error
+
+    def generate_option(self, name: str, options: dict[str, Any]) -> int:
+        """A number that `generate` uses: of its arguments, of their `generation_config`, or of the model's."""
+        configs = options.get("generation_config"), self.model.generation_config
+        found = (options.get(name), *(getattr(config, name, None) for config in configs))
+        return next((value for value in found if value is not None), 1)
 
     def check_grid(self, grid: torch.LongTensor):
         """Raise `ValueError` for token grids (h, w) that the model does not read, or that are out of range."""
@@ -305,7 +322,8 @@ class ShowoMMUPipeline(ShowoPipeline):
             generator (`torch.Generator` or a list with one per question, *optional*): makes sampling repeatable. With a
                 list, each answer is the one that its generator gives alone.
             return_dict (`bool`, defaults to `True`): return a [`ShowoMMUPipelineOutput`] instead of a tuple.
-            generate_kwargs: further arguments of transformers' `generate`, such as `num_beams` or `stop_strings`.
+            generate_kwargs: further arguments of transformers' `generate`, such as `num_beams`, which needs
+                `do_sample=False`, or `stop_strings`.
 
         Raises:
             ValueError, TypeError: for arguments that are not allowed and images that cannot be read, before the model
@@ -333,14 +351,14 @@ class ShowoMMUPipeline(ShowoPipeline):
         # 3. Prepare generation
         if "stop_strings" in generate_kwargs:
             generate_kwargs.setdefault("tokenizer", self.processor.tokenizer)
-        expansion = max(generate_kwargs.get("num_beams") or 1, generate_kwargs.get("num_return_sequences") or 1)
+        copies = [self.generate_option(name, generate_kwargs) for name in ("num_beams", "num_return_sequences")]
 
         # 4. Generate in batches. Each image is read once, whatever the number of its questions
         answers: list[str] = []
         for numbers, cache, prefixes in self.batches(loaded, rows, batch_size):
             inputs = self.join(prefixes, [rows[number].text_ids for number in numbers], side="left")
-            if expansion > 1:
-                cache.batch_repeat_interleave(expansion)
+            if max(copies) > 1:
+                cache.batch_repeat_interleave(max(copies))
             processors = LogitsProcessorList([TextOnly(self.processor)])
             if do_sample:
                 own = [generator[number] for number in numbers] if isinstance(generator, list) else generator
@@ -351,6 +369,7 @@ class ShowoMMUPipeline(ShowoPipeline):
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 logits_processor=processors,
+                return_dict_in_generate=False,
                 **generate_kwargs,
             )
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -130,6 +131,20 @@ def model(backbone) -> ShowoForCausalLM:
 def pipe(processor) -> ShowoT2IPipeline:
     """A tiny pipeline, new for each test."""
     return tiny.pipeline(processor)
+
+
+@pytest.fixture
+def small_files():
+    """Limits the size of the files that this process may write, as a full disk does. -1 is no limit."""
+    resource = pytest.importorskip("resource")
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def limit(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before[0] if size == -1 else size, before[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.fixture(scope="session")

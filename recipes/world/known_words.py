@@ -1,4 +1,4 @@
-"""The words of the world by group, for the model's processor: prompts that have none of them get a warning."""
+"""The words of the world by group, for the model's processor: prompts of images that have none get a warning."""
 
 from recipes.world.phrases import SCENERY_PHRASES, STYLE_WORDS
 from recipes.world.recolouring import PALETTE

@@ -69,7 +69,8 @@ ShowoAnyToAnyPipeline(**pipe.components)("show me a dog, then a cat").content
 
 ## Words it knows
 
-Upper and lower case do not matter. The model knows no other things, and warns of a prompt with none of these words.
+Upper and lower case do not matter. The model knows no other things. The pipelines that draw a prompt warn if it has none of
+these words.
 
 {words}
 

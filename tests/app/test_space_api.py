@@ -1,8 +1,11 @@
 """The named endpoints with the embedded model, called with gradio_client."""
 
+import asyncio
 import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -10,12 +13,15 @@ import torch
 from PIL import Image
 
 
-pytest.importorskip("gradio")
+gr = pytest.importorskip("gradio")
 
+from gradio import processing_utils  # noqa: E402
 from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 
 from showo_hf import ShowoMMUPipeline  # noqa: E402
+from showo_hf.app.components import NO_LINKS  # noqa: E402
+from showo_hf.app.edit_tab import NOTHING_PAINTED  # noqa: E402
 from showo_hf.app.line import FAILED  # noqa: E402
 from showo_hf.app.settings import PNG_KEY, DrawSettings  # noqa: E402
 
@@ -120,6 +126,18 @@ def test_images_are_edited(client, scene, tmp_path):
         assert after.convert("RGB").tobytes() != before.convert("RGB").tobytes()
 
 
+def test_a_mask_marks_the_same_place_of_a_long_image(client, tmp_path):
+    Image.new("RGB", (288, 96)).save(tmp_path / "long.png")
+    mask = Image.new("L", (288, 96))
+    mask.paste(255, (0, 0, 48, 96))  # the image is cropped to 48 to 240
+    mask.save(tmp_path / "mask.png")
+    mask.crop((0, 0, 192, 96)).save(tmp_path / "short.png")
+    for name, message in (("mask.png", NOTHING_PAINTED), ("short.png", "The mask must have the shape of the image")):
+        files = [handle_file(tmp_path / one) for one in ("long.png", name)]
+        with pytest.raises(AppError, match=message):
+            client.predict(*files, PROMPT, steps=1, api_name="/inpaint")
+
+
 def test_a_question_is_answered_as_by_the_pipeline(client, scene, pipe):
     asking = ShowoMMUPipeline(**pipe.components)
     for question in ("what is this?", "what is left of the car?"):
@@ -182,6 +200,89 @@ def test_paths_of_the_machine_are_refused(url, path):
     assert "event: error" in answer and "event: complete" not in answer
     assert "root:" not in answer and "Traceback" not in answer and "site-packages" not in answer
     assert httpx.get(f"{url}gradio_api/file={path}", timeout=30).status_code in (403, 404)
+
+
+@pytest.fixture
+def other_server(monkeypatch):
+    """A server of files on this machine from which Gradio may download. Gives its address and the requested paths."""
+    requested = []
+
+    class Files(BaseHTTPRequestHandler):
+        def do_GET(self):
+            requested.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", "7")
+            self.end_headers()
+            self.wfile.write(b"content")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *values):
+            pass
+
+    monkeypatch.setattr(processing_utils, "PUBLIC_HOSTNAME_WHITELIST", ["127.0.0.1"])
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Files) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", requested
+        server.shutdown()
+
+
+def file_at(link, **more):
+    return {"path": link, "meta": {"_type": "gradio.FileData"}, **more}
+
+
+def test_gradio_itself_would_download_from_the_other_server(other_server, tmp_path):
+    address, requested = other_server
+    asyncio.run(gr.Image(render=False).async_move_resource_to_block_cache(f"{address}/{tmp_path.name}.png"))
+    assert len(requested) == 1
+
+
+def test_no_component_of_any_event_downloads_a_file(url, other_server):
+    address, requested = other_server
+    file = file_at(f"{address}/image.png")
+    half = {"path": f"{address}/image.png"}  # a component inside of a chat message would complete it
+    message = {"role": "user", "content": [{"component": "file", "value": half, "constructor_args": {}, "props": {}}]}
+    values = [file, {"text": "hello", "files": [file]}, {"background": None, "layers": [file]}, [message]]
+    disguised = [f"{address}/gradio_api/file={start}{address[4:]}/image.png" for start in ("http", "HTTP", "%68ttp")]
+    with httpx.Client(base_url=url, timeout=30) as page:
+        events = [one for one in page.get("config").json()["dependencies"] if one["inputs"]]
+        assert len(events) > 20
+        for one in events:
+            assert refusal_of(page, one, file) == NO_LINKS, one["api_name"]
+        for value in (*values, *map(file_at, disguised)):
+            assert refusal_of(page, events[0], value) == NO_LINKS
+    assert not requested
+
+
+def refusal_of(page, event, value):
+    """The error that a page gets for an event with `value` for each input."""
+    data = {"data": [value] * len(event["inputs"]), "fn_index": event["id"], "session_hash": "links"}
+    answer = page.post("gradio_api/run/predict", json=data)
+    assert answer.status_code == 500
+    return answer.json()["error"]
+
+
+def test_a_link_is_refused_with_a_sentence_and_served_to_nobody(client, url, other_server):
+    address, requested = other_server
+    with pytest.raises(AppError) as refusal:
+        client.predict(handle_file(f"{address}/image.png"), "what is this?", api_name="/ask")
+    assert str(refusal.value) == NO_LINKS
+    assert httpx.get(f"{url}gradio_api/file={address}/image.png", timeout=30).status_code == 404
+    assert not requested
+
+
+def test_the_link_of_an_image_of_the_app_stands_for_the_image(client, url, apple, space):
+    (uploaded,) = httpx.post(f"{url}gradio_api/upload", files={"files": apple.read_bytes()}, timeout=30).json()
+    answers = {
+        client.predict(image, "what is this?", api_name="/ask")
+        for image in (handle_file(apple), file_at(f"http://space.example/gradio_api/file={uploaded}"))
+    }
+    assert len(answers) == 1 and answers != {""}
+    for hidden in ("/etc/passwd", "%2Fetc%2Fpasswd"):
+        with pytest.raises(AppError) as refusal:
+            client.predict(file_at(f"{url}gradio_api/file={hidden}"), "what is this?", api_name="/ask")
+        assert "passwd" not in str(refusal.value)
 
 
 @pytest.mark.slow

@@ -65,9 +65,20 @@ def test_the_health_check_answers():
     assert call(gate(), "/health", method="GET") == (200, json.dumps({"status": "ok"}))
 
 
-@pytest.mark.parametrize("path", ["/gradio_api/deep_link", "/gradio_api/deep_link/", "/monitoring"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/deep_link",
+        "/gradio_api/deep_link/",
+        "/monitoring",
+        "/gradio_api/file=http://example.com/image.png",
+        "/gradio_api/file=https://example.com/image.png",
+        "/gradio_api/proxy=https://example.com/image.png",
+    ],
+)
 def test_paths_that_keep_or_tell_too_much_are_closed(path):
-    assert call(gate(), path, method="GET")[0] == 404
+    for method in ("GET", "HEAD", "POST"):
+        assert call(gate(), path, method=method)[0] == 404
 
 
 def test_requests_pass():

@@ -7,6 +7,7 @@ pytest.importorskip("gradio")
 
 from showo_hf.app.create_tab import settings_of_link  # noqa: E402
 from showo_hf.app.settings import OWN_SAMPLER, DrawSettings, Refusal, SpaceOptions  # noqa: E402
+from showo_hf.app.space import new_seed  # noqa: E402
 
 
 SAMPLERS = [OWN_SAMPLER, "halton"]
@@ -34,6 +35,7 @@ SAMPLERS = [OWN_SAMPLER, "halton"]
         ({"count": 5}, "Images"),
         ({"seed": -1}, "Seed"),
         ({"seed": 2**31}, "Seed"),
+        ({"seed": 2**31 - 1, "count": 2}, "Seed must be at most 2147483646 for 2 images"),
         ({"sampler": "none"}, "sampler must be one of"),
     ],
 )
@@ -47,6 +49,14 @@ def test_texts_are_stripped_and_whole_numbers_are_whole():
     settings = DrawSettings(" an owl\n", steps=3.0, guidance=2, seed=5.0).checked(SAMPLERS)
     assert settings == DrawSettings("an owl", steps=3, guidance=2.0, seed=5)
     assert isinstance(settings.steps, int) and isinstance(settings.seed, int)
+
+
+def test_the_settings_of_the_last_image_can_be_restored(monkeypatch):
+    asked = DrawSettings("an owl", seed=2**31 - 4, count=4).checked(SAMPLERS)
+    last = asked.with_seed(asked.seed + 3)
+    assert last.checked(SAMPLERS).seed == 2**31 - 1
+    monkeypatch.setattr("random.randint", lambda least, most: most)
+    DrawSettings("an owl", seed=new_seed(), count=4).checked(SAMPLERS)
 
 
 def test_settings_are_the_same_after_json():

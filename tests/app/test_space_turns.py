@@ -120,6 +120,25 @@ def test_addresses_that_go_on_share_the_time(clock):
             assert used["hostile"] <= used["honest"] + 1.001
 
 
+def test_the_times_of_a_bounded_number_of_addresses_are_kept(clock, monkeypatch):
+    """The line is never empty: one job waits for its turn all the time."""
+    monkeypatch.setattr(turns, "MAX_ADDRESSES", 8)
+    found = Turns()
+    first = Turn("images", "greedy", 0)
+    found.enlist(first)
+    found.enlist(Turn("images", "waiting", 1))
+    found.used["waiting"] = 1e9
+    clock.now += 500.0
+    found.give_up(first)  # `waiting` has the turn now
+    for number in range(2, 1000):
+        passing = Turn("words", f"address {number}", number)
+        found.enlist(passing)
+        clock.now += 1.0 + number % 3
+        found.give_up(passing)
+        assert len(found.used) <= 8
+    assert found.used["waiting"] == 1e9 and found.used["greedy"] == 500.0
+
+
 def test_jobs_of_one_address_run_one_after_the_other(clock):
     work = Work(clock)
     work.job("a", steps=5, during=work.at_step(0, "a", steps=3, seconds=2.0))

@@ -14,6 +14,7 @@ from showo_hf.app.settings import PNG_KEY, DrawSettings, Refusal  # noqa: E402
 from showo_hf.app.uploads import (  # noqa: E402
     MAX_SIDE,
     open_checked,
+    read_masked,
     read_painting,
     read_settings,
     read_upload,
@@ -106,6 +107,44 @@ def test_the_mask_of_a_long_image_is_cropped_with_it():
     image, mask = read_painting(value, LIMIT)
     assert image.size == mask.size == (40, 20)
     assert mask.getbbox() == (10, 0, 30, 20)
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_mask_is_cropped_with_its_long_image(factor):
+    image = data_of(Image.new("RGB", (300, 100)))
+    marked = Image.new("L", (300 * factor, 100 * factor))
+    marked.paste(255, [factor * side for side in (50, 0, 100, 100)])  # the image is cropped to 50 to 250
+    picture, mask = read_masked(image, data_of(marked), LIMIT)
+    assert picture.size == mask.size == (200, 100)
+    left, top, right, bottom = mask.point([0] * 128 + [255] * 128).getbbox()
+    assert (left, top, bottom) == (0, 0, 100) and abs(right - 50) <= 1
+
+
+def test_a_mask_outside_of_the_crop_marks_nothing():
+    marked = Image.new("L", (300, 100))
+    marked.paste(255, (0, 0, 50, 100))
+    _, mask = read_masked(data_of(Image.new("RGB", (300, 100))), data_of(marked), LIMIT)
+    assert mask.getbbox() is None
+
+
+@pytest.mark.parametrize("size", [(100, 100), (200, 100), (100, 300)])
+def test_a_mask_of_another_shape_is_refused(size):
+    with pytest.raises(Refusal, match="shape of the image: that has 300 x 100 pixels, and the mask"):
+        read_masked(data_of(Image.new("RGB", (300, 100))), data_of(Image.new("L", size)), LIMIT)
+    with pytest.raises(Refusal, match="Please send a mask"):
+        read_masked(data_of(Image.new("RGB", (300, 100))), None, LIMIT)
+
+
+def test_a_mask_may_be_transparent_or_have_16_bits():
+    image = data_of(Image.new("RGB", (40, 40)))
+    clear = Image.new("RGBA", (40, 40), (255, 255, 255, 0))
+    clear.paste((255, 255, 255, 255), (5, 10, 20, 30))
+    deep = np.zeros((40, 40), np.uint16)
+    deep[10:30, 5:20] = 2**16 - 1
+    deep[:5] = 2**12  # dark; cut to 8 bits it would be white
+    for marked in (clear, Image.fromarray(deep)):
+        _, mask = read_masked(image, data_of(marked), LIMIT)
+        assert mask.point([0] * 128 + [255] * 128).getbbox() == (5, 10, 20, 30)
 
 
 def test_an_image_without_paint_has_no_mask():

@@ -30,7 +30,7 @@ def files() -> list[str]:
 
 def conversation(pipe: ShowoAnyToAnyPipeline, interactive=False, **options) -> Chat:
     """A chat with default options."""
-    names = ("max_new_tokens", "max_images", "steps", "guidance", "temperature", "load")
+    names = ("max_new_tokens", "max_images", "steps", "guidance", "temperature", "decoder_steps", "load")
     defaults = {"output": ".", "quiet": True, "debug": False, "max_pixels": MAX_PIXELS, **dict.fromkeys(names)}
     values = {**defaults, **options}
     return Chat(pipe, argparse.Namespace(**{**values, "output": Path(values["output"])}), 0, interactive)

@@ -64,8 +64,9 @@ def test_every_prompt_gets_its_images_and_the_index_every_setting(generate, taug
     assert records[3] == {
         "file_name": "000003.png", "text": "two hearts", "number": 3, "prompt": "two hearts", "negative_prompt": "",
         "seed": 8, "width": 24, "height": 24, "model": taught_folder, "dtype": "float32", "steps": 3, "guidance": 2.75,
-        "temperature": records[3]["scheduler"]["temperature"], "scheduler": records[3]["scheduler"],
-        "device": "cpu", "threads": torch.get_num_threads(), "showo_hf": version("showo-hf"),
+        "temperature": records[3]["scheduler"]["temperature"], "decoder_steps": None,
+        "scheduler": records[3]["scheduler"], "device": "cpu", "threads": torch.get_num_threads(),
+        "showo_hf": version("showo-hf"),
     } | {"width": records[3]["width"], "height": records[3]["height"]}  # fmt: skip
     with Image.open("out/000003.png") as image:
         assert image.size == (records[3]["width"], records[3]["height"])

@@ -31,6 +31,21 @@ def test_the_records_of_all_processes_are_collected_in_order():
     assert [path.name for path in Path().iterdir()] == ["out.jsonl"]
 
 
+def test_records_of_a_run_that_was_killed_while_it_collected_are_not_written_twice():
+    parts = [part_of(OUTPUT, 0), part_of(OUTPUT, 1)]
+    write(parts[0], "a.png", "c.png")
+    write(parts[1], "b.png")
+    kept = {part: part.read_bytes() for part in parts}
+    collect_parts(OUTPUT)
+    for part, content in kept.items():  # as if the process had ended before it removed them
+        part.write_bytes(content)
+    with open(parts[1], "a") as file:
+        file.write(f"{json.dumps({'image': 'b.png', 'question': 'is it food?', 'text': 'no.'})}\n")
+    resume(OUTPUT, ["a.png", "b.png", "c.png"])
+    assert images_in(OUTPUT) == ["a.png", "c.png", "b.png", "b.png"]
+    assert [path.name for path in Path().iterdir()] == ["out.jsonl"]
+
+
 def test_files_of_the_user_are_kept():
     own = [".out.jsonl.showo-hf-part-x", ".out.jsonl.showo-hf-part-1.jsonl", ".other.jsonl.showo-hf-part-0"]
     for name in ("out.part-0.jsonl", "out.part-mine.jsonl", *own):

@@ -1,7 +1,6 @@
 """Writing weights in shards: what is read when, and a full disk."""
 
 import json
-import signal
 
 import pytest
 import torch
@@ -49,20 +48,6 @@ def test_tensors_that_are_not_contiguous_or_share_memory(tmp_path):
     write_shards(tmp_path, {name: t.to("meta") for name, t in tensors.items()}, tensors.__getitem__)
     found = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
-
-
-@pytest.fixture
-def small_files():
-    """Limits the size of the files that this process may write, as a full disk does."""
-    resource = pytest.importorskip("resource")
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-    def limit(size):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_a_failed_write_is_an_os_error(small_files, tmp_path):

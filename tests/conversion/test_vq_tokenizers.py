@@ -116,6 +116,12 @@ def test_old_names_of_attention_are_understood(tmp_path):
         ({"act_fn": "tanh"}, "the image tokenizer cannot be converted: `act_fn` must be"),
         ({"num_vq_embeddings": 33}, r"wrong shape: quantize.embedding.weight \[32, 6\], must be \[33, 6\]"),
         ({"layers_per_block": 2}, "missing: decoder.up_blocks.0.attentions.2"),
+        ({"layers_per_block": "2"}, "`layers_per_block` in config.json must be a positive integer, got '2'"),
+        ({"vq_embed_dim": "6"}, "`vq_embed_dim` in config.json must be a positive integer"),
+        ({"block_out_channels": 8}, "`block_out_channels` in config.json must be a list, got 8"),
+        ({"block_out_channels": [8, "16"]}, "cannot be converted: `encoder_block_out_channels`"),
+        ({"up_block_types": None}, "`up_block_types` in config.json must be a list, got None"),
+        ({"mid_block_add_attention": "yes"}, "cannot be converted: `mid_block_attention`"),
     ],
 )
 def test_other_vq_models_are_refused(changed, message, tmp_path):
@@ -123,6 +129,15 @@ def test_other_vq_models_are_refused(changed, message, tmp_path):
     path = tmp_path / "source" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
     with pytest.raises(ConversionError, match=message):
+        convert_image_tokenizer(tmp_path / "source", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_vq_model_without_a_codebook_is_refused(tmp_path):
+    vq_model("lumina").save_pretrained(tmp_path / "source")
+    (file,) = (tmp_path / "source").glob("*.safetensors")
+    save_file({name: weight for name, weight in load_file(file).items() if "quantize.embedding" not in name}, file)
+    with pytest.raises(ConversionError, match="the weights lack `quantize.embedding.weight`"):
         convert_image_tokenizer(tmp_path / "source", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

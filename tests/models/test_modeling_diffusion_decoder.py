@@ -187,6 +187,16 @@ def test_blur_keeps_flat_images_and_is_a_gaussian():
     torch.testing.assert_close(ratio, torch.tensor(-(2**2) / (2 * 1.5**2)))
 
 
+@pytest.mark.parametrize(("kind", "last"), [("epsilon", 999), ("v_prediction", 999), ("flow_prediction", 1000)])
+@torch.no_grad()
+def test_the_last_timestep_is_that_of_the_most_noise(kind, last):
+    decoder = tiny.image_decoder(prediction_type=kind)
+    sample, codes, image = torch.zeros(1, 3, 16, 16), torch.zeros(1, tiny.BITS, 4, 4), torch.zeros(1, 3, 16, 16)
+    assert decoder(sample, float(last), codes, image).isfinite().all() and decoder.last_timestep == last
+    with pytest.raises(ValueError, match=f"`timestep` must be at most {last:,}, got {last + 1}.0"):
+        decoder(sample, last + 1.0, codes, image)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_expectation_of_an_exact_prediction_is_exact(kind):
     decoder = tiny.image_decoder(prediction_type=kind)

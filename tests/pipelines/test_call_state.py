@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import tiny
 import torch
-from conversations import random_chat_pipeline
+from conversations import OPTIONS, random_chat_pipeline
+from transformers import GenerationConfig
 
 from showo_hf import (
     HaltonScheduler,
@@ -82,6 +83,25 @@ def test_a_call_waits_while_another_one_sets_the_hooks_anew():
     assert len(ran) == 1
 
 
+def test_a_turn_of_a_conversation_waits_for_a_call_too():
+    pipe, ran = random_chat_pipeline(), []
+    pipe.enable_model_cpu_offload(device="cpu")
+    enable, session = pipe.enable_model_cpu_offload, pipe.start()
+
+    def enable_slowly(*args, **kwargs):
+        pipe.enable_model_cpu_offload = enable
+        pipe.remove_all_hooks()
+        second = pool.submit(lambda: ran.append(session.send("an owl", **OPTIONS)))
+        time.sleep(0.3)
+        assert not ran and not second.done()
+        enable(*args, **kwargs)
+
+    with ThreadPoolExecutor(1) as pool:
+        pipe.enable_model_cpu_offload = enable_slowly
+        pipe("an owl", **OPTIONS)
+    assert len(ran) == 1
+
+
 def test_understanding_frees_an_offloaded_model(monkeypatch):
     pipe, freed = make(ShowoMMUPipeline), []
     monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: freed.append(1))
@@ -139,6 +159,30 @@ def test_what_a_callback_returns_is_checked(returned, error, message):
         generate(make(), callback_on_step_end=lambda *_: returned)
 
 
+@pytest.mark.parametrize("wrong", [-1, tiny.CODES + 1])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_tokens_out_of_range_that_a_callback_sets_are_refused_at_once(wrong, in_place):
+    steps = []
+
+    def change(pipe, step, timestep, tensors):
+        steps.append(step)
+        latents = tensors["latents"] if in_place else tensors["latents"].clone()
+        latents[0, 0, 0] = wrong
+        return None if in_place else {"latents": latents}
+
+    with pytest.raises(RuntimeError, match=f"from 0 to {tiny.CODES - 1}, or to {tiny.CODES} where masked, got "):
+        generate(make(), callback_on_step_end=change)
+    assert steps == [0]
+
+
+@pytest.mark.gpu
+def test_tokens_that_a_callback_gives_on_the_cpu_are_moved():
+    pipe = make().to("cuda")
+    expected = generate(pipe, callback_on_step_end=lambda *_: {})
+    found = generate(pipe, callback_on_step_end=lambda *given: {"latents": given[-1]["latents"].cpu()})
+    assert found.device.type == "cuda" and torch.equal(found, expected)
+
+
 def test_an_image_that_is_complete_when_its_answer_is_stopped_is_kept():
     def stop_after_last_step(its_pipe, step, timestep, tensors):
         its_pipe._interrupt = step == 1
@@ -189,6 +233,17 @@ def test_checking_reads_no_file():
         ({"top_p": 2.0}, ValueError, "`top_p` must be above 0 and at most 1"),
         ({"logits_processor": []}, TypeError, "\\['logits_processor'\\] cannot be passed to `generate`"),
         ({"num_return_sequences": 2, "do_sample": True}, ValueError, "`num_return_sequences` must be 1"),
+        ({"num_beams": 2, "do_sample": True}, ValueError, "`num_beams` must be 1 with `do_sample=True`, got 2"),
+        (
+            {"generation_config": GenerationConfig(num_beams=3), "do_sample": True},
+            ValueError,
+            "`num_beams` must be 1 with `do_sample=True`, got 3",
+        ),
+        (
+            {"return_dict_in_generate": True},
+            TypeError,
+            "\\['return_dict_in_generate'\\] cannot be passed to `generate`",
+        ),
     ],
 )
 def test_text_sampling_is_checked_before_the_model_runs(options, error, message):
@@ -197,6 +252,13 @@ def test_text_sampling_is_checked_before_the_model_runs(options, error, message)
     with pytest.raises(error, match=message):
         pipe(GRID, "what?", **options)
     assert calls == []
+
+
+def test_a_generation_config_counts_like_its_arguments():
+    pipe = make(ShowoMMUPipeline)
+    expected = pipe(GRID, "what?", max_new_tokens=4, num_beams=2).texts
+    config = GenerationConfig(num_beams=2, return_dict_in_generate=True)
+    assert pipe(GRID, "what?", max_new_tokens=4, generation_config=config).texts == expected
 
 
 def test_a_stream_names_arguments_that_it_does_not_have():

@@ -258,6 +258,12 @@ def test_the_random_state_survives(tmp_path):
     assert drawn == (random.random(), np.random.rand(), torch.rand(()))
 
 
+def test_the_random_states_of_more_than_ten_devices_keep_their_order():
+    states = {f"cuda-{number}": torch.tensor([number]) for number in range(12)}
+    found = checkpoints.cuda_states({"torch": torch.tensor([-1]), **states})
+    assert torch.cat(found).tolist() == list(range(12))
+
+
 def test_what_killed_processes_left_is_cleaned_up(tmp_path):
     def make(name):
         (tmp_path / name).mkdir()

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from showo_hf.cli import main
-from showo_hf.training.image_classifiers import classes_of, classifier_config
+from showo_hf.training.image_classifiers import ImageClassifierTrainer, classes_of, classifier_config
 from showo_hf.training.perceptual import load_perceptual
 from showo_hf.training.run import Unfinished
 
@@ -86,6 +86,26 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, folder):
     run(stopped, str(folder), steps=3)
     one, other = (folder / "out" / "model.safetensors" for folder in (whole, stopped))
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_skipped_step_leaves_the_losses_of_the_steps_before_it(tmp_path, folder, monkeypatch):
+    """The images of the second step are not finite. The losses are logged after it."""
+    losses, steps = ImageClassifierTrainer.losses, []
+
+    def poisoned(self, model, images, sums):
+        steps.append(len(images.pixel_values))
+        if len(steps) == 2:
+            images.pixel_values.fill_(float("nan"))
+        return losses(self, model, images, sums)
+
+    run(tmp_path / "whole", str(folder), steps=2)
+    monkeypatch.setattr(ImageClassifierTrainer, "losses", poisoned)
+    run(tmp_path / "skipped", str(folder), steps=2, logging_steps=2, bad_step="skip")
+    (first, _), (logged,) = (
+        [row for row in small_run.log_rows(tmp_path / name) if "loss" in row] for name in ("whole", "skipped")
+    )
+    assert logged["skipped_steps"] == 1 and len(steps) == 2
+    assert logged["loss_class"] == first["loss_class"] and logged["accuracy"] == first["accuracy"]
 
 
 def test_the_plan_names_the_classes(tmp_path, folder, capsys):

@@ -294,12 +294,48 @@ def test_the_discriminators_features_stand_in_for_a_perceptual_model(entries, we
         (["image_size=a"], "`image_size`"),
         (["trained='('"], "`trained` must be a regular expression"),
         (["pixel_scales=0"], "`pixel_scales`"),
+        (["image_size=16", "pixel_scales=6"], "`pixel_scales` must be at most 5 for an `image_size` of 16, got 6"),
+        (["image_size={0: 64, 10: 8}", "pixel_scales=5"], "`pixel_scales` must be at most 4 for an `image_size` of 8"),
+        (["image_size=8", "discriminator.halvings=4"], "`discriminator.halvings` must be at most 3 for .* 8, got 4"),
+        (
+            ["image_size={0: 8, 6: 64}", "discriminator.halvings=4", "discriminator.start=5"],
+            "`discriminator.halvings` must be at most 3",
+        ),
+        (
+            ["discriminator.adaptive=true", "loss_weights={l1: 0}"],
+            "`discriminator.adaptive` .* one of `loss_weights.l1`, .* or `perceptual`",
+        ),
+        (
+            ["discriminator.adaptive=true", "loss_weights={l1: 0, perceptual: 0}", "perceptual=a-classifier"],
+            "`discriminator.adaptive` compares",
+        ),
         (["codebook_size=5"], "no key 'codebook_size'"),
     ],
 )
 def test_wrong_losses_are_refused(entries, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe("lfq-tokenizer", ["data=x", "output=y", "steps=1", *entries])
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        ["image_size=16", "pixel_scales=5", "discriminator.halvings=4"],
+        ["image_size={0: 8, 5: 64}", "discriminator.halvings=4", "discriminator.start=5"],
+        ["discriminator.adaptive=true", "loss_weights={l1: 0, log_cosh: 1}"],
+        ["discriminator.adaptive=true", "loss_weights={l1: 0}", "perceptual=a-classifier"],
+    ],
+)
+def test_losses_at_their_limits_are_taken(entries):
+    load_recipe("lfq-tokenizer", ["data=x", "output=y", "steps=1", *entries])
+
+
+def test_the_size_of_the_model_limits_the_losses_where_the_recipe_has_none():
+    config = load_recipe("lfq-tokenizer", ["data=x", "output=y", "steps=1", "discriminator.halvings=9"])
+    with pytest.raises(
+        ValueError, match="`discriminator.halvings` must be at most 8 for an `image_size` of 256, got 9"
+    ):
+        tokenizer_config(config)
 
 
 def test_a_size_of_the_schedule_that_the_tokenizer_cannot_halve_is_refused():

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import pytest
+import small_run
 import tiny
 import torch
 from benchmarks.measuring import can_measure_memory
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import Qwen3Config
 
+from showo_hf.training.dry_run import strategy_of
 from showo_hf.training.plan import (
     MemoryOptions,
     ModelSizes,
@@ -266,6 +268,26 @@ def test_printed_plan():
     assert "0.5 h for 1,000 steps" in text
     memory = training_memory(PUBLISHED, STAGE1, MemoryOptions(strategy="fsdp", ranks=8), counts.total, counts.trained)
     assert f"memory          {memory.total / 2**30:.2f} GiB per device" in text
+
+
+@pytest.mark.parametrize(
+    ("sizes", "strategy", "line"),
+    [
+        ({}, ("ddp", 8), "8 (ddp)"),
+        ({"fsdp_size": 8}, ("fsdp", 8), "8 (fsdp)"),
+        ({"fsdp_size": 2}, ("fsdp", 2), "8 (fsdp)"),
+        ({"tp_size": 4}, ("tp", 4), "8 (tp)"),
+    ],
+)
+def test_replicas_save_no_memory(tmp_path, sizes, strategy, line):
+    """Of 8 devices, those that share the weights decide the memory of each."""
+    config = small_run.config(tmp_path, **sizes)
+    found, ranks = strategy_of(config, 8)
+    assert (found, ranks) == strategy
+    counts, options = ParameterCounts(1, 1, {}), MemoryOptions(strategy=found, ranks=ranks)
+    text = format_plan(counts, PUBLISHED, STAGE1, options, data_ranks=8 // config.tp_size)
+    assert f"devices         {line}\n" in text
+    assert strategy_of(config, 1) == ("none", 1)
 
 
 # Errors

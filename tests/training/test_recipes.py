@@ -8,8 +8,8 @@ import pytest
 import tiny
 import torch
 from PIL import Image
-from safetensors.torch import load_file
-from small_run import log_rows, shared
+from safetensors.torch import load, load_file
+from small_run import log_rows, same_weights, shared
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
@@ -247,6 +247,22 @@ def test_a_merged_adapter_is_a_pipeline(tmp_path):
     output = train("lora", tmp_path / "out", f"data={shared() / 'images'}", "steps=2", "batch_size=2", "merge=true")
     assert (output / "model_index.json").exists() and not (output / "adapter_config.json").exists()
     ShowoT2IPipeline.from_pretrained(output)
+
+
+def test_a_periodic_push_of_a_merged_adapter_is_the_result_so_far(tmp_path, hub_here):
+    """The weights after the pushed step, and the training goes on as without a push."""
+    images = shared() / "images"
+    given = (f"data={images}", "batch_size=2", "merge=true", "lr_scheduler_type=constant", "learning_rate=0.05")
+    pushing = (f"push_to_hub={PUSHED}", "push_steps=1")
+    whole = train("lora", tmp_path / "whole" / "out", *given, "steps=2")
+    first = train("lora", tmp_path / "first" / "out", *given, "steps=1")
+    pushed = train("lora", tmp_path / "pushed" / "out", *given, "steps=2", *pushing)
+    assert [commit[0] for commit in hub_here.commits[PUSHED]] == ["Step 1", "Step 2"]
+    so_far = load(hub_here.commits[PUSHED][0][2]["model/model.safetensors"])
+    base, expected = (load_file(folder / "model" / "model.safetensors") for folder in (shared() / "model", first))
+    assert same_weights(so_far, expected) and not same_weights(so_far, base)
+    first, second = (load_file(folder / "model" / "model.safetensors") for folder in (whole, pushed))
+    assert same_weights(first, second)
 
 
 def test_the_bound_is_an_objective_and_its_scheduler_is_saved(tmp_path):

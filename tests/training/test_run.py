@@ -7,6 +7,7 @@ import small_run
 import torch
 
 from showo_hf import ShowoT2IPipeline
+from showo_hf.training import checkpoints
 from showo_hf.training.output_folders import checkpoint_root
 from showo_hf.training.run import TrainingError, Unfinished
 
@@ -128,6 +129,44 @@ def test_keep_best_may_be_switched_on_later(tmp_path):
     small_run.run(tmp_path, **options)
     best = json.loads((tmp_path / "out-checkpoints" / "best" / "best.json").read_text())
     assert best["step"] > 1
+
+
+def test_losses_of_other_validation_data_are_not_compared(tmp_path):
+    """Texts count a tenth, so no loss of images is lower."""
+    images = str(small_run.shared() / "images")
+    options = small_run.validated(eval_steps=1, steps=3)
+    with pytest.raises(Unfinished):
+        small_run.run(tmp_path, **{**options, "validation_data": {"lm": images}}, max_minutes=1e-9)
+    before = checkpoints.read_json(tmp_path / "out-checkpoints" / "best" / "best.json")
+    small_run.run(tmp_path, **options)
+    best = checkpoints.read_json(tmp_path / "out-checkpoints" / "best" / "best.json")
+    assert before["step"] == 1 and best["step"] > 1 and best["loss"] > 2 * before["loss"]
+
+
+def test_another_validation_goes_on_after_an_early_stop(tmp_path):
+    options = small_run.validated(eval_steps=1, steps=8, early_stop=1, learning_rate=0.0)
+    small_run.run(tmp_path, **options)
+    rows = [row["step"] for row in small_run.log_rows(tmp_path) if "eval_loss" in row]
+    assert rows == [1, 2]
+    small_run.run(tmp_path, **{**options, "validation_rows": 4})
+    assert [row["step"] for row in small_run.log_rows(tmp_path) if "eval_loss" in row] == [1, 2, 3, 4]
+
+
+def test_best_weights_of_another_step_than_the_checkpoint_knows_are_not_the_result(tmp_path):
+    """As of a run that was killed between a validation and the next checkpoint. The learning rate spoils the weights."""
+    options = small_run.validated(eval_steps=1, steps=2, learning_rate=1.0, ema_decay=None, warmup_steps=1)
+    options["bad_step"] = "skip"
+    with pytest.raises(Unfinished):
+        small_run.run(tmp_path, **options, max_minutes=1e-9)
+    best = tmp_path / "out-checkpoints" / "best"
+    document = checkpoints.read_json(best / "best.json")
+    assert document["step"] == 1
+    checkpoints.write_json(best / "best.json", {**document, "step": 2, "loss": document["loss"] / 2})
+    (best / checkpoints.CHECKSUMS).unlink()
+    checkpoints.seal(best)
+    small_run.run(tmp_path, **{**options, "eval_steps": 100})
+    small_run.run(tmp_path / "plain", **{**options, "eval_steps": 100, "keep_best": False})
+    assert small_run.same_weights(*(small_run.weights(folder / "out") for folder in (tmp_path, tmp_path / "plain")))
 
 
 def test_without_resume_checkpoints_are_refused(folder, not_loaded):

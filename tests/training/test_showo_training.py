@@ -18,7 +18,7 @@ from showo_hf.training.data.sources import DataSource
 from showo_hf.training.data.tokenizing import TokenizeOptions, store_tokens
 from showo_hf.training.dry_run import plan_of
 from showo_hf.training.run import run_recipe
-from showo_hf.training.showo_training import data_of
+from showo_hf.training.showo_training import data_of, validation_parts
 
 
 SIZE = tiny.SIDE * tiny.FACTOR
@@ -115,6 +115,21 @@ def test_an_unknown_key_of_a_source_is_refused_with_the_nearest(tmp_path, entry,
     source = {"path": str(small_run.shared() / "images"), "text_colum": "text"}
     with pytest.raises(ValueError, match=f"no key `{entry}.text_colum`; did you mean 'text_column'"):
         small_run.run(tmp_path, **{entry: source})
+
+
+# Validation
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "rows", "counts"),
+    [(4, 64, [4, 4, 4]), (8, 64, [8, 4]), (8, 10, [8, 2]), (4, 8, [4, 4]), (16, 64, [12]), (16, 5, [5])],
+)
+def test_validation_looks_at_each_row_once(tmp_path, batch_size, rows, counts):
+    """Of 12 rows. Those of the last batch are not lost, and none counts twice."""
+    config = small_run.config(tmp_path, **small_run.validated(batch_size=batch_size, validation_rows=rows))
+    parts = validation_parts(config, ShowoT2IPipeline.from_pretrained(config.model))
+    assert [len(part.input_ids) for part in parts] == [len(part.keys) for part in parts] == counts
+    assert len({key for part in parts for key in part.keys}) == sum(counts)
 
 
 # Concepts

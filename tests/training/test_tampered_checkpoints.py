@@ -115,7 +115,7 @@ def reader(finished):
         state = random.getstate(), np.random.get_state(), torch.get_rng_state()
         try:
             resume_folder(config, args, folder.parent)
-            saved_since(folder)
+            saved_since(folder, trainer.settings.validation)
             saved_state(folder)
             trainer.data.check_state(merge_states(saved_position(folder)))
             trainer.load_weights(str(folder))

@@ -12,6 +12,7 @@ from showo_hf.training.arguments import training_arguments
 from showo_hf.training.callbacks import StopSignals
 from showo_hf.training.data.examples import Example
 from showo_hf.training.losses import part_losses
+from showo_hf.training.results import PushResults
 from showo_hf.training.rows import RowBuilder
 from showo_hf.training.run import settings_of
 from showo_hf.training.showo_training import build_trainer, load_pipeline, prepare_model
@@ -210,6 +211,21 @@ def test_the_best_weights_are_the_result(tmp_path):
     last = small_run.load_file(tmp_path / "out-checkpoints" / "checkpoint-6" / "model.safetensors")
     assert all(torch.equal(result[name], value) for name, value in kept.items())
     assert any(not torch.equal(result[name], value) for name, value in last.items())
+
+
+def test_a_push_that_finds_the_disk_full_does_not_stop_the_training(tmp_path, hub_here, small_files, caplog):
+    trainer, _ = trainer_of(tmp_path, push_to_hub="someone/new", push_steps=1)
+    (pushes,) = (one for one in trainer.callback_handler.callbacks if isinstance(one, PushResults))
+    trainer.state.max_steps, trainer.state.global_step = 3, 1
+    small_files((small_run.shared() / "model" / "model" / "model.safetensors").stat().st_size // 2)
+    pushes.on_step_end(trainer.args, trainer.state, trainer.control)
+    small_files(-1)
+    assert "'Step 1' was not uploaded" in caplog.text and "too large" in caplog.text and not hub_here.commits
+    trainer.state.global_step = 2
+    pushes.on_step_end(trainer.args, trainer.state, trainer.control)
+    assert pushes.publisher.close(20)
+    assert [commit[0] for commit in hub_here.commits["someone/new"]] == ["Step 2"]
+    assert not [path for path in tmp_path.iterdir() if ".new-" in path.name]
 
 
 def test_early_stop(tmp_path):

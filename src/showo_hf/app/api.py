@@ -27,7 +27,7 @@ from .settings import (
     whole,
 )
 from .space import Space, new_seed
-from .uploads import open_checked, read_upload
+from .uploads import read_masked, read_upload
 
 
 class Api:
@@ -65,7 +65,7 @@ class Api:
             steps: number of denoising steps, 1 to 50.
             guidance: how closely to follow the prompt, 1 (not at all) to 20.
             temperature: randomness, 0 to 4; leave it out for the sampler's own.
-            seed: 0 to 2147483647; image i has seed + i. A random one if left out.
+            seed: 0 to 2147483647; image i has seed + i, in the same range. A random one if left out.
             count: number of images, 1 to 4.
             negative_prompt: what not to show, up to 300 characters.
             sampler: one of the samplers that the page lists.
@@ -107,7 +107,7 @@ class Api:
 
         Args:
             image: the image, a file of at most 10 MB and 16 million pixels.
-            mask: an image of the same shape, white where the image changes.
+            mask: an image of the same shape, white where the image changes; transparent pixels are black.
             prompt: what the finished image shows, 1 to 300 characters.
             strength: share of the marked part to draw again, 0.1 to 1.
             steps: number of denoising steps, 1 to 50.
@@ -121,10 +121,7 @@ class Api:
         share = refusals_as_errors(number, "The strength", strength, 0.1, 1)
 
         def prepare() -> tuple:
-            picture = read_upload(image, self.space.max_bytes)
-            if not mask:
-                raise Refusal("Please send a mask.")
-            marked = open_checked(mask, self.space.max_bytes).convert("L").resize(picture.size)
+            picture, marked = read_masked(image, mask, self.space.max_bytes)
             if not marked.point([0] * 128 + [255] * 128).getbbox():
                 raise Refusal(NOTHING_PAINTED)
             return settings, picture, marked, share, False

@@ -9,7 +9,7 @@ import gradio as gr
 
 from .components import UploadedImage, status_line
 from .engine import CAPTION, Answered, Words
-from .page_parts import Shared
+from .page_parts import Shared, Talk, Talks, cancel_at
 from .previews import status
 from .settings import MAX_PROMPT_LENGTH, Refusal, check_text
 from .space import Space, progress, refused
@@ -61,71 +61,84 @@ class AskTab:
                     self.restart = gr.Button("New conversation", min_width=140)
                 gr.Examples(questions, inputs=self.question, label="Questions to try", cache_examples=False)
                 self.status = status_line("Choose an image, or take one from another tab.")
-        self.messages = gr.State([])
+        self.talks = gr.State(Talks())
 
     # What the buttons do
 
-    async def reply(
-        self, request: gr.Request, image: str | None, question: str, chat: list, messages: list
-    ) -> AsyncIterator[dict]:
-        """Answer a question; the answer grows word by word."""
-        space = self.space
+    async def reply(self, request: gr.Request, image: str | None, question: str, talks: Talks) -> AsyncIterator[dict]:
+        """Answer a question."""
+        yield {self.talks: talks}  # only what is set is forgotten an hour after the page is closed
+        async for update in talks.now.updates(self.updates(request, image, question, talks.now)):
+            yield update
+
+    async def describe(self, request: gr.Request, image: str | None, talks: Talks) -> AsyncIterator[dict]:
+        """Ask what the image shows."""
+        async for update in self.reply(request, image, CAPTION, talks):
+            yield update
+
+    async def updates(self, request: gr.Request, image: str | None, question: str, talk: Talk) -> AsyncIterator[dict]:
+        """The updates of an answer, which grows word by word."""
+        space, before = self.space, talk.shown
         try:
             question = check_text(question, "Please write a question.")
             if not image:
                 raise Refusal("Please choose an image.")
 
             def prepare() -> tuple:
-                return messages, read_upload(image, space.max_bytes), question
+                return talk.messages, read_upload(image, space.max_bytes), question
 
-            asked = [*chat, {"role": "user", "content": question}]
+            asked = [*before, {"role": "user", "content": question}]
             said = ""
-            yield {self.status: status("Reading the image ..."), self.chat: asked}
+            yield {self.status: status("Reading the image ..."), self.chat: talk.show(asked)}
             async for event in space.run(request, "words", space.engine.ask, prepare):
                 line = progress(event)
                 if isinstance(event, Words):
                     said += event.text
-                    yield {self.chat: [*asked, {"role": "assistant", "content": said}], self.status: status("...")}
+                    answered = [*asked, {"role": "assistant", "content": said}]
+                    yield {self.chat: talk.show(answered), self.status: status("...")}
                 elif isinstance(event, Answered):
+                    talk.messages = event.messages
                     done: dict[Any, Any] = {
                         self.status: status("Stopped." if event.stopped else "Ready."),
                         self.question: "",
                     }
                     if not said:
-                        done[self.chat] = [*asked, {"role": "assistant", "content": "(no answer)"}]
-                    yield {**done, self.messages: event.messages}
+                        done[self.chat] = talk.show([*asked, {"role": "assistant", "content": "(no answer)"}])
+                    yield done
                 elif line:
                     yield {self.status: line}
         except Refusal as error:
-            yield {self.status: refused(error), self.chat: chat}
-
-    async def describe(
-        self, request: gr.Request, image: str | None, chat: list, messages: list
-    ) -> AsyncIterator[dict]:
-        """Ask what the image shows."""
-        async for update in self.reply(request, image, CAPTION, chat, messages):
-            yield update
+            yield {self.status: refused(error), self.chat: talk.show(before)}
 
     def wire(self, demo: gr.Blocks) -> None:
         """Connect the components."""
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        outputs = [self.chat, self.question, self.messages, self.status]
-        history = [self.chat, self.messages]
-        gr.on(
+        outputs = [self.chat, self.question, self.talks, self.status]
+        asked = gr.on(
             [self.send.click, self.question.submit],
             self.reply,
-            [self.image, self.question, *history],
+            [self.image, self.question, self.talks],
             outputs,
             **hidden,
         )
-        self.caption.click(self.describe, [self.image, *history], outputs, **hidden)
+        described = self.caption.click(self.describe, [self.image, self.talks], outputs, **hidden)
         self.stop.click(self.space.stop, outputs=self.status, queue=False, **hidden)
 
         fresh: dict[str, Any] = {"queue": False, **hidden}
-        self.restart.click(lambda: ([], [], status("Ready.")), None, [self.chat, self.messages, self.status], **fresh)
-        # Not the status line: it may say why the image was refused.
-        self.image.change(lambda: ([], []), None, [self.chat, self.messages], **fresh)
+        for event in (self.restart.click, self.image.change):
+            cancel_at(event, asked, described)
+        self.restart.click(self.begin, self.talks, [self.chat, self.status], **fresh)
+        self.image.change(self.begin_with_image, self.talks, [self.chat, self.status], **fresh)
         self.image.upload(self.uploaded, self.image, [self.image, self.status], queue=False, **hidden)
+
+    async def begin(self, talks: Talks) -> dict:
+        """Begin a new conversation."""
+        talks.begin()
+        return {self.chat: [], self.status: status("Ready.")}
+
+    async def begin_with_image(self, talks: Talks) -> dict:
+        """Begin a new conversation. The status line stays if it may say why the image was refused."""
+        return {self.chat: [], self.status: status("Ready.") if talks.begin().waits else gr.skip()}
 
     def uploaded(self, image: str | None) -> dict:
         """Check an upload at once."""

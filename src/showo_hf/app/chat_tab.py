@@ -11,7 +11,7 @@ import gradio as gr
 
 from .components import status_line
 from .engine import Answered, Drawn, Step, Words
-from .page_parts import Shared
+from .page_parts import Shared, Talk, Talks, cancel_at
 from .previews import picture, status, to_uri
 from .settings import DrawSettings, Refusal, check_text
 from .space import Space, add_to_visit, new_seed, progress, refused
@@ -58,15 +58,19 @@ class ChatTab:
         self.status = status_line()
         self.chosen = gr.State(None)
         self.actions = self.shared.action_row()
-        self.messages = gr.State([])
+        self.talks = gr.State(Talks())
 
     # What the buttons do
 
-    async def say(
-        self, request: gr.Request, box: dict | None, chat: list, messages: list, visit: list
-    ) -> AsyncIterator[dict]:
-        """Answer a message; words and steps of images appear as they come."""
-        space = self.space
+    async def say(self, request: gr.Request, box: dict | None, talks: Talks, visit: list) -> AsyncIterator[dict]:
+        """Answer a message."""
+        yield {self.talks: talks}  # only what is set is forgotten an hour after the page is closed
+        async for update in talks.now.updates(self.updates(request, box, talks.now, visit)):
+            yield update
+
+    async def updates(self, request: gr.Request, box: dict | None, talk: Talk, visit: list) -> AsyncIterator[dict]:
+        """The updates of an answer; words and steps of images appear as they come."""
+        space, before = self.space, talk.shown
         try:
             text = check_text((box or {}).get("text"), None)
             files = list((box or {}).get("files") or [])
@@ -81,12 +85,12 @@ class ChatTab:
             def prepare() -> tuple:
                 images = [{"type": "image", "image": read_upload(file, space.max_bytes)} for file in files]
                 words = [{"type": "text", "text": text}] if text else []
-                return messages, {"role": "user", "content": images + words}
+                return talk.messages, {"role": "user", "content": images + words}
 
             sent: list = [{"path": file, "alt_text": "The image that you sent"} for file in files]
-            asked = [*chat, {"role": "user", "content": [*sent, *([text] if text else [])]}]
+            asked = [*before, {"role": "user", "content": [*sent, *([text] if text else [])]}]
             parts: list[Any] = []
-            yield {self.status: status("Reading ..."), self.chat: asked, self.box: None}
+            yield {self.status: status("Reading ..."), self.chat: talk.show(asked), self.box: None}
             work = partial(space.engine.answer, max_images=MAX_CHAT_IMAGES, seed=seed)
             async for event in space.run(request, "images", work, prepare):
                 line = progress(event)
@@ -110,17 +114,17 @@ class ChatTab:
                     visit = add_to_visit(visit, path, f"{text}, in a chat")
                     yield {self.chosen: path, self.shared.visit: visit, self.shared.visit_gallery: visit}
                 elif isinstance(event, Answered):
+                    talk.messages = event.messages
                     yield {
-                        self.messages: event.messages,
                         self.status: status("Stopped." if event.stopped else "Ready."),
-                        self.chat: [*asked, answer_of(parts or ["(no answer)"])],
+                        self.chat: talk.show([*asked, answer_of(parts or ["(no answer)"])]),
                     }
                     continue
-                update = {self.chat: [*asked, answer_of(parts)]} if parts else {}
+                update = {self.chat: talk.show([*asked, answer_of(parts)])} if parts else {}
                 if line or update:
                     yield {**update, self.status: line or status("...")}
         except Refusal as error:
-            yield {self.status: refused(error), self.chat: chat}
+            yield {self.status: refused(error), self.chat: talk.show(before)}
 
     def wire(self, demo: gr.Blocks) -> None:
         """Connect the components."""
@@ -128,18 +132,22 @@ class ChatTab:
         outputs = [
             self.chat,
             self.box,
-            self.messages,
+            self.talks,
             self.status,
             self.chosen,
             self.shared.visit,
             self.shared.visit_gallery,
         ]
-        self.box.submit(self.say, [self.box, self.chat, self.messages, self.shared.visit], outputs, **hidden)
+        said = self.box.submit(self.say, [self.box, self.talks, self.shared.visit], outputs, **hidden)
         self.stop.click(self.space.stop, outputs=self.status, queue=False, **hidden)
-        self.restart.click(
-            lambda: ([], [], status("Ready.")), None, [self.chat, self.messages, self.status], queue=False, **hidden
-        )
+        cancel_at(self.restart.click, said)
+        self.restart.click(self.begin, self.talks, [self.chat, self.status], queue=False, **hidden)
         self.shared.wire_actions(self.actions, self.chosen, self.status)
+
+    async def begin(self, talks: Talks) -> dict:
+        """Begin a new conversation."""
+        talks.begin()
+        return {self.chat: [], self.status: status("Ready.")}
 
 
 def answer_of(parts: list[Any]) -> dict:

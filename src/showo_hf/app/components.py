@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import gradio as gr
 
@@ -16,6 +18,41 @@ from .settings import MAX_GUIDANCE, MAX_IMAGES, MAX_PROMPT_LENGTH, MAX_SEED, MAX
 
 WIDE = 220  # pixels that a slider needs for its label and its number side by side
 MAX_PAINTINGS = 32  # unread paintings that are kept in memory, of all visitors
+WEB = ("http://", "https://")
+SERVED = "/gradio_api/file="  # in a link to a file of the app, before its path
+NO_LINKS = "Please upload the file itself. Links to files are not followed."
+
+
+class UploadsOnly(gr.Blocks):
+    """
+    A `gr.Blocks` that takes the files of its requests from uploads.
+
+    By itself, Gradio downloads a file that a request names by a link, before any component sees it: of any size, for any
+    time, and for every kind of component.
+    """
+
+    async def preprocess_data(self, block_fn: Any, inputs: list, state: Any, explicit_call: bool = False) -> list:
+        """Read the inputs of an event. Raises `gr.Error` for a link to a file."""
+        for file in named_files(inputs):
+            if file["path"].lower().startswith(WEB):
+                path = unquote(file["path"].partition(SERVED)[2])  # clients may send the link of a file of the app
+                if not path or path.lower().startswith(WEB):
+                    raise gr.Error(NO_LINKS, print_exception=False)
+                file["path"] = path
+        return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+
+
+def named_files(data: Any) -> Iterator[dict]:
+    """All dicts in JSON data that name a file. They need not be complete: components complete them."""
+    left = [data]
+    while left:
+        one = left.pop()
+        if isinstance(one, dict):
+            if isinstance(one.get("path"), str):
+                yield one
+            left += one.values()
+        elif isinstance(one, list):
+            left += one
 
 
 class UploadedImage(gr.Image):

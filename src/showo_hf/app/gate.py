@@ -25,6 +25,8 @@ REQUESTS_PER_JOB = 2
 UPLOAD_PATHS = ("/gradio_api/upload", "/gradio_api/component_server")
 #: Gradio keeps what a link of this path saves on disk forever; the page has its own links.
 CLOSED_PATHS = ("/gradio_api/deep_link", "/monitoring", "/gradio_api/monitoring")
+#: Here Gradio fetches files of other servers and passes them on, of any size.
+CLOSED_BEGINNINGS = ("/gradio_api/file=http:", "/gradio_api/file=https:", "/gradio_api/proxy=")
 
 
 def address_of(headers: Mapping[str, str], host: str | None, options: SpaceOptions) -> str:
@@ -64,7 +66,7 @@ class Gate:
         path = "/" + scope["path"].strip("/")
         if path == "/health":
             await answer(send, 200, {"status": "ok"})
-        elif path in CLOSED_PATHS:
+        elif path in CLOSED_PATHS or path.startswith(CLOSED_BEGINNINGS):
             await answer(send, 404, {"detail": "Not Found"})
         elif scope["method"] != "POST":
             await self.app(scope, receive, send)

@@ -19,6 +19,7 @@ from .api import Api
 from .ask_tab import AskTab
 from .chat_tab import ChatTab
 from .compare_tab import CompareTab
+from .components import UploadsOnly
 from .create_tab import CreateTab
 from .edit_tab import EditTab
 from .engine import Drawn, Engine, collect
@@ -146,7 +147,7 @@ def draw_examples(space: Space) -> None:
 def build_demo(space: Space) -> gr.Blocks:
     """The page. [`launch`] starts it."""
     keep = int(space.options.keep_minutes * 60)
-    with gr.Blocks(title="Show-o", analytics_enabled=False, delete_cache=(min(keep, 300), keep)) as demo:
+    with UploadsOnly(title="Show-o", analytics_enabled=False, delete_cache=(min(keep, 300), keep)) as demo:
         device = "CPU" if space.engine.pipe.model.device.type == "cpu" else "GPU"
         with gr.Row(elem_classes="showo-head"):
             gr.Markdown("# Show-o\nOne model that makes images from words, and answers questions about images.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -35,6 +35,56 @@ SHOW_STATUS = """
 }
 """
 EDITOR_SIDE = 480  # pixels: small images are enlarged to this side, so that a brush can paint on them
+
+
+@dataclass
+class Talk:
+    """
+    One conversation of a tab.
+
+    Args:
+        shown (`list`): the messages that the chatbot shows.
+        messages (`list`): what the model remembers.
+        over (`bool`): whether a new conversation has begun. The answer ends then.
+        waits (`bool`): whether the status line waits for the end of an answer.
+    """
+
+    shown: list[Any] = field(default_factory=list)
+    messages: list[Any] = field(default_factory=list)
+    over: bool = False
+    waits: bool = False
+
+    def show(self, messages: list) -> list:
+        """Set what the chatbot shows. Returns it."""
+        self.shown = messages
+        return messages
+
+    async def updates(self, answer: AsyncIterator[dict]) -> AsyncIterator[dict]:
+        """What an answer sends, until the conversation is over."""
+        self.waits = True
+        async for update in answer:
+            if self.over:
+                return
+            yield update
+        self.waits = False
+
+
+@dataclass
+class Talks:
+    """
+    What a `gr.State` holds for a tab: the conversation of now. Events change it in place, and set no other object.
+
+    So a new conversation begins at once, and an answer that still runs changes the old one, which nobody sees. It stays on
+    the server: what a chatbot sends back could name any component.
+    """
+
+    now: Talk = field(default_factory=Talk)
+
+    def begin(self) -> Talk:
+        """Begin a new conversation. Returns the old one."""
+        old, self.now = self.now, Talk()
+        old.over = True
+        return old
 
 
 @dataclass
@@ -99,6 +149,15 @@ class Shared:
 def show_status(*events: Callable[..., Any]) -> None:
     """Let the browser scroll to the status line at these events."""
     gr.on(events, None, js=SHOW_STATUS, show_progress="hidden", api_visibility="private")
+
+
+def cancel_at(event: Callable[..., Any], *running: Any) -> None:
+    """
+    Let the browser drop what these running events still send, as soon as an event happens.
+
+    Call this before the event gets its handler: the browser goes through them in their order.
+    """
+    event(None, cancels=list(running), show_progress="hidden", api_visibility="private")
 
 
 def without_progress(status: gr.HTML) -> dict[str, Any]:

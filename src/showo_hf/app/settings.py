@@ -113,7 +113,7 @@ class DrawSettings:
         sampler (`str`): a name of `SCHEDULERS`, or "the model's own".
         height, width (`int`, *optional*): in pixels; the trained size by default.
         count (`int`): number of images, 1 to 4; image i has the seed `seed + i`.
-        seed (`int`): 0 to 2**31 - 1.
+        seed (`int`): 0 to 2**31 - 1, for the last image too.
     """
 
     prompt: str
@@ -138,6 +138,8 @@ class DrawSettings:
             count=whole("Images", self.count, 1, MAX_IMAGES),
             seed=whole("Seed", self.seed, 0, MAX_SEED),
         )
+        if values.seed + values.count - 1 > MAX_SEED:
+            raise Refusal(f"Seed must be at most {MAX_SEED - values.count + 1} for {values.count} images.")
         if values.temperature is not None:
             values = replace(values, temperature=number("Temperature", values.temperature, 0, MAX_TEMPERATURE))
         if values.sampler not in samplers:

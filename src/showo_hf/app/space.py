@@ -20,7 +20,7 @@ from .gate import address_of
 from .line import Line, Visitor, Waiting
 from .model_card import ModelFacts
 from .previews import stage, status, to_uri
-from .settings import MAX_SEED, DrawSettings, SpaceOptions
+from .settings import MAX_IMAGES, MAX_SEED, DrawSettings, SpaceOptions
 from .uploads import with_settings
 
 
@@ -124,8 +124,8 @@ def refused(error: Exception) -> str:
 
 
 def new_seed() -> int:
-    """A random seed."""
-    return random.randint(0, MAX_SEED)
+    """A random seed, of the first of as many images as one request may ask for."""
+    return random.randint(0, MAX_SEED - MAX_IMAGES + 1)
 
 
 def add_to_visit(visit: list, path: str, caption: str) -> list:

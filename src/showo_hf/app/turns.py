@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 
 LEAD = 1.0  # seconds
+MAX_ADDRESSES = 10_000  # whose time is kept while the line is not empty
 
 
 class Turn:
@@ -120,6 +121,15 @@ class Turns:
         assert turn.since is not None  # as it holds the turn
         self.used[turn.address] += now - turn.since
         turn.before, turn.since = turn.before + now - turn.since, now
+        if len(self.used) > MAX_ADDRESSES:
+            self.forget_short_times()
+
+    def forget_short_times(self) -> None:
+        """Begin to count from 0 for half of the addresses: those that used least, for which it makes least difference."""
+        here = {turn.address for turn in (*self.holders.values(), *self.waiting)}
+        others = sorted(self.used.keys() - here, key=self.used.__getitem__)
+        for address in others[: len(self.used) // 2]:
+            del self.used[address]
 
     def release(self, turn: Turn) -> None:
         turn.since = None

@@ -12,7 +12,8 @@ from typing import Any
 from PIL import Image
 
 from ..processing.image_reader import MAX_PIXELS, TooManyPixels, read_image_content
-from ..processing.images import crop_to_aspect, load_image
+from ..processing.images import crop_to_aspect, load_grey, load_image
+from ..utils.validation import check_same_aspect
 from .settings import PNG_KEY, DrawSettings, Refusal
 
 
@@ -86,6 +87,32 @@ def read_upload(source: Any, max_bytes: int, missing: str = "Please choose an im
         Refusal: if there is none, or it cannot be read; see [`open_checked`].
     """
     return for_pipelines(open_rgb(source, max_bytes, missing))
+
+
+def read_masked(image: Any, mask: Any, max_bytes: int) -> tuple[Image.Image, Image.Image]:
+    """
+    Read an uploaded image and its mask. The mask is cropped with the image, so that it marks the same place.
+
+    Returns:
+        the image as RGB, and the mask as "L" of the same size, white where the image changes.
+
+    Raises:
+        Refusal: if one is missing or cannot be read, or if their aspect ratios differ.
+    """
+    whole = open_rgb(image, max_bytes)
+    if not mask:
+        raise Refusal("Please send a mask.")
+    with sentences():
+        marked = load_grey(content_of(mask, max_bytes), "mask")
+    try:
+        check_same_aspect("mask", marked.size[::-1], whole.size[::-1])
+    except ValueError:
+        pixels = [f"{one.width} x {one.height} pixels" for one in (whole, marked)]
+        raise Refusal(
+            f"The mask must have the shape of the image: that has {pixels[0]}, and the mask {pixels[1]}."
+        ) from None
+    picture = for_pipelines(whole)
+    return picture, crop_to_aspect(marked, MAX_ASPECT).resize(picture.size)
 
 
 def read_painting(value: Any, max_bytes: int) -> tuple[Image.Image, Image.Image | None]:

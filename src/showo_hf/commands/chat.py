@@ -21,7 +21,7 @@ from .conversation_files import Message, conversation_text, open_conversation, r
 from .errors import CommandError, UsageError
 from .files import check_output, replace_file, save_numbered
 from .image_files import add_max_pixels, is_url, load
-from .image_generation import MOST_STEPS, drawn_seed, tell_seed
+from .image_generation import MOST_STEPS, add_decoder_steps, check_decoder_steps, drawn_seed, tell_seed
 from .image_questions import MOST_NEW_TOKENS
 from .model_loading import add_loading_options, choose_device, load_package, load_pipeline
 from .saved_model import read_saved_model
@@ -107,6 +107,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="T",
         help="sampling temperature of images (default: {temperature})",
     )
+    add_decoder_steps(parser)
     add(
         "--seed",
         type=seed_number,
@@ -136,6 +137,7 @@ def run(options: argparse.Namespace) -> int:
     check_options(options)
     saved = [] if options.load is None else read_conversation("--load", options.load)
     check_model_and_scheduler(options)
+    check_decoder_steps(options)
     device = choose_device(options.device, options.dtype, options.quiet)
     load_package(options.quiet)
     check_scheduler_values(options)
@@ -149,6 +151,7 @@ def run(options: argparse.Namespace) -> int:
         cast("Any", sys.stdin).reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is one bad message
     pipe = load_pipeline(options.model, options.dtype, device, options.quiet, "ShowoAnyToAnyPipeline")
     set_scheduler(pipe, options)
+    check_decoder_steps(options, pipe)
     pipe.set_progress_bar_config(disable=True)  # `Screen` shows the steps, below the text
     seed = drawn_seed(options)
     chat = Chat(pipe, options, seed, interactive)
@@ -322,6 +325,7 @@ class Chat:
             "num_inference_steps": self.options.steps,
             "guidance_scale": self.options.guidance,
             "temperature": self.options.temperature,
+            "decoder_steps": self.options.decoder_steps,
         }
         return {name: value for name, value in wanted.items() if value is not None}
 

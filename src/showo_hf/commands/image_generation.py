@@ -41,6 +41,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 STEP_SUFFIXES = (".gif", ".png")
 BATCH_SIZE = 8  # images per pipeline call; limits the memory for a large `--num`
 MOST_STEPS, MOST_IMAGES, MOST_PIXELS = 10_000, 100_000, 2**26
+MOST_DECODER_STEPS = 1000  # as many as a diffusion decoder's noise levels
 TILED_PIXELS = 2**22  # larger images are decoded in tiles, because the memory of a decoder grows with the image
 
 NOTES = """\
@@ -75,6 +76,7 @@ def add_generation_options(
     add("--steps", type=integer(1, MOST_STEPS), metavar="N", help="number of denoising steps (default: {steps})")
     add("--guidance", type=scale_number, metavar="G", help="guidance scale; 1 turns it off (default: {guidance})")
     add("--temperature", type=scale_number, metavar="T", help="sampling temperature (default: {temperature})")
+    add_decoder_steps(parser)
     add(
         "--seed",
         type=seed_number,
@@ -91,6 +93,15 @@ def add_generation_options(
     add_scheduler_options(parser)
     add_time_limit(parser)
     add_loading_options(parser)
+
+
+def add_decoder_steps(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--decoder-steps",
+        type=integer(0, MOST_DECODER_STEPS),
+        metavar="N",
+        help="steps of the model's diffusion decoder, if it has one; 0 turns it off (default: the decoder's)",
+    )
 
 
 def add_save_steps(parser: argparse.ArgumentParser) -> None:
@@ -176,8 +187,22 @@ def check_settings(options: argparse.Namespace) -> None:
     if options.seed is not None and options.seed + options.num > 2**63:
         raise UsageError(f"`--seed` and `--num` must stay below 2**63 together, got {options.seed} and {options.num}")
     check_model_and_scheduler(options)
+    check_decoder_steps(options)
     if options.size is not None:
         check_size(options.size, options.model)
+
+
+def check_decoder_steps(options: argparse.Namespace, pipe: DiffusionPipeline | None = None) -> None:
+    """
+    Raise `UsageError` for `--decoder-steps` of a model without a diffusion decoder.
+
+    Its files tell, or, for a model of the Hub that is not downloaded yet, the loaded pipeline.
+    """
+    has_decoder = read_saved_model(options.model).has_image_decoder if pipe is None else pipe.image_decoder is not None
+    if options.decoder_steps and has_decoder is False:
+        raise UsageError(
+            f"`--decoder-steps` must be 0 for a model without a diffusion decoder, got {options.decoder_steps}"
+        )
 
 
 def check_size(size: tuple[int, int], model: str | None) -> None:
@@ -265,6 +290,7 @@ def ready_pipeline(options: argparse.Namespace, device: str, kind: str) -> Diffu
     """Load the pipeline with the scheduler of the options. Raises `UsageError` if it does not make the wanted size."""
     pipe = load_pipeline(options.model, options.dtype, device, options.quiet, kind)
     set_scheduler(pipe, options)
+    check_decoder_steps(options, pipe)
     try:
         pipe.check_size(**size_of(options))
     except ValueError as error:
@@ -294,6 +320,7 @@ def pipeline_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "num_inference_steps": options.steps,
         "guidance_scale": options.guidance,
         "temperature": options.temperature,
+        "decoder_steps": options.decoder_steps,
     }
 
 

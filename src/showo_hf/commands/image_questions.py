@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,17 @@ from .files import check_name
 from .image_files import LoadedImage, add_max_pixels, find_images, load
 from .model_loading import add_loading_options, check_model, choose_device, load_package, load_pipeline, on_terminal
 from .processes import Processes, join_processes, process_count
-from .results import Record, Results, check_settings, collect_parts, part_of, printable, resume, write_settings
+from .results import (
+    Record,
+    Results,
+    check_settings,
+    collect_parts,
+    part_of,
+    printable,
+    question_key,
+    resume,
+    write_settings,
+)
 from .texts import with_option_names
 
 
@@ -29,7 +38,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-QUESTION_FIELDS = ("image", "prompt", "question", "choices")  # the fields that identify a question
 MOST_IN_BATCH, MOST_NEW_TOKENS = 4096, 100_000
 LOADING_THREADS = 4  # image decoders release the GIL, so images load while the model runs
 
@@ -85,11 +93,6 @@ class Job:
 
     image: str
     questions: tuple[Record, ...]
-
-
-def question_key(record: Record) -> str:
-    """A string that identifies the question of a record."""
-    return json.dumps([record.get(field) for field in QUESTION_FIELDS])
 
 
 def open_jobs(images: Iterable[str], questions: Iterable[Record], done: Iterable[Record]) -> list[Job]:

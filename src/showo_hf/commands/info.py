@@ -18,6 +18,7 @@ from typing import Any
 from ..utils.argument_types import DTYPES
 from ..utils.messages import one_sentence
 from .model_loading import accelerators, load_package, load_pipeline, say_loading
+from .saved_model import has_image_decoder
 
 
 REQUIRED = "torch transformers diffusers accelerate huggingface_hub safetensors tokenizers numpy pillow".split()
@@ -166,8 +167,15 @@ def model_facts(folder: Path) -> dict[str, Any] | None:
         "image_tokens": config.get("num_image_tokens"),
         "codebook_size": config.get("codebook_size"),
         "longest_prompt": config.get("max_text_length"),
+        **(decoder_facts(folder, index) if has_image_decoder(index) else {}),
         **({"known_words": processor["known_words"]} if processor.get("known_words") else {}),
     }
+
+
+def decoder_facts(folder: Path, index: dict[str, Any]) -> dict[str, Any]:
+    """The class of a saved pipeline's diffusion decoder, and the number of its steps."""
+    steps = read_json(folder / "image_decoder" / "config.json").get("num_inference_steps")
+    return {"image_decoder": index["image_decoder"][-1], "decoder_steps": steps}
 
 
 def read_json(path: Path) -> dict[str, Any]:

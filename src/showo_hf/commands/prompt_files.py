@@ -149,6 +149,7 @@ def settings_of(options: argparse.Namespace) -> Record:
         "steps": options.steps,
         "guidance": options.guidance,
         "temperature": options.temperature,
+        "decoder_steps": options.decoder_steps,
         "size": None if options.size is None else list(options.size),
         "scheduler": options.scheduler,
         "scheduler_options": [f"{name}={value}" for name, value in options.scheduler_option],
@@ -315,7 +316,9 @@ def checked_pipeline(options: argparse.Namespace, device: str) -> DiffusionPipel
             num_images_per_prompt=1,
             latents=None,
             output_type="pil",
-            params=SamplingParams(steps, guidance, temperature=options.temperature),
+            params=SamplingParams(
+                steps, guidance, temperature=options.temperature, decoder_steps=options.decoder_steps
+            ),
         )
     except (ValueError, TypeError) as error:
         raise UsageError(with_option_names(error)) from error
@@ -388,8 +391,16 @@ def record_of(one: Wanted, pipe: DiffusionPipeline, options: argparse.Namespace,
         "steps": steps,
         "guidance": guidance,
         "temperature": scheduler.get("temperature") if options.temperature is None else options.temperature,
+        "decoder_steps": decoder_steps_of(pipe, options),
         "scheduler": {"class": type(pipe.scheduler).__name__, **scheduler},
         "device": pipe.device.type,
         "threads": load_torch().get_num_threads(),
         "showo_hf": package_version("showo-hf"),
     }
+
+
+def decoder_steps_of(pipe: DiffusionPipeline, options: argparse.Namespace) -> int | None:
+    """The steps of the diffusion decoder; None for a pipeline without one."""
+    if pipe.image_decoder is None:
+        return None
+    return pipe.image_decoder.config.num_inference_steps if options.decoder_steps is None else options.decoder_steps

@@ -20,6 +20,12 @@ from .texts import exists
 
 Record = dict[str, Any]
 PART = ".showo-hf-part-"
+QUESTION_FIELDS = ("image", "prompt", "question", "choices")  # the fields that identify a question
+
+
+def question_key(record: Record) -> str:
+    """A string that identifies the question of a record."""
+    return json.dumps([record.get(field) for field in QUESTION_FIELDS])
 
 
 class Results:
@@ -128,15 +134,18 @@ def collect_parts(output: Path, images: Iterable[str] = ()) -> list[Record]:
     """
     Move the records of all processes to the end of `output`, in the order of `images`. Returns them.
 
+    A run that is killed here can leave records in both places. Those stay as they are in `output`.
+
     Raises:
         UsageError: if a file has a line that is no record. Nothing is changed.
     """
     parts = parts_of(output)
     order = {image: number for number, image in enumerate(images)}
-    found = [record for part in parts for record in read_records(part)[0]]
+    before, _ = read_json_lines("--output", output) if parts else ([], True)
+    there = {question_key(record) for record in before}
+    found = [record for part in parts for record in read_records(part)[0] if question_key(record) not in there]
     found.sort(key=lambda record: order.get(record["image"], len(order)))
     if found:
-        before, _ = read_json_lines("--output", output)
         text = json_lines([*before, *found])
         replace_file(output.resolve(), lambda temporary: temporary.write_text(text, encoding="utf-8"))
     for part in parts:

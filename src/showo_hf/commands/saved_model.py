@@ -32,6 +32,7 @@ class SavedModel:
     codebook_size: int | None = None
     steps: int | None = None
     guidance: float | None = None
+    has_image_decoder: bool | None = None
 
 
 def read_saved_model(model: str | None) -> SavedModel:
@@ -61,6 +62,7 @@ def read_saved_model(model: str | None) -> SavedModel:
         rows = round(tokens**0.5)
         size = rows * patch, tokens // rows * patch
         most = MAX_GRID * tokens * patch**2
+    components = read_json(folder / "model_index.json")
     temperature, train_timesteps = scheduler.get("temperature"), scheduler.get("num_train_timesteps")
     return SavedModel(
         patch=patch,
@@ -72,6 +74,7 @@ def read_saved_model(model: str | None) -> SavedModel:
         codebook_size=codes if isinstance(codes, int) else None,
         steps=steps if isinstance(steps, int) else None,
         guidance=guidance if isinstance(guidance, (int, float)) else None,
+        has_image_decoder=has_image_decoder(components) if components else None,
     )
 
 
@@ -82,6 +85,12 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def has_image_decoder(components: dict[str, Any]) -> bool:
+    """Whether a `model_index.json` names a diffusion decoder. diffusers writes two nulls for a component that is None."""
+    found = components.get("image_decoder")
+    return isinstance(found, list) and bool(found) and found[0] is not None
 
 
 def asked_model(arguments: list[str]) -> str | None:

@@ -27,7 +27,7 @@ OPTION_NAMES = {
     "max_pixels": "--max-pixels",
     **{name: f"--{name.replace('_', '-')}" for name in (
         "temperature", "negative_prompt", "max_new_tokens", "max_images", "batch_size", "strength", "remasking",
-        "direction", "extent", "rounds",
+        "direction", "extent", "rounds", "decoder_steps",
     )},
 }  # fmt: skip
 

@@ -152,7 +152,7 @@ class ShowoDiffusionDecoder(CheckedWeights, PreTrainedModel):
 
         Args:
             sample (`torch.Tensor` of shape `(batch, 3, H, W)`): the noised variable z_t.
-            timestep (`torch.Tensor` of shape `(batch,)` or `()`): in [0, 1000].
+            timestep (`torch.Tensor` of shape `(batch,)` or `()`): from 0 to [`last_timestep`], which is 1000 for flows.
             codes (`torch.Tensor` of shape `(batch, codebook_channels, h, w)`): quantized latents.
             image (`torch.Tensor` of shape `(batch, 3, H, W)`): pixels in [-1, 1] of the tokenizer's own decoder.
 
@@ -163,7 +163,7 @@ class ShowoDiffusionDecoder(CheckedWeights, PreTrainedModel):
             ValueError, TypeError: if an argument is not as above. Times in a tensor are not compared with the limits.
         """
         self.check_codes(codes, image)
-        check_noised(sample, timestep, tuple(image.shape))
+        check_noised(sample, timestep, tuple(image.shape), self.last_timestep)
         patch, dtype = self.config.patch_size, self.dtype
         timestep = torch.as_tensor(timestep, device=sample.device, dtype=torch.float32).expand(len(sample))
         sample = sample.float()
@@ -189,6 +189,12 @@ class ShowoDiffusionDecoder(CheckedWeights, PreTrainedModel):
             signal = self.signal(timestep)
             return 1.0, (1 - signal).sqrt(), signal.sqrt()
         return 1.0, 0.0, 1.0
+
+    @property
+    def last_timestep(self) -> int:
+        """The timestep of the most noise: 1000 for flows; for the noise and v the scheduler's last, such as 999."""
+        is_flow = self.config.prediction_type == "flow_prediction"
+        return NOISE_LEVELS if is_flow else len(self.scheduler.alphas_cumprod) - 1
 
     def signal(self, timestep: torch.Tensor) -> torch.Tensor:
         """The product of `1 - beta` up to timesteps of the noise or v, in their shape."""
@@ -303,13 +309,13 @@ class ShowoDiffusionDecoder(CheckedWeights, PreTrainedModel):
             raise ValueError(f"`image` must have the shape {wanted} of the codes, got {tuple(image.shape)}.")
 
 
-def check_noised(sample: torch.Tensor, timestep: torch.Tensor | float, shape: tuple[int, ...]):
+def check_noised(sample: torch.Tensor, timestep: torch.Tensor | float, shape: tuple[int, ...], last_timestep: int):
     """Raise `ValueError` or `TypeError` unless a noised variable is of `shape`, and has a time or one for each image."""
     check_tensor("sample", sample)
     if tuple(sample.shape) != shape:
         raise ValueError(f"`sample` must have the shape {shape} of `image`, got {tuple(sample.shape)}.")
     if not isinstance(timestep, torch.Tensor):
-        check_number("timestep", timestep, most=NOISE_LEVELS)
+        check_number("timestep", timestep, most=last_timestep)
     elif timestep.shape not in ((), (len(sample),)) or timestep.is_complex() or timestep.dtype == torch.bool:
         raise ValueError(f"`timestep` must be a number, or {len(sample)} in a tensor, got {shown(timestep)}.")
 

@@ -391,8 +391,8 @@ class ShowoForCausalLM(ShowoPreTrainedModel, ShowoImageMixin, ShowoGenerationMix
             results[f"count_{name}"] = None if loss is None else scored.sum()
             if loss is not None:
                 weighted.append(getattr(self.config, f"loss_weight_{name}") * loss)
-        # Without labels the loss is a zero with a gradient, so that a trainer can continue.
-        results["loss"] = sum(weighted) if weighted else hidden_states.sum() * 0.0
+        # Without labels the loss is a zero with a gradient, of the head as well: DDP waits for all trained parameters.
+        results["loss"] = sum(weighted) if weighted else self.compute_logits(hidden_states[:, :1]).float().sum() * 0.0
         return results
 
     def mean_cross_entropy(self, hidden_states: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor | None:

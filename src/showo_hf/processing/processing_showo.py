@@ -105,7 +105,7 @@ class ShowoProcessor(ProcessorMixin):
         num_image_features (`int`, *optional*): number of features that the vision tower returns per image. Required
             with `vision_processor`.
         known_words (`dict[str, list[str]]`, *optional*): words and phrases by group, of a model that knows no others.
-            Pipelines warn of prompts that have none of them.
+            Pipelines warn if the prompt of an image has none of them. A turn of a conversation or a question needs none.
 
     Raises:
         TypeError: for a part of another class, and if `known_words` is not a dict of lists of words.

@@ -5,6 +5,7 @@ CPU: `ShowoForCausalLM.from_pretrained(..., quantization_config=TorchAoConfig(In
 need bitsandbytes, which needs a GPU; torchao's cannot be trained through.
 """
 
+import copy
 import os
 import re
 from collections.abc import Sequence
@@ -274,3 +275,19 @@ def merge_adapter(model: ShowoForCausalLM, adapter_name: str = "default"):
         )
     fuse(model, [adapter_name], safe=True)
     remove_adapters(model, adapter_names(model))
+
+
+def merged_copy(model: ShowoForCausalLM, adapter_name: str = "default") -> ShowoForCausalLM:
+    """
+    A plain model on the CPU with the sum that [`merge_adapter`] makes. The model itself is unchanged.
+
+    Raises:
+        ValueError: as [`merge_adapter`].
+    """
+    memo: dict[int, Any] = {}
+    for one in (*model.parameters(), *model.buffers()):  # a second model may not fit on the device
+        copied = one.detach().to("cpu", copy=True)
+        memo[id(one)] = nn.Parameter(copied, one.requires_grad) if isinstance(one, nn.Parameter) else copied
+    twin = copy.deepcopy(model, memo)
+    merge_adapter(twin, adapter_name)
+    return twin

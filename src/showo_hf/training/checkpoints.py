@@ -387,9 +387,15 @@ def load_random_state(tensors: Mapping[str, torch.Tensor], document: Mapping[str
         raise ValueError("The random state of NumPy is not valid.")
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(tensors["torch"])
-    states = [tensors[name] for name in sorted(tensors) if name.startswith("cuda-")]
+    states = cuda_states(tensors)
     if torch.cuda.is_available() and len(states) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states)
+
+
+def cuda_states(tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The states of the CUDA devices by their numbers: as texts, 10 would come before 2."""
+    names = (name for name in tensors if name.startswith("cuda-"))
+    return [tensors[name] for name in sorted(names, key=lambda name: int(name.removeprefix("cuda-")))]
 
 
 # Rotation

@@ -47,7 +47,7 @@ class RunConfig:
             gradient norm exceeds `bad_step_norm`: "skip" leaves the weights unchanged, "stop" ends the run.
         bad_step_norm (`float`, *optional*): largest accepted gradient norm before clipping.
         bad_step_limit (`int`, defaults to 10): a run stops after so many skipped steps in a row.
-        max_broken (`int`, defaults to 100): broken examples that are skipped; one more ends the run.
+        max_broken (`int`, defaults to 100): broken examples that each device skips; one more ends the run.
         licence (`str`, *optional*): licence of the result, for its card, such as "apache-2.0".
         max_minutes (`float`, *optional*): save a checkpoint and stop after this time.
         model, data, batch_size: see the configs of the kinds.

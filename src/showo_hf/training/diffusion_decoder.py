@@ -276,8 +276,11 @@ def load_saved_decoder(source: str) -> ShowoDiffusionDecoder:
 def part_of_pipeline(source: str, part: str) -> tuple[str, dict[str, Any]]:
     """Where a model is, and the arguments of `from_pretrained` for the folder `part` if it is in a pipeline."""
     source = EMBEDDED_MODEL if source == "embedded" else source
-    index = cached_file(source, "model_index.json", _raise_exceptions_for_missing_entries=False)
-    return source, {} if index is None else {"subfolder": part}  # only a pipeline has an index
+    try:
+        cached_file(source, "model_index.json")
+    except OSError:  # only a pipeline has an index
+        return source, {}
+    return source, {"subfolder": part}
 
 
 Models = tuple[ShowoDiffusionDecoder, FrozenTokenizer, ShowoDiffusionDecoder | None]

@@ -53,8 +53,7 @@ def plan_of_showo(config: FinetuneConfig, args: TrainingArguments) -> str:
     prepare_model(config, pipe)
     parts = first_parts(config, pipe)
     sizes = ModelSizes.of(pipe.model.config)
-    ranks = args.world_size
-    strategy = "none" if ranks == 1 else "tp" if config.tp_size > 1 else "fsdp" if config.fsdp_size > 1 else "ddp"
+    strategy, ranks = strategy_of(config, args.world_size)
     options = MemoryOptions(
         compute_bytes=2 if args.bf16 or args.fp16 else 4,
         ema=config.ema_decay is not None,
@@ -69,10 +68,19 @@ def plan_of_showo(config: FinetuneConfig, args: TrainingArguments) -> str:
         [rows_of(part) for part in parts.values()],
         options,
         accumulation=args.gradient_accumulation_steps,
-        data_ranks=ranks // config.tp_size,
+        data_ranks=args.world_size // config.tp_size,
         steps=config.steps,
         step_time=measure_step_time(training_step(config, pipe, parts, args)),
     )
+
+
+def strategy_of(config: FinetuneConfig, devices: int) -> tuple[str, int]:
+    """How the devices share the work, and how many of them share the weights; the others have replicas."""
+    if devices == 1:
+        return "none", 1
+    if config.tp_size > 1:
+        return "tp", config.tp_size
+    return ("fsdp", config.fsdp_size) if config.fsdp_size > 1 else ("ddp", devices)
 
 
 def plan_of_image_tokenizer(config: ImageTokenizerConfig, args: TrainingArguments) -> str:

@@ -71,10 +71,12 @@ def write_image_card(
     sections += [data_section(summary), measure_section(log), curve_section(folder, summary, log_file)]
     sections += [settings_section(summary), versions_section(summary), f"## Licence\n\n{licence_text(summary)}"]
     tags = ["show-o", "showo-hf", summary.kind]
-    options = {"pipeline_tag": "image-classification"} if summary.kind == "image-classifier" else {}
-    datasets = sorted({source.name for source in summary.data if is_hub_id(source.name)})
-    options |= {"datasets": datasets} if datasets else {}
-    header = ModelCardData(library_name="transformers", tags=tags, **options, **hub_licence(summary.licence)).to_yaml()
+    options: dict[str, Any] = {**hub_licence(summary.licence)}
+    if summary.kind == "image-classifier":
+        options["pipeline_tag"] = "image-classification"
+    if datasets := sorted({source.name for source in summary.data if is_hub_id(source.name)}):
+        options["datasets"] = datasets
+    header = ModelCardData(library_name="transformers", tags=tags, **options).to_yaml()
     text = "\n\n".join(section for section in sections if section)
     ModelCard(f"---\n{header}\n---\n\n{text}\n", ignore_metadata_errors=False).save(folder / "README.md")
     return folder / "README.md"

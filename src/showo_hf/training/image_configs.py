@@ -1,6 +1,8 @@
 """The typed configs of recipes that train on images alone: image tokenizers, and the classifier of a perceptual loss."""
 
 import dataclasses
+import itertools
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +24,8 @@ TOKENIZER_LOSS_WEIGHTS = {
     "lecam": 0.05,
     "token_cycle": 0.0,
 }
+#: The losses that compare pixels.
+PIXEL_LOSS_NAMES = ("l1", "mse", "log_cosh")
 #: The weights at which the adaptive weight of a discriminator compares gradients.
 LAST_LAYER = "decoder.conv_out.weight"
 
@@ -155,6 +159,31 @@ class ImageTokenizerConfig(ImageRunConfig):
             raise ValueError(
                 f"`discriminator.adaptive` needs the gradient at the decoder's last layer, {LAST_LAYER!r}, which must be "
                 f"among the parameters that match `trained`, got {self.trained!r}."
+            )
+        compared = (*PIXEL_LOSS_NAMES, *(["perceptual"] if self.perceptual is not None else []))
+        if options is not None and options.adaptive and not any(self.loss_weights[name] for name in compared):
+            names = ", ".join(f"`loss_weights.{name}`" for name in PIXEL_LOSS_NAMES)
+            raise ValueError(
+                "`discriminator.adaptive` compares gradients with those of the reconstruction, which has no loss: one of "
+                f"{names} must be above 0, or `perceptual` be given with a weight above 0."
+            )
+        for (_, size), (until, _) in itertools.pairwise([*self.sizes, [math.inf, 0]]):
+            self.check_size(size, until)
+
+    def check_size(self, size: int, until: float = math.inf):
+        """
+        Raise `ValueError` if images of `size` pixels, which the steps before `until` have, cannot be halved so often as the
+        losses do.
+        """
+        halvings = size.bit_length() - 1
+        if self.pixel_scales > halvings + 1:
+            raise ValueError(
+                f"`pixel_scales` must be at most {halvings + 1} for an `image_size` of {size}, got {self.pixel_scales}."
+            )
+        options = self.discriminator_options
+        if options is not None and options.start < until and options.halvings > halvings:
+            raise ValueError(
+                f"`discriminator.halvings` must be at most {halvings} for an `image_size` of {size}, got {options.halvings}."
             )
 
     @property

@@ -232,6 +232,7 @@ def tokenizer_config(config: ImageTokenizerConfig) -> ShowoImageTokenizerConfig:
     for size in {made.sample_size, *(size for _, size in config.sizes)}:
         if size % made.downsampling:
             raise ValueError(f"`image_size` must be a multiple of {made.downsampling}, got {size}.")
+    config.check_size(made.sample_size)
     return made
 
 

@@ -47,6 +47,7 @@ class ImageTrainer(ResumableTrainer):
     ):
         super().__init__(model, args, settings, data, validation, callbacks)
         self.sums = LossSums()
+        self.sums_before_step = LossSums()
         self.left = 0
 
     def losses(self, model: nn.Module, images: Images, sums: LossSums) -> dict[str, torch.Tensor]:
@@ -66,6 +67,7 @@ class ImageTrainer(ResumableTrainer):
         self.left = num_batches
         self.keys = [key for batch in batches for key in batch.keys]
         self.loss_is_finite = True
+        self.sums_before_step = self.sums.copy()
         return batches, None
 
     def training_step(self, model: nn.Module, inputs: Images, num_items_in_batch=None) -> torch.Tensor:
@@ -122,5 +124,5 @@ class ImageTrainer(ResumableTrainer):
         return {"images_per_second": images / seconds_per_step}
 
     def clear_losses(self):
-        """Forget the losses since the last log."""
-        self.sums.clear()
+        """Forget the losses of this step."""
+        self.sums = self.sums_before_step

@@ -472,6 +472,7 @@ def format_plan(
     memory = training_memory(sizes, tasks, options, counts.total, counts.trained)
     tokens = tokens_per_step(tasks, accumulation, data_ranks)
     flops = flops_per_step(sizes, tasks, accumulation, options.checkpointing)
+    devices = data_ranks * options.ranks if options.strategy == "tp" else data_ranks
     lines = [f"parameters      {counts.total:,}, trained {counts.trained:,}, frozen {counts.frozen:,}"]
     lines += [f"  {part:<13} {total:,}, trained {trained:,}" for part, (total, trained) in counts.parts.items()]
     rows = ", ".join(f"{task.name} {task.rows} x {task.length}" for task in tasks)
@@ -481,7 +482,7 @@ def format_plan(
         if data_ranks > 1
         else f"tokens a step   {tokens:,}",
         f"operations      {flops:.3g} a step and device",
-        f"devices         {options.ranks} ({options.strategy})" if options.ranks > 1 else "devices         1",
+        f"devices         {devices} ({options.strategy})" if devices > 1 else "devices         1",
         f"memory          {gibibytes(memory.total)} per device",
     ]
     lines += [f"  {name:<13} {gibibytes(value)}" for name, value in vars(memory).items() if value]

@@ -112,10 +112,24 @@ class PushResults(TrainerCallback):
             whole = whole_pipeline(self.pipe)
             if not state.is_world_process_zero:
                 return
-            with self.publisher.new(f"Step {state.global_step}") as folder:
-                write_result(self.config, whole, folder)
-                summary = run_summary(self.config, self.pipe, self.trainer)
-                write_training_card(folder, summary, self.config.push_to_hub, log_file(self.config))
+            message = f"Step {state.global_step}"
+            try:
+                with self.publisher.new(message) as folder:
+                    write_result(self.config, self.result_so_far(whole), folder)
+                    summary = run_summary(self.config, self.pipe, self.trainer)
+                    write_training_card(folder, summary, self.config.push_to_hub, log_file(self.config))
+            except Exception as error:  # a full disk has another type in each library, and the training goes on
+                self.publisher.failed(error, message)
+
+    def result_so_far(self, pipe: ShowoT2IPipeline) -> ShowoT2IPipeline:
+        """What is written: a pipeline without its adapter would be the untrained one, so a copy has the merged weights."""
+        if not isinstance(self.config, LoraConfig) or not self.config.merge:
+            return pipe
+        from .adapters import merged_copy
+
+        merged = copy.copy(pipe)
+        merged.model = merged_copy(pipe.model).to(getattr(torch, self.config.save_dtype))
+        return merged
 
     def on_train_end(self, args, state, control, **kwargs):
         self.publisher.close()

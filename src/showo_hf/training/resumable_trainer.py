@@ -29,6 +29,10 @@ from .optimizers import MuonWithAdamW, decays
 from .parallel import gradient_norm, together
 
 
+#: What a run knows of its best weights before the first validation.
+NO_BEST = {"loss": None, "step": None, "since": 0, "kept": False}
+
+
 @dataclass
 class Settings:
     """
@@ -37,6 +41,7 @@ class Settings:
     Args:
         root: the folder of the checkpoints.
         settings: the options of the run that a checkpoint must have been made with.
+        validation: the options that decide the validation loss. With others, a resumed run has no best weights yet.
         muon: train matrices with Muon; see [`MuonWithAdamW`].
         ema_decay: decay of the averaged weights; None averages nothing.
         bad_step, bad_step_norm, bad_step_limit, keep_best, early_stop: see the configs.
@@ -44,6 +49,7 @@ class Settings:
 
     root: Path
     settings: Mapping[str, Any] = field(default_factory=dict)
+    validation: Mapping[str, Any] = field(default_factory=dict)
     muon: bool = False
     ema_decay: float | None = None
     bad_step: str = "stop"
@@ -87,7 +93,7 @@ class ResumableTrainer(OwnCheckpoints, ShardedByItself, Trainer):
         self.settings, self.data = settings, data
         self.position: Any = None
         self.ema: EMAModel | None = None
-        self.best: dict[str, Any] = {"loss": None, "step": None, "since": 0, "kept": False}
+        self.best: dict[str, Any] = dict(NO_BEST)
         self.bad_steps = {"total": 0, "in_a_row": 0}
         self.keys: list[str] = []
         self.loss_is_finite = True
@@ -265,6 +271,17 @@ class ResumableTrainer(OwnCheckpoints, ShardedByItself, Trainer):
                 f"The best weights so far are damaged: {error} `keep_best=false` goes on without them."
             ) from error
 
+    def best_is_there(self) -> bool:
+        """
+        Whether the best weights in their folder are those that the run knows of. A run that was killed may have written
+        later ones after its last checkpoint.
+        """
+        self.check_best()
+        file = self.settings.root / "best" / "best.json"
+        written = checkpoints.read_json(file)
+        with checkpoints.loading(file):
+            return all(written[name] == self.best[name] for name in ("loss", "step"))
+
     # Checkpoints
 
     def save_checkpoint(self):
@@ -279,7 +296,12 @@ class ResumableTrainer(OwnCheckpoints, ShardedByItself, Trainer):
         documents = {
             "optimizer": optimizer_document,
             "schedule": self.lr_scheduler.state_dict(),
-            "trainer": {"best": self.best, "bad_steps": self.bad_steps, "seconds": self.seconds},
+            "trainer": {
+                "best": self.best,
+                "bad_steps": self.bad_steps,
+                "seconds": self.seconds,
+                "validation": dict(self.settings.validation),
+            },
             "settings": dict(self.settings.settings),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
             **more_documents,
@@ -371,19 +393,19 @@ class ResumableTrainer(OwnCheckpoints, ShardedByItself, Trainer):
                 self.ema.load_state_dict({**document, "shadow_params": self.ema.shadow_params})
         with checkpoints.loading(where / "trainer.json"):
             self.load_progress(checkpoints.read_json(where / "trainer.json"))
-        if self.settings.keep_best and self.best["kept"]:
-            self.check_best()
-        elif self.settings.keep_best:
-            # The run did not keep them before, so the next is the best so far.
-            self.best |= {"loss": None, "step": None}
+        if self.settings.keep_best and not (self.best["kept"] and self.best_is_there()):
+            self.best |= {"loss": None, "step": None, "kept": False}  # the next is the best so far
 
     def load_progress(self, progress: Any):
         """Load what the run knew about itself."""
+        progress = dict(progress)
+        same_validation = progress.pop("validation", self.settings.validation) == self.settings.validation
         best, own = progress["best"], {"best": self.best, "bad_steps": self.bad_steps, "seconds": 0.0}
         if isinstance(best, dict) and best.get("loss") is not None:
             own["best"] = {"loss": 0.0, "step": 0, "since": 0, "kept": False}
         checkpoints.check_like("trainer", progress, own)
-        self.best, self.bad_steps, self.seconds_before = best, progress["bad_steps"], progress["seconds"]
+        self.best = best if same_validation else dict(NO_BEST)
+        self.bad_steps, self.seconds_before = progress["bad_steps"], progress["seconds"]
 
     def load_optimizers(self, folder: str):
         """Load optimizer, schedule and gradient scaler."""

@@ -107,7 +107,7 @@ def run_processes(config: RunConfig) -> Path:
         build: Build = image_run if isinstance(config, ImageRunConfig) else showo_run
         trainer, save = build(config, args, root, resumed, signals)
         stop_before_training(args, step, signals)
-        if resumed is not None and is_finished(config, step, saved_since(resumed)):
+        if resumed is not None and is_finished(config, step, saved_since(resumed, trainer.settings.validation)):
             if args.process_index == 0:
                 message = (
                     f"the run had ended at step {step}, so no more steps are trained; another `output` trains anew"
@@ -154,7 +154,9 @@ def image_run(
     load, build, save = next(functions for kind, functions in IMAGE_RUNS.items() if isinstance(config, kind))
     model = load(config)
     callbacks, _ = step_callbacks(config, args, 0 if resumed is None else saved_step(resumed), signals)
-    position = None if resumed is None else merge_states(saved_position(resumed))
+    position = None
+    if resumed is not None:
+        position = merge_states(saved_position(resumed), args.process_index, args.world_size)
     trainer = build(config, args, model, settings_of(config, args, root), position, callbacks)
     for callback in callbacks:
         callback.trainer = trainer
@@ -178,6 +180,7 @@ def settings_of(config: RunConfig, args: TrainingArguments, root: Path) -> Setti
     return Settings(
         root=root,
         settings=options_of(config, rows_factor(config, args)),
+        validation={"validation_data": config.validation_data, "validation_rows": config.validation_rows},
         muon=config.muon,
         ema_decay=config.ema_decay,
         bad_step=config.bad_step,

@@ -1,5 +1,6 @@
 """What a checkpoint tells about its run before the Trainer is built: positions in the data, state, and progress."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,14 @@ def saved_step(folder: Path) -> int:
     return saved_state(folder).global_step
 
 
-def saved_since(folder: Path) -> int:
-    """How many validations a checkpoint is behind the best one."""
+def saved_since(folder: Path, validation: Mapping[str, Any]) -> int:
+    """
+    How many validations a checkpoint is behind the best one.
+
+    Args:
+        validation: the options of the validation now. With others than the checkpoint's there is no best one yet.
+    """
     progress = checkpoints.read_json(folder / "trainer.json")
     with checkpoints.loading(folder / "trainer.json"):
-        return int(progress["best"]["since"])
+        since = int(progress["best"]["since"])
+        return since if progress.get("validation", validation) == validation else 0

@@ -22,6 +22,7 @@ from .bound import bound_objective
 from .callbacks import StopSignals, reports, step_callbacks
 from .concepts import concept_source
 from .configs import ConceptConfig, FinetuneConfig, LoraConfig, StageConfig
+from .data.examples import Example
 from .data.loader import StepLoader, TaskData, merge_states
 from .data.sources import DataSource, OpenedSource
 from .data.token_shards import StoredTokens, image_tokenizer_checksum
@@ -171,6 +172,9 @@ def build_trainer(
     tp_size = config.tp_size
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = pipe.model.mm_projector is not None  # training uses all other parameters
+    position = None
+    if resumed is not None:
+        position = merge_states(saved_position(resumed), args.process_index, args.world_size)
     data = StepLoader(
         data_of(config, config.data),
         builder,
@@ -178,7 +182,7 @@ def build_trainer(
         rank=args.process_index // tp_size,
         world_size=args.world_size // tp_size,
         num_workers=args.dataloader_num_workers,
-        state=None if resumed is None else merge_states(saved_position(resumed)),
+        state=position,
         max_broken=config.max_broken,
         tokenizer_checksum=tokenizer_checksum(pipe),
     )
@@ -240,24 +244,38 @@ def check_stored_grids(loader: StepLoader, pipe: ShowoT2IPipeline):
 
 @torch.no_grad()
 def validation_parts(config: FinetuneConfig, pipe: ShowoT2IPipeline) -> list[Part] | None:
-    """The rows that validation computes the losses of: the first ones of each task, each with its own fixed noise."""
+    """
+    The rows that validation computes the losses of: the first ones of each task, each once and with its own fixed noise.
+
+    With several sources there may be fewer than `validation_rows`: they end before the first batch of repeated rows alone.
+    """
     if config.validation_data is None:
         return None
     builder = row_builder(config, pipe, training=False)
     parts: list[Part] = []
     for task, data in data_of(config, config.validation_data).items():
         seen: set[str] = set()
-        loader = StepLoader({task: data}, builder, seed=config.seed, tokenizer_checksum=tokenizer_checksum(pipe))
+        loader = StepLoader(
+            {task: data},
+            lambda examples: examples,
+            seed=config.seed,
+            max_broken=config.max_broken,
+            tokenizer_checksum=tokenizer_checksum(pipe),
+        )
         check_stored_grids(loader, pipe)
         for batch, _ in loader:
-            part = batch[task]
-            repeated = bool(seen.intersection(part.keys))
-            if repeated and parts:
+            unseen: dict[str, Example] = {}
+            for example in batch[task]:
+                if example.key not in seen:
+                    unseen.setdefault(example.key, example)
+            if batch[task] and not unseen:
                 break
+            part = builder.part(task, list(unseen.values())[: config.validation_rows - len(seen)])
             if not part.complete:
                 part = builder.finish(part, pipe.model.encode_images(part.pixel_values.to(pipe.model.device)).cpu())
-            parts.append(part)
             seen.update(part.keys)
-            if repeated or len(seen) >= config.validation_rows:
+            if part.keys:
+                parts.append(part)
+            if len(seen) >= config.validation_rows:
                 break
     return parts

@@ -26,6 +26,11 @@ def named(examples):
     return {task: [(one.key, one.noise_seed) for one in of_task] for task, of_task in examples.items()}
 
 
+def of_texts(examples):
+    """The texts of a batch."""
+    return [one.text for one in examples["lm"]]
+
+
 def failing(examples):
     raise ValueError("the collate function fails")
 
@@ -196,6 +201,28 @@ def test_broken_samples_are_counted_named_and_limited(tmp_path, workers):
     assert resumed.broken.count == 2
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_lines_are_counted_and_named(tmp_path, workers):
+    """A tokenizer takes the texts of all others."""
+    lines = [
+        '{"text": "a"}',
+        "no JSON",
+        "[1, 2]",
+        '{"text": "\\ud800"}',
+        '{"text": "b"}',
+        '{"text": "\\ud83d\\ude00"}',
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    loader = StepLoader(
+        {"lm": TaskData((DataSource(str(tmp_path / "rows.jsonl")),), 3)}, of_texts, seed=0, num_workers=workers
+    )
+    texts = [text for batch, _ in itertools.islice(loader, 2) for text in batch]
+    assert sorted(texts) == ["a", "b", "😀"]
+    assert sorted(key.split(" row ")[1] for key in loader.broken.keys) == ["1", "2", "3"]
+    reasons = " ".join(loader.broken.reasons.values())
+    assert "row 1 must be a JSON object" in reasons and "half of a surrogate pair in '\\ud800'" in reasons
+
+
 def test_data_of_which_nothing_can_be_read_ends_the_loop(tmp_path, capsys):
     """Fewer samples than `max_broken`: without this a run would end well, and have trained nothing."""
     folder = image_folder(tmp_path / "images", 3)
@@ -300,6 +327,21 @@ def test_arguments_and_states_that_do_not_fit_are_refused(change, message):
     options["state"] = StepLoader(options["tasks"], named, seed=0).state
     with pytest.raises(ValueError, match=message):
         StepLoader(collate=named, **(options | change))
+
+
+def test_a_rank_counts_its_own_broken_samples_again_after_a_stop():
+    """Not those of all ranks, of which `max_broken` allows fewer."""
+    data = {"lm": TaskData((text_table(12, broken=range(0, 12, 2)),), 2)}
+    loaders = [StepLoader(data, named, seed=0, rank=rank, world_size=2) for rank in range(2)]
+    states = [list(itertools.islice(loader, 3))[-1][1] for loader in loaders]
+    own = [loader.broken.reasons for loader in loaders]
+    assert all(own) and len(own[0] | own[1]) == 6
+    for rank in range(2):
+        state = merge_states(states, rank, 2)
+        resumed = StepLoader(data, named, seed=0, rank=rank, world_size=2, state=state, max_broken=5)
+        assert resumed.broken.reasons == own[rank]
+    for number in (1, 3):
+        assert merge_states(states, 0, number)["broken"] == own[0] | own[1]
 
 
 def test_states_of_different_steps_are_not_merged():

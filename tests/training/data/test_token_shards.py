@@ -136,10 +136,12 @@ def test_mirrored_images_are_drawn_by_the_noise_of_a_sample(tmp_path):
     assert 8 < drawn.count(drawn[0]) < 32
 
 
-def test_broken_images_are_left_out_named_and_limited(tmp_path):
+def test_broken_samples_are_left_out_named_and_limited(tmp_path):
     images = image_folder(tmp_path / "images", 5)
     for number in (0, 3):
         (images / f"{number}.png").write_bytes(b"no image")
+    with open(images / "metadata.jsonl", "a") as rows:
+        rows.write("no JSON\n")
     stored = store_tokens(options(images), tmp_path / "tokens", load)
     assert [stored[index]["text"] for index in range(len(stored))] == [
         ["drawing 1", "picture 1"],
@@ -147,7 +149,7 @@ def test_broken_images_are_left_out_named_and_limited(tmp_path):
         "drawing 4",
     ]
     broken = {key: reason for shard in stored.shards for key, reason in shard["broken"].items()}
-    assert [key.rsplit(" ", 1)[1] for key in broken] == ["(0.png)", "(3.png)"]
+    assert [key.rsplit(" ", 1)[1] for key in broken] == ["(0.png)", "(3.png)", "5"]
     with pytest.raises(ValueError, match=r"`max_broken` allows 1 .* \(0.png\): "):
         store_tokens(options(images), tmp_path / "other", load, max_broken=1)
 

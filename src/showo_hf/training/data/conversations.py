@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from .examples import BrokenExample, Message
+from ...processing.processing_showo import SPECIAL_TOKENS
+from .examples import BrokenExample, Message, check_unicode
 
 
 PLACEHOLDER = "<image>"  # the place of the image in LLaVA's texts
@@ -23,7 +24,7 @@ def llava_messages(conversations: Any, image: Any = None) -> list[Message]:
     `<image>` becomes a content part with `image`. A row with an image and no `<image>` gets it before its first question.
 
     Raises:
-        BrokenExample: if a turn has another form or speaker, or there is an `<image>` and no image.
+        BrokenExample: if a turn has another form or speaker, or there is an `<image>` and no image; and as [`checked`].
     """
     if not isinstance(conversations, list) or not conversations:
         raise BrokenExample("`conversations` must be a list of turns")
@@ -32,7 +33,7 @@ def llava_messages(conversations: Any, image: Any = None) -> list[Message]:
     missing = images and not any(PLACEHOLDER in str(turn) for turn in conversations)
     messages = []
     for turn in conversations:
-        role = LLAVA_ROLES.get(turn.get("from")) if isinstance(turn, dict) else None
+        role = LLAVA_ROLES.get(str(turn.get("from"))) if isinstance(turn, dict) else None
         if role is None or not isinstance(turn.get("value"), str):
             raise BrokenExample(
                 f"a turn of `conversations` must have `from` ({', '.join(LLAVA_ROLES)}) and `value`, got {turn!r:.80}"
@@ -49,7 +50,7 @@ def llava_messages(conversations: Any, image: Any = None) -> list[Message]:
         only_text = all(part["type"] == "text" for part in parts)
         content: Any = " ".join(part["text"] for part in parts) if only_text else parts
         messages.append({"role": role, "content": content})
-    return messages
+    return checked(messages)
 
 
 def ready_messages(messages: Any, images: Any = None) -> list[Message]:
@@ -58,12 +59,12 @@ def ready_messages(messages: Any, images: Any = None) -> list[Message]:
     are dropped.
 
     Raises:
-        BrokenExample: if they have not the format of the chat template.
+        BrokenExample: if they have not the format of the chat template; and as [`checked`].
     """
     if not isinstance(messages, list) or not messages:
         raise BrokenExample("`messages` must be a list of messages")
     given = iter(images if isinstance(images, list) else [] if images is None else [images])
-    checked = []
+    ready = []
     for message in messages:
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             raise BrokenExample(f"a message must have a `role` ({', '.join(ROLES)}), got {message!r:.80}")
@@ -72,8 +73,28 @@ def ready_messages(messages: Any, images: Any = None) -> list[Message]:
             content = [ready_part(part, given) for part in content]
         elif not isinstance(content, str):
             raise BrokenExample(f"the content of a message must be a text or a list of parts, got {content!r:.80}")
-        checked.append({"role": message["role"], "content": content})
-    return checked
+        ready.append({"role": message["role"], "content": content})
+    return checked(ready)
+
+
+def checked(messages: list[Message]) -> list[Message]:
+    """
+    The messages, which the chat template and the tokenizer can take.
+
+    Raises:
+        BrokenExample: if a system prompt is not the first message, or a text is not valid Unicode or names a special token,
+            which would become one.
+    """
+    if any(message["role"] == "system" for message in messages[1:]):
+        raise BrokenExample("a message with the role 'system' must be the first one")
+    for message in messages:
+        content = message["content"]
+        texts = [content] if isinstance(content, str) else [part["text"] for part in content if "text" in part]
+        check_unicode(texts)
+        for token in SPECIAL_TOKENS:
+            if any(token in text for text in texts):
+                raise BrokenExample(f"a text must not contain the special token '{token}'")
+    return messages
 
 
 def ready_part(part: Any, given: Iterator[Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,16 @@ class Example:
 
 class BrokenExample(ValueError):
     """A sample that cannot be read. The message is the reason."""
+
+
+def check_unicode(texts: Iterable[str]) -> None:
+    """Raise `BrokenExample` for half of a surrogate pair, which JSON can hold and no tokenizer takes."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            message = f"the text must be valid Unicode, got half of a surrogate pair in {text!r:.80}"
+            raise BrokenExample(message) from error
 
 
 class BrokenExamples:

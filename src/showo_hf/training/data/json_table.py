@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from .examples import BrokenExample
+
 
 #: Rows with random access: `len(table)`, and `table[i]` as a dictionary. One of ours, or a `datasets.Dataset`.
 Table = Any
@@ -54,7 +56,7 @@ class JsonTable:
         return len(self.bounds) - 1
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """A row. `ValueError` names the file and the row if it is no JSON object."""
+        """A row. `BrokenExample` names the file and the row if it is no JSON object."""
         if not 0 <= index < len(self):
             raise IndexError(f"`index` must be from 0 to {len(self) - 1}, got {index}.")
         start, end = (int(bound) for bound in self.bounds[index : index + 2])
@@ -67,9 +69,9 @@ class JsonTable:
         try:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"`{self.file}` row {index} must be a JSON object: {error}") from error
+            raise BrokenExample(f"`{self.file}` row {index} must be a JSON object: {error}") from error
         if not isinstance(row, dict):
-            raise ValueError(f"`{self.file}` row {index} must be a JSON object, got {text[:80]!r}.")
+            raise BrokenExample(f"`{self.file}` row {index} must be a JSON object, got {text[:80]!r}.")
         return row
 
 

@@ -21,7 +21,7 @@ from ...utils.validation import check_count
 from .examples import BrokenExample, BrokenExamples, Example
 from .order import Place, RowOrder, StreamLayout, stable_hash
 from .sources import DataSource, OpenedSource, open_source
-from .streams import SHUFFLED_ROWS, StreamReader
+from .streams import SHUFFLED_ROWS, Row, StreamReader
 
 
 State = dict[str, Any]
@@ -231,9 +231,14 @@ class StepLoader:
         return {"seed": self.seed, "tasks": tasks, "broken": dict(self.broken.reasons)}
 
 
-def merge_states(states: Sequence[State]) -> State:
+def merge_states(states: Sequence[State], rank: int = 0, world_size: int = 1) -> State:
     """
     The state of a run, from the states of all its ranks after the same step.
+
+    Args:
+        states: the state of each rank that saved it.
+        rank, world_size: which rank goes on from it, and of how many. If there are as many as before, the rank has its
+            own broken samples, because each rank counts those that it met itself. Otherwise it has those of all.
 
     Raises:
         ValueError: if there are none, or they are not of the same step.
@@ -257,6 +262,8 @@ def merge_states(states: Sequence[State]) -> State:
                 for stream, cursor in more["cursors"].items():
                     if stream not in source["cursors"] or source["cursors"][stream]["position"] < cursor["position"]:
                         source["cursors"][stream] = copy.deepcopy(cursor)
+    if len(states) == world_size:
+        merged["broken"] = dict(states[rank]["broken"])
     return merged
 
 
@@ -368,7 +375,7 @@ class TaskReader:
         examples = []
         for place in places:
             opened = self.sources[place.source]
-            key, row = self.row_at(place)
+            key, row = self.row_at(place)  # errors of a stream have no row, and end the run
             try:
                 examples.append(opened.example(row, key, self.order.noise_seed(place)))
             except BrokenExample as error:
@@ -381,13 +388,11 @@ class TaskReader:
         step.cursors[self.task] = cursors
         return examples
 
-    def row_at(self, place: Place) -> tuple[str, dict[str, Any]]:
-        """A name for the row at a place, and the row."""
+    def row_at(self, place: Place) -> tuple[str, Row | BrokenExample]:
+        """A name for the row at a place, and the row, or why it cannot be read."""
         opened = self.sources[place.source]
         if opened.table is not None:
-            index = self.order.table_index(place, len(opened.table))
-            row = opened.table[index]
-            return opened.key(row, f"{opened.name} row {index}"), row
+            return opened.row(self.order.table_index(place, len(opened.table)))
         reader = self.streams.get((place.source, place.stream))
         if reader is None:
             reader = self.streams[place.source, place.stream] = self.open_stream(place)

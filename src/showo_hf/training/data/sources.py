@@ -18,7 +18,7 @@ from ...processing.image_reader import MAX_PIXELS
 from ...utils.argument_types import HUB_NAME
 from ...utils.validation import is_integer, is_number
 from .conversations import llava_messages, ready_messages, token_grid, with_images
-from .examples import BrokenExample, Example, decode_image
+from .examples import BrokenExample, Example, check_unicode, decode_image
 from .json_table import JoinedTable, JsonTable, Table
 from .order import stable_hash
 from .streams import Row
@@ -117,15 +117,29 @@ class OpenedSource:
         named = row.get("key") or (image if isinstance(image, str) and len(image) < 300 else None)
         return f"{place} ({Path(str(named)).name})" if named else place
 
-    def example(self, row: Row, key: str, noise_seed: int) -> Example:
-        """The [`Example`] of a row. `BrokenExample` if an image cannot be read, or the row has not what the task needs."""
+    def row(self, index: int) -> tuple[str, Row | BrokenExample]:
+        """A name for a row with random access, and the row, or why it cannot be read."""
+        assert self.table is not None
+        place = f"{self.name} row {index}"
+        try:
+            row = self.table[index]
+        except BrokenExample as error:
+            return place, error
+        return self.key(row, place), row
+
+    def example(self, row: Row | BrokenExample, key: str, noise_seed: int) -> Example:
+        """
+        The [`Example`] of a row. `BrokenExample` if the row or an image cannot be read, or the row has not what the task
+        needs.
+        """
+        if isinstance(row, BrokenExample):
+            raise row
         found = Example(key, noise_seed, **self.content(row, partial(self.load, noise_seed=noise_seed)))
-        if found.messages is not None or self.task == "image":
-            return found
-        if not isinstance(found.text, str) and not (
-            isinstance(found.text, list) and found.text and all(isinstance(text, str) for text in found.text)
-        ):
-            raise BrokenExample(f"the text must be a string or a list of strings, got {found.text!r:.80}")
+        if found.messages is None and self.task != "image":
+            texts = [found.text] if isinstance(found.text, str) else found.text
+            if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+                raise BrokenExample(f"the text must be a string or a list of strings, got {found.text!r:.80}")
+            check_unicode(texts)
         return found
 
     def content(self, row: Row, load: Callable[[Any], Any]) -> dict[str, Any]:
@@ -141,6 +155,8 @@ class OpenedSource:
         if self.task in ("mmu", "mixed") and row.get("conversations") is not None:
             image = tokens if image is None else image
             return {"messages": with_images(llava_messages(row["conversations"], image), load)}
+        if self.task == "mixed":
+            raise BrokenExample("there is no conversation")
         text = self.text_of(row)
         if self.task == "lm":
             return {"text": text}

@@ -195,8 +195,8 @@ class Work:
         name = f"shard-{number:05d}"
         return write_shard(self.output, name, self.index, grids, rows, broken)
 
-    def rows_of(self, number: int) -> Iterator[tuple[str, Row]]:
-        """The rows of a shard with their names."""
+    def rows_of(self, number: int) -> Iterator[tuple[str, Row | BrokenExample]]:
+        """The rows of a shard with their names, or why one cannot be read."""
         opened = self.opened
         if opened.table is None:
             assert opened.stream is not None
@@ -206,8 +206,7 @@ class Work:
         else:
             start = number * self.options.shard_size
             for index in range(start, min(start + self.options.shard_size, len(opened.table))):
-                row = opened.table[index]
-                yield opened.key(row, f"{opened.name} row {index}"), row
+                yield opened.row(index)
 
     def stored_row(self, example: Example, first: int) -> tuple[dict[str, Any], list[Any]]:
         """What is stored for an example whose images start at `first`, and its images with their variants."""
