@@ -272,11 +272,11 @@ def test_a_link_is_refused_with_a_sentence_and_served_to_nobody(client, url, oth
     assert not requested
 
 
-def test_the_link_of_an_image_of_the_app_stands_for_the_image(client, url, apple, space):
-    (uploaded,) = httpx.post(f"{url}gradio_api/upload", files={"files": apple.read_bytes()}, timeout=30).json()
+def test_the_link_of_an_image_of_the_app_stands_for_the_image(client, url, scene, space):
+    (uploaded,) = httpx.post(f"{url}gradio_api/upload", files={"files": scene.read_bytes()}, timeout=30).json()
     answers = {
         client.predict(image, "what is this?", api_name="/ask")
-        for image in (handle_file(apple), file_at(f"http://space.example/gradio_api/file={uploaded}"))
+        for image in (handle_file(scene), file_at(f"http://space.example/gradio_api/file={uploaded}"))
     }
     assert len(answers) == 1 and answers != {""}
     for hidden in ("/etc/passwd", "%2Fetc%2Fpasswd"):
