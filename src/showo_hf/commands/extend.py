@@ -22,8 +22,8 @@ from .saved_model import read_saved_model
 MOST_ROUNDS = 100
 
 EXAMPLES = """\
-  to the right by half an image
-    showo-hf extend tree.png "two palm trees on the grass" -o trees.png
+  to the right by more than half an image: a palm tree on the right is then on the left of the last part
+    showo-hf extend tree.png "two palm trees on the grass" --extent 56 -o trees.png
 
   a panorama: five rounds, each to the left and to the right
     showo-hf extend tree.png "two palm trees on the grass" --direction left right --rounds 5 -o panorama.png
