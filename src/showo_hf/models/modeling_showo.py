@@ -25,7 +25,7 @@ from .configuration_showo import ShowoConfig
 from .generation_showo import ShowoGenerationMixin
 from .image_inputs import ShowoImageMixin
 from .image_tokenizer import ShowoImageTokenizer
-from .losses import linear_cross_entropy, scored_positions
+from .losses import check_labels, linear_cross_entropy, scored_positions
 from .modeling_showo_lfq import ShowoLFQTokenizer
 from .modeling_showo_vq import ShowoVQTokenizer
 from .omni_attention import image_block_ids, seen_by_all, without_seen
@@ -282,7 +282,8 @@ class ShowoForCausalLM(ShowoPreTrainedModel, ShowoImageMixin, ShowoGenerationMix
 
         Raises:
             ValueError: if neither or both of `input_ids` and `inputs_embeds` are given (both are allowed with images),
-                if images and placeholders do not match, or if shapes or dtypes are not as above.
+                if images and placeholders do not match, if shapes or dtypes are not as above, or if a label that counts is
+                no id of the vocabulary.
             TypeError: for an argument of another type, and for a keyword argument that nothing uses. `shift_labels` is one:
                 give `labels`, unshifted.
         """
@@ -402,6 +403,7 @@ class ShowoForCausalLM(ShowoPreTrainedModel, ShowoImageMixin, ShowoGenerationMix
         """Mean cross-entropy in float32 of hidden states (scored, hidden), or None if there are none."""
         if not len(labels):
             return None
+        check_labels(labels, self.config.vocab_size)
         head = self.lm_head
         if has_plain_weight(head, hidden_states):
             return linear_cross_entropy(hidden_states, head.weight, head.bias, labels)
