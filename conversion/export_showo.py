@@ -109,8 +109,13 @@ def read_our_config(folder: Path) -> ShowoConfig:
             f"the original only supports the MAGVIT-v2 image tokenizer, got {tokenizer.model_type!r}"
         )
     first = config.pad_token_id
+    if first is None:
+        raise ConversionError("the original needs a padding id after the ids of text, got `pad_token_id` None")
     ids = {f"{name}_token_id": first + i for i, name in enumerate(SPECIAL_ORDER)}
-    ids |= {"image_token_offset": first + len(SPECIAL_ORDER), "mask_token_id": config.vocab_size - 1}
+    offset = first + len(SPECIAL_ORDER)
+    # The mask follows the image tokens at once, and nothing follows the mask.
+    ids |= {"image_token_offset": offset, "mask_token_id": offset + config.codebook_size}
+    ids["vocab_size"] = ids["mask_token_id"] + 1
     found = {name: getattr(config, name) for name in ids}
     wrong = [f"`{name}` is {found[name]}, must be {must}" for name, must in ids.items() if found[name] != must]
     raise_all("the original expects text ids, special ids, image tokens and mask in this order", wrong)

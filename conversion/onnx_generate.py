@@ -225,9 +225,13 @@ class OnnxShowo:
         return [Image.fromarray(image) for image in pixels.transpose(0, 2, 3, 1)]
 
     def encode(self, images: Sequence[Image.Image], grid: tuple[int, int] | None = None) -> np.ndarray:
-        """Images to image tokens (batch, h, w). Images are resized and cropped to the grid, by default the trained one."""
+        """
+        Images to image tokens (batch, h, w). Images are resized and cropped to the grid, by default the trained one.
+
+        As in showo-hf, the EXIF orientation is applied, and transparent images are put on white.
+        """
         height, width = (side * self.config["downsampling"] for side in grid or self.config["grid"])
-        fitted = [ImageOps.fit(one.convert("RGB"), (width, height), Image.Resampling.BICUBIC) for one in images]
+        fitted = [ImageOps.fit(to_rgb(one), (width, height), Image.Resampling.BICUBIC) for one in images]
         pixels = np.stack([np.asarray(one, np.float32) for one in fitted]).transpose(0, 3, 1, 2) / 127.5 - 1
         (tokens,) = self.image_encoder.run(["image_tokens"], {"pixel_values": pixels})
         return tokens
@@ -251,13 +255,15 @@ class OnnxShowo:
             temperature: scale of the noise on the confidences; by default the exported scheduler's.
 
         Raises:
-            ValueError: if `size` is not two positive multiples of the downsampling.
+            ValueError: if `size` is not two positive multiples of the downsampling, or `steps` is below 1.
         """
         factor = self.config["downsampling"]
         if size is not None and any(side < factor or side % factor for side in size):
             raise ValueError(f"`size` must be two positive multiples of {factor}, got {size}.")
         height, width = self.config["grid"] if size is None else (side // factor for side in size)
         steps = self.config["steps"] if steps is None else steps
+        if steps < 1:
+            raise ValueError(f"`steps` must be at least 1, got {steps}.")
         guidance_scale = self.config["guidance_scale"] if guidance_scale is None else guidance_scale
         texts = list(prompts)
         if guidance_scale > 1:
@@ -267,6 +273,15 @@ class OnnxShowo:
         encoded = self.encode_prompts(texts)
         tokens = self.denoise(tokens, encoded, steps, guidance_scale, temperature, draws or Draws())
         return self.decode(tokens.reshape(-1, height, width))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image as RGB, turned by its EXIF orientation, with transparent pixels on white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ from showo_hf.utils.adapters import (
     set_weights,
     trained_rows,
     unfuse,
+    with_weight,
 )
 from showo_hf.utils.atomic_folder import atomic_folder
 from showo_hf.utils.validation import MAX_SCALE, check_flag, check_list, is_number, shown
@@ -171,7 +172,8 @@ class ShowoLoraMixin:
         Then `save_pretrained` writes a model that loads without peft, and `unload_lora_weights` keeps the sum.
 
         Args:
-            lora_scale (`float`): multiplies the weights of `set_adapters`, until `unfuse_lora`.
+            lora_scale (`float`): multiplies the weights of `set_adapters`, until `unfuse_lora`. Nothing of an adapter
+                whose product is 0 is added, also not its trained rows and DoRA's magnitudes.
             safe_fusing (`bool`): check that the sum has no NaN.
             adapter_names (`list[str]`, *optional*): the adapters to add; the active ones by default. Others do not act
                 while these are fused.
@@ -193,9 +195,10 @@ class ShowoLoraMixin:
         names = active_adapters(self.model) if adapter_names is None else self.check_names(adapter_names)
         if not names:
             raise ValueError("`adapter_names` must be given, because no adapter is active.")
-        if len(names) > 1 and any(self.model.peft_config[name].use_dora for name in names):
-            raise ValueError(f"`adapter_names` must be a single adapter if one is a DoRA, got {names}.")
-        self.check_rows(names)
+        acting = with_weight(self.model, names, lora_scale)
+        if len(acting) > 1 and any(self.model.peft_config[name].use_dora for name in acting):
+            raise ValueError(f"`adapter_names` must be a single adapter if one is a DoRA, got {acting}.")
+        self.check_rows(acting)
         fuse(self.model, names, lora_scale, safe_fusing)
         adapter_state(self.model).version += 1
 

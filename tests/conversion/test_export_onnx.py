@@ -175,7 +175,7 @@ def test_given_tokens_stay(runner):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("grid", [(4, 4), (1, 1), (2, 7)])
-def test_the_image_tokenizer_encodes_and_decodes(eager, runner, grid):
+def test_the_image_tokenizer_encodes_and_decodes(eager, runner, grid, tmp_path):
     tokens = torch.randint(tiny.CODES, (2, *grid), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         pixels = eager.image_tokenizer.decode(tokens).sample
@@ -189,6 +189,11 @@ def test_the_image_tokenizer_encodes_and_decodes(eager, runner, grid):
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
     assert runner.encode(images, grid).shape == tokens.shape
     assert runner.encode(images).shape == (2, tiny.SIDE, tiny.SIDE)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    images[0].rotate(180).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as turned:
+        assert np.array_equal(runner.encode([turned], grid), runner.encode(images[:1], grid))
 
 
 @pytest.mark.slow

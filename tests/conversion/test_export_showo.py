@@ -16,6 +16,9 @@ from showo_hf.conversion.errors import ConversionError
 from showo_hf.conversion.export_showo import export_showo as export
 
 
+LAST = tiny.showo_config("phi").mask_token_id  # the last id of a model with the original's layout
+
+
 def load(folder, file_format):
     if file_format == "bin":
         return torch.load(folder / "pytorch_model.bin", weights_only=True)
@@ -140,3 +143,22 @@ def test_a_model_that_the_original_does_not_support_is_refused(tmp_path):
         export(tmp_path / "llama", tmp_path / "back", file_format="gguf")
     assert not (tmp_path / "back").exists()
     assert isinstance(ShowoForCausalLM.from_pretrained(tmp_path / "llama"), ShowoForCausalLM)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        # An id more between the image tokens and the mask.
+        (
+            {"mask_token_id": LAST + 1, "text_config": tiny.text_config("phi", LAST + 2)},
+            "`mask_token_id` is 135, must be",
+        ),
+        # An id more after the mask.
+        ({"text_config": tiny.text_config("phi", LAST + 2)}, "`vocab_size` is 136, must be 135"),
+        ({"pad_token_id": None}, "needs a padding id after the ids of text, got `pad_token_id` None"),
+    ],
+)
+def test_a_layout_of_ids_that_the_original_does_not_have_is_refused(tmp_path, changes, message):
+    tiny.showo("phi", **changes).save_pretrained(tmp_path / "ours")
+    with pytest.raises(ConversionError, match=message):
+        export(tmp_path / "ours", tmp_path / "back")

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from showo_hf import MaskGITScheduler
 from showo_hf.conversion import onnx_generate
+from showo_hf.processing.images import load_image
 
 
 SCHEDULES = ("arccos", "cosine", "linear", "sigmoid", "pow2", "pow0.5", "pow3")
@@ -75,6 +77,35 @@ def test_prompt_ids_equal_the_processor_s(published, processor, reference_proces
         ids = runner.prompt_ids(long)
     with pytest.warns(UserWarning, match="was cut"):
         assert [ids] == processor.text_to_image_prefix([long])["input_ids"].tolist()
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_fewer_steps_than_one_are_refused(steps, processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    (tmp_path / "onnx_config.json").write_text(json.dumps({"downsampling": 4, "grid": [4, 4], "steps": 3}))
+    with pytest.raises(ValueError, match=f"`steps` must be at least 1, got {steps}"):
+        onnx_generate.OnnxShowo(tmp_path)(["owl"], steps=steps)
+
+
+def test_images_are_read_as_by_the_package(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by 90 degrees
+    colours = np.random.default_rng(0).integers(0, 256, (4, 6, 4), "uint8")
+    Image.fromarray(colours[..., :3]).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as turned:
+        found = onnx_generate.to_rgb(turned)
+        assert found.size == (4, 6) and np.array_equal(np.asarray(found), np.asarray(load_image(turned)))
+    palette = Image.fromarray(colours[..., :3]).quantize(8)
+    palette.info["transparency"] = 0
+    for image in (
+        Image.fromarray(colours),
+        Image.fromarray(colours).convert("LA"),
+        palette,
+        Image.new("1", (2, 2), 1),
+    ):
+        found = onnx_generate.to_rgb(image)
+        assert found.mode == "RGB" and np.array_equal(np.asarray(found), np.asarray(load_image(image)))
+    assert onnx_generate.to_rgb(Image.new("RGBA", (1, 1))).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_a_folder_without_graphs_is_named(tmp_path):

@@ -153,6 +153,22 @@ def test_losses_of_parts_average_to_those_of_the_batch():
         torch.testing.assert_close(getattr(whole, f"loss_{name}"), mean)
 
 
+@pytest.mark.parametrize("plain_head", [True, False])
+def test_labels_outside_the_vocabulary_are_refused(plain_head):
+    """Python's indexing would take -1 for the last id."""
+    ids, labels = some_rows()
+    model = tiny.showo()
+    if not plain_head:
+        model.lm_head = Adapted(CONFIG.hidden_size, CONFIG.vocab_size)
+    last = CONFIG.vocab_size - 1
+    for wrong in (-1, CONFIG.vocab_size):
+        with pytest.raises(ValueError, match=rf"`labels` must be ids from 0 to {last}, or -100 .* got .*{wrong}"):
+            model(ids, labels=labels.where(labels != 9, wrong))
+    unscored = labels.clone()
+    unscored[2, 0] = -1  # the first of a row is no label
+    assert model(ids, labels=unscored).loss == model(ids, labels=labels).loss
+
+
 class Adapted(nn.Linear):
     """A head whose forward is more than a product with its weight."""
 

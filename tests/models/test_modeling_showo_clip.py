@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessorPil, CLIPVisionModel
 
 from showo_hf import MaskGITScheduler, ShowoForCausalLM, ShowoProcessor, ShowoT2IPipeline
+from showo_hf.models.omni_attention import without_seen
 
 
 PROCESSOR = tiny.clip_processor()
@@ -117,6 +118,40 @@ def test_a_pipeline_saves_and_loads_both(clip_model, tmp_path):
     assert torch.equal(logits(loaded.model, loaded.processor), logits(clip_model, PROCESSOR))
     alone = AutoProcessor.from_pretrained(tmp_path / "model")
     assert torch.equal(logits(loaded.model, alone), logits(clip_model, PROCESSOR))
+
+
+def with_image_row(inputs: dict) -> dict:
+    """A row with image tokens, and the row of `inputs` with features, both padded on the left to one length."""
+    first, end = PROCESSOR.image_token_offset, PROCESSOR.image_token_offset + tiny.CODES
+    image = [PROCESSOR.soi_token_id, *range(end - 1, first - 1, -4), PROCESSOR.eoi_token_id]
+    rows = [[PROCESSOR.mmu_token_id, *image, 30, 31], inputs["input_ids"][0].tolist()]
+    length = max(map(len, rows)) + 1
+    ids = torch.tensor([[PROCESSOR.pad_token_id] * (length - len(row)) + row for row in rows])
+    return {"input_ids": ids, "attention_mask": (ids != PROCESSOR.pad_token_id).long()}
+
+
+@torch.no_grad()
+def test_a_row_with_image_tokens_is_the_same_beside_one_with_features(clip_model):
+    """Each image keeps its kind of attention: full within image tokens, from everywhere to features."""
+    inputs = PROCESSOR(images=IMAGE, text=PROMPT)
+    both, pixel_values = with_image_row(inputs), inputs["pixel_values"]
+    first, second = ({name: values[row : row + 1] for name, values in both.items()} for row in range(2))
+    mixed = clip_model(**both, pixel_values=pixel_values).logits
+    seen = both["attention_mask"].bool()
+    torch.testing.assert_close(mixed[0][seen[0]], clip_model(**first).logits[0][seen[0]], rtol=1e-4, atol=1e-4)
+    alone = clip_model(**second, pixel_values=pixel_values).logits
+    torch.testing.assert_close(mixed[1][seen[1]], alone[0][seen[1]], rtol=1e-4, atol=1e-4)
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    answers = clip_model.generate(**both, pixel_values=pixel_values, **options)
+    assert answers[0].tolist() == clip_model.generate(**first, **options)[0].tolist()
+    assert answers[1].tolist() == clip_model.generate(**second, pixel_values=pixel_values, **options)[0].tolist()
+
+
+def test_a_block_with_a_feature_is_none():
+    blocks = torch.tensor([[-1, 0, 0, -1, 1, 1], [0, 0, 1, 1, 2, -1], [-1, -1, 0, 0, 0, 0]])
+    seen = torch.tensor([[0, 0, 0, 0, 1, 0], [1, 0, 0, 0, 1, 1], [1, 0, 0, 0, 0, 0]], dtype=torch.bool)
+    expected = [[-1, 0, 0, -1, -1, -1], [-1, -1, 1, 1, -1, -1], [-1, -1, 0, 0, 0, 0]]
+    assert without_seen(blocks, seen).tolist() == expected
 
 
 def test_an_answer_depends_on_the_image(clip_model):

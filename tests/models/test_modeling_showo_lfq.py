@@ -310,6 +310,18 @@ def test_stages_are_as_deep_as_the_config_says():
     assert [len(block.resnets) for block in model.decoder.up_blocks] == [3, 1, 2]
 
 
+@torch.no_grad()
+def test_only_a_stage_that_keeps_the_channels_may_have_no_blocks():
+    empty = {"encoder_layers_per_block": [0, 0, 1], "decoder_layers_per_block": [1, 0, 0]}
+    sizes = {"encoder_block_out_channels": [8, 8, 16], "decoder_block_out_channels": [8, 16, 16]}
+    assert tiny.lfq(**empty, **sizes)(pixels()).sample.shape == (1, 3, 16, 16)
+    for part, (layers, before, after) in {"encoder": ([1, 1, 0], 8, 16), "decoder": ([0, 1, 1], 16, 8)}.items():
+        with pytest.raises(
+            ValueError, match=f"`{part}_layers_per_block` must be at least 1 .* from {before} to {after}"
+        ):
+            tiny.lfq_config(**{**empty, **sizes, f"{part}_layers_per_block": layers})
+
+
 def test_mid_block_attention_is_optional():
     without = tiny.lfq(mid_block_attention=False)
     assert not any("attentions" in name for name, _ in without.named_parameters())

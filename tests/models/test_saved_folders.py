@@ -1,10 +1,13 @@
 """`from_pretrained` of a folder that holds something else names its content."""
 
 import json
+import shutil
 
 import pytest
 import tiny
+import torch
 from diffusers import AutoencoderKL
+from tiny_adapters import base_model, logits
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaForCausalLM
 
 from showo_hf import EMBEDDED_MODEL, ShowoConfig, ShowoForCausalLM, ShowoLFQTokenizer
@@ -71,3 +74,24 @@ def test_a_config_without_a_type_loads(tmp_path):
     del config["model_type"], config["architectures"]
     path.write_text(json.dumps(config))
     assert ShowoLFQTokenizer.from_pretrained(tmp_path).config.codebook_bits == tiny.BITS
+
+
+def test_an_adapter_loads_with_the_base_model_that_it_names(adapters, tmp_path):
+    base_model().save_pretrained(tmp_path / "base")
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapters("lora"), folder)
+    file = folder / "adapter_config.json"
+    entries = json.loads(file.read_text())
+    file.write_text(json.dumps({**entries, "base_model_name_or_path": str(tmp_path / "base")}))
+    found = ShowoForCausalLM.from_pretrained(folder)
+    expected = ShowoForCausalLM.from_pretrained(tmp_path / "base")
+    assert not torch.allclose(logits(found), logits(expected), atol=0.01)
+    expected.load_adapter(str(folder))
+    torch.testing.assert_close(logits(found), logits(expected))
+    file.write_text(json.dumps({**entries, "base_model_name_or_path": None}))
+    with pytest.raises(ValueError, match="is an adapter that names no base model"):
+        ShowoForCausalLM.from_pretrained(folder)
+    save_vae(tmp_path / "vae")
+    file.write_text(json.dumps({**entries, "base_model_name_or_path": str(tmp_path / "vae")}))
+    with pytest.raises(ValueError, match="vae' holds a 'AutoencoderKL' model"):
+        ShowoForCausalLM.from_pretrained(folder)

@@ -73,6 +73,22 @@ def test_a_tokenizer_splits_only_large_images_into_tiles():
         assert torch.equal(tokenizer.encode(pixels).image_tokens, whole)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_a_reconstruction_is_decoded_in_tiles_too(training):
+    tokenizer = tiny.lfq().train(training)
+    tokenizer.enable_tiling()
+    sizes = []
+    tokenizer.decoder.register_forward_hook(lambda module, args, output: sizes.append(tuple(output.shape[-2:])))
+    pixels = torch.rand(1, 3, 40, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    output = tokenizer(pixels)
+    assert set(sizes) == {(16, 16)}, "the trained size"
+    with torch.no_grad():
+        expected = tokenizer.decode(output.image_tokens).sample
+    torch.testing.assert_close(output.sample.clamp(-1, 1), expected, rtol=1e-4, atol=1e-4)
+    output.sample.square().mean().backward()
+    assert tokenizer.decoder.conv_in.weight.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("tile_size", [0, 6, -4, 8.0])
 def test_an_invalid_tile_size_is_refused(tile_size):
     with pytest.raises(ValueError, match="`tile_size` must be a positive multiple of 4 pixels"):

@@ -190,6 +190,26 @@ def test_a_fused_scale_multiplies_the_weight_and_ends_with_unfusing(adapters, we
         torch.testing.assert_close(logits(pipe.model), fused, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["rows", "dora"])
+def test_nothing_of_an_adapter_of_weight_0_is_fused(adapters, pipe, kind):
+    """Trained rows and DoRA's magnitudes have no scale."""
+    base, names = snapshot(pipe.model)["weights"], ["a", "b"]
+    pipe.load_lora_weights(adapters(kind), "a")
+    pipe.load_lora_weights(adapters("lora"), "b")
+    pipe.set_adapters(names, [0.0, 1.0])
+    only = logits(pipe.model)
+    pipe.fuse_lora(adapter_names=names)
+    torch.testing.assert_close(logits(pipe.model), only, atol=1e-4, rtol=1e-4)
+    pipe.unfuse_lora()
+    pipe.fuse_lora(lora_scale=0)
+    with pytest.raises(ValueError, match="are fused"):
+        pipe.set_adapters("a")
+    pipe.unload_lora_weights()
+    for name, weight in pipe.model.state_dict().items():
+        torch.testing.assert_close(weight, base[name], atol=1e-5, rtol=1e-5)
+    pipe.load_lora_weights(adapters(kind), "a")  # nothing is fused any more
+
+
 def test_which_adapters_act(adapters, pipe):
     plain = logits(pipe.model)
     assert pipe.get_list_adapters() == {} and pipe.get_active_adapters() == []

@@ -89,6 +89,17 @@ def test_16_bit_images_are_scaled(tmp_path):
     assert [load_image(tmp_path / "deep.png").getpixel((x, 0))[0] for x in range(3)] == [0, 100, 255]
 
 
+def test_dark_16_bit_images_stay_dark(tmp_path):
+    dark = Image.fromarray(np.array([[0, 130, 200]], dtype=np.uint16))
+    dark.save(tmp_path / "dark.png")
+    assert dark.mode == "I;16"
+    for image in (dark, tmp_path / "dark.png"):
+        assert [load_image(image).getpixel((x, 0))[0] for x in range(3)] == [0, 1, 1]
+        assert load_grey(image, "mask").getextrema() == (0, 1)
+    shallow = Image.fromarray(np.array([[0, 130, 200]], dtype=np.int32))
+    assert shallow.mode == "I" and load_image(shallow).getpixel((2, 0)) == (200, 200, 200)
+
+
 def test_float_grayscale_is_scaled():
     image = Image.fromarray(np.array([[0, 0.2, 1]], "float32"))
     assert image.mode == "F" and [load_image(image).getpixel((x, 0))[0] for x in range(3)] == [0, 51, 255]

@@ -293,6 +293,13 @@ def test_the_history_is_an_exponential_moving_average():
 # Bad input
 
 
+def test_one_time_for_several_terms_changes_nothing():
+    made = scheduler(times=2)
+    with pytest.raises(ValueError, match=r"`timesteps` must be of shape \(2,\), got \(1,\)"):
+        made.update_history(torch.tensor([2]), torch.tensor([1.0, 2.0]))
+    assert made.squared_losses.tolist() == [0, 0] and made.loss_counts.tolist() == [0, 0]
+
+
 def test_wrong_input_is_refused():
     made = scheduler()
     x0, logits = torch.zeros(2, 2, dtype=torch.long), torch.zeros(2, 2, CODEBOOK_SIZE)

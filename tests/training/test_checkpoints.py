@@ -271,10 +271,11 @@ def test_what_killed_processes_left_is_cleaned_up(tmp_path):
 
     for name in (
         "checkpoint-3",
-        ".checkpoint-4.new-0a1b",  # killed while it wrote
-        ".checkpoint-3.old",  # killed after it replaced
-        ".best.old",  # killed between the two renames
-        ".best.new-00ff",
+        f".checkpoint-4.new-{'0a1b' * 8}.showo-hf",  # killed while it wrote
+        ".checkpoint-3.old.showo-hf",  # killed after it replaced
+        ".best.old.showo-hf",  # killed between the two renames
+        f".best.new-{'00ff' * 8}.showo-hf",
+        f".checkpoint-5.new-{'0a1b' * 8}",  # of an earlier version
         ".checkpoint-x.new-1",  # not ours
         ".other",
     ):
@@ -282,5 +283,5 @@ def test_what_killed_processes_left_is_cleaned_up(tmp_path):
     checkpoints.clean(tmp_path)
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == [".checkpoint-x.new-1", ".other", "best", "checkpoint-3"]
-    assert (tmp_path / "best" / "file").read_text() == ".best.old"
+    assert (tmp_path / "best" / "file").read_text() == ".best.old.showo-hf"
     assert (tmp_path / "checkpoint-3" / "file").read_text() == "checkpoint-3"

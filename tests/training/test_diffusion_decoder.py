@@ -389,6 +389,19 @@ def test_keys_of_a_loaded_decoder_are_its_own_or_refused(images, tokenizer, tmp_
         load_decoder(config, frozen)
 
 
+@pytest.mark.parametrize("argument", ["decoder", "teacher"])
+def test_values_that_a_saved_decoder_could_not_load_with_are_refused(images, tokenizer, tmp_path, argument):
+    tiny.image_decoder().save_pretrained(tmp_path / "first")
+    frozen = FrozenTokenizer(load_tokenizer(str(tokenizer)))
+    changes = {"architecture": {}, "decoder_steps": 2, argument: tmp_path / "first"}
+    load_decoder(recipe(images, tokenizer, tmp_path / "second", **changes, low_band_sigma=float(SIZE)), frozen)
+    config = recipe(images, tokenizer, tmp_path / "second", **changes, low_band_sigma=SIZE + 0.5)
+    with pytest.raises(ValueError, match=f"`low_band_sigma` must be at most {SIZE}.*got {SIZE}.5"):
+        load_decoder(config, frozen)
+    with pytest.raises(RecipeError, match="`decoder_steps` must be at most 100.?000"):
+        recipe(images, tokenizer, tmp_path / "second", **{**changes, "decoder_steps": 100_001})
+
+
 def test_the_architecture_is_checked_with_a_loaded_decoder_too(images, tokenizer, tmp_path):
     tiny.image_decoder().save_pretrained(tmp_path / "first")
     config = recipe(images, tokenizer, tmp_path / "x", decoder=tmp_path / "first", architecture={"patch": 2})

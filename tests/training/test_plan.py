@@ -12,9 +12,9 @@ from benchmarks.training_memory import CASES, measure_in_child
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd.graph import saved_tensors_hooks
-from transformers import Qwen3Config
+from transformers import Qwen3Config, TrainingArguments
 
-from showo_hf.training.dry_run import strategy_of
+from showo_hf.training.dry_run import new_optimizer, optimizer_states, strategy_of
 from showo_hf.training.plan import (
     MemoryOptions,
     ModelSizes,
@@ -288,6 +288,37 @@ def test_replicas_save_no_memory(tmp_path, sizes, strategy, line):
     text = format_plan(counts, PUBLISHED, STAGE1, options, data_ranks=8 // config.tp_size)
     assert f"devices         {line}\n" in text
     assert strategy_of(config, 1) == ("none", 1)
+
+
+@pytest.mark.parametrize(
+    ("muon", "optim"),
+    [
+        (True, "adamw_torch"),
+        *((False, name) for name in ("adamw_torch", "adamw_torch_fused", "adagrad", "rmsprop", "sgd")),
+    ],
+)
+def test_the_states_are_those_of_the_optimizer(tmp_path, muon, optim):
+    config = small_run.config(tmp_path, muon=muon)
+    args = TrainingArguments(str(tmp_path / "out"), optim=optim, use_cpu=True)
+    model = tiny.showo()
+    model.image_tokenizer.requires_grad_(False)
+    optimizer = new_optimizer(config, model, args)
+    ids = torch.tensor([[0, 3, *tiny.image(model.config), 4, 0]])
+    model(ids, labels=ids).loss.backward()
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in trained:  # also of the image projection and others that this row does not use
+        weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+    optimizer.step()
+    kept = sum(
+        value.numel()
+        for state in optimizer.state.values()
+        for name, value in state.items()
+        if torch.is_tensor(value) and name != "step"
+    )
+    states = optimizer_states(config, model, args)
+    assert kept == round(states * sum(weight.numel() for weight in trained))
+    assert (1 < states < 2) if muon else states in (0, 1, 2)
+    assert plan_of(optimizer_states=states).optimizer == round(states * PUBLISHED.parameters) * 4
 
 
 # Errors

@@ -130,12 +130,40 @@ def test_a_check_that_fails_keeps_the_old_folder(tmp_path):
 
 def test_a_displaced_old_folder_is_restored(tmp_path):
     """A process was killed between the two renames."""
-    lost = tmp_path / ".out.old"
+    lost = module.name_of_old(tmp_path / "out")
     lost.mkdir()
     (lost / "x.txt").write_text("old")
     with pytest.raises(FileExistsError), atomic_folder(tmp_path / "out"):
         pytest.fail("the work must not begin")
     assert contents(tmp_path / "out") == {"x.txt": "old"} and not lost.exists()
+
+
+def test_a_user_s_folders_of_similar_names_stay(tmp_path, monkeypatch):
+    names = [".out.new-1", ".out.new-mine", ".out.old"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.txt").write_text("mine")
+    for can_exchange in (True, False):
+        if not can_exchange:
+            monkeypatch.setattr(module, "exchange", lambda one, other: False)
+        for _ in range(2):
+            with atomic_folder(tmp_path / "out", overwrite=True) as folder:
+                (folder / "x.txt").write_text("new")
+        assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "out"]
+        assert all(contents(tmp_path / name) == {"x.txt": "mine"} for name in names)
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_what_an_earlier_version_left(tmp_path, exists):
+    """Its names have no mark. It is certain that it was killed between the two renames if the new folder is there."""
+    target, early, fresh = tmp_path / "out", tmp_path / ".out.old", tmp_path / f".out.new-{'0a' * 16}"
+    for folder in (early, fresh, *[target] * exists):
+        folder.mkdir()
+        (folder / "x.txt").write_text(folder.name)
+    module.recover(target)
+    assert not fresh.exists()
+    assert contents(target) == {"x.txt": "out" if exists else ".out.old"}
+    assert early.exists() == exists
 
 
 def test_a_half_deleted_old_folder_is_not_restored(tmp_path):

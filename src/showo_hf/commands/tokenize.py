@@ -70,7 +70,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--image-folder",
         type=user_name,
         metavar="FOLDER",
-        help="where the images named in a table lie (default: beside the table)",
+        help="where the images named in a table lie (default: beside the table, then in `images` there)",
     )
     add("--flip", action="store_true", help="store the mirrored images as well; training draws one of the two")
     add("--shard-size", type=positive_integer, default=10_000, metavar="N", help="rows of a shard (default: 10000)")

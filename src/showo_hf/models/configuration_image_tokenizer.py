@@ -56,7 +56,8 @@ class ShowoImageTokenizerConfig(CheckedConfig):
     Raises:
         TypeError: for a flag or a list of another type.
         ValueError: for numbers out of range, for lists of different lengths, for no stage at all, for channel counts
-            that `norm_num_groups` does not divide, or for sizes far beyond those of an image tokenizer.
+            that `norm_num_groups` does not divide, for a stage that changes the channels without a residual block, or
+            for sizes far beyond those of an image tokenizer.
     """
 
     def __init__(
@@ -96,6 +97,8 @@ class ShowoImageTokenizerConfig(CheckedConfig):
         for name, values in stages.items():
             for value in values:
                 check_count(name, value, least=0 if "layers" in name else 1, most=LARGEST_TOKENIZER[name])
+        check_changing_stages("encoder", encoder_block_out_channels, encoder_layers_per_block)
+        check_changing_stages("decoder", decoder_block_out_channels[::-1], decoder_layers_per_block[::-1])
         channels = {*encoder_block_out_channels, *decoder_block_out_channels}
         undivided = sorted(c for c in channels if c % norm_num_groups)
         if undivided:
@@ -139,3 +142,19 @@ class ShowoImageTokenizerConfig(CheckedConfig):
     def downsampling(self) -> int:
         """Pixels per token along each axis."""
         return 2 ** (len(self.encoder_block_out_channels) - 1)
+
+
+def check_changing_stages(part: str, channels: Sequence[int], layers: Sequence[int]):
+    """
+    Raise `ValueError` unless each stage whose channels differ from the stage before has a residual block to change them.
+
+    Args:
+        part: "encoder" or "decoder".
+        channels, layers: channels and residual blocks of each stage, in the order in which images pass the stages.
+    """
+    for before, after, count in zip(channels, channels[1:], layers[1:], strict=False):
+        if before != after and not count:
+            raise ValueError(
+                f"`{part}_layers_per_block` must be at least 1 in a stage that changes the channels, got 0 from {before} "
+                f"to {after} channels."
+            )

@@ -13,7 +13,7 @@ from transformers.masking_utils import create_causal_mask
 from ..utils.private_interfaces import TextOnlyAssistant
 from ..utils.tensor_checks import check_floats, check_ids, check_positions
 from ..utils.validation import MAX_COUNT, check_callable, check_count, check_flag, shown
-from .omni_attention import image_block_ids
+from .omni_attention import image_block_ids, without_seen
 
 
 #: The arguments of `forward` that hold images.
@@ -116,7 +116,8 @@ class ShowoGenerationMixin(GenerationMixin):
             return
         blocks = image_block_ids(input_ids, self.config)
         if given and self.mm_projector is not None and not self.config.continuous_latents:
-            blocks = torch.full_like(blocks, -1)  # every position sees CLIP's features, so they form no block
+            # Every position sees CLIP's features, so they form no block.
+            blocks = without_seen(blocks, input_ids == self.config.image_token_id)
         kwargs["block_sequence_ids"] = F.pad(blocks, (missing, 0), value=-1)
 
     def check_prefill_chunks(self, generation_config: GenerationConfig | None, kwargs: dict):

@@ -301,6 +301,13 @@ class ShowoImageTokenizer(CheckedWeights, PreTrainedModel):
         """Quantized latents `(batch, codebook_channels, h, w)` to pixels `(batch, 3, H, W)`, not clipped."""
         return self.decoder(self.post_quant_conv(quantized))
 
+    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        """Same as `decode_quantized`, in tiles where [`enable_tiling`] says so."""
+        factor = self.config.downsampling
+        if self.is_tiled(codes.shape[-2] * factor, codes.shape[-1] * factor):
+            return decode_tiled(self.decode_quantized, codes, self.tile_size // factor, factor)
+        return self.decode_quantized(codes)
+
     def decode(self, image_tokens: torch.LongTensor) -> ShowoImageDecoderOutput:
         """
         Decode tokens to images.
@@ -312,12 +319,7 @@ class ShowoImageTokenizer(CheckedWeights, PreTrainedModel):
             ValueError: if `image_tokens` is not a 3-dimensional integer tensor of codebook indices.
         """
         self.check_tokens(image_tokens)
-        codes = self.codes_of(image_tokens)
-        factor = self.config.downsampling
-        if self.is_tiled(codes.shape[-2] * factor, codes.shape[-1] * factor):
-            pixels = decode_tiled(self.decode_quantized, codes, self.tile_size // factor, factor)
-        else:
-            pixels = self.decode_quantized(codes)
+        pixels = self.decode_codes(self.codes_of(image_tokens))
         return ShowoImageDecoderOutput(sample=pixels.clamp(-1, 1))
 
     def check_tokens(self, image_tokens: torch.LongTensor):
@@ -351,7 +353,7 @@ class ShowoImageTokenizer(CheckedWeights, PreTrainedModel):
             `.sample`, which is not clipped.
         """
         encoded = self.encode(pixel_values, return_losses=return_losses)
-        return ShowoImageTokenizerOutput(**encoded, sample=self.decode_quantized(encoded.quantized))
+        return ShowoImageTokenizerOutput(**encoded, sample=self.decode_codes(encoded.quantized))
 
 
 def mean_squared_distance(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

@@ -46,6 +46,22 @@ def scored_positions(
     return {"t2i": scored & in_image, "lm": text & ~is_mmu, "mmu": text & is_mmu}
 
 
+def check_labels(labels: torch.LongTensor, vocab_size: int):
+    """
+    Raise `ValueError` unless all labels (positions,) that count, at least one, are ids of the vocabulary.
+
+    Python's indexing takes -1 for the last id. On a GPU this waits for the device, which the selection of the labels
+    has just done.
+    """
+    if torch.compiler.is_compiling():  # a graph cannot branch on values
+        return
+    least, most = torch.stack(labels.aminmax()).tolist()
+    if least < 0 or most >= vocab_size:
+        raise ValueError(
+            f"`labels` must be ids from 0 to {vocab_size - 1}, or -100 where nothing is scored, got {least} to {most}."
+        )
+
+
 def linear_cross_entropy(
     hidden_states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.LongTensor
 ) -> torch.Tensor:

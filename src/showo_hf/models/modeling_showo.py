@@ -25,10 +25,10 @@ from .configuration_showo import ShowoConfig
 from .generation_showo import ShowoGenerationMixin
 from .image_inputs import ShowoImageMixin
 from .image_tokenizer import ShowoImageTokenizer
-from .losses import linear_cross_entropy, scored_positions
+from .losses import check_labels, linear_cross_entropy, scored_positions
 from .modeling_showo_lfq import ShowoLFQTokenizer
 from .modeling_showo_vq import ShowoVQTokenizer
-from .omni_attention import image_block_ids, seen_by_all
+from .omni_attention import image_block_ids, seen_by_all, without_seen
 
 
 #: The classes of image tokenizers, by `model_type`.
@@ -196,8 +196,11 @@ class ShowoForCausalLM(ShowoPreTrainedModel, ShowoImageMixin, ShowoGenerationMix
                 length, _ = past_key_values.get_mask_sizes(seen_positions.shape[1], 0)
                 columns = F.pad(columns, (0, length - columns.shape[1]))
             or_mask_function = seen_by_all(columns)
-        elif block_sequence_ids is None and input_ids is not None and (past_length == 0 or input_ids.shape[1] > 1):
-            block_sequence_ids = F.pad(image_block_ids(input_ids, self.config), (past_length, 0), value=-1)
+        if block_sequence_ids is None and input_ids is not None and (past_length == 0 or input_ids.shape[1] > 1):
+            blocks = image_block_ids(input_ids, self.config)
+            if seen_positions is not None:
+                blocks = without_seen(blocks, seen_positions)
+            block_sequence_ids = F.pad(blocks, (past_length, 0), value=-1)
             if self.training and not torch.compiler.is_compiling() and not (block_sequence_ids >= 0).any():
                 block_sequence_ids = None  # rows of text alone, for which sdpa needs no mask if there are no pads
         elif block_sequence_ids is not None and block_sequence_ids.shape[1] <= past_length:
@@ -279,7 +282,8 @@ class ShowoForCausalLM(ShowoPreTrainedModel, ShowoImageMixin, ShowoGenerationMix
 
         Raises:
             ValueError: if neither or both of `input_ids` and `inputs_embeds` are given (both are allowed with images),
-                if images and placeholders do not match, or if shapes or dtypes are not as above.
+                if images and placeholders do not match, if shapes or dtypes are not as above, or if a label that counts is
+                no id of the vocabulary.
             TypeError: for an argument of another type, and for a keyword argument that nothing uses. `shift_labels` is one:
                 give `labels`, unshifted.
         """
@@ -399,6 +403,7 @@ class ShowoForCausalLM(ShowoPreTrainedModel, ShowoImageMixin, ShowoGenerationMix
         """Mean cross-entropy in float32 of hidden states (scored, hidden), or None if there are none."""
         if not len(labels):
             return None
+        check_labels(labels, self.config.vocab_size)
         head = self.lm_head
         if has_plain_weight(head, hidden_states):
             return linear_cross_entropy(hidden_states, head.weight, head.bias, labels)

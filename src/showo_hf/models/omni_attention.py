@@ -44,6 +44,18 @@ def image_block_ids(input_ids: torch.LongTensor, config: ShowoConfig) -> torch.L
     return block_ids
 
 
+def without_seen(block_ids: torch.LongTensor, seen: torch.BoolTensor) -> torch.LongTensor:
+    """
+    Block ids (batch, length) of [`image_block_ids`], with -1 for every block that holds a position marked in `seen`.
+
+    Every position sees such features, see [`seen_by_all`], so they form no block.
+    """
+    slots = block_ids + 1  # from 0
+    counts = torch.zeros(len(slots), slots.shape[1] + 1, dtype=torch.long, device=slots.device)
+    counts.scatter_add_(1, slots, seen.long())
+    return torch.where(counts.gather(1, slots) > 0, -1, block_ids)
+
+
 def starts_with(input_ids: torch.LongTensor, token_id: int, pad_token_id: int | None) -> torch.BoolTensor:
     """Whether the first non-pad id of each row (batch, length) is `token_id`: (batch,) bool."""
     if pad_token_id is None:

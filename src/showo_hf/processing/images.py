@@ -192,7 +192,8 @@ def in_eight_bits(image: Image.Image, name: str) -> Image.Image:
     """
     Convert 16-bit and float grayscale to 8 bits. Other modes are unchanged.
 
-    Floats are in [0, 1] or [0, 255]. `ValueError` for other floats.
+    Floats are in [0, 1] or [0, 255]. `ValueError` for other floats. Images of 32-bit integers (mode "I") hold 16 bits if
+    a value exceeds 255, and else 8 bits.
     """
     if image.mode == "F":
         values = np.array(image)  # float32
@@ -205,7 +206,7 @@ def in_eight_bits(image: Image.Image, name: str) -> Image.Image:
         return Image.fromarray(values.round().astype(np.uint8))
     if image.mode.startswith("I"):
         deep = np.asarray(image)
-        scale = 257 if deep.max() > 255 else 1
+        scale = 257 if image.mode != "I" or deep.max() > 255 else 1
         table = (np.arange(2**16) / scale).clip(0, 255).round().astype(np.uint8)
         return Image.fromarray(table[deep.clip(0, 2**16 - 1)])
     return image

@@ -334,6 +334,8 @@ class MaskAndReplaceScheduler(DiscreteSchedulerMixin, SchedulerMixin, ConfigMixi
         if terms.ndim != 1 or not terms.is_floating_point() or not bool(terms.isfinite().all()):
             raise ValueError(f"`terms` must be finite floats of shape (batch,), got {shown(terms)}.")
         self.check_times(timesteps, len(terms))
+        if len(timesteps) != len(terms):  # one time for several terms
+            raise ValueError(f"`timesteps` must be of shape ({len(terms)},), got {tuple(timesteps.shape)}.")
         for time, term in zip(timesteps.tolist(), terms.detach().double().tolist(), strict=True):
             first = self.loss_counts[time - 1] == 0
             self.squared_losses[time - 1] = term**2 if first else 0.9 * self.squared_losses[time - 1] + 0.1 * term**2

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..utils.atomic_folder import discard, recover, sync_folder
+from ..utils.atomic_folder import MARK, discard, recover, sync_folder
 from . import shards
 
 
@@ -52,7 +52,7 @@ def clean(root: Path):
     Finish or undo what a killed process left in the folder of checkpoints. The caller holds the lock of `root`.
     """
     for leftover in root.glob(".*"):
-        match = re.fullmatch(r"\.(checkpoint-\d+|best)\.(old|new-[0-9a-f]+)", leftover.name)
+        match = re.fullmatch(rf"\.(checkpoint-\d+|best)\.(old|new-[0-9a-f]+)({re.escape(MARK)})?", leftover.name)
         if match and leftover.is_dir():
             recover(root / match[1])
 

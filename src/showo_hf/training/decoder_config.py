@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..utils.decoder_choices import PREDICTION_TYPES, STARTS
-from ..utils.validation import check_count, check_number, check_positive
+from ..utils.validation import MAX_COUNT, check_count, check_number, check_positive
 from .configs import check_choice
 from .image_configs import ImageRunConfig
 
@@ -66,7 +66,7 @@ class DiffusionDecoderConfig(ImageRunConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.decoder_steps is not None:
-            check_count("decoder_steps", self.decoder_steps)
+            check_count("decoder_steps", self.decoder_steps, most=MAX_COUNT)
         elif self.teacher is not None:
             raise ValueError("`decoder_steps` must be given with a `teacher`, such as half of the teacher's steps.")
         elif self.decoder is None:

@@ -28,6 +28,7 @@ from ..models.modeling_showo import ShowoForCausalLM
 from ..processing.processing_showo import showo_image_processor
 from ..schedulers.gaussian_diffusion import bound_weights, flow_bound_weights, flow_sample, q_sample, target_of
 from ..utils.metrics import psnr
+from ..utils.validation import check_positive
 from .data.loader import State, StepLoader
 from .data.order import stable_hash
 from .decoder_config import DiffusionDecoderConfig
@@ -331,6 +332,8 @@ def load_decoder(config: DiffusionDecoderConfig, tokenizer: FrozenTokenizer) -> 
         decoder = load_saved_decoder(config.decoder)
         check_fits(decoder, tokenizer.tokenizer)
         check_given(config, decoder)
+        if config.low_band_sigma is not None:  # `update` checks nothing, and the saved decoder would not load
+            check_positive("low_band_sigma", config.low_band_sigma, most=decoder.config.sample_size)
         changes = {"num_inference_steps": config.decoder_steps, "low_band_sigma": config.low_band_sigma}
         decoder.config.update({name: value for name, value in changes.items() if value is not None})
         if config.teacher is not None and decoder.config.prediction_type == "flow_prediction":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from transformers import Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from showo_hf.pipelines import ShowoT2IPipeline
 
@@ -21,12 +22,17 @@ from .image_classifiers import load_classifier
 from .image_configs import LAST_LAYER, ImageClassifierConfig, ImageRunConfig, ImageTokenizerConfig
 from .image_tokenizers import load_image_tokenizer, tokenizer_losses
 from .losses import LossSums, backward_by_part, step_counts
-from .optimizers import MuonWithAdamW
+from .optimizers import MuonWithAdamW, inner_kernels, inner_matrices
 from .output_folders import checkpoint_root
 from .plan import MemoryOptions, ModelSizes, TaskRows, format_plan, measure_step_time, parameter_counts
 from .rows import IGNORED, Part
 from .run_checks import check_data, check_model
 from .showo_training import data_of, load_pipeline, prepare_model, row_builder
+
+
+#: Numbers that optimizers keep for each parameter, by the name in a recipe. Other optimizers keep two, as AdamW does.
+#: Those of Adafactor are the sums of rows and columns, which are few.
+OPTIMIZER_STATES = {"adafactor": 0, "adagrad": 1, "lion_32bit": 1, "rmsprop": 1, "sgd": 0}
 
 
 def plan_of(config: RunConfig) -> str:
@@ -56,6 +62,7 @@ def plan_of_showo(config: FinetuneConfig, args: TrainingArguments) -> str:
     strategy, ranks = strategy_of(config, args.world_size)
     options = MemoryOptions(
         compute_bytes=2 if args.bf16 or args.fp16 else 4,
+        optimizer_states=optimizer_states(config, pipe.model, args),
         ema=config.ema_decay is not None,
         checkpointing=bool(args.gradient_checkpointing),
         strategy=strategy,
@@ -211,6 +218,15 @@ def new_optimizer(config: RunConfig, model: torch.nn.Module, args: TrainingArgum
         return MuonWithAdamW(model, lr=args.learning_rate, weight_decay=args.weight_decay)
     optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
     return optimizer_class([weight for weight in model.parameters() if weight.requires_grad], **options)
+
+
+def optimizer_states(config: RunConfig, model: torch.nn.Module, args: TrainingArguments) -> float:
+    """How many numbers the optimizer of the run keeps for each trained parameter, on average."""
+    if not config.muon:
+        return OPTIMIZER_STATES.get(OptimizerNames(args.optim).value, 2)
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    matrices = sum(weight.numel() for weight in inner_matrices(model) + inner_kernels(model))
+    return 2 - matrices / max(1, trained)  # Muon keeps the momentum alone
 
 
 def dtype_of(args: TrainingArguments) -> torch.dtype:

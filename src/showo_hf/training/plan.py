@@ -231,7 +231,7 @@ class MemoryOptions:
         weight_bytes: of a weight: 4 for float32, 2 for bfloat16. Gradients have the same dtype.
         compute_bytes: of an activation: 2 under bf16 autocast, with weights of 4.
         optimizer_states: numbers for each trained parameter, in the weights' dtype as torch's optimizers keep them: 2
-            for AdamW, 1 for momentum, 0 for plain SGD.
+            for AdamW, 1 for momentum, 0 for plain SGD. The average if parameters differ, as with Muon.
         ema: whether a float32 moving average of the trained weights is kept.
         checkpointing: whether layers recompute their activations in the backward pass.
         strategy: "none", "ddp", "fsdp" (FSDP2, everything sharded, bf16 gathered under autocast) or "tp".
@@ -241,7 +241,7 @@ class MemoryOptions:
 
     weight_bytes: int = 4
     compute_bytes: int = 2
-    optimizer_states: int = 2
+    optimizer_states: float = 2
     ema: bool = False
     checkpointing: bool = False
     strategy: str = "none"
@@ -299,7 +299,7 @@ def training_memory(
     return MemoryPlan(
         weights=kept * options.weight_bytes + weight_copies(sizes, options),
         gradients=trained_here * options.weight_bytes + gradient_buffers(sizes, options, trained),
-        optimizer=trained_here * options.optimizer_states * options.weight_bytes,
+        optimizer=round(trained_here * options.optimizer_states) * options.weight_bytes,
         ema=trained_here * FLOAT32 if options.ema else 0,
         activations=activations,
         loss=loss,

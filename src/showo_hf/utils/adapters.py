@@ -22,11 +22,13 @@ class AdapterState:
         weights (`dict[str, float]`): the weight of each adapter, 1 by default.
         version (`int`): grows with each change, so that a key-value cache can tell that it is out of date.
         active_before_fusing (`list[str]`): the adapters that [`unfuse`] lets act again.
+        fused (`list[str]`): the adapters that were fused, also those of weight 0, of which the weights hold nothing.
     """
 
     weights: dict[str, float] = field(default_factory=dict)
     version: int = 0
     active_before_fusing: list[str] = field(default_factory=list)
+    fused: list[str] = field(default_factory=list)
 
 
 def require_peft() -> ModuleType:
@@ -177,16 +179,20 @@ def set_enabled(model: nn.Module, enabled: bool):
 
 
 def fused_adapters(model: nn.Module) -> list[str]:
-    """Names of the adapters that are added to the model's own weights."""
-    if not adapter_names(model):
-        return []
-    merged = (inner_layer(module).merged_adapters for _, module in adapter_layers(model))
-    return list(dict.fromkeys(name for names in merged for name in names))
+    """Names of the adapters that are added to the model's own weights, those of weight 0 included."""
+    return list(adapter_state(model).fused) if adapter_names(model) else []
+
+
+def with_weight(model: nn.Module, names: list[str], scale: float = 1.0) -> list[str]:
+    """Those of the adapters whose weight times `scale` is not 0. Trained rows and DoRA's magnitudes have no scale."""
+    weights = adapter_state(model).weights
+    return [name for name in names if scale * weights.get(name, 1.0) != 0]
 
 
 def fuse(model: nn.Module, names: list[str], scale: float = 1.0, safe: bool = False):
-    """Add adapters to the model's own weights. After an error, the weights are the old ones."""
+    """Add adapters to the model's own weights, except those of weight 0. After an error, the weights are the old ones."""
     state = adapter_state(model)
+    asked, names = names, with_weight(model, names, scale)
     state.active_before_fusing = active_adapters(model)
     try:
         set_active(model, names)
@@ -195,6 +201,7 @@ def fuse(model: nn.Module, names: list[str], scale: float = 1.0, safe: bool = Fa
             own = [name for name in names if name in adapters_of(module)]
             if own:
                 inner_layer(module).merge(safe_merge=safe, adapter_names=own)
+        state.fused = list(asked)
     except BaseException:
         unfuse(model)
         raise
@@ -206,6 +213,7 @@ def unfuse(model: nn.Module):
         if inner_layer(module).merged:
             inner_layer(module).unmerge()
     state = adapter_state(model)
+    state.fused = []
     set_weights(model, {name: state.weights.get(name, 1.0) for name in adapter_names(model)})
     set_active(model, state.active_before_fusing)
 
@@ -276,6 +284,7 @@ def take_out_layers(model: nn.Module):
 
 def forget_adapters(model: nn.Module):
     """Let transformers know that a model without adapter layers has no adapters."""
+    adapter_state(model).fused = []
     if not hasattr(model, "peft_config"):
         model.peft_config = {}
     with contextlib.suppress(ValueError):  # transformers knew of none

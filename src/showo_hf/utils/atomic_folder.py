@@ -5,6 +5,7 @@ import ctypes
 import errno
 import glob
 import os
+import re
 import shutil
 import sys
 import uuid
@@ -25,6 +26,9 @@ NOT_SUPPORTED = (
     errno.EBADF,
     errno.EACCES,
 )  # errors on some file systems
+
+#: The end of every temporary name. No user gives a folder of their own such a name.
+MARK = ".showo-hf"
 
 #: Constants of Linux for `renameat2`.
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
@@ -101,12 +105,18 @@ def check_target(target: str | os.PathLike, overwrite: bool):
 
 def temporary_name(target: Path) -> Path:
     """A path beside `target` for an incomplete folder. `recover` deletes folders with such names."""
-    return target.with_name(f".{target.name}.new-{uuid.uuid4().hex}")
+    return target.with_name(f".{target.name}.new-{uuid.uuid4().hex}{MARK}")
 
 
 def name_of_old(target: Path) -> Path:
     """The path beside `target` for the folder that is being replaced. `recover` restores it."""
-    return target.with_name(f".{target.name}.old")
+    return target.with_name(f".{target.name}.old{MARK}")
+
+
+def unfinished(target: Path) -> list[Path]:
+    """The folders beside `target` that have a [`temporary_name`], or such a name of an earlier version, without the mark."""
+    ours = re.compile(rf"\.{re.escape(target.name)}\.new-[0-9a-f]{{32}}({re.escape(MARK)})?")
+    return [path for path in target.parent.glob(f".{glob.escape(target.name)}.new-*") if ours.fullmatch(path.name)]
 
 
 def put_in_place(fresh: Path, target: Path):
@@ -152,14 +162,23 @@ def discard(folder: Path, target: Path):
 
 
 def recover(target: Path):
-    """Clean up what killed processes left beside `target`."""
-    old = name_of_old(target)
-    if old.is_dir() and not target.exists():
-        os.rename(old, target)
+    """
+    Clean up what killed processes left beside `target`.
+
+    Earlier versions called the folder that is being replaced `.NAME.old`, which may also be a user's own. It is restored
+    if `target` is missing and the folder that should have replaced it is there, and else stays as it is.
+    """
+    leftovers = unfinished(target)
+    old, early = name_of_old(target), target.with_name(f".{target.name}.old")
+    if not target.exists():
+        if old.is_dir():
+            os.rename(old, target)
+        elif early.is_dir() and any(not path.name.endswith(MARK) for path in leftovers):
+            os.rename(early, target)
     discard(old, target)
     if fcntl is None:
         return
-    for leftover in target.parent.glob(f".{glob.escape(target.name)}.new-*"):
+    for leftover in leftovers:
         with contextlib.suppress(OSError), locked(leftover):
             shutil.rmtree(leftover, ignore_errors=True)
 

@@ -1,6 +1,7 @@
 """Loading of configs, with errors that say what a folder holds when it does not hold the expected model."""
 
 import contextlib
+import json
 import os
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import PreTrainedConfig
+from transformers.utils import CONFIG_NAME, find_adapter_config_file, is_peft_available
 from transformers.utils.logging import get_logger
 
 from .messages import LONGEST_NAME, examples
@@ -70,6 +72,37 @@ def check_not_pipeline(source: object, expected: str, **options):
             f"with its own class, or the model in it with `{LOADERS[expected]}.from_pretrained(..., "
             "subfolder='model')`."
         )
+
+
+def base_of_adapter(source: str | os.PathLike, **options) -> str | None:
+    """
+    The base model that an adapter names, which transformers loads for a folder that has an adapter and no config.
+
+    Args:
+        source: a folder or the name of a repository on the Hub.
+        options: as from [`hub_options`].
+
+    Returns:
+        The folder or the name on the Hub; None where transformers loads `source` itself.
+
+    Raises:
+        ValueError: if the adapter names no base model.
+    """
+    if not is_peft_available() or Path(source, CONFIG_NAME).is_file():
+        return None
+    file = None
+    with contextlib.suppress(OSError, ValueError):  # the loading of the config, which follows, says what is wrong
+        file = find_adapter_config_file(source, **options)
+    if file is None:
+        return None
+    document = json.loads(Path(file).read_text(encoding="utf-8"))
+    base = document.get("base_model_name_or_path") if isinstance(document, dict) else None
+    if not isinstance(base, str) or not base:
+        raise ValueError(
+            f"'{source}' is an adapter that names no base model. Load the base model, and the adapter with the "
+            "`load_lora_weights` of a pipeline."
+        )
+    return base
 
 
 def weight_sizes(folder: Path) -> list[int]:
@@ -173,6 +206,10 @@ class CheckedWeights:
         if source is not None and kwargs.get("state_dict") is None:
             options = hub_options(kwargs)
             asked = config
+            base = None if isinstance(config, PreTrainedConfig) else base_of_adapter(source, **options)
+            if base is not None:
+                source = base
+                options.pop("revision", None)  # of the adapter
             if not isinstance(asked, PreTrainedConfig):
                 given = (source, options) if asked is None else (asked, {})
                 asked = cls.config_class.from_pretrained(given[0], **given[1])
@@ -184,7 +221,7 @@ class CheckedWeights:
                     sizes = weight_sizes_on_hub(source, **options)
                 check_weights(source, sizes, least)
         wants_report = kwargs.pop("output_loading_info", False)
-        where = "the given weights" if source is None else f"'{source}'"
+        where = "the given weights" if source is None else f"'{pretrained_model_name_or_path}'"
         with HeldLoadReport() as held:
             try:
                 model, report = super().from_pretrained(
