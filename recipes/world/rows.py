@@ -198,9 +198,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--image-tokenizer", default="checkpoints/world-image-tokenizer", help="a trained image tokenizer"
     )
     parser.add_argument("--output", default="data/world-rows", help="folder for the rows")
-    parser.add_argument("--t2i", type=int, default=45_000, help="scenes with captions")
-    parser.add_argument("--mmu", type=int, default=16_000, help="scenes with questions")
-    parser.add_argument("--mixed", type=int, default=8_000, help="conversations")
+    parser.add_argument("--t2i", type=int, default=90_000, help="scenes with captions")
+    parser.add_argument("--mmu", type=int, default=40_000, help="scenes with questions")
+    parser.add_argument("--mixed", type=int, default=14_000, help="conversations")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random choices")
     parser.add_argument(
         "--even", action="store_true", help="draw what is not the default, such as noto style or grass, more often"
