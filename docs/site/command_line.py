@@ -19,7 +19,8 @@ HEAD = """\
 
 `showo-hf` has one command for each task. Every command has `--help`, which this page repeats. The
 defaults belong to the embedded model; with `--model`, the help names the defaults of that model.
-`showo-hf --print-completion bash` (or `zsh`, `fish`) prints a script for the completion of words.
+`showo-hf --print-completion bash` (or `zsh`, `fish`) prints a script for the completion of words. In
+bash, this line in `~/.bashrc` turns it on: `eval "$(showo-hf --print-completion bash)"`.
 
 Errors are one line that names the option. A command that makes images and would take more than an
 hour says how long it would take on this machine, and asks for `--yes`. The exit code is 0 if all is

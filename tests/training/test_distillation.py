@@ -69,8 +69,8 @@ def test_two_steps_are_those_of_the_sampler():
 @pytest.mark.slow
 def test_a_decoder_is_distilled_to_one_step(images, tokenizer, tmp_path):  # noqa: F811
     wide = {**ARCHITECTURE, "block_out_channels": [32, 32]}
-    run_recipe(recipe(images, tokenizer, tmp_path / "teacher", steps=30, learning_rate=0.01, architecture=wide))
-    options = {"teacher": tmp_path / "teacher", "decoder_steps": 1, "steps": 60, "learning_rate": 0.01}
+    run_recipe(recipe(images, tokenizer, tmp_path / "teacher", steps=150, learning_rate=0.002, architecture=wide))
+    options = {"teacher": tmp_path / "teacher", "decoder_steps": 1, "steps": 100, "learning_rate": 0.002}
     options["architecture"] = {}  # the teacher's
     config = recipe(images, tokenizer, tmp_path / "student", batch_size=6, lr_scheduler_type="linear", **options)
     assert "time of a step" in plan_of(config)
@@ -86,7 +86,7 @@ def test_a_decoder_is_distilled_to_one_step(images, tokenizer, tmp_path):  # noq
 
     wanted = drawn(teacher, 2)
     before, after = ((found - wanted).square().mean() for found in (drawn(teacher, 1), drawn(student, 1)))
-    assert after < 0.95 * before
+    assert after < 0.85 * before  # measured: 0.76
 
 
 def test_a_student_takes_euler_steps_whatever_its_teacher_takes(images, tokenizer, tmp_path):  # noqa: F811
