@@ -121,7 +121,7 @@ def draw_questions(objects: Objects, split: str, kind: str, count: int, seed: in
 
 class Baselines:
     """
-    Two ways to answer without understanding, from as many scenes with questions as training has rows of them.
+    Two ways to answer without understanding, from scenes with questions that are made as the training's are.
 
     Args:
         objects: the cut-outs.

@@ -36,7 +36,7 @@ class ShowoExtrapolatePipeline(ShowoEditingPipeline):
     ```python
     >>> from showo_hf import EMBEDDED_MODEL, ShowoExtrapolatePipeline
     >>> pipe = ShowoExtrapolatePipeline.from_pretrained(EMBEDDED_MODEL)
-    >>> image = pipe("two palm trees on the grass", image="tree.png", direction="right", rounds=5).images[0]
+    >>> image = pipe("two palm trees on the grass", image="trees.png", direction="right", extent=56, rounds=5).images[0]
     ```
     """
 

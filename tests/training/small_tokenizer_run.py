@@ -28,6 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "architecture": {**ARCHITECTURE, **ATTENTION, "latent_channels": 8, "codebook_decay": 0.9},
     },
     "diffusion-decoder": {  # of the tokens of the tiny pipeline; some of its images are remembered
+        "image_size": {0: 8, 3: 16},
         "batch_size": 2,
         "architecture": {"patch_size": 2, "block_out_channels": [8, 8], "norm_num_groups": 4},
         "image_weight": 0.5,

@@ -355,6 +355,30 @@ def test_training_goes_on_from_a_decoder(images, tokenizer, tmp_path):
         load_decoder(config, FrozenTokenizer(load_tokenizer(str(tmp_path / "other"))))
 
 
+def test_images_have_the_size_of_the_step(images, tokenizer, tmp_path, monkeypatch):
+    """Validation has the size of the result. The codes of an image are those of its size."""
+    seen = []
+    original = FrozenTokenizer.__call__
+
+    def read(frozen, pixel_values):
+        seen.append((torch.is_grad_enabled(), pixel_values.shape[-1]))
+        return original(frozen, pixel_values)
+
+    sizes = {2: SIZE // 2, 0: SIZE, 3: 2 * SIZE}
+    options = {"image_size": sizes, "residual_scale": 0.1, "validation_data": images, "eval_steps": 4}
+    monkeypatch.setattr(FrozenTokenizer, "__call__", read)
+    run_recipe(recipe(images, tokenizer, tmp_path / "out", **options))
+    assert [size for training, size in seen if training] == [SIZE, SIZE, SIZE // 2, 2 * SIZE]
+    assert {size for training, size in seen if not training} == {2 * SIZE}
+    assert ShowoDiffusionDecoder.from_pretrained(tmp_path / "out").config.sample_size == 2 * SIZE
+
+
+def test_a_size_of_the_schedule_that_the_tokenizer_cannot_encode_is_refused(images, tokenizer, tmp_path):
+    config = recipe(images, tokenizer, tmp_path / "out", image_size={0: SIZE + 1, 2: SIZE})
+    with pytest.raises(ValueError, match=f"`image_size` must be a multiple of {tiny.FACTOR}, got {SIZE + 1}"):
+        load_decoder(config, FrozenTokenizer(load_tokenizer(str(tokenizer))))
+
+
 GIVEN = {
     "prediction_type": ("epsilon", "v_prediction"),
     "start": ("noise", "image"),

@@ -15,12 +15,11 @@ from showo_hf.processing.processing_showo import showo_image_processor
 from showo_hf.training.data.examples import Example
 from showo_hf.training.discriminator import PatchDiscriminator
 from showo_hf.training.dry_run import plan_of
-from showo_hf.training.image_batches import ImageBuilder
+from showo_hf.training.image_batches import ImageBuilder, resized
 from showo_hf.training.image_configs import ImageTokenizerConfig
 from showo_hf.training.image_tokenizers import (
     load_image_tokenizer,
     load_matching_weights,
-    resized,
     tokenizer_config,
     tokenizer_losses,
 )

@@ -137,11 +137,13 @@ def dying_run(folder, step, calls, **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["vq-ema", "adaptive-spectral", "diffusion-decoder"])
+@pytest.mark.parametrize("case", ["vq-ema", "vq-gradient", "muon", "adaptive-spectral", "diffusion-decoder"])
 def test_runs_that_are_killed_give_the_same_weights(tmp_path, case):
     """20 times, at random steps, and at random places of writing checkpoints."""
-    sizes = {"image_size": {0: 8, 60: 16}} if case in LOGGED else {}
-    options = small_run.validated(steps=120, save_steps=5, eval_steps=10, ema_decay=0.99, **sizes, **CASES[case])
+    sizes = {0: 8, 60: 16}
+    options = small_run.validated(
+        steps=120, save_steps=5, eval_steps=10, ema_decay=0.99, image_size=sizes, **CASES[case]
+    )
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir(), killed.mkdir()
     assert not small_run.Child(lambda: tokenizer_run.run(whole, **options), tmp_path / "whole.txt").wait(seconds=600)

@@ -33,7 +33,7 @@ from .previews import confidence_map, on_canvas, side_by_side, with_masked_cells
 from .settings import MAX_ANSWER, MAX_SCALE, OWN_SAMPLER, DrawSettings, Refusal
 
 
-CAPTION = "what is this?"
+CAPTION = "describe the picture."
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,11 +22,12 @@ from .saved_model import read_saved_model
 MOST_ROUNDS = 100
 
 EXAMPLES = """\
-  to the right by more than half an image: a palm tree on the right is then on the left of the last part
-    showo-hf extend tree.png "two palm trees on the grass" --extent 56 -o trees.png
+  to the right by 56 of 96 pixels: what stands on the right is then on the left of the new part
+    showo-hf extend trees.png "two palm trees on the grass" --extent 56 -o row.png
 
   a panorama: five rounds, each to the left and to the right
-    showo-hf extend tree.png "two palm trees on the grass" --direction left right --rounds 5 -o panorama.png
+    showo-hf extend trees.png "two palm trees on the grass" --extent 56 --direction left right --rounds 5 \\
+        -o panorama.png
 """
 
 

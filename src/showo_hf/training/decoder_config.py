@@ -6,14 +6,14 @@ from typing import Any
 from ..utils.decoder_choices import PREDICTION_TYPES, STARTS
 from ..utils.validation import MAX_COUNT, check_count, check_number, check_positive
 from .configs import check_choice
-from .image_configs import ImageRunConfig
+from .image_configs import SizedImageRunConfig
 
 
 WEIGHTINGS = ("simple", "bound")
 
 
 @dataclass(kw_only=True)
-class DiffusionDecoderConfig(ImageRunConfig):
+class DiffusionDecoderConfig(SizedImageRunConfig):
     """
     Training of a diffusion decoder, [`ShowoDiffusionDecoder`], on the frozen tokens of an image tokenizer.
 
@@ -21,13 +21,13 @@ class DiffusionDecoderConfig(ImageRunConfig):
         model (`str`, defaults to `"embedded"`): the image tokenizer, or the model or pipeline that has one, as a folder or
             a name on the Hub, or "embedded".
         decoder (`str`, *optional*): a diffusion decoder, or a pipeline that has one, whose weights the training starts from.
-            `prediction_type`, `start`, `residual_scale`, `architecture` and `image_size` are its own then; other values are
-            refused.
+            `prediction_type`, `start`, `residual_scale`, `architecture` and the last `image_size` are its own then; other
+            values are refused.
         teacher (`str`, *optional*): a diffusion decoder of flows, or a pipeline that has one. It is distilled into one of
             `decoder_steps` steps, each of which lands where two of the teacher's do (progressive distillation,
             arXiv:2202.00512). The training starts from the teacher's weights unless `decoder` is given.
         data, batch_size, shift: see [`ImageRunConfig`].
-        image_size (`int`, *optional*): width and height of the images in pixels; by default the tokenizer's.
+        image_size: see [`SizedImageRunConfig`]; by default the tokenizer's.
         prediction_type (`str`, *optional*): "epsilon", "v_prediction" or "flow_prediction", the default.
         weighting (`str`, defaults to `"simple"`): "simple" weighs all noise levels alike, "bound" as the variational
             bound does, up to a constant factor. A `teacher` needs "simple".
@@ -50,7 +50,6 @@ class DiffusionDecoderConfig(ImageRunConfig):
     model: str = "embedded"
     decoder: str | None = None
     teacher: str | None = None
-    image_size: int | None = None
     prediction_type: str | None = None
     weighting: str = "simple"
     image_weight: float = 0.0
@@ -72,8 +71,6 @@ class DiffusionDecoderConfig(ImageRunConfig):
         elif self.decoder is None:
             self.decoder_steps = 4
         check_count("cached_images", self.cached_images, least=0)
-        if self.image_size is not None:
-            check_count("image_size", self.image_size)
         check_number("image_weight", self.image_weight)
         for name in ("residual_scale", "low_band_sigma"):
             value = getattr(self, name)

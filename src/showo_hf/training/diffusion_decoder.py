@@ -33,7 +33,7 @@ from .data.loader import State, StepLoader
 from .data.order import stable_hash
 from .decoder_config import DiffusionDecoderConfig
 from .distillation import distilled, on_grid
-from .image_batches import ImageBuilder, Images, image_loader, validation_images
+from .image_batches import ImageBuilder, Images, image_loader, resized, validation_images
 from .image_results import save_image_result
 from .image_trainer import TASK, ImageTrainer
 from .losses import LossSums
@@ -123,11 +123,20 @@ class DiffusionDecoderTrainer(ImageTrainer):
 
     def losses(self, model: nn.Module, images: Images, sums: LossSums) -> dict[str, torch.Tensor]:
         """The losses of a batch by name. They are added to `sums`, with other measures."""
+        return self.losses_at(self.config.size_at(self.state.global_step), model, images, sums)
+
+    def validation_losses(self, model: nn.Module, images: Images, sums: LossSums):
+        """The same of a validation batch, whose images have the size of the result's."""
+        self.losses_at(None, model, images, sums)
+
+    def losses_at(self, size: int | None, model: nn.Module, images: Images, sums: LossSums) -> dict[str, torch.Tensor]:
+        """The losses of a batch whose images are resized to `size` x `size` pixels, or not at all."""
         decoder = self.accelerator.unwrap_model(self.model)
         pixels, seeds = images.pixel_values.to(self.args.device), images.noise_seeds
         is_empty = not len(pixels)
         if is_empty:  # every device must take part in the backward pass
             pixels, seeds = pixels.new_zeros(1, *pixels.shape[1:]), [0]
+        pixels = resized(pixels, size)
         losses, quality = batch_losses(self.config, model, decoder, self.tokenizer, pixels, seeds, self.teacher)
         if is_empty:
             return {name: 0.0 * loss for name, loss in losses.items()}
@@ -328,6 +337,7 @@ def load_decoder(config: DiffusionDecoderConfig, tokenizer: FrozenTokenizer) -> 
             that a loaded decoder does not have.
     """
     entries = architecture(config, tokenizer.tokenizer)
+    config.check_multiples(entries["downsampling"], entries["sample_size"])
     if config.decoder is not None:
         decoder = load_saved_decoder(config.decoder)
         check_fits(decoder, tokenizer.tokenizer)
@@ -354,7 +364,7 @@ def architecture(config: DiffusionDecoderConfig, tokenizer: ShowoImageTokenizer)
         "codebook_channels": tokenizer.config.codebook_channels,
         "downsampling": tokenizer.config.downsampling,
         "in_channels": tokenizer.config.in_channels,
-        "sample_size": config.image_size or tokenizer.config.sample_size,
+        "sample_size": config.last_size or tokenizer.config.sample_size,
         "start": config.start,
         "residual_scale": config.residual_scale,
         "prediction_type": config.prediction_type,
@@ -384,7 +394,7 @@ def check_given(config: DiffusionDecoderConfig, decoder: ShowoDiffusionDecoder):
     given: dict[str, tuple[Any, str]] = {
         name: (getattr(config, name), name) for name in ("prediction_type", "start", "residual_scale")
     }
-    given["image_size"] = config.image_size, "sample_size"
+    given["image_size"] = config.last_size, "sample_size"
     given |= {f"architecture.{name}": (value, name) for name, value in config.architecture.items()}
     for key, (value, name) in given.items():
         theirs = getattr(decoder.config, name)
@@ -409,7 +419,8 @@ def first_scale(config: DiffusionDecoderConfig, tokenizer: FrozenTokenizer, size
 
 def image_builder(config: DiffusionDecoderConfig, decoder: ShowoDiffusionDecoder) -> ImageBuilder:
     """Builds the batches of a run."""
-    return ImageBuilder(showo_image_processor(decoder.config.sample_size), config.mirror, config.shift)
+    size = config.largest_size or decoder.config.sample_size
+    return ImageBuilder(showo_image_processor(size), config.mirror, config.shift)
 
 
 def diffusion_decoder_trainer(

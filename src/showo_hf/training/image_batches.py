@@ -81,6 +81,13 @@ class ImageBuilder:
         return pixels
 
 
+def resized(pixels: torch.Tensor, size: int | None) -> torch.Tensor:
+    """Images (batch, 3, H, W) in [-1, 1] at another size, (batch, 3, size, size), without aliasing."""
+    if size is None or pixels.shape[-1] == size:
+        return pixels
+    return F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+
+
 def class_name(row: Example) -> str:
     """The class of an image: its text, or the first of its texts."""
     return row.text[0] if isinstance(row.text, list) else str(row.text)

@@ -104,15 +104,58 @@ class DiscriminatorOptions(DiscriminatorShape):
 
 
 @dataclass(kw_only=True)
-class ImageTokenizerConfig(ImageRunConfig):
+class SizedImageRunConfig(ImageRunConfig):
+    """
+    A training on images whose size may change in mid-run.
+
+    Args:
+        image_size (`int` or `dict`, *optional*): width and height of the images in pixels; or such sizes by the step from
+            which on they are used, as `{0: 64, 5000: 128}`. The last one is the result's. By default the model's.
+    """
+
+    image_size: Any = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.image_size = size_schedule(self.image_size)
+
+    @property
+    def sizes(self) -> list[list[int]]:
+        """Steps and the sizes from them on, in order; empty if the size is the model's."""
+        if self.image_size is None or isinstance(self.image_size, list):
+            return self.image_size or []
+        return [[0, self.image_size]]
+
+    @property
+    def largest_size(self) -> int | None:
+        """The largest width and height in the run, None for the model's."""
+        return max((size for _, size in self.sizes), default=None)
+
+    @property
+    def last_size(self) -> int | None:
+        """The width and height of the result's images, None for the model's."""
+        return self.sizes[-1][1] if self.sizes else None
+
+    def check_multiples(self, factor: int, model_size: int):
+        """Raise `ValueError` unless the sizes of the run, and the model's, are multiples of its downsampling."""
+        for size in {model_size, *(size for _, size in self.sizes)}:
+            if size % factor:
+                raise ValueError(f"`image_size` must be a multiple of {factor}, got {size}.")
+
+    def size_at(self, step: int) -> int | None:
+        """The width and height of the images of the step after `step` steps, None for the model's."""
+        return ([None] + [size for start, size in self.sizes if start <= step])[-1]
+
+
+@dataclass(kw_only=True)
+class ImageTokenizerConfig(SizedImageRunConfig):
     """
     Training of an image tokenizer: reconstruction of images through discrete tokens.
 
     Args:
         model (`str`, *optional*): an image tokenizer of the recipe's kind, as a folder or a name on the Hub, that the
             training starts from. Layers with other shapes start from random weights. Without it, all layers do.
-        image_size (`int` or `dict`, *optional*): width and height of the images in pixels; or such sizes by the step from
-            which on they are used, as `{0: 64, 5000: 128}`. The last one is the result's.
+        image_size: see [`SizedImageRunConfig`].
         commitment_weight (`float`, *optional*): weight of the commitment loss.
         architecture (`dict`): other entries of the tokenizer's config, such as `encoder_block_out_channels`. Whatever is
             not given is as in `model`, or else as in the published tokenizer.
@@ -130,7 +173,6 @@ class ImageTokenizerConfig(ImageRunConfig):
     """
 
     model: str | None = None
-    image_size: Any = None
     commitment_weight: float | None = None
     architecture: dict[str, Any] = field(default_factory=dict)
     trained: str | None = None
@@ -142,7 +184,6 @@ class ImageTokenizerConfig(ImageRunConfig):
     def __post_init__(self):
         super().__post_init__()
         check_count("pixel_scales", self.pixel_scales)
-        self.image_size = size_schedule(self.image_size)
         for name, weight in self.loss_weights.items():
             check_choice("loss_weights", name, tuple(TOKENIZER_LOSS_WEIGHTS))
             check_number(f"loss_weights.{name}", as_number(weight))
@@ -196,26 +237,9 @@ class ImageTokenizerConfig(ImageRunConfig):
             check_choice("discriminator", name, known)
         return DiscriminatorOptions(**self.discriminator)
 
-    @property
-    def sizes(self) -> list[list[int]]:
-        """Steps and the sizes from them on, in order; empty if the size is the model's."""
-        if self.image_size is None or isinstance(self.image_size, list):
-            return self.image_size or []
-        return [[0, self.image_size]]
-
-    @property
-    def largest_size(self) -> int | None:
-        """The largest width and height in the run, None for the model's."""
-        return max((size for _, size in self.sizes), default=None)
-
-    def size_at(self, step: int) -> int | None:
-        """The width and height of the images of the step after `step` steps, None for the model's."""
-        return ([None] + [size for start, size in self.sizes if start <= step])[-1]
-
     def model_entries(self) -> dict[str, Any]:
         """The keys of the recipe that are entries of the tokenizer's config, None where it does not give them."""
-        size = self.sizes[-1][1] if self.sizes else None
-        return {"sample_size": size, "commitment_weight": self.commitment_weight}
+        return {"sample_size": self.last_size, "commitment_weight": self.commitment_weight}
 
 
 @dataclass(kw_only=True)

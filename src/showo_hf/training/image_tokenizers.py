@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import TrainerCallback, TrainingArguments
 
 from ..models.configuration_image_tokenizer import ShowoImageTokenizerConfig
@@ -24,7 +23,7 @@ from ..processing.processing_showo import showo_image_processor
 from .adversarial import Adversary
 from .data.loader import State, StepLoader
 from .data.order import stable_hash
-from .image_batches import ImageBuilder, Images, image_loader, validation_images
+from .image_batches import ImageBuilder, Images, image_loader, resized, validation_images
 from .image_configs import LAST_LAYER, ImageTokenizerConfig, LFQTrainingConfig, VQTrainingConfig
 from .image_results import save_image_result
 from .image_trainer import TASK, ImageTrainer
@@ -201,13 +200,6 @@ def add_to(sums: LossSums, made: Reconstruction, count: int):
         sums.add(TASK, name, value, count)
 
 
-def resized(pixels: torch.Tensor, size: int | None) -> torch.Tensor:
-    """Images (batch, 3, H, W) in [-1, 1] at another size, (batch, 3, size, size), without aliasing."""
-    if size is None or pixels.shape[-1] == size:
-        return pixels
-    return F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
-
-
 # What a run needs
 
 
@@ -229,9 +221,7 @@ def tokenizer_config(config: ImageTokenizerConfig) -> ShowoImageTokenizerConfig:
     changes = {name: value for name, value in changes.items() if value is not None}
     entries = {name: value for name, value in start.items() if name in known} | config.architecture | changes
     made = config_class(**entries)
-    for size in {made.sample_size, *(size for _, size in config.sizes)}:
-        if size % made.downsampling:
-            raise ValueError(f"`image_size` must be a multiple of {made.downsampling}, got {size}.")
+    config.check_multiples(made.downsampling, made.sample_size)
     config.check_size(made.sample_size)
     return made
 
