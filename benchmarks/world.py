@@ -334,7 +334,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--known-scenes", type=positive_integer, default=120_000, help="captions that the baseline of images knows"
     )
     parser.add_argument(
-        "--known-rows", type=positive_integer, default=30_000, help="rows of questions that the baselines know"
+        "--known-rows", type=positive_integer, default=40_000, help="rows of questions that the baselines know"
     )
     add_judge_options(parser, default=None)
     add_workbench_options(parser, count=100, counted="prompts or questions of each kind")

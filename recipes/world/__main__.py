@@ -61,7 +61,8 @@ STEPS = (
         "--known-words data/world-objects/known_words.json --output checkpoints/world-fresh",
     ),
     Step("transformer, text to image", "checkpoints/world-images", "showo-hf train recipes/world/showo-images.yaml"),
-    Step("transformer, all tasks", "checkpoints/showo-world", "showo-hf train recipes/world/showo.yaml"),
+    Step("transformer, all tasks", "checkpoints/world-tasks", "showo-hf train recipes/world/showo.yaml"),
+    Step("transformer, all tasks again", "checkpoints/showo-world", "showo-hf train recipes/world/showo-again.yaml"),
     Step(
         "diffusion decoder", "checkpoints/world-image-decoder", "showo-hf train recipes/world/diffusion_decoder.yaml"
     ),
@@ -73,7 +74,7 @@ STEPS = (
 )
 
 
-LAST = "transformer, all tasks"  # by default
+LAST = "transformer, all tasks again"  # by default
 
 
 def make(steps: tuple[Step, ...], root: Path) -> None:
