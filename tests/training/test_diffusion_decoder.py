@@ -356,7 +356,7 @@ def test_training_goes_on_from_a_decoder(images, tokenizer, tmp_path):
 
 
 def test_images_have_the_size_of_the_step(images, tokenizer, tmp_path, monkeypatch):
-    """Validation has the size of the result. The codes of an image are those of its size."""
+    """Validation and the plan have the size of the result."""
     seen = []
     original = FrozenTokenizer.__call__
 
@@ -371,6 +371,9 @@ def test_images_have_the_size_of_the_step(images, tokenizer, tmp_path, monkeypat
     assert [size for training, size in seen if training] == [SIZE, SIZE, SIZE // 2, 2 * SIZE]
     assert {size for training, size in seen if not training} == {2 * SIZE}
     assert ShowoDiffusionDecoder.from_pretrained(tmp_path / "out").config.sample_size == 2 * SIZE
+    seen.clear()
+    plan_of(recipe(images, tokenizer, tmp_path / "planned", image_size={0: 2 * SIZE, 1: SIZE}, residual_scale=0.1))
+    assert {size for _, size in seen} == {SIZE}
 
 
 def test_a_size_of_the_schedule_that_the_tokenizer_cannot_encode_is_refused(images, tokenizer, tmp_path):

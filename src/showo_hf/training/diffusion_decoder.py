@@ -126,7 +126,7 @@ class DiffusionDecoderTrainer(ImageTrainer):
         return self.losses_at(self.config.size_at(self.state.global_step), model, images, sums)
 
     def validation_losses(self, model: nn.Module, images: Images, sums: LossSums):
-        """The same of a validation batch, whose images have the size of the result's."""
+        """The same of a validation batch. Its images have the size of the result."""
         self.losses_at(None, model, images, sums)
 
     def losses_at(self, size: int | None, model: nn.Module, images: Images, sums: LossSums) -> dict[str, torch.Tensor]:
@@ -417,12 +417,6 @@ def first_scale(config: DiffusionDecoderConfig, tokenizer: FrozenTokenizer, size
     return max(1e-3, round((stacked - base).square().mean().sqrt().item(), 3))
 
 
-def image_builder(config: DiffusionDecoderConfig, decoder: ShowoDiffusionDecoder) -> ImageBuilder:
-    """Builds the batches of a run."""
-    size = config.largest_size or decoder.config.sample_size
-    return ImageBuilder(showo_image_processor(size), config.mirror, config.shift)
-
-
 def diffusion_decoder_trainer(
     config: DiffusionDecoderConfig,
     args: TrainingArguments,
@@ -433,9 +427,10 @@ def diffusion_decoder_trainer(
 ) -> DiffusionDecoderTrainer:
     """The Trainer of a run that starts at a position in the data, with what [`load_models`] gave."""
     decoder, tokenizer, teacher = models
+    size = config.largest_size or decoder.config.sample_size
     data = image_loader(
         config,
-        image_builder(config, decoder),
+        ImageBuilder(showo_image_processor(size), config.mirror, config.shift),
         args.process_index,
         args.world_size,
         args.dataloader_num_workers,

@@ -16,7 +16,7 @@ from .arguments import training_arguments
 from .configs import FinetuneConfig, RunConfig
 from .data.loader import StepLoader
 from .decoder_config import DiffusionDecoderConfig
-from .diffusion_decoder import batch_losses, image_builder, load_models
+from .diffusion_decoder import batch_losses, load_models
 from .image_batches import ImageBuilder, first_images
 from .image_classifiers import load_classifier
 from .image_configs import LAST_LAYER, ImageClassifierConfig, ImageRunConfig, ImageTokenizerConfig
@@ -174,7 +174,8 @@ def plan_of_diffusion_decoder(config: DiffusionDecoderConfig, args: TrainingArgu
     decoder, tokenizer, teacher = load_models(config)
     if tokenizer.capacity:
         tokenizer.capacity = len(tokenizer.known) + config.batch_size
-    images = first_images(config, image_builder(config, decoder))
+    builder = ImageBuilder(showo_image_processor(decoder.config.sample_size), config.mirror, config.shift)
+    images = first_images(config, builder)
     pixels = images.pixel_values.to(args.device)
     tokenizer.tokenizer.to(args.device)
     decoder.to(args.device).train()
