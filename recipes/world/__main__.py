@@ -62,7 +62,16 @@ STEPS = (
     ),
     Step("transformer, text to image", "checkpoints/world-images", "showo-hf train recipes/world/showo-images.yaml"),
     Step("transformer, all tasks", "checkpoints/world-tasks", "showo-hf train recipes/world/showo.yaml"),
-    Step("transformer, all tasks again", "checkpoints/showo-world", "showo-hf train recipes/world/showo-again.yaml"),
+    Step("transformer, all tasks again", "checkpoints/world-again", "showo-hf train recipes/world/showo-again.yaml"),
+    Step(
+        "new rows, more questions",
+        "data/world-rows-again",
+        f"python -m recipes.world.rows {OBJECTS} {TOKENIZER} --output data/world-rows-again --even --seed 1 "
+        "--questions 8 --wrong-styles 0.05",
+    ),
+    Step(
+        "transformer, more questions", "checkpoints/showo-world", "showo-hf train recipes/world/showo-questions.yaml"
+    ),
     Step(
         "diffusion decoder", "checkpoints/world-image-decoder", "showo-hf train recipes/world/diffusion_decoder.yaml"
     ),
@@ -74,7 +83,7 @@ STEPS = (
 )
 
 
-LAST = "transformer, all tasks again"  # by default
+LAST = "transformer, more questions"  # by default
 
 
 def make(steps: tuple[Step, ...], root: Path) -> None:

@@ -10,6 +10,9 @@ The images are stored as tokens, so the rows belong to one image tokenizer. The 
 - `mixed.jsonl`: conversations with drawn and shown images.
 
 All combinations in them are trained ones (recipes.world.held_out).
+
+A share of the captions may name a style that the image does not have (`--wrong-styles`). A model that has seen this draws a
+thing in another style, not a blob, where it never saw the thing in the style of the prompt.
 """
 
 import argparse
@@ -27,12 +30,14 @@ from recipes.image_tokens import encode_images
 from recipes.world.captions import caption
 from recipes.world.conversations import Talker, Turn, to_messages
 from recipes.world.drawing import CELL, draw
+from recipes.world.held_out import DEFAULT_STYLE, STYLE_FAMILIES
 from recipes.world.objects import Objects, load_objects
 from recipes.world.questions import Asker
 from recipes.world.scene_maker import SceneMaker
 from recipes.world.scenes import CELLS, Scene
 from showo_hf.models.image_tokenizer import ShowoImageTokenizer
 from showo_hf.training.diffusion_decoder import load_tokenizer
+from showo_hf.utils.argument_types import fraction, positive_integer
 from showo_hf.utils.atomic_folder import atomic_folder
 from showo_hf.utils.validation import check_count
 
@@ -84,10 +89,14 @@ class RowMaker:
 
     Args:
         maker: draws the scenes.
+        questions: questions about an image, at most. There are no two of a kind.
+        wrong_styles: share of the captions of text to image that name another style, where the scene is a trained one in
+            that style. The default style is never named wrongly, because it need not be named.
     """
 
-    def __init__(self, maker: SceneMaker):
+    def __init__(self, maker: SceneMaker, questions: int = QUESTIONS, wrong_styles: float = 0.0):
         self.maker, self.rng = maker, maker.rng
+        self.questions, self.wrong_styles = questions, wrong_styles
         self.talker = Talker(maker)
         self.waiting: list[Scene] = []
 
@@ -98,13 +107,21 @@ class RowMaker:
             twins = [twin(scene), colour_twin(scene, self.maker.objects)]
             self.waiting = [scene, *(one for one in twins if one and one.split == "train" and self.maker.fits(one))]
         scene = self.waiting.pop(0)
-        texts = [caption(scene, self.rng) for _ in range(CAPTIONS)]
+        texts = [caption(self.perhaps_restyled(scene), self.rng) for _ in range(CAPTIONS)]
         return [scene], lambda images: {"text": texts, "image_tokens": images[scene]}
+
+    def perhaps_restyled(self, scene: Scene) -> Scene:
+        """The scene, or, as often as `wrong_styles` says, the scene in another style if that is a trained one."""
+        if not self.wrong_styles or self.rng.random() >= self.wrong_styles:
+            return scene
+        others = [dataclasses.replace(scene, style=style) for style in STYLE_FAMILIES if style != DEFAULT_STYLE]
+        others = [one for one in others if one != scene and one.split == "train" and self.maker.fits(one)]
+        return self.rng.choice(others) if others else scene
 
     def mmu(self) -> Draft:
         """A scene and questions about it, none of the same kind."""
         scene = self.maker.scene()
-        asked = Asker(scene, self.rng).several(QUESTIONS)
+        asked = Asker(scene, self.rng).several(self.questions)
         turns = [Turn("ask", one.text, one.answer, shown=scene if at == 0 else None) for at, one in enumerate(asked)]
         return [scene], lambda images: {"messages": to_messages(turns, images)}
 
@@ -152,10 +169,16 @@ def cells_of(image: np.ndarray) -> list[bytes]:
     return [cell.tobytes() for cell in cells]
 
 
-def made_rows(task: str, count: int, encode: SceneEncoder, seed: int, even: bool = False) -> Iterator[dict[str, Any]]:
-    """`count` rows of a task. They depend on the other arguments, the cut-outs and the image tokenizer alone."""
+def made_rows(
+    task: str, count: int, encode: SceneEncoder, seed: int, even: bool = False, **options: Any
+) -> Iterator[dict[str, Any]]:
+    """
+    `count` rows of a task. They depend on the other arguments, the cut-outs and the image tokenizer alone.
+
+    `options` are those of [`RowMaker`].
+    """
     maker = SceneMaker(encode.objects, random.Random(f"{seed} {task}"), even)
-    make: Callable[[], Draft] = getattr(RowMaker(maker), task)
+    make: Callable[[], Draft] = getattr(RowMaker(maker, **options), task)
     for first in range(0, count, _CHUNK):
         drafts = [make() for _ in range(min(_CHUNK, count - first))]
         images = encode(scene for scenes, _ in drafts for scene in scenes)
@@ -169,6 +192,7 @@ def write_rows(
     counts: dict[str, int],
     seed: int = 0,
     even: bool = False,
+    **options: Any,
 ) -> None:
     """
     Write the files to the folder `output`, and replace an existing one.
@@ -180,6 +204,7 @@ def write_rows(
         counts: rows by task: "t2i", "mmu", "mixed".
         seed: seed of the random choices.
         even: as for [`SceneMaker`].
+        options: those of [`RowMaker`].
     """
     for task, count in counts.items():
         check_count(task, count)
@@ -187,7 +212,7 @@ def write_rows(
     with atomic_folder(Path(output), overwrite=True) as folder:
         for task, count in counts.items():
             with open(folder / f"{task}.jsonl", "w", encoding="utf-8") as lines:
-                for row in made_rows(task, count, encode, seed, even):
+                for row in made_rows(task, count, encode, seed, even, **options):
                     lines.write(json.dumps(row, separators=(",", ":")) + "\n")
 
 
@@ -205,10 +230,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--even", action="store_true", help="draw what is not the default, such as noto style or grass, more often"
     )
+    parser.add_argument(
+        "--questions", type=positive_integer, default=QUESTIONS, help="questions about an image, at most"
+    )
+    parser.add_argument(
+        "--wrong-styles", type=fraction, default=0.0, help="share of the captions that name another style"
+    )
     options = parser.parse_args(arguments)
     image_tokenizer = load_tokenizer(options.image_tokenizer)
     counts = {"t2i": options.t2i, "mmu": options.mmu, "mixed": options.mixed}
-    write_rows(load_objects(options.objects), image_tokenizer, options.output, counts, options.seed, options.even)
+    choices = {"questions": options.questions, "wrong_styles": options.wrong_styles}
+    write_rows(
+        load_objects(options.objects), image_tokenizer, options.output, counts, options.seed, options.even, **choices
+    )
     for task, count in counts.items():
         print(f"{task:6} {count:7} rows")
 

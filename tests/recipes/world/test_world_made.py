@@ -1,5 +1,6 @@
 """The embedded model is made by its recipe, in small: every command of docs/embedded_model.md on a few scenes."""
 
+import dataclasses
 import json
 import random
 from collections import Counter
@@ -15,6 +16,7 @@ from recipes import fresh_model
 from recipes.image_tokens import encode_images
 from recipes.world import images, rows, text_tokenizer
 from recipes.world.drawing import draw
+from recipes.world.held_out import DEFAULT_STYLE
 from recipes.world.objects import save_objects
 from showo_hf import ShowoDiffusionDecoder, ShowoT2IPipeline, ShowoVQTokenizer
 from showo_hf.cli import main
@@ -25,7 +27,7 @@ from showo_hf.training.recipe_files import load_recipe
 ROOT = Path(__file__).parents[3]
 RECIPES = (
     *("image_tokenizer", "image_tokenizer_decoder", "diffusion_decoder", "diffusion_decoder_distilled"),
-    *("showo-images", "showo"),
+    *("showo-images", "showo", "showo-again", "showo-questions"),
 )
 
 
@@ -98,6 +100,28 @@ def test_scenes_with_captions_are_trained_and_come_with_their_trained_twins(obje
             elif one is not None:
                 found[f"no {name}"] += 1
     assert set(found) == {"twin", "no twin", "colour twin", "no colour twin"} and min(found.values()) > 2, found
+
+
+def test_rows_have_as_many_questions_as_asked_for(objects):
+    encode = rows.SceneEncoder(objects, tiny.lfq(stages=4, sample_size=96, encoder_context=False))
+    most = {}
+    for questions in (4, 8):
+        found = rows.made_rows("mmu", 60, encode, 1, questions=questions)
+        most[questions] = max(len(row["messages"]) // 2 for row in found)
+    assert most == {4: 4, 8: 8}
+
+
+def test_wrong_styles_are_those_of_trained_scenes_and_never_the_default(objects):
+    maker = rows.RowMaker(rows.SceneMaker(objects, random.Random(0)), wrong_styles=0.5)
+    scenes = [maker.maker.scene() for _ in range(600)]
+    named = [maker.perhaps_restyled(scene) for scene in scenes]
+    changed = [(one, other) for one, other in zip(scenes, named, strict=True) if one != other]
+    assert 150 < len(changed) < 300
+    for one, other in changed:
+        assert other == dataclasses.replace(one, style=other.style) and other.split == "train"
+        assert other.style != DEFAULT_STYLE and maker.maker.fits(other)
+    right = rows.RowMaker(rows.SceneMaker(objects, random.Random(0)))
+    assert all(right.perhaps_restyled(scene) == scene for scene in scenes[:50])
 
 
 def test_scenes_have_the_tokens_of_their_images(objects):
