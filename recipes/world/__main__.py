@@ -70,8 +70,17 @@ STEPS = (
         "--questions 8 --wrong-styles 0.05",
     ),
     Step(
-        "transformer, more questions", "checkpoints/showo-world", "showo-hf train recipes/world/showo-questions.yaml"
+        "transformer, more questions",
+        "checkpoints/world-questions",
+        "showo-hf train recipes/world/showo-questions.yaml",
     ),
+    Step(
+        "new rows, with checks",
+        "data/world-rows-checks",
+        f"python -m recipes.world.rows {OBJECTS} {TOKENIZER} --output data/world-rows-checks --even --seed 2 "
+        "--questions 2 --checks 2 --wrong-styles 0.05 --t2i 45000 --mmu 60000 --mixed 9000",
+    ),
+    Step("transformer, checks", "checkpoints/showo-world", "showo-hf train recipes/world/showo-checks.yaml"),
     Step(
         "diffusion decoder", "checkpoints/world-image-decoder", "showo-hf train recipes/world/diffusion_decoder.yaml"
     ),
@@ -83,7 +92,7 @@ STEPS = (
 )
 
 
-LAST = "transformer, more questions"  # by default
+LAST = "transformer, checks"  # by default
 
 
 def make(steps: tuple[Step, ...], root: Path) -> None:

@@ -153,6 +153,11 @@ class Asker:
                 found[kind] = question
         return list(found.values())
 
+    def check(self) -> Question:
+        """A question that only the image answers: about a thing that is there, or, as often, about one that is not."""
+        ask = self.rng.choice((Asker.how_many, Asker.colour, Asker.where, Asker._is_there_one))
+        return ask(self, 0.5) or self._is_there_one(0.5)
+
     # What is there
 
     def what(self) -> Question:
@@ -167,9 +172,9 @@ class Asker:
         """Everything, as in the canonical caption without the style."""
         return Question("describe", self.rng.choice(DESCRIBE), f"{content_and_background(self.scene)}.")
 
-    def how_many(self) -> Question:
-        """How many there are of one thing; in a fifth of the questions, of one that is not there."""
-        if self.rng.random() < 0.2:
+    def how_many(self, absent_share: float = 0.2) -> Question:
+        """How many there are of one thing; in a share of the questions, of one that is not there."""
+        if self.rng.random() < absent_share:
             many = noun_of(self._absent(), self.rng, countable=True).plural
             return Question("how_many", self._say(HOW_MANY, many=many), _NONE)
         group = self.rng.choice(self.groups)
@@ -178,9 +183,9 @@ class Asker:
         many = noun_of(group.thing, self.rng, countable=True).plural
         return Question("how_many", self._say(HOW_MANY, many=many), _number(group.count))
 
-    def colour(self) -> Question | None:
+    def colour(self, absent_share: float = 0.08) -> Question | None:
         """The colour of a thing that has a clear one, or of one that is not there."""
-        if self.rng.random() < 0.08:
+        if self.rng.random() < absent_share:
             return Question("colour", self._say(WHICH_COLOUR, one=bare(self._absent(), self.rng)), _NONE)
         group = self._with_colour()
         if group is None:
@@ -195,9 +200,9 @@ class Asker:
 
     # Where it is
 
-    def where(self) -> Question | None:
+    def where(self, absent_share: float = 0.08) -> Question | None:
         """Where a thing is: in the picture if it is alone, else beside the others that it has on one side."""
-        if self.rng.random() < 0.08:
+        if self.rng.random() < absent_share:
             return Question("where", self._say(WHERE, one=bare(self._absent(), self.rng)), _NONE)
         if len(self.scene.items) == 1:
             where = place(self.scene.items[0])
@@ -254,8 +259,7 @@ class Asker:
                 asked = one_of(group.thing, group.colour if yes else wrong.second, rng=self.rng)
                 text = self._say(IS_THERE, a_one=asked, are=is_or_are(asked))
                 return Question("is_there", text, answer, _named(yes, wrong))
-        asked = one_of(group.thing if yes else self._absent(), rng=self.rng)
-        return Question("is_there", self._say(IS_THERE, a_one=asked, are=is_or_are(asked)), "yes." if yes else "no.")
+        return self._thing_is_there(group.thing if yes else self._absent(), yes)
 
     def is_colour(self) -> Question | None:
         """Whether a thing has a colour."""
@@ -338,6 +342,14 @@ class Asker:
 
     def _say(self, wordings: tuple[str, ...], **words: str) -> str:
         return self.rng.choice(wordings).format(**words)
+
+    def _is_there_one(self, absent_share: float) -> Question:
+        yes = self.rng.random() >= absent_share
+        return self._thing_is_there(self.rng.choice(self.groups).thing if yes else self._absent(), yes)
+
+    def _thing_is_there(self, thing: str, yes: bool) -> Question:
+        asked = one_of(thing, rng=self.rng)
+        return Question("is_there", self._say(IS_THERE, a_one=asked, are=is_or_are(asked)), "yes." if yes else "no.")
 
     def _absent(self) -> str:
         """A thing that is not there. Training may name it with those that are, and with earlier ones that are not."""

@@ -13,6 +13,9 @@ All combinations in them are trained ones (recipes.world.held_out).
 
 A share of the captions may name a style that the image does not have (`--wrong-styles`). A model that has seen this draws a
 thing in another style, not a blob, where it never saw the thing in the style of the prompt.
+
+Rows with questions may begin with checks (`--checks`), half of them about a thing that is not there. Later questions of a
+row can often be answered from the answers before, and the first ones from the image alone.
 """
 
 import argparse
@@ -92,11 +95,12 @@ class RowMaker:
         questions: questions about an image, at most. There are no two of a kind.
         wrong_styles: share of the captions of text to image that name another style, where the scene is a trained one in
             that style. The default style is never named wrongly, because it need not be named.
+        checks: questions that come before the others ([`Asker.check`]).
     """
 
-    def __init__(self, maker: SceneMaker, questions: int = QUESTIONS, wrong_styles: float = 0.0):
+    def __init__(self, maker: SceneMaker, questions: int = QUESTIONS, wrong_styles: float = 0.0, checks: int = 0):
         self.maker, self.rng = maker, maker.rng
-        self.questions, self.wrong_styles = questions, wrong_styles
+        self.questions, self.wrong_styles, self.checks = questions, wrong_styles, checks
         self.talker = Talker(maker)
         self.waiting: list[Scene] = []
 
@@ -119,9 +123,10 @@ class RowMaker:
         return self.rng.choice(others) if others else scene
 
     def mmu(self) -> Draft:
-        """A scene and questions about it, none of the same kind."""
+        """A scene and questions about it: the checks, and then others, of which none are of the same kind."""
         scene = self.maker.scene()
-        asked = Asker(scene, self.rng).several(self.questions)
+        asker = Asker(scene, self.rng)
+        asked = [asker.check() for _ in range(self.checks)] + asker.several(self.questions)
         turns = [Turn("ask", one.text, one.answer, shown=scene if at == 0 else None) for at, one in enumerate(asked)]
         return [scene], lambda images: {"messages": to_messages(turns, images)}
 
@@ -236,10 +241,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--wrong-styles", type=fraction, default=0.0, help="share of the captions that name another style"
     )
+    parser.add_argument(
+        "--checks", type=int, default=0, help="questions that come first, half of them about what is not there"
+    )
     options = parser.parse_args(arguments)
     image_tokenizer = load_tokenizer(options.image_tokenizer)
     counts = {"t2i": options.t2i, "mmu": options.mmu, "mixed": options.mixed}
-    choices = {"questions": options.questions, "wrong_styles": options.wrong_styles}
+    choices = {"questions": options.questions, "wrong_styles": options.wrong_styles, "checks": options.checks}
     write_rows(
         load_objects(options.objects), image_tokenizer, options.output, counts, options.seed, options.even, **choices
     )

@@ -27,7 +27,7 @@ from showo_hf.training.recipe_files import load_recipe
 ROOT = Path(__file__).parents[3]
 RECIPES = (
     *("image_tokenizer", "image_tokenizer_decoder", "diffusion_decoder", "diffusion_decoder_distilled"),
-    *("showo-images", "showo", "showo-again", "showo-questions"),
+    *("showo-images", "showo", "showo-again", "showo-questions", "showo-checks"),
 )
 
 
@@ -109,6 +109,10 @@ def test_rows_have_as_many_questions_as_asked_for(objects):
         found = rows.made_rows("mmu", 60, encode, 1, questions=questions)
         most[questions] = max(len(row["messages"]) // 2 for row in found)
     assert most == {4: 4, 8: 8}
+    checked = list(rows.made_rows("mmu", 60, encode, 1, questions=2, checks=2))
+    firsts = [row["messages"][1]["content"][0]["text"] for row in checked]
+    assert max(len(row["messages"]) // 2 for row in checked) == 4
+    assert 15 < sum(text in ("no.", "there is none.") for text in firsts) < 45
 
 
 def test_wrong_styles_are_those_of_trained_scenes_and_never_the_default(objects):

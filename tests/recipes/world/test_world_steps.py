@@ -53,7 +53,7 @@ def test_it_stops_at_a_step_that_fails(tmp_path):
     assert error.value.returncode == 5 and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("options, last", [((), "transformer, more questions"), (("--until", "rows"), "rows"),
+@pytest.mark.parametrize("options, last", [((), "transformer, checks"), (("--until", "rows"), "rows"),
     (("--until", STEPS[-1].name), "diffusion decoder of half the steps")])  # fmt: skip
 def test_it_ends_with_the_model_unless_another_step_is_named(tmp_path, monkeypatch, capsys, options, last):
     monkeypatch.chdir(tmp_path)

@@ -273,6 +273,15 @@ def test_answers_about_things_that_are_not_there():
         assert (question.answer == "there is none.") != names_it
 
 
+def test_half_of_the_checks_are_about_things_that_are_not_there(objects):
+    maker, absent = SceneMaker(objects, random.Random(7)), 0
+    for _ in range(400):
+        question = Asker(maker.scene(), maker.rng).check()
+        assert question.kind in ("how_many", "colour", "where", "is_there")
+        absent += question.answer in ("no.", "there is none.")
+    assert 150 < absent < 250
+
+
 def test_yes_is_as_frequent_as_no(objects):
     maker = SceneMaker(objects, random.Random(5))
     counts: Counter = Counter()
@@ -321,7 +330,8 @@ def test_no_training_text_names_a_held_out_combination(objects, seed):
     for kind in KIND_WEIGHTS:
         scene = maker.scene("train", kind)
         texts += [caption(scene, rng) for _ in range(3)]
-        questions = Asker(scene, rng).several(len(KINDS_OF_QUESTION))
+        asker = Asker(scene, rng)
+        questions = [asker.check(), asker.check(), *asker.several(len(KINDS_OF_QUESTION))]
         assert all(trained(question.names) for question in questions)
         texts.append(" ".join(f"{question.text} {question.answer}" for question in questions))  # they are in one row
     for turns in (Talker(maker).conversation(6) for _ in range(4)):
