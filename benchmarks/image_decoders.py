@@ -31,14 +31,17 @@ from benchmarks.pictures import generators, to_image
 from benchmarks.world_detector import Detector, load_detector
 from benchmarks.world_judging import Wish, faults, look
 from benchmarks.world_sheets import LINE, font
+from benchmarks.world_workbench import OBJECTS, checked_file
 from PIL import Image, ImageDraw
 
+from recipes.file_hashes import files_hash
 from recipes.image_tokens import to_pixel_values
 from recipes.world.drawing import draw
 from recipes.world.objects import load_objects
 from recipes.world.scene_maker import SceneMaker
 from recipes.world.scenes import Scene
 from showo_hf import ShowoDiffusionDecoder
+from showo_hf.commands.errors import UsageError
 from showo_hf.models.image_tokenizer import ShowoImageTokenizer
 from showo_hf.training.diffusion_decoder import load_tokenizer
 from showo_hf.utils.argument_types import positive_integer
@@ -235,12 +238,17 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     objects = load_objects(options.objects)
+    judge_file = options.detector and Path(options.detector)
+    try:
+        judge_file = judge_file and checked_file(judge_file, {"objects": files_hash(options.objects, OBJECTS)})
+    except UsageError as error:
+        parser.error(str(error))
     tokenizer = load_tokenizer(options.model)
     decoders = {
         str(folder): ShowoDiffusionDecoder.from_pretrained(folder, dtype=torch.float32).eval()
         for folder in options.decoder
     }
-    judge = load_detector(options.detector) if options.detector else None
+    judge = load_detector(judge_file) if judge_file else None
     for kind, what, folder in (
         (None, "one combination is unseen", ""),
         ("single", "one thing, unseen in its style", "unseen-things"),

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -100,7 +100,13 @@ def write_own_images(folder: Path, pipe: ShowoT2IPipeline, options: argparse.Nam
     """
     prompts = [captions[0] for captions in texts]
     seed = options.seed + 1000  # other noise than the measured images have
-    write_images(folder, generate(pipe, prompts, seed, options.batch_size, num_inference_steps=options.steps), texts)
+    write_images(folder, generate(pipe, prompts, seed, options.batch_size, **own_sampling(pipe, options)), texts)
+
+
+def own_sampling(pipe: ShowoT2IPipeline, options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of every call that makes images."""
+    steps, guidance = pipe.with_defaults(options.steps, options.guidance)
+    return {"num_inference_steps": steps, "guidance_scale": guidance}
 
 
 def cpu_seconds() -> float:
@@ -149,7 +155,9 @@ def stored(folder: Path, name: str, options: object, make: Callable[[], torch.Te
     file = folder / f"{name}-{key}.safetensors"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({"value": make().contiguous()}, file)
+        part = file.with_suffix(".part")
+        save_file({"value": make().contiguous()}, part)
+        os.replace(part, file)
     return load_file(file)["value"]
 
 
@@ -231,18 +239,18 @@ def draw(pipe: ShowoT2IPipeline, options: argparse.Namespace, things: Things, we
     Args:
         weights: a name for the pipeline's weights. Images that they have made are read from the folder of the run.
     """
-    steps, guidance = pipe.with_defaults(options.steps, options.guidance)
-    sampling = {"num_inference_steps": steps, "guidance_scale": guidance}
+    sampling = own_sampling(pipe, options)
+    prompts = {
+        key: [things.prompt(name, key[1]) for name in names] for key, names in asked_for(things, options.old).items()
+    }
     return {
         (label, style): stored(
             options.output / "made",
             "generated",
-            [weights, options.seed, sampling, names, style],
-            lambda names=names, style=style: generate(
-                pipe, [things.prompt(name, style) for name in names], options.seed, options.batch_size, **sampling
-            ),
+            [weights, options.seed, options.batch_size, sampling, texts],
+            lambda texts=texts: generate(pipe, texts, options.seed, options.batch_size, **sampling),
         )
-        for (label, style), names in asked_for(things, options.old).items()
+        for (label, style), texts in prompts.items()
     }
 
 

@@ -34,6 +34,7 @@ from benchmarks.world_workbench import (
 )
 
 from showo_hf import EMBEDDED_MODEL
+from showo_hf.commands.errors import UsageError
 from showo_hf.utils.argument_types import positive_integer, scale_number
 
 
@@ -100,7 +101,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     bench = Editing(options)
     title = f"Editing {len(bench.asked)} scenes in {bench.used['num_inference_steps']} steps"
-    bench.results.table(options.split, title, ["measurement", "measured"], bench.rows(), bench.all_settings)
+    try:
+        rows = bench.rows()
+    except UsageError as error:
+        parser.error(str(error))
+    bench.results.table(options.split, title, ["measurement", "measured"], rows, bench.all_settings)
 
 
 if __name__ == "__main__":

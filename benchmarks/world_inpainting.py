@@ -10,7 +10,7 @@ from benchmarks.world_prompts import prompt_text
 
 from recipes.world.drawing import CELL, SIZE
 from recipes.world.objects import Objects
-from recipes.world.scene_maker import SceneMaker
+from recipes.world.scene_maker import KEY_KINDS, SceneMaker
 from recipes.world.scenes import THING_CELLS, Item, Scene
 
 
@@ -99,5 +99,6 @@ def measured(
     """
     results = [judged(one, seen) for one, seen in zip(replacements, look(inpaint(replacements)), strict=True)]
     found = {name: sum(one[name] for one in results) / len(results) for name in ("object", "rest", "right")}
-    clusters = [frozenset(one.after.combinations) for one in replacements]
+    about = KEY_KINDS["position"]  # the unseen combination of the new scene, in whatever style
+    clusters = [frozenset(some for some in one.after.combinations if some.kind in about) for one in replacements]
     return found | {"standard_error": standard_error([one["right"] for one in results], clusters)}

@@ -3,7 +3,7 @@
     python -m recipes.world.objects --output data/world-objects
     python -m benchmarks.world_lora_style --output runs/lora-style --sheet docs/images/lora_style.png steps=500
 
-The new style is drawn by program from flat scenes: blue ink. 100 drawings of 70 things, each alone and some of them
+The new style is drawn by a program from flat scenes: blue ink. 100 drawings of 70 things, each alone and some of them
 together, train the embedded model by the command `showo-hf train lora`. 35 other things are held out: the model knows them
 in its four styles, and has never seen them in ink.
 
@@ -29,9 +29,9 @@ from benchmarks import style_lora
 from benchmarks.ink import StyleJudge, draw_ink, train_judge
 from benchmarks.style_lora import NEW, Things, style_parser
 from benchmarks.world_detector import Detector, detect, load_detector
-from benchmarks.world_workbench import add_judge_options, trained_file
+from benchmarks.world_workbench import CONFIGS, OBJECTS, add_judge_options, trained_file
 
-from recipes.file_hashes import weights_hash
+from recipes.file_hashes import files_hash, weights_hash
 from recipes.image_tokens import to_pixel_values
 from recipes.world.drawing import draw
 from recipes.world.held_out import DEFAULT_STYLE, split_of, styled
@@ -41,6 +41,7 @@ from recipes.world.scene_maker import SceneMaker
 from recipes.world.scenes import Item, Scene
 from recipes.world.words import THINGS
 from showo_hf import ShowoT2IPipeline
+from showo_hf.commands.errors import UsageError
 from showo_hf.utils.argument_types import positive_integer
 
 
@@ -168,8 +169,11 @@ def main(arguments: list[str] | None = None):
     things = choose_things(objects, *counts, seed=options.seed)
     pipe = ShowoT2IPipeline.from_pretrained(options.model, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    model = weights_hash(options.model)
-    detector = load_detector(trained_file(Path(options.detector), objects, options))
+    made_of = [weights_hash(options.model), files_hash(options.model, CONFIGS), files_hash(options.objects, OBJECTS)]
+    try:
+        detector = load_detector(trained_file(Path(options.detector), objects, options))
+    except UsageError as error:
+        parser.error(str(error))
 
     def train_on(pixels: torch.Tensor, styles: list[str]) -> InkAndOldStyles:
         labels = [NEW if style == NEW else OLD for style in styles]
@@ -182,7 +186,7 @@ def main(arguments: list[str] | None = None):
         texts = [texts_of(scene, NEW) for scene in scenes]
         return style_lora.train(pipe, options, draw_ink(pixels_of(scenes, objects)), texts, own)
 
-    style_lora.run(pipe, options, things, train_on, train_adapter, model)
+    style_lora.run(pipe, options, things, train_on, train_adapter, made_of)
 
 
 if __name__ == "__main__":

@@ -141,14 +141,14 @@ class NearestByWords:
             for word in some:
                 places[word].append(number)
         self._places = {word: np.array(numbers) for word, numbers in places.items()}  # of the texts with a word
-        self._sums = np.array([sum(self.weights[word] for word in some) for some in words])
+        self._sums = np.array([sum(self.weights[word] for word in sorted(some)) for some in words])
 
     def answer(self, text: str) -> Scene:
         """The nearest training scene, by the weighted share of common words (Jaccard)."""
         asked, common = _words(text), np.zeros(len(self.known))
-        for word in asked & set(self._places):
+        for word in sorted(asked & set(self._places)):  # in a fixed order, because sums of floats depend on it
             common[self._places[word]] += self.weights[word]
-        union = self._sums + sum(self.weights.get(word, 1.0) for word in asked) - common
+        union = self._sums + sum(self.weights.get(word, 1.0) for word in sorted(asked)) - common
         return self.known[int((common / union.clip(1e-9)).argmax())]
 
 

@@ -57,7 +57,7 @@ class Results:
 
         Args:
             split: "validation" or "test".
-            title: what the table shows. A table with the same title is replaced.
+            title: what the table shows. A table with the same title is replaced, and tables of other weights are removed.
             head: the names of the columns.
             rows: the rows.
             settings: what all its results depend on.
@@ -67,5 +67,8 @@ class Results:
         file = self.folder / f"tables-{split}.json"
         tables = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         cells = [[str(cell) for cell in row] for row in rows]
+        if "model_weights" in settings:  # the judge alone has none
+            own = (None, settings["model_weights"])
+            tables = {name: one for name, one in tables.items() if one["settings"].get("model_weights") in own}
         tables[title] = {"head": list(head), "rows": cells, "settings": settings}
         write_json(file, tables)

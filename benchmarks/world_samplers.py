@@ -25,6 +25,7 @@ from benchmarks.world_tables import percent
 from benchmarks.world_workbench import Workbench, add_judge_options, add_workbench_options, asked_settings
 
 from showo_hf import EMBEDDED_MODEL
+from showo_hf.commands.errors import UsageError
 from showo_hf.utils.argument_types import positive_integer, scale_number
 
 
@@ -151,7 +152,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     add_judge_options(parser)
     add_workbench_options(parser, count=50, counted="prompts of each kind")
-    run(parser.parse_args(arguments))
+    try:
+        run(parser.parse_args(arguments))
+    except UsageError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def draw_questions(objects: Objects, split: str, kind: str, count: int, seed: in
 
 class Baselines:
     """
-    Two ways to answer without understanding, from scenes with questions that are made as the training's are.
+    Two ways to answer without understanding, from scenes of trained combinations with questions.
 
     Args:
         objects: the cut-outs.

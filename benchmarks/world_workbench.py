@@ -82,6 +82,16 @@ def trained_file(file: Path, objects: Objects, options: argparse.Namespace) -> P
     origin = {"objects": files_hash(options.objects, OBJECTS), "steps": str(options.detector_steps)}
     if not file.exists():
         save_detector(train_detector(objects, options.detector_steps), file, origin)
+    return checked_file(file, origin)
+
+
+def checked_file(file: Path, origin: dict[str, str]) -> Path:
+    """
+    The file of a judge, if it has this origin.
+
+    Raises:
+        UsageError: if it has another one.
+    """
     found = detector_origin(file)
     for name, value in origin.items():
         if found.get(name) != value:

@@ -1,7 +1,8 @@
 """Write an untrained model, which the training of the transformer starts from. Run from the repository root:
 
-    python -m recipes.fresh_model --image-tokenizer checkpoints/image-tokenizer \
-        --text-tokenizer checkpoints/text-tokenizer --output checkpoints/fresh
+    python -m recipes.fresh_model --image-tokenizer checkpoints/world-image-tokenizer \
+        --text-tokenizer checkpoints/world-text-tokenizer --known-words data/world-objects/known_words.json \
+        --output checkpoints/world-fresh
 
 The output is a pipeline folder.
 """
@@ -83,9 +84,9 @@ def fresh_pipeline(
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Write an untrained model.")
-    parser.add_argument("--image-tokenizer", default="checkpoints/image-tokenizer", help="a trained image tokenizer")
-    parser.add_argument("--text-tokenizer", default="checkpoints/text-tokenizer", help="a trained text tokenizer")
-    parser.add_argument("--output", default="checkpoints/fresh", help="folder for the pipeline")
+    parser.add_argument("--image-tokenizer", required=True, help="a trained image tokenizer")
+    parser.add_argument("--text-tokenizer", required=True, help="a trained text tokenizer")
+    parser.add_argument("--output", required=True, help="folder for the pipeline")
     parser.add_argument("--known-words", help="a JSON file with the words that it will learn, by group")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights")
     options = parser.parse_args(arguments)

@@ -154,7 +154,7 @@ class Asker:
         return list(found.values())
 
     def check(self) -> Question:
-        """A question that only the image answers: about a thing that is there, or, as often, about one that is not."""
+        """A question that only the image answers: about a thing that is there, or, a little more often, one that is not."""
         ask = self.rng.choice((Asker.how_many, Asker.colour, Asker.where, Asker._is_there_one))
         return ask(self, 0.5) or self._is_there_one(0.5)
 

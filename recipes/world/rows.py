@@ -1,7 +1,7 @@
 """Write the training rows of the transformer: captions, questions and conversations. Run from the repository root:
 
     python -m recipes.world.rows --objects data/world-objects --image-tokenizer checkpoints/world-image-tokenizer \
-        --output data/world-rows
+        --output data/world-rows --even
 
 The images are stored as tokens, so the rows belong to one image tokenizer. The folder contains
 
@@ -14,7 +14,7 @@ All combinations in them are trained ones (recipes.world.held_out).
 A share of the captions may name a style that the image does not have (`--wrong-styles`). A model that has seen this draws a
 thing in another style, not a blob, where it never saw the thing in the style of the prompt.
 
-Rows with questions may begin with checks (`--checks`), half of them about a thing that is not there. Later questions of a
+Rows with questions may begin with checks (`--checks`), about half of them on a thing that is not there. Later questions of a
 row can often be answered from the answers before, and the first ones from the image alone.
 """
 
@@ -242,7 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--wrong-styles", type=fraction, default=0.0, help="share of the captions that name another style"
     )
     parser.add_argument(
-        "--checks", type=int, default=0, help="questions that come first, half of them about what is not there"
+        "--checks", type=int, default=0, help="questions that come first, about half of them on what is not there"
     )
     options = parser.parse_args(arguments)
     image_tokenizer = load_tokenizer(options.image_tokenizer)

@@ -8,6 +8,7 @@ Run from the repository root:
 import argparse
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 from recipes.byte_pairs import train_text_tokenizer
 from recipes.world.captions import caption
@@ -16,6 +17,7 @@ from recipes.world.objects import Objects, load_objects
 from recipes.world.questions import Asker
 from recipes.world.scene_maker import SceneMaker
 from recipes.world.words import THINGS
+from showo_hf.utils.atomic_folder import atomic_folder
 
 
 def text_corpus(objects: Objects, scenes: int, seed: int = 0) -> Iterator[str]:
@@ -43,7 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     objects = load_objects(options.objects)
     tokenizer = train_text_tokenizer(text_corpus(objects, options.scenes), options.vocab_size, lower_case=True)
-    tokenizer.save_pretrained(options.output)
+    with atomic_folder(Path(options.output), overwrite=True) as folder:
+        tokenizer.save_pretrained(folder)
     maker = SceneMaker(objects, random.Random(1))
     lengths = sorted(len(tokenizer(caption(maker.scene(), maker.rng))["input_ids"]) for _ in range(1000))
     print(f"{len(tokenizer)} ids; a caption takes {lengths[500]} ids in the median, the longest {lengths[-1]}")

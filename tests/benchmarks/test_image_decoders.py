@@ -9,9 +9,11 @@ import torch
 from benchmarks import image_decoders
 from benchmarks.world_detector import Detector, save_detector
 from benchmarks.world_judging import Seen
+from benchmarks.world_workbench import OBJECTS
 from PIL import Image
 from world_objects import drawn_objects
 
+from recipes.file_hashes import files_hash
 from recipes.image_tokens import to_pixel_values
 from recipes.world.drawing import draw
 from recipes.world.held_out import styled
@@ -67,7 +69,8 @@ def small_world(objects, tmp_path) -> list[str]:
 
 @pytest.mark.slow
 def test_the_tables_of_small_models(small_world, tmp_path, capsys):
-    save_detector(Detector(), tmp_path / "judge.safetensors", {})
+    origin = {"objects": files_hash(small_world[1], OBJECTS)}
+    save_detector(Detector(), tmp_path / "judge.safetensors", origin)
     sheets = tmp_path / "sheets"
     arguments = [*small_world, "--detector", str(tmp_path / "judge.safetensors"), "--images", "4"]
     image_decoders.main([*arguments, "--steps", "1", "2", "--sheets", str(sheets)])
@@ -85,6 +88,13 @@ def test_the_tables_of_small_models(small_world, tmp_path, capsys):
         assert f"noise as diffusion decoder {tmp_path / 'distilled'}, 2 steps" in rows
     for folder in (sheets, sheets / "unseen-things"):
         assert {"true-size.png", "enlarged.png"} <= {file.name for file in folder.iterdir()}
+
+
+def test_a_judge_of_other_things_is_refused(small_world, tmp_path, capsys):
+    save_detector(Detector(), tmp_path / "judge.safetensors", {"objects": "others"})
+    with pytest.raises(SystemExit):
+        image_decoders.main([*small_world, "--detector", str(tmp_path / "judge.safetensors")])
+    assert "`--detector` must be a judge with objects" in capsys.readouterr().err
 
 
 def test_steps_are_each_decoders_own_and_what_is_not_measured_is_named(small_world, tmp_path, capsys):

@@ -103,6 +103,13 @@ def test_results_are_written_whole_and_tables_reach_the_card(tmp_path, capsys):
     assert results_section(tmp_path) == "\n**Turns**\n\n| turn | right |\n| --- | --- |\n| all | 72% |\n"
 
 
+def test_tables_of_other_weights_are_removed(tmp_path, capsys):
+    results = Results(tmp_path)
+    for title, settings in (("judge", {}), ("old name", {"model_weights": "1"}), ("new name", {"model_weights": "2"})):
+        results.table("test", title, ["kind"], [["single"]], settings)
+    assert set(json.loads((tmp_path / "tables-test.json").read_text())) == {"judge", "new name"}
+
+
 def test_what_is_asked_is_known_by_scenes_and_answers_too():
     one, other = (Scene((Item("dog", None, column, 4),), "flat") for column in (0, 7))
     question = Question("where", "where is it?", "on the left.", frozenset({coloured("dog", "red")}))

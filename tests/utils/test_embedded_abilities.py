@@ -1,5 +1,7 @@
 """What the model in the package can do: a few of the things that benchmarks.world measures, each with room for an error."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,12 @@ PROMPTS = {
     "a heart": {"red"},
     "a frog": {"green"},
 }
+#: Two things with their colours, which are asked for in both orders.
+SIDES = (
+    (("a red apple", "red"), ("a blue car", "blue")),
+    (("a banana", "yellow"), ("a frog", "green")),
+    (("a purple cat", "purple"), ("a heart", "red")),
+)
 CLEAR = 0.03  # share of an image's pixels that a thing at least has in its colour: it takes a sixth of the image
 ENOUGH = 0.75  # of the images or answers must be right
 
@@ -42,19 +50,33 @@ def share(image, colour: str) -> np.ndarray:
     return pixel_colours(np.asarray(image.convert("RGB"))) == COLOUR_NAMES.index(colour)
 
 
+def has_word(text: str, word: str) -> bool:
+    """Whether a text has a whole word: no "car" of "carrot"."""
+    return re.search(rf"\b{word}\b", text) is not None
+
+
 def test_images_show_the_colours_of_their_prompts_on_white(images):
-    right = [all(share(images[text], one).mean() > CLEAR for one in colours) for text, colours in PROMPTS.items()]
-    assert np.mean(right) >= ENOUGH, dict(zip(PROMPTS, right, strict=True))
+    asked = {text: colours for text, colours in PROMPTS.items() if colours}
+    right = {text: all(share(images[text], one).mean() > CLEAR for one in asked[text]) for text in asked}
+    assert np.mean(list(right.values())) >= ENOUGH, right
     assert np.mean([share(image, "white").mean() > 0.4 for image in images.values()]) >= ENOUGH
 
 
-def test_things_stand_on_the_side_that_the_prompt_says(images):
-    def column(image, colour: str) -> float:
-        return float(np.nonzero(share(image, colour))[1].mean())
+def test_things_stand_on_the_side_that_the_prompt_says(pipe):
+    """A model that does not read the order of the words gets half of them right."""
 
-    first, second = (images[text] for text in PROMPTS if "left" in text)
-    right = [column(first, "red") < column(first, "blue"), column(second, "blue") < column(second, "red")]
-    assert any(right), "one of the two at least"
+    def column(image, colour: str) -> float:
+        columns = np.nonzero(share(image, colour))[1]
+        return float(columns.mean()) if len(columns) else np.nan
+
+    asked = [(one, other) for pair in SIDES for one, other in (pair, pair[::-1])]
+    prompts = [f"{one} to the left of {other}" for (one, _), (other, _) in asked]
+    images = pipe(prompts, generator=[torch.Generator().manual_seed(7) for _ in prompts]).images
+    right = [
+        column(image, left) < column(image, right)
+        for image, ((_, left), (_, right)) in zip(images, asked, strict=True)
+    ]
+    assert sum(right) >= 5, dict(zip(prompts, right, strict=True))
 
 
 def test_a_named_background_is_drawn(pipe):
@@ -77,7 +99,7 @@ def test_questions_about_its_own_images_are_answered(pipe, images):
     }
     asking = ShowoMMUPipeline(**pipe.components)
     answers = {text: asking(images[text], question).texts[0] for text, (question, _) in asked.items()}
-    right = [word in answers[text] for text, (_, word) in asked.items()]
+    right = [has_word(answers[text], word) for text, (_, word) in asked.items()]
     assert np.mean(right) >= ENOUGH, answers
 
 
@@ -86,7 +108,7 @@ def test_an_answer_of_text_and_images_names_and_shows_what_was_asked_for(pipe):
     content = talking("show me a red apple, then a blue car", generator=torch.Generator().manual_seed(0)).content
     images = [part["image"] for part in content if part["type"] == "image"]
     said = " ".join(part["text"] for part in content if part["type"] == "text")
-    assert len(images) == 2 and "apple" in said and "car" in said
+    assert len(images) == 2 and has_word(said, "apple") and has_word(said, "car")
     assert share(images[0], "red").mean() > CLEAR or share(images[1], "blue").mean() > CLEAR
 
 
@@ -96,5 +118,5 @@ def test_a_conversation_goes_on_about_the_image_that_was_drawn(pipe):
     drawn = talk.send("draw a dog on the grass.", generator=generator).content
     assert sum(part["type"] == "image" for part in drawn) == 1
     answer = talk.send("what is this?", generator=generator).content
-    assert [part["type"] for part in answer] == ["text"] and "dog" in answer[0]["text"]
+    assert [part["type"] for part in answer] == ["text"] and has_word(answer[0]["text"], "dog")
     assert any(part["type"] == "image" for part in talk.send("make it night", generator=generator).content)
