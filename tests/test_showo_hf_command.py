@@ -121,6 +121,7 @@ def test_auto_classes_work_however_the_package_was_imported(start, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_command_prints_only_what_concerns_the_user(tmp_path):
     words = [
         "generate",

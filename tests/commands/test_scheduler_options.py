@@ -194,7 +194,7 @@ def test_the_most_steps_are_those_that_the_scheduler_will_have():
     check_steps_and_temperature(options_with(*replace, "--steps", "100"))
     with pytest.raises(UsageError, match=limit.format(100, 101)):
         check_steps_and_temperature(options_with(*replace, "--steps", "101"))
-    with pytest.raises(UsageError, match=limit.format(7, 18)):  # the default
+    with pytest.raises(UsageError, match=limit.format(7, 16)):  # the number of steps of the embedded model
         check_steps_and_temperature(options_with(*replace, "--scheduler-option", "num_train_timesteps=7"))
     Path("mine/scheduler").mkdir(parents=True)
     config = Path("mine/scheduler/scheduler_config.json")

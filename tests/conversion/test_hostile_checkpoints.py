@@ -100,6 +100,7 @@ def test_a_folder_with_something_else_in_it_is_kept(sources, capsys, name):
     assert convert(sources, out, "--overwrite") == 0
 
 
+@pytest.mark.slow
 def test_what_this_package_writes_can_be_replaced(sources, capsys):
     for more in ([], ["--with-code"], ["--max-shard-size", "200KB"]):
         assert convert(sources, sources / "out", "--overwrite", *more) == 0

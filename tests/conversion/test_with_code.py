@@ -239,6 +239,7 @@ def test_modules_that_cannot_be_joined_are_refused(package, source, message):
         remote_code.standalone("small.a")
 
 
+@pytest.mark.slow
 def test_every_file_compiles():
     for module in remote_code.MODULES.values():
         compile(remote_code.standalone(module), module, "exec")

@@ -234,7 +234,7 @@ def run_in_threads(calls, threads=8):
     return [shares[number % threads][number // threads] for number in range(len(calls))]
 
 
-@pytest.mark.parametrize("kind", [MaskGITScheduler, RemaskingScheduler])
+@pytest.mark.parametrize("kind", [MaskGITScheduler, pytest.param(RemaskingScheduler, marks=pytest.mark.slow)])
 def test_a_pipeline_can_be_shared_by_eight_threads(kind):
     """64 calls with different prompts, steps, sizes and guidance give the same tokens as single calls."""
     pipe = make_pipeline(ShowoT2IPipeline, scheduler=kind(mask_token_id=tiny.CODES))

@@ -116,7 +116,8 @@ def test_a_folder_of_images_becomes_a_decoder(images, tokenizer, tmp_path, predi
 
 
 @pytest.mark.parametrize(
-    "prediction_type", ["flow_prediction", "epsilon", pytest.param("v_prediction", marks=pytest.mark.slow)]
+    "prediction_type",
+    ["flow_prediction", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("epsilon", "v_prediction"))],
 )
 def test_a_trained_decoder_is_closer_to_the_images_than_the_tokenizer(images, tokenizer, tmp_path, prediction_type):
     """In one step, and in as many as it takes by default, with its own scheduler."""
@@ -436,6 +437,7 @@ def test_the_architecture_is_checked_with_a_loaded_decoder_too(images, tokenizer
         load_decoder(config, FrozenTokenizer(load_tokenizer(str(tokenizer))))
 
 
+@pytest.mark.slow
 def test_weights_are_saved_in_the_asked_dtype(images, tokenizer, tmp_path):
     sizes = {}
     for dtype in ("float32", "bfloat16"):

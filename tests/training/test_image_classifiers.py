@@ -77,6 +77,7 @@ def test_labelled_images_become_a_classifier(tmp_path, folder, table, kind):
     assert loss(pixels, pixels) == 0 and loss(pixels, pixels.flip(0)) > 0.01
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, folder):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     run(whole, str(folder), steps=3)
@@ -88,6 +89,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, folder):
     assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_skipped_step_leaves_the_losses_of_the_steps_before_it(tmp_path, folder, monkeypatch):
     """The images of the second step are not finite. The losses are logged after it."""
     losses, steps = ImageClassifierTrainer.losses, []

@@ -110,6 +110,7 @@ def test_a_folder_of_images_becomes_an_image_tokenizer(images, tmp_path):
     assert [row["step"] for row in checks] == [15, 30] and all("eval_psnr" in row for row in checks)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_weights(images, tmp_path):
     run_recipe(recipe(images, tmp_path / "whole", muon=True))
     with pytest.raises(Unfinished):

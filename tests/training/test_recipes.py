@@ -249,6 +249,7 @@ def test_a_merged_adapter_is_a_pipeline(tmp_path):
     ShowoT2IPipeline.from_pretrained(output)
 
 
+@pytest.mark.slow
 def test_a_periodic_push_of_a_merged_adapter_is_the_result_so_far(tmp_path, hub_here):
     """The weights after the pushed step, and the training goes on as without a push."""
     images = shared() / "images"

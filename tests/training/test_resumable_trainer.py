@@ -138,6 +138,7 @@ def test_a_run_that_is_stopped_after_each_step_gives_the_same_weights(tmp_path, 
     assert without_times(small_run.log_rows(validated)) == without_times(small_run.log_rows(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_time_of_a_step_is_right_after_a_run_was_resumed(tmp_path, monkeypatch):
     for step in range(1, 5):
         with pytest.raises(Unfinished, match=f"after step {step}"):
@@ -277,6 +278,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_limit_of_file_sizes_keeps_the_last_good_checkpoint(tmp_path):
     """As a full disk, where no file system can be mounted: a real error of the system while a tensor is written."""
     folder = tmp_path / "run"

@@ -143,6 +143,7 @@ def test_losses_of_other_validation_data_are_not_compared(tmp_path):
     assert before["step"] == 1 and best["step"] > 1 and best["loss"] > 2 * before["loss"]
 
 
+@pytest.mark.slow
 def test_another_validation_goes_on_after_an_early_stop(tmp_path):
     options = small_run.validated(eval_steps=1, steps=8, early_stop=1, learning_rate=0.0)
     small_run.run(tmp_path, **options)
@@ -152,6 +153,7 @@ def test_another_validation_goes_on_after_an_early_stop(tmp_path):
     assert [row["step"] for row in small_run.log_rows(tmp_path) if "eval_loss" in row] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_best_weights_of_another_step_than_the_checkpoint_knows_are_not_the_result(tmp_path):
     """As of a run that was killed between a validation and the next checkpoint. The learning rate spoils the weights."""
     options = small_run.validated(eval_steps=1, steps=2, learning_rate=1.0, ema_decay=None, warmup_steps=1)
@@ -176,6 +178,7 @@ def test_without_resume_checkpoints_are_refused(folder, not_loaded):
     assert small_run.files_of(folder) == before
 
 
+@pytest.mark.slow
 def test_evaluation_at_the_start_is_not_repeated_by_a_resumed_run(tmp_path):
     options = small_run.validated(eval_on_start=True, keep_best=None, steps=3, eval_steps=1)
     with pytest.raises(Unfinished):

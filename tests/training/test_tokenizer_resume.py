@@ -84,6 +84,7 @@ def test_a_run_that_is_stopped_after_each_step_gives_the_same_weights(tmp_path, 
     assert all("lecam" in row for row in rows[2:]) and "discriminator" not in rows[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["the discriminator", "the codebook"])
 def test_each_part_of_the_state_matters(tmp_path, monkeypatch, part):
     """If this fails, the test above does not show that the state is restored."""

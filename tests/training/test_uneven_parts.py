@@ -1,9 +1,11 @@
 """Processes of one run that have different numbers of rows in a step."""
 
 import parallel_run
+import pytest
 import small_run
 
 
+@pytest.mark.slow
 def test_a_broken_row_of_one_process_does_not_hold_up_the_other(tmp_path):
     """The process without a row has a gradient of the head too, for which the other one waits."""
     images = small_run.write_images(tmp_path / "images", 4)

@@ -62,6 +62,7 @@ def test_images_show_the_colours_of_their_prompts_on_white(images):
     assert np.mean([share(image, "white").mean() > 0.4 for image in images.values()]) >= ENOUGH
 
 
+@pytest.mark.slow
 def test_things_stand_on_the_side_that_the_prompt_says(pipe):
     """A model that does not read the order of the words gets half of them right."""
 
@@ -103,6 +104,7 @@ def test_questions_about_its_own_images_are_answered(pipe, images):
     assert np.mean(right) >= ENOUGH, answers
 
 
+@pytest.mark.slow
 def test_an_answer_of_text_and_images_names_and_shows_what_was_asked_for(pipe):
     talking = ShowoAnyToAnyPipeline(**pipe.components)
     content = talking("show me a red apple, then a blue car", generator=torch.Generator().manual_seed(0)).content
