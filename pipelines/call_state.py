@@ -155,7 +155,7 @@ OFFLOAD_LOCK = RLock()
 def one_at_a_time_if_offloaded(pipe: DiffusionPipeline) -> Iterator[None]:
     """Wait until no other call of an offloaded pipeline runs, and keep others waiting. Other pipelines do not wait."""
     with OFFLOAD_LOCK:  # the end of another call takes the hooks off for a moment
-        if has_offload_hook(pipe.model):
+        if any(part is not None and has_offload_hook(part) for part in (pipe.model, pipe.image_decoder)):
             yield
             return
     yield

@@ -223,6 +223,9 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
             raise ValueError(
                 f"`decoder_steps` must be None or 0 for a pipeline without an image decoder, got {decoder_steps}."
             )
+        if self.image_decoder is not None:
+            steps = self.image_decoder.config.num_inference_steps if decoder_steps is None else decoder_steps
+            self.image_decoder.check_steps("decoder_steps", steps)
 
     def check_output_type(self, output_type: str):
         """Raise `ValueError` for an unknown `output_type`, or one that needs a missing image tokenizer."""

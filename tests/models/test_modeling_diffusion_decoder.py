@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
 
 from showo_hf import ShowoDiffusionDecoder, ShowoDiffusionDecoderConfig
+from showo_hf.models.configuration_diffusion_decoder import default_scheduler
 from showo_hf.models.modeling_diffusion_decoder import gaussian_blur
 from showo_hf.schedulers.gaussian_diffusion import flow_sample, q_sample, target_of
 
@@ -90,6 +91,39 @@ def test_every_scheduler_reaches_what_an_exact_network_knows(kind, scheduler, op
     found = decoder.decode(codes, image, 8, generators(1, 2)).sample
     torch.testing.assert_close(found, decoder.pixels, rtol=0, atol=2e-2)
     assert (found - decoder.pixels).abs().max() < 0.2 * (image - decoder.pixels).abs().max()
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler])
+def test_a_timestep_below_zero_that_rounding_makes_is_left_out(scheduler):
+    """diffusers' spacing "trailing" ends 61 steps with -1, which would mean the last noise level."""
+    codes, image = inputs()
+    decoder = Knows(tiny.image_decoder(prediction_type="epsilon", residual_scale=0.2).config)
+    decoder.set_scheduler(scheduler.from_config(decoder.scheduler.config))
+    decoder.pixels = (image + 0.1 * torch.randn(image.shape, generator=torch.Generator().manual_seed(1))).clamp(-1, 1)
+    seen, forward = [], decoder.forward
+
+    def watched(sample, timestep, codes, image):
+        seen.append(int(timestep))
+        return forward(sample, timestep, codes, image)
+
+    decoder.forward = watched
+    found = decoder.decode(codes, image, 61, generators(1, 2)).sample
+    assert len(seen) == 61 and min(seen) >= 0
+    torch.testing.assert_close(found, decoder.pixels, rtol=0, atol=2e-2)
+
+
+def test_more_steps_than_noise_levels_are_refused():
+    message = "`num_inference_steps` must be at most 1,000, got 1001"
+    with pytest.raises(ValueError, match=message):
+        tiny.image_decoder(prediction_type="epsilon").decode(*inputs(), 1001)
+    with pytest.raises(ValueError, match=message):
+        tiny.image_decoder(prediction_type="epsilon", num_inference_steps=1001)
+
+
+def test_epsilon_needs_some_signal_at_its_last_noise_level():
+    scheduler = default_scheduler("epsilon") | {"rescale_betas_zero_snr": True}
+    with pytest.raises(ValueError, match="`scheduler` must leave some of the image in its last noise level"):
+        tiny.image_decoder(prediction_type="epsilon", scheduler=scheduler)
 
 
 @pytest.mark.parametrize("start", ["image", "noise"])

@@ -124,6 +124,14 @@ def test_the_entropy_loss_of_one_position_is_zero(over, loss):
     assert loss(torch.tensor([[0.3, -1.2]])).item() == pytest.approx(0, abs=1e-5)
 
 
+@kinds
+def test_the_entropy_loss_has_a_gradient_where_codes_are_never_reached(over, loss):
+    """With all latents far on one side, the probability of the opposite code is 0 in float32."""
+    latents = torch.full((4, 8), 5.0, requires_grad=True)
+    loss(latents, 0.5).backward()
+    assert latents.grad.isfinite().all()
+
+
 def test_only_the_loss_over_codes_penalizes_correlated_bits():
     latents = 5 * torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
     assert bit_entropy_loss(latents).item() == pytest.approx(-math.log(2), abs=1e-3)

@@ -31,6 +31,12 @@ def test_tiles_cover_exactly_the_given_range(first, tile, more, data):
     assert all(0 < after - before <= stride for before, after in zip(starts, starts[1:], strict=False))
 
 
+@given(st.integers(2, 60), st.integers(2, 20))
+def test_neighbouring_tiles_overlap(size, tile):
+    wholes = [whole for whole, _ in kept_parts(size, tile)]
+    assert all(after.start < before.stop for before, after in zip(wholes, wholes[1:], strict=False))
+
+
 def nearest(codes):
     return codes.repeat_interleave(FACTOR, -1).repeat_interleave(FACTOR, -2)
 

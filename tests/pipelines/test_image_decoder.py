@@ -1,6 +1,8 @@
 """A diffusion decoder as a component of the pipelines that make images."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import accelerate
 import pytest
@@ -178,6 +180,31 @@ def test_an_image_decoder_whose_weights_are_fetched_for_each_layer(tmp_path, pre
     assert {weight.device.type for weight in pipe.image_decoder.parameters()} == {"meta"}
     for _ in range(2):  # weights that are mapped from a file may round otherwise
         torch.testing.assert_close(draw(pipe), expected, rtol=0, atol=0 if place == "memory" else 1e-6)
+
+
+def test_calls_wait_for_each_other_if_the_image_decoder_alone_is_offloaded(monkeypatch):
+    pipe, running, most = decoded(), [], []
+    accelerate.cpu_offload(pipe.image_decoder, torch.device("cpu"))
+    draw(pipe)
+    predict = pipe.image_decoder.predict
+
+    def watched(*arguments):
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.05)
+        running.pop()
+        return predict(*arguments)
+
+    monkeypatch.setattr(pipe.image_decoder, "predict", watched)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: draw(pipe), range(2)))
+    assert max(most) == 1
+
+
+def test_too_many_decoder_steps_are_refused_before_the_work():
+    pipe = decoded(prediction_type="epsilon")
+    with pytest.raises(ValueError, match="`decoder_steps` must be at most 1,000, got 1001"):
+        pipe("owl", decoder_steps=1001, callback_on_step_end=lambda *_: pytest.fail("the work had begun"))
 
 
 @pytest.mark.gpu

@@ -1,5 +1,6 @@
 import pytest
 import small_run
+from transformers import TrainingArguments
 
 from showo_hf.training.arguments import training_arguments
 
@@ -16,6 +17,13 @@ def test_trackers_that_are_unknown_or_not_installed_are_refused(tmp_path, monkey
     with pytest.raises(ValueError, match="`report_to` names wandb, which is not installed: run `pip install wandb`"):
         arguments(tmp_path, report_to=["tensorboard", "wandb"])
     assert arguments(tmp_path, report_to="tensorboard").report_to == []
+
+
+def test_a_process_uses_one_device_of_several(tmp_path, monkeypatch, caplog):
+    assert arguments(tmp_path).n_gpu <= 1 and not caplog.records
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 3))
+    assert arguments(tmp_path).n_gpu == 1
+    assert "3 devices are visible, and this run uses one. `accelerate launch" in caplog.text
 
 
 @pytest.mark.parametrize(("name", "value"), [("optim", "adamx"), ("lr_scheduler_type", "cosin"), ("eval_strategy", 5)])

@@ -381,6 +381,11 @@ def test_only_what_is_named_is_trained(images, tmp_path):
         load_image_tokenizer(recipe(images, tmp_path / "y", trained="nothing"))
 
 
+def test_a_codebook_of_averages_alone_cannot_be_trained_by_gradients(images, tmp_path):
+    with pytest.raises(ValueError, match="`trained` must match the name of a parameter that gradients change"):
+        load_image_tokenizer(vq_recipe(images, tmp_path / "out", trained="quantizer"))
+
+
 def vq_recipe(images, output, **changes):
     entries = {
         "data": str(images), "output": str(output), "steps": 4, "image_size": SIZE, "batch_size": 3, "save_steps": 2,

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from showo_hf.models.image_tokenizer import ShowoImageTokenizerOutput
 from showo_hf.training.adversarial import Adversary, adaptive_weight
 from showo_hf.training.discriminator_shape import DiscriminatorShape
 from showo_hf.training.tokenizer_losses import TokenizerLosses, log_cosh_loss, pixel_loss, token_cycle_loss
@@ -53,6 +54,23 @@ def test_the_token_cycle_is_the_distance_to_the_codes(make):
     expected = (model.compared(again.latents) - model.codes_of(tokens)).square().mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert share.item() == pytest.approx((again.image_tokens == tokens).float().mean().item())
+
+
+def test_the_token_cycle_computes_no_losses_of_the_quantizer(monkeypatch):
+    model = tiny.lfq().train()
+    tokens = model.encode(images(1)).image_tokens
+    monkeypatch.setattr(model, "quantizer_losses", None)
+    assert token_cycle_loss(model, images(), tokens)[0].isfinite()
+
+
+def test_the_psnr_of_an_image_that_comes_back_exactly_is_finite():
+    white = torch.ones(2, 3, 16, 16)
+
+    class Same(torch.nn.Module):
+        def forward(self, pixels, return_losses):
+            return ShowoImageTokenizerOutput(sample=pixels)
+
+    assert TokenizerLosses({"l1": 1.0, "perceptual": 0.0}).of(Same(), white).measures["psnr"] == 100
 
 
 def test_the_token_cycle_teaches_tokens_to_come_back():

@@ -49,7 +49,8 @@ class Space:
     def __post_init__(self):
         # A job with a lent GPU computes in another process. A call of a model whose weights accelerate moves keeps all
         # others out, so it must not wait for one of them between its steps.
-        alone = zero_gpu.LENDS or has_offload_hook(self.engine.pipe.model)
+        parts = (self.engine.pipe.model, self.engine.pipe.image_decoder)
+        alone = zero_gpu.LENDS or any(part is not None and has_offload_hook(part) for part in parts)
         options = replace(self.options, jobs_at_once=1) if alone else self.options
         self.line = Line(options, kinds_together=alone or self.engine.pipe.model.device.type != "cpu")
         self.cache = gr.Image(render=False).GRADIO_CACHE  # Gradio serves and deletes the files there

@@ -159,7 +159,12 @@ class ShowoDiffusionDecoderConfig(CheckedConfig):
     def build_scheduler(self) -> SchedulerMixin:
         """A scheduler of the config's class and entries. Its tables are on the CPU, also while a model is loaded."""
         with torch.device("cpu"):
-            return scheduler_from_config(self.scheduler)
+            scheduler = scheduler_from_config(self.scheduler)
+        if self.prediction_type == "epsilon" and scheduler.alphas_cumprod[-1] == 0:
+            raise ValueError(
+                "`scheduler` must leave some of the image in its last noise level for 'epsilon', which divides by it."
+            )
+        return scheduler
 
 
 def check_architecture(

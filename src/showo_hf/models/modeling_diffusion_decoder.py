@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch.nn import functional as F
@@ -75,6 +75,7 @@ class ShowoDiffusionDecoder(CheckedWeights, PreTrainedModel):
         super().__init__(config)
         self.tile_size: int | None = None
         self.scheduler: SchedulerMixin = config.build_scheduler()
+        self.check_steps("num_inference_steps", config.num_inference_steps)
         pixels_in_patch = config.in_channels * config.patch_size**2
         stages = len(config.block_out_channels)
         self.unet = UNet2DModel(
@@ -268,7 +269,7 @@ class ShowoDiffusionDecoder(CheckedWeights, PreTrainedModel):
         """
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         self.check_codes(codes, image)
-        check_count("num_inference_steps", steps, least=0, most=MAX_COUNT)
+        self.check_steps("num_inference_steps", steps)
         check_generators(generator, len(codes))
         if callback is not None:
             check_callable("callback", callback, "step", "variable")
@@ -280,6 +281,7 @@ class ShowoDiffusionDecoder(CheckedWeights, PreTrainedModel):
             scheduler.set_timesteps(sigmas=[1 - step / steps for step in range(steps)], device=image.device)
         else:
             scheduler.set_timesteps(steps, device=image.device)
+            drop_negative_timesteps(scheduler)
         noise = randn_tensor(image.shape, generator=generator, device=image.device, dtype=torch.float32)
         sample = noise * getattr(scheduler, "init_noise_sigma", 1.0)
         first = None
@@ -297,6 +299,11 @@ class ShowoDiffusionDecoder(CheckedWeights, PreTrainedModel):
             sample = sample + gaussian_blur(first - sample, self.config.low_band_sigma)
         return ShowoDiffusionDecoderOutput(sample=self.to_pixels(sample, image).clamp(-1, 1).to(image.dtype))
 
+    def check_steps(self, name: str, steps: int):
+        """Raise `ValueError` or `TypeError` for a number of steps, the argument `name`, that the scheduler cannot take."""
+        is_flow = isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler)
+        check_count(name, steps, least=0, most=MAX_COUNT if is_flow else self.scheduler.config.num_train_timesteps)
+
     def check_codes(self, codes: torch.Tensor, image: torch.Tensor):
         """Raise `ValueError` or `TypeError` unless codes and image are as [`decode`] takes them."""
         check_tensor("codes", codes)
@@ -307,6 +314,20 @@ class ShowoDiffusionDecoder(CheckedWeights, PreTrainedModel):
         wanted = (len(codes), self.config.in_channels, codes.shape[2] * factor, codes.shape[3] * factor)
         if tuple(image.shape) != wanted:
             raise ValueError(f"`image` must have the shape {wanted} of the codes, got {tuple(image.shape)}.")
+
+
+def drop_negative_timesteps(scheduler: SchedulerMixin):
+    """
+    Drop the timestep of -1 that diffusers' spacing "trailing" adds for some numbers of steps, such as 61 of 1,000.
+
+    Rounding makes it. A network would be asked for a noise level that does not exist.
+    """
+    kept = int((scheduler.timesteps >= 0).sum())
+    if kept == len(scheduler.timesteps):
+        return
+    scheduler.timesteps = scheduler.timesteps[:kept]
+    if isinstance(scheduler, DPMSolverMultistepScheduler):  # the last noise level is the end of the chain
+        scheduler.sigmas = torch.cat([scheduler.sigmas[:kept], scheduler.sigmas[-1:]])
 
 
 def check_noised(sample: torch.Tensor, timestep: torch.Tensor | float, shape: tuple[int, ...], last_timestep: int):

@@ -58,7 +58,9 @@ def code_entropy_loss(
     log_q = (2 * latents.float() / temperature @ codes.T).log_softmax(-1)  # (positions, codes)
     sample_entropy = binary_entropy_from_logits(4 * latents.float() / temperature).sum(-1).mean()
     mean = mean_over(log_q.exp(), spread)  # (codes,)
-    return (sample_entropy + torch.xlogy(mean, mean).sum()) / num_bits
+    # A code that no latent reaches has the probability 0 in float32, where `torch.xlogy` has no gradient.
+    log_mean = mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
+    return (sample_entropy + (mean * log_mean).sum()) / num_bits
 
 
 def mean_over(values: torch.Tensor, chosen: torch.BoolTensor | None) -> torch.Tensor:

@@ -179,10 +179,10 @@ class VectorQuantizer(nn.Module):
         Put dead entries at latents (positions, channels) of the entries (positions,), and return how many there were.
 
         The latents are drawn without replacement, each with a probability in proportion to its squared distance to its
-        entry, as the seeds of k-means++ are. So entries go where the codebook is coarse, and not to a plain area whose
-        latents are all alike. A restarted entry has the usage 1. If there are more dead entries than latents that
-        differ from theirs, the rest stays dead until the next call. In a process group, the
-        process that has most such latents gives them.
+        entry, as the seeds of k-means++ are. So entries go where the codebook is coarse, unless there are more dead entries
+        than latents, as in the first steps of a training: then every latent becomes an entry. A restarted entry has the
+        usage 1. If there are more dead entries than latents that differ from theirs, the rest stays dead until the next
+        call. In a process group, the process that has most such latents gives them.
         """
         dead = (self.code_usage < self.dead_code_threshold).nonzero().squeeze(1)
         if not len(dead):

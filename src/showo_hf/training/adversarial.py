@@ -54,7 +54,9 @@ def feature_matching_loss(fake: Iterable[torch.Tensor], real: Iterable[torch.Ten
     return torch.stack(losses).mean()
 
 
-def adaptive_weight(reconstruction: torch.Tensor, generator: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+def adaptive_weight(
+    reconstruction: torch.Tensor, generator: torch.Tensor, last: torch.Tensor, scale: float = 1.0
+) -> torch.Tensor:
     r"""
     The weight of the generator's loss that makes its gradient as large as that of the reconstruction,
     `|grad reconstruction| / (|grad generator| + 1e-4)` at the last layer of the decoder, at most 10,000 (VQGAN,
@@ -63,8 +65,10 @@ def adaptive_weight(reconstruction: torch.Tensor, generator: torch.Tensor, last:
     Args:
         reconstruction, generator: the two losses, of shape `()`. Their graphs are kept.
         last: the weights of the last layer.
+        scale: factor of the losses in the backward passes, which float16 needs: it loses small gradients.
     """
-    sizes = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (reconstruction, generator)]
+    losses = (reconstruction, generator)
+    sizes = [torch.autograd.grad(scale * loss, last, retain_graph=True)[0].norm() / scale for loss in losses]
     return (sizes[0] / (sizes[1] + 1e-4)).clamp(max=1e4).detach()
 
 

@@ -1,5 +1,6 @@
 """The arguments of transformers' Trainer, from a recipe."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -8,6 +9,28 @@ from transformers.integrations import get_available_reporting_integrations, get_
 
 from .callbacks import reports
 from .configs import RunConfig
+
+
+logger = logging.getLogger(__name__)
+
+
+class OneDeviceArguments(TrainingArguments):
+    """
+    Transformers' arguments for processes with one device each.
+
+    Without a launcher, transformers would split the batches of one process among all devices that it sees
+    (`torch.nn.DataParallel`), which the losses here and accelerate's autocast do not allow.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        """Devices of this process: at most 1."""
+        return min(self.visible_devices, 1)
+
+    @property
+    def visible_devices(self) -> int:
+        """Devices that transformers would use."""
+        return super().n_gpu
 
 
 def training_arguments(config: RunConfig, root: Path) -> TrainingArguments:
@@ -39,12 +62,18 @@ def training_arguments(config: RunConfig, root: Path) -> TrainingArguments:
         "push_to_hub": False,
     }
     try:
-        return TrainingArguments(**{**given, **own})
+        args = OneDeviceArguments(**{**given, **own})
     except ValueError as error:  # of an enumeration, which tells the value and the allowed ones, but no name
         names = [
             name for name, value in config.training.items() if f"{value} is not a valid" in str(error).replace("'", "")
         ]
         raise ValueError(f"`{names[0]}`: {error}" if names else str(error)) from error
+    if args.visible_devices > 1:
+        logger.warning(
+            f"{args.visible_devices} devices are visible, and this run uses one. "
+            "`accelerate launch -m showo_hf_command train ...` uses all of them."
+        )
+    return args
 
 
 def check_trackers(config: RunConfig):

@@ -109,7 +109,7 @@ def plan_of_image_tokenizer(config: ImageTokenizerConfig, args: TrainingArgument
         if objective.adversary is not None:
             objective.add_adversarial(made, pixels, model.get_parameter(LAST_LAYER), autocast)
         if config.loss_weights["token_cycle"]:
-            objective.add_token_cycle(model, made)
+            objective.add_token_cycle(model, made, autocast)
         sum(made.losses.values()).backward()
         if objective.adversary is not None:
             objective.adversary.learn(pixels, made.sample, forward_context=nullcontext if args.fp16 else autocast)
@@ -183,9 +183,12 @@ def plan_of_diffusion_decoder(config: DiffusionDecoderConfig, args: TrainingArgu
         teacher.to(args.device)
     optimizer = new_optimizer(config, decoder, args)
 
+    @torch.autocast(args.device.type, dtype_of(args), enabled=args.bf16 or args.fp16)
+    def forward(*inputs):  # accelerate uses autocast for forward passes alone
+        return decoder(*inputs)
+
     def step():
-        with torch.autocast(args.device.type, dtype_of(args), enabled=args.bf16 or args.fp16):
-            losses, _ = batch_losses(config, decoder, decoder, tokenizer, pixels, images.noise_seeds, teacher)
+        losses, _ = batch_losses(config, forward, decoder, tokenizer, pixels, images.noise_seeds, teacher)
         sum(losses.values()).backward()
         optimizer.step()
         optimizer.zero_grad()

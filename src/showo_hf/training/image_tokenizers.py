@@ -100,7 +100,9 @@ class ImageTokenizerTrainer(ImageTrainer):
         made = self.objective.of(model, pixels)
         if self.adversary is not None:
             last = self.model.get_parameter(LAST_LAYER)
-            self.objective.add_adversarial(made, pixels, last, self.accelerator.autocast)
+            scaler = self.accelerator.scaler
+            scale = 1.0 if scaler is None else scaler.get_scale()
+            self.objective.add_adversarial(made, pixels, last, self.accelerator.autocast, scale)
             self.judged = pixels, made.sample.detach()
         if self.config.loss_weights["token_cycle"]:
             self.objective.add_token_cycle(self.model, made, self.accelerator.autocast)
@@ -128,7 +130,7 @@ class ImageTokenizerTrainer(ImageTrainer):
             self.sums.add(TASK, name, value, len(self.judged[0]))
 
     def guard(self, model: nn.Module):
-        """Same as in the base class. The discriminator changes in good steps alone."""
+        """Same as in the base class. The discriminator changes in steps with finite losses alone."""
         adversary = self.adversary
         if adversary is not None:
             norm = adversary.gather()
@@ -247,6 +249,11 @@ def load_image_tokenizer(config: ImageTokenizerConfig) -> ShowoImageTokenizer:
             raise ValueError(f"`trained` must match the name of a parameter, got {config.trained!r}.")
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and name in named)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError(
+                f"`trained` must match the name of a parameter that gradients change, got {config.trained!r}, which "
+                f"matches {', '.join(named)} alone."
+            )
     return model
 
 

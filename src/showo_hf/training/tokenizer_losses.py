@@ -65,9 +65,12 @@ def token_cycle_loss(
     Returns:
         the loss, and the share of tokens that come back, both of shape `()`.
     """
-    again = model.encode(sample.clamp(-1, 1))
-    loss = mean_squared_distance(model.compared(again.latents), model.codes_of(image_tokens).detach())
-    return loss, (again.image_tokens == image_tokens).float().mean()
+    # Not `encode`, which also computes the quantizer's losses in training.
+    compared = model.compared(model.encode_latents(sample.clamp(-1, 1).to(model.dtype)))
+    with torch.no_grad():
+        found, _ = model.quantize(compared)
+    loss = mean_squared_distance(compared, model.codes_of(image_tokens).detach())
+    return loss, (found == image_tokens).float().mean()
 
 
 @dataclass
@@ -125,7 +128,7 @@ class TokenizerLosses:
             loss = getattr(output, f"{name}_loss", None)
             if loss is not None:
                 losses[name] = loss
-        quality = psnr(sample.detach().clamp(-1, 1), pixels).mean()
+        quality = psnr(sample.detach().clamp(-1, 1), pixels).clamp(max=100.0).mean()  # equal images have no finite one
         return Reconstruction(output, sample, losses, {"psnr": quality})
 
     def add_adversarial(
@@ -134,6 +137,7 @@ class TokenizerLosses:
         pixels: torch.Tensor,
         last: torch.Tensor,
         forward_context: Callable[[], AbstractContextManager] = nullcontext,
+        scale: float = 1.0,
     ):
         """
         Add the losses that the discriminator gives a reconstruction: "generator" and "feature_matching".
@@ -141,13 +145,14 @@ class TokenizerLosses:
         Args:
             last: the weights of the decoder's last layer, for the adaptive weight.
             forward_context: entered for each forward pass of the discriminator, such as autocast.
+            scale: of the losses in float16, see [`adaptive_weight`].
         """
         match = self.weights["feature_matching"]
         found = self.adversary.generator_losses(made.sample, pixels if match else None, forward_context)
         weight = self.weights["generator"]
         if self.adaptive:
             seen = sum(made.losses[name] for name in ("reconstruction", "perceptual") if name in made.losses)
-            factor = adaptive_weight(seen, found["generator"], last)
+            factor = adaptive_weight(seen, found["generator"], last, scale)
             made.measures["generator_weight"] = weight * factor
             weight = weight * factor
         made.losses["generator"] = weight * found["generator"]
