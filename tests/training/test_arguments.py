@@ -26,6 +26,17 @@ def test_a_process_uses_one_device_of_several(tmp_path, monkeypatch, caplog):
     assert "3 devices are visible, and this run uses one. `accelerate launch" in caplog.text
 
 
+@pytest.mark.parametrize(("value", "steps"), [(7, 7), (2.0, 2), (0.5, 2), (0.1, 1)])
+def test_steps_between_checkpoints_may_be_a_share(tmp_path, value, steps):
+    assert arguments(tmp_path, save_steps=value, steps=4, warmup_steps=0).save_steps == steps
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, True, "often"])
+def test_steps_between_checkpoints_are_positive(tmp_path, value):
+    with pytest.raises(ValueError, match="`save_steps` must be a (number|positive integer, or a share of the steps)"):
+        arguments(tmp_path, save_steps=value)
+
+
 @pytest.mark.parametrize(("name", "value"), [("optim", "adamx"), ("lr_scheduler_type", "cosin"), ("eval_strategy", 5)])
 def test_a_value_that_is_no_choice_is_refused_by_name(tmp_path, name, value):
     with pytest.raises(ValueError, match=f"`{name}`: '?{value}'? is not a valid"):

@@ -117,9 +117,15 @@ def test_options_that_do_not_change_the_weights_may_change(tmp_path, finished):
         save_dtype="bfloat16",
     )
     result = small_run.weights(tmp_path / "out")
-    expected = {name: value.bfloat16() for name, value in small_run.weights(finished / "out").items()}
-    assert small_run.same_weights(result, expected)
+    expected = {
+        name: value if name.startswith("image_tokenizer.") else value.bfloat16()
+        for name, value in small_run.weights(finished / "out").items()
+    }
+    assert small_run.same_weights(result, expected), "rounded, the image tokenizer would give other tokens"
     assert small_run.checkpoints(tmp_path) == ["checkpoint-6"]
+    rows = [json.loads(line) for line in (tmp_path / "out-log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row][-2:] == [4, 6]
+    assert [row["step"] for row in rows if "eval_loss" in row] == [3, 6]
 
 
 def test_keep_best_may_be_switched_on_later(tmp_path):

@@ -1,12 +1,14 @@
 """The arguments of transformers' Trainer, from a recipe."""
 
 import logging
+import math
 from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
+from ..utils.validation import is_number
 from .callbacks import reports
 from .configs import RunConfig
 
@@ -48,6 +50,7 @@ def training_arguments(config: RunConfig, root: Path) -> TrainingArguments:
     given.setdefault("use_cpu", not torch.accelerator.is_available())  # else `bf16` is refused on a CPU
     given.setdefault("logging_steps", 10)
     given.setdefault("save_total_limit", 2)
+    given["save_steps"] = whole_steps("save_steps", given.get("save_steps", 500), config.steps)
     given.setdefault("ddp_timeout", 600)  # seconds until a process that waits for another one gives up
     own = {
         "output_dir": str(root),
@@ -74,6 +77,22 @@ def training_arguments(config: RunConfig, root: Path) -> TrainingArguments:
             "`accelerate launch -m showo_hf_command train ...` uses all of them."
         )
     return args
+
+
+def whole_steps(name: str, value: float, steps: int) -> int:
+    """
+    A number of steps that may be given as a share of the run's `steps`, as transformers takes it.
+
+    Raises:
+        ValueError: unless it is a positive integer or a share below 1.
+    """
+    if is_number(value) and 0 < value < 1:
+        return math.ceil(steps * value)
+    if not is_number(value) or value < 1 or value != int(value):
+        raise ValueError(
+            f"`{name}` must be a positive integer, or a share of the steps between 0 and 1, got {value!r}."
+        )
+    return int(value)
 
 
 def check_trackers(config: RunConfig):

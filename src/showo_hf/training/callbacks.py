@@ -37,6 +37,7 @@ class StepEnd(TrainerCallback):
         self.trainer: Any = None
 
     def on_train_begin(self, args, state, control, **kwargs):
+        state.compute_steps(args, state.max_steps)  # of a resumed run, which else logs and validates as before
         self.trainer.start_average()
         self.trainer.start_clock()
 

@@ -103,7 +103,10 @@ class LossSums:
     def add(self, task: str, loss: str, mean: torch.Tensor, count: int):
         """Add the mean of a loss over `count` labels."""
         known = self.sums.setdefault((task, loss), [0.0, 0])
-        known[0] = known[0] + mean.detach().double() * count
+        mean = mean.detach()
+        known[0] = (
+            known[0] + (mean.cpu() if mean.device.type == "mps" else mean).double() * count
+        )  # MPS has no float64
         known[1] = known[1] + count
 
     def copy(self) -> "LossSums":

@@ -65,12 +65,19 @@ def save_result(config: FinetuneConfig, pipe: ShowoT2IPipeline, trainer: ShowoTr
     summary = run_summary(config, pipe, trainer)
     pipe = whole
     if not isinstance(config, LoraConfig) or config.merge:
-        pipe.to(getattr(torch, config.save_dtype))
+        cast_weights(pipe, getattr(torch, config.save_dtype))
     output = Path(config.output)
     with atomic_folder(output, overwrite=True) as folder:
         write_result(config, pipe, folder)
         write_training_card(folder, summary, config.push_to_hub, log_file(config))
     publish_result(config, summary.steps)
+
+
+def cast_weights(pipe: ShowoT2IPipeline, dtype: torch.dtype):
+    """Cast the weights of a pipeline, but those of the image tokenizer: rounded, it would give other tokens."""
+    image_tokenizer, pipe.model.image_tokenizer = pipe.model.image_tokenizer, None
+    pipe.to(dtype)
+    pipe.model.image_tokenizer = image_tokenizer
 
 
 def publish_result(config: RunConfig, step: int):
@@ -128,7 +135,8 @@ class PushResults(TrainerCallback):
         from .adapters import merged_copy
 
         merged = copy.copy(pipe)
-        merged.model = merged_copy(pipe.model).to(getattr(torch, self.config.save_dtype))
+        merged.model = merged_copy(pipe.model)
+        cast_weights(merged, getattr(torch, self.config.save_dtype))
         return merged
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -159,7 +167,7 @@ def run_facts(config: RunConfig, trainer: ResumableTrainer, model: nn.Module, ra
     args = trainer.args
     settings = {**asdict(config), **config.training}
     del settings["training"]
-    device = "CPU" if args.device.type == "cpu" else torch.cuda.get_device_name()
+    device = torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type.upper()
     threads = f", {torch.get_num_threads()} threads" if args.device.type == "cpu" else ""
     rows = config.rows_per_step * args.gradient_accumulation_steps
     return {

@@ -101,6 +101,45 @@ def test_a_folder_of_classes_gives_the_class_names(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("names", [("bullet_train", "steam train", "disc"), ("train", "disc"), ("test_tube", "disc")])
+def test_classes_with_the_name_of_a_split_in_theirs_are_classes(tmp_path, names):
+    for number, name in enumerate(names):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        drawing(number).save(tmp_path / "classes" / name / f"{number}.png")
+    found = examples(open_source(DataSource(str(tmp_path / "classes")), "t2i"))
+    assert sorted(one.text for one in found) == sorted(name.replace("_", " ") for name in names)
+
+
+def test_images_with_the_name_of_a_split_in_theirs_are_not_the_only_ones(tmp_path):
+    for number, name in enumerate(("train.png", "steam_train_1.png", "disc.png")):
+        drawing(number).save(tmp_path / name)
+    assert open_source(DataSource(str(tmp_path)), "image").size == 3
+
+
+def test_labels_that_name_no_class_are_broken_rows(tmp_path):
+    labels = datasets.ClassLabel(names=["disc", "bar"])
+    features = datasets.Features({"image": datasets.Image(), "label": labels})
+    rows = {"image": [drawing(number) for number in range(4)], "label": [0, 1, -1, None]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "rows.parquet")
+    opened = open_source(DataSource(str(tmp_path)), "t2i")
+    found = []
+    for index in range(4):
+        try:
+            found.append(opened.example(opened.table[index], "row", 0).text)
+        except BrokenExample as error:
+            found.append(str(error))
+    assert found[:2] == ["disc", "bar"]
+    assert found[2:] == [f"the label must be an integer from 0 to 1, got {label}" for label in (-1, None)]
+
+
+def test_a_first_row_that_is_broken_or_lacks_the_text_is_one_of_several(tmp_path):
+    for first in ("{broken", '{"other": 1}'):
+        file = tmp_path / "rows.jsonl"
+        file.write_text(first + '\n{"text": "a disc"}\n{"text": "a bar"}\n')
+        opened = open_source(DataSource(str(file)), "lm")
+        assert opened.size == 3 and "text" in opened.columns
+
+
 @pytest.mark.parametrize("streaming", [None, True])
 def test_parquet_files(tmp_path, streaming):
     for part, numbers in enumerate(((0, 1), (2, 3, 4))):

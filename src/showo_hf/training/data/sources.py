@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,8 @@ TASKS = ("t2i", "lm", "mmu", "mixed", "image")
 #: Builders of `datasets` that read data and nothing else.
 HUB_BUILDERS = ("imagefolder", "parquet", "json", "csv", "text", "webdataset", "arrow")
 MOST_COMPARED = 100_000
+FIRST_ROWS = 100  # of a table, which tell its columns
+SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 SUFFIXES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text", ".tar": "webdataset"}
@@ -167,7 +169,10 @@ class OpenedSource:
     def text_of(self, row: Row) -> Any:
         """The text of a row, which may be in the JSON member of a tar, or the name of a class."""
         if self.class_names is not None and row.get(self.source.text_column) is None:
-            return self.class_names[row["label"]].replace("_", " ")
+            label, last = row["label"], len(self.class_names) - 1
+            if not is_integer(label) or not 0 <= label <= last:
+                raise BrokenExample(f"the label must be an integer from 0 to {last}, got {label!r:.80}")
+            return self.class_names[label].replace("_", " ")
         if self.source.text_column not in self.columns and isinstance(row.get("json"), dict):
             return row["json"].get(self.source.text_column)
         return row.get(self.source.text_column)
@@ -247,7 +252,7 @@ def open_local(source: DataSource, task: str, path: Path, tokenizer_checksum: st
         if (folder / METADATA[0]).is_file() and not source.streaming:
             # As datasets' imagefolder reads it, which cannot mix texts and lists of texts in one column.
             table = JsonTable(folder / METADATA[0])
-            columns = [{"file_name": source.image_column}.get(name, name) for name in table[0]]
+            columns = [{"file_name": source.image_column}.get(name, name) for name in columns_of(table)]
             return OpenedSource(
                 source, task, columns, FolderTable(table, source.image_column), folders=[own or folder]
             )
@@ -255,15 +260,34 @@ def open_local(source: DataSource, task: str, path: Path, tokenizer_checksum: st
     beside = path if path.is_dir() else path.parent
     folders = [beside, beside / "images"] if own is None else [own]
     if kind == "json" and not source.streaming:
-        rows = JoinedTable([JsonTable(file) for file in files])
-        return OpenedSource(source, task, list(rows[0]), rows, folders=folders)
+        tables = [JsonTable(file) for file in files]
+        return OpenedSource(source, task, columns_of(tables[0]), JoinedTable(tables), folders=folders)
     streaming = kind == "webdataset" if source.streaming is None else source.streaming
     if kind == "webdataset" and not streaming:
         raise ValueError(f"`streaming` must not be False for tars, which have no random access: '{path}'.")
-    options = (
-        {"data_dir": str(path)} if kind == "imagefolder" else {"data_files": {source.split: list(map(str, files))}}
-    )
+    options: dict[str, Any] = {"data_files": {source.split: list(map(str, files))}}
+    if kind == "imagefolder":
+        options = {"data_dir": str(path)}
+        if not is_split(path):  # else datasets takes what has "train" or "test" in its name for the whole split
+            options["data_files"] = {source.split: ["**"]}
     return open_datasets(source, task, kind, streaming, options, folders)
+
+
+def is_split(path: Path) -> bool:
+    """Whether a folder has one sub-folder for each split, such as `train` and `test`, and no others."""
+    names = [folder.name for folder in path.iterdir() if folder.is_dir() and folder.name[0] != "."]
+    return bool(names) and all(name in SPLITS for name in names)
+
+
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """The names in the first rows. Rows that are broken or lack something are counted later, when they are read."""
+    names: dict[str, None] = {}
+    for index in range(min(len(rows), FIRST_ROWS)):
+        try:
+            names |= dict.fromkeys(rows[index])
+        except BrokenExample:
+            continue
+    return list(names)
 
 
 def files_of(path: Path, needs_text: bool = True) -> tuple[str, list[Path]]:
