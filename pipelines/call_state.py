@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
-from threading import RLock
+from threading import Lock, RLock
 from typing import Any
 
 import torch
@@ -147,14 +147,17 @@ def latest_call(pipe: DiffusionPipeline) -> RunningCall:
     return call if call is not None and call.pipe() is pipe else pipe.latest_call
 
 
-#: Held by calls of offloaded pipelines. Each call moves the weights, and they are in one place at a time.
-OFFLOAD_LOCK = RLock()
+#: Held by calls of offloaded pipelines, one for each model. A call moves the weights, and they are in one place at a time.
+_OFFLOAD_LOCKS: weakref.WeakKeyDictionary[torch.nn.Module, RLock] = weakref.WeakKeyDictionary()
+_NEW_LOCK = Lock()
 
 
 @contextmanager
 def one_at_a_time_if_offloaded(pipe: DiffusionPipeline) -> Iterator[None]:
     """Wait until no other call of an offloaded pipeline runs, and keep others waiting. Other pipelines do not wait."""
-    with OFFLOAD_LOCK:  # the end of another call takes the hooks off for a moment
+    with _NEW_LOCK:
+        lock = _OFFLOAD_LOCKS.setdefault(pipe.model, RLock())
+    with lock:  # the end of another call takes the hooks off for a moment
         if any(part is not None and has_offload_hook(part) for part in (pipe.model, pipe.image_decoder)):
             yield
             return

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("gradio")
 
-from showo_hf.app.gate import TOO_MUCH, TOO_OFTEN, TOO_SLOW, UPLOADS_AT_ONCE, Gate, address_of  # noqa: E402
+from showo_hf.app.gate import TOO_LARGE, TOO_MUCH, TOO_OFTEN, TOO_SLOW, UPLOADS_AT_ONCE, Gate, address_of  # noqa: E402
 from showo_hf.app.settings import SpaceOptions  # noqa: E402
 
 
@@ -83,6 +83,14 @@ def test_paths_that_keep_or_tell_too_much_are_closed(path):
 
 def test_requests_pass():
     assert call(gate(), "/gradio_api/queue/join") == (200, "5")
+
+
+def test_requests_say_their_length_and_are_not_huge():
+    one, large = gate(file_megabytes=1.0), {"content-length": "3000001"}
+    assert call(one, "/gradio_api/queue/join", headers={"transfer-encoding": "chunked"})[0] == 411
+    assert call(one, "/gradio_api/upload", headers={"transfer-encoding": "chunked"})[0] == 411
+    assert call(one, "/gradio_api/queue/join", headers=large) == (413, json.dumps({"detail": TOO_LARGE}))
+    assert call(one, "/gradio_api/upload", headers=large)[0] == 200, "files have a budget of their own"
 
 
 def test_an_address_has_a_number_of_requests_a_minute():

@@ -1,6 +1,7 @@
 """`showo-hf generate`, run with the embedded model."""
 
 import functools
+import os
 import re
 import shutil
 import signal
@@ -73,6 +74,10 @@ def trained_size() -> int:
         (
             [PROMPT, "-o", "a.png", "--size", "16384"],
             "`--size` must be at most 2,359,296 pixels in all, got 16384x16384",
+        ),
+        (
+            [PROMPT, "-o", "a.webp", "--size", "96x16384"],
+            "`--size` must be at most 16383 pixels a side for a .webp file, got 96x16384",
         ),
         ([PROMPT, "-o", "a.png", "--num", "1000000"], "from 1 to 100000"),
         ([PROMPT, "-o", "a.png", "--steps", "9" * 20], "from 1 to 10000"),
@@ -185,6 +190,13 @@ def test_a_seed_repeats_an_image_alone_and_in_a_batch(capfd):
     assert Path("one.png").read_bytes() == Path("again.png").read_bytes()
     assert np.abs(pixels("one.png") - pixels("many-2.png")).max() <= 1  # decoded in a batch, so rounding may differ
     assert np.abs(pixels("one.png") - pixels("many-8.png")).max() > 1
+
+
+def test_names_that_are_no_text_do_not_stop_the_work(capfd):
+    name = os.fsdecode(b"caf\xe9.png")
+    assert cli.main(["generate", PROMPT, "-o", name, "--seed", "1", "--num", "2", *FAST]) == cli.GOOD
+    assert capfd.readouterr().out.splitlines() == [f"caf\\udce9-{number}.png" for number in range(2)]
+    assert len(list(Path().glob("caf*.png"))) == 2
 
 
 def test_a_random_seed_is_printed(capfd):

@@ -124,6 +124,21 @@ def test_work_of_hours_that_is_refused_leaves_nothing(generate, monkeypatch, cap
     assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == ["seed", "seed"]
 
 
+def test_the_time_is_estimated_from_the_batches_that_run(generate, monkeypatch):
+    """One missing image of a batch takes as long as all of them."""
+    monkeypatch.setattr(prompt_files, "BATCH_SIZE", 2)
+    prompts = write_prompts([f"owl {number}" for number in range(4)])
+    assert generate("--prompts", prompts, "-o", "out", "--seed", "1") == cli.GOOD
+    for number in (0, 2):
+        Path(f"out/{number:06}.png").unlink()
+    calls = []
+    monkeypatch.setattr(
+        prompt_files, "TimeLimit", lambda agreed, count: calls.append(count) or TimeLimit(agreed, count)
+    )
+    assert generate("--prompts", prompts, "-o", "out") == cli.GOOD
+    assert calls == [2]
+
+
 def test_a_run_that_was_stopped_before_its_first_image_may_change(generate, monkeypatch):
     prompts = write_prompts()
     with monkeypatch.context() as stopped:

@@ -113,13 +113,13 @@ def test_a_slow_first_step_alone_is_not_long_work():
     clock = Clock()
     limit = TimeLimit(agreed=False, calls=100, clock=clock)
     assert steps(limit, clock, [30.0, 0.1, 500.0], num_timesteps=18) == 3
-    assert limit.before(None) is None  # decided, so later calls have no callback
+    assert steps(limit, clock, [1e9, 1e9], num_timesteps=18) == 2, "it is decided"
 
 
 def test_short_work_and_work_that_was_agreed_to_is_not_measured():
     clock = Clock()
     assert steps(TimeLimit(agreed=True, calls=10**6, clock=clock), clock, [1e6, 1e6], num_timesteps=2) == 2
-    assert TimeLimit(agreed=True, calls=10**6).before(None) is None
+    assert TimeLimit(agreed=True, calls=10**6).before(None) is not None, "all calls have a callback, or none"
     with pytest.raises(UsageError, match="2.0 hours"):
         steps(TimeLimit(agreed=False, calls=720, clock=clock), clock, [10.0], num_timesteps=1)
 

@@ -83,6 +83,18 @@ def test_a_call_waits_while_another_one_sets_the_hooks_anew():
     assert len(ran) == 1
 
 
+def test_a_call_does_not_wait_for_an_offloaded_pipeline_with_another_model():
+    offloaded, other = make(), make()
+    offloaded.enable_model_cpu_offload(device="cpu")
+
+    def draw_the_other(pipe, step, timestep, tensors):
+        pool.submit(generate, other).result(timeout=60)
+        return tensors
+
+    with ThreadPoolExecutor(1) as pool:
+        generate(offloaded, callback_on_step_end=draw_the_other)
+
+
 def test_a_turn_of_a_conversation_waits_for_a_call_too():
     pipe, ran = random_chat_pipeline(), []
     pipe.enable_model_cpu_offload(device="cpu")

@@ -18,10 +18,12 @@ UPLOADS_AT_ONCE = 6  # of one address; as many as a browser sends
 TOO_OFTEN = "Too many requests from your address. Please wait a minute."
 TOO_MUCH = "Too many uploads from your address. Please wait ten minutes."
 TOO_SLOW = "The upload took too long."
+TOO_LARGE = "The request is too large."
 #: Requests for a job. Beyond so many times the jobs that one address may start, they do not even reach Gradio: each costs it
 #: some milliseconds, in which no step of the model begins.
 JOB_PATHS = ("/gradio_api/queue/join", "/gradio_api/call/")
 REQUESTS_PER_JOB = 2
+FILES_IN_A_REQUEST = 3  # in JSON, as `data:` links of an image and its mask, which are a third longer than the files
 UPLOAD_PATHS = ("/gradio_api/upload", "/gradio_api/component_server")
 #: Gradio keeps what a link of this path saves on disk forever; the page has its own links.
 CLOSED_PATHS = ("/gradio_api/deep_link", "/monitoring", "/gradio_api/monitoring")
@@ -44,7 +46,7 @@ class Gate:
 
     `/health` answers that the app is up. Every address has a number of requests a minute, and of requests for jobs among
     them, of bytes uploaded in ten minutes, of uploads at once, and a time for each upload. More uploads at once wait for
-    their turn. What is refused gets a status code and a sentence as `detail`.
+    their turn. Other requests have a number of bytes. What is refused gets a status code and a sentence as `detail`.
 
     Args:
         app: the ASGI app behind it.
@@ -88,8 +90,10 @@ class Gate:
         for recent, _ in limits:
             recent.append(now)
         length = headers.get("content-length", "")
-        if not length.isdigit():
+        if not length.isdigit() or "transfer-encoding" in headers:  # a chunked body may be longer than it says
             await answer(send, 411, {"detail": "Length Required"})
+        elif path not in UPLOAD_PATHS and int(length) > FILES_IN_A_REQUEST * self.options.file_megabytes * 1e6:
+            await answer(send, 413, {"detail": TOO_LARGE})
         elif path not in UPLOAD_PATHS:
             await self.passed_on(scope, receive, send)
         elif self.over_budget(address, int(length)):

@@ -101,8 +101,8 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write(temporary)
         os.replace(temporary, path)
-    except OSError as error:
-        raise CommandError(f"cannot write '{path}': {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # an image that a format cannot hold
+        raise CommandError(f"cannot write '{path}': {getattr(error, 'strerror', None) or error}") from error
     finally:
         with suppress(OSError):  # the error of the work tells more
             temporary.unlink()

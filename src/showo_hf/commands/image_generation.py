@@ -26,6 +26,7 @@ from .files import check_numbered, numbered, replace_file
 from .image_files import add_max_pixels, is_url, problem_of
 from .image_steps import StepRecorder, save_steps, step_images
 from .model_loading import add_loading_options, choose_device, load_package, load_pipeline
+from .results import printable
 from .saved_model import read_saved_model
 from .scheduler_options import add_scheduler_options, check_model_and_scheduler, check_scheduler_values, set_scheduler
 from .texts import check_characters, check_text, exists, with_option_names
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+WEBP_SIDE = 16_383  # pixels; the format has no larger images
 STEP_SUFFIXES = (".gif", ".png")
 BATCH_SIZE = 8  # images per pipeline call; limits the memory for a large `--num`
 MOST_STEPS, MOST_IMAGES, MOST_PIXELS = 10_000, 100_000, 2**26
@@ -223,6 +225,11 @@ def check_size(size: tuple[int, int], model: str | None) -> None:
 def check_outputs(options: argparse.Namespace) -> None:
     """Raise `UsageError` unless `--output` and `--save-steps` are different writable files, also with their numbers."""
     check_numbered("--output", options.output, options.num, IMAGE_SUFFIXES)
+    size = getattr(options, "size", None)
+    if size and options.output.suffix.lower() == ".webp" and max(size) > WEBP_SIDE:
+        raise UsageError(
+            f"`--size` must be at most {WEBP_SIDE} pixels a side for a .webp file, got {size[0]}x{size[1]}"
+        )
     save = getattr(options, "save_steps", None)
     if save is not None:
         check_numbered("--save-steps", save, options.num, STEP_SUFFIXES)
@@ -277,12 +284,12 @@ def generate_images(
             tell_seed(options, seed)
         for path, image in zip(outputs[batch], images, strict=True):
             replace_file(path, image.save)
-            print(path, flush=True)
+            print(printable(str(path)), flush=True)
         if recorder is not None:
             frames = step_images(pipe.image_tokenizer, recorder.steps, images)
             for path, steps in zip(step_outputs[batch], frames, strict=True):
                 replace_file(path, partial(save_steps, steps))
-                print(path, flush=True)
+                print(printable(str(path)), flush=True)
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 import sys
 from collections.abc import Iterator
@@ -345,7 +344,7 @@ def make_images(
     batches = [wanted[start : start + size] for start in range(0, len(wanted), size)]
     batches = list(processes.share(batch for batch in batches if any(one.number in open_numbers for one in batch)))
     total = sum(one.number in open_numbers for batch in batches for one in batch)
-    limit = TimeLimit(options.yes, math.ceil(total / size))
+    limit = TimeLimit(options.yes, len(batches))
     hidden = options.quiet or not on_terminal() or not processes.first
     part = options.output / PART.format(processes.index)
     with tqdm(total=total, desc="making", unit="image", disable=hidden) as bar:

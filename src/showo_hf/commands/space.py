@@ -16,6 +16,7 @@ from .errors import CommandError, UsageError
 from .files import check_folder
 from .info import package_version
 from .model_loading import say
+from .results import printable
 from .texts import exists
 
 
@@ -106,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
     for name, text in files.items():
         (options.folder / name).write_text(text, encoding="utf-8")
     for name in (*files, wheel.name):
-        print(options.folder / name)
+        print(printable(str(options.folder / name)))
     if options.push:
         push(options.folder, options.push)
     return 0

@@ -35,10 +35,13 @@ class TimeLimit:
         self.callback: Callable | None = None
         self.last = clock()
 
-    def before(self, callback: Callable | None) -> Callable | None:
-        """What a call of the pipeline gets as its callback: the limit until it is decided, and `callback`."""
-        if self.decided:
-            return callback
+    def before(self, callback: Callable | None) -> Callable:
+        """
+        What a call of the pipeline gets as its callback: the limit, and `callback`.
+
+        Every call gets it, also when all is decided: with a callback, a pipeline prepares for another guidance, and its
+        images may differ in rounding.
+        """
         self.callback = callback
         self.last = self.clock()
         return self

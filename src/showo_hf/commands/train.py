@@ -20,6 +20,7 @@ from .files import check_folder, check_new_folder
 from .hub_names import check_hub_model, check_repository
 from .model_loading import load_package, say_loading
 from .processes import first_process
+from .results import printable
 from .texts import exists
 
 
@@ -107,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
     except TrainingError as error:
         raise CommandError(str(error)) from error
     if os.environ.get("RANK", "0") == "0":  # of several processes, the first one
-        print(output)
+        print(printable(str(output)))
     return 0
 
 
