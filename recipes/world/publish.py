@@ -5,9 +5,10 @@
 
 and then the first command again with `--results runs/world-benchmark`.
 
-The weights are stored in bfloat16 and load in float32. The model card lists the words that the model knows, and the
-tables of benchmarks.world that are in the folder of results: those of the test split, or, before it was measured, of the
-validation split. They must have been measured with the published folder, which is why it is written before, too.
+The weights are stored in bfloat16, the image tokenizer's in float32. All load in float32. The model card lists the words that
+the model knows, and the tables of benchmarks.world that are in the folder of results: those of the test split, or, before it
+was measured, of the validation split. They must have been measured with the published folder, which is why it is written
+before, too.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import torch
 from recipes.file_hashes import weights_hash
 from recipes.world.words import THINGS
 from showo_hf import ShowoDiffusionDecoder, ShowoT2IPipeline
-from showo_hf.training.results import tidy_pipeline
+from showo_hf.training.results import cast_weights, tidy_pipeline
 from showo_hf.utils.argument_types import positive_integer, scale_number
 from showo_hf.utils.atomic_folder import atomic_folder
 
@@ -80,7 +81,8 @@ these words.
 | --- | --- |
 {parts}
 
-The weights are stored in bfloat16 and load in float32.
+The weights are stored in bfloat16. The image tokenizer's are stored in float32: rounded, it would give other tokens. All
+weights load in float32.
 
 ## Abilities and limits
 {results}
@@ -273,11 +275,12 @@ def publish(
     image_decoder = None
     if decoder is not None:
         image_decoder = ShowoDiffusionDecoder.from_pretrained(decoder, dtype=torch.bfloat16)
-    pipe = ShowoT2IPipeline.from_pretrained(model, dtype=torch.bfloat16, image_decoder=image_decoder)
+    pipe = ShowoT2IPipeline.from_pretrained(model, dtype=torch.float32, image_decoder=image_decoder)
     if not pipe.processor.known_words:
         raise ValueError(f"`model` must have a processor with `known_words`, but '{model}' has one without.")
     chosen = {"image_num_inference_steps": steps, "image_guidance_scale": guidance}
     pipe.model.config.update({name: value for name, value in chosen.items() if value is not None})
+    cast_weights(pipe, torch.bfloat16)
     with atomic_folder(output, overwrite=True) as folder:
         pipe.save_pretrained(folder)
         tidy_pipeline(folder)
