@@ -5,10 +5,11 @@
 
 and then the first command again with `--results runs/world-benchmark`.
 
-The weights are stored in bfloat16, the image tokenizer's in float32. All load in float32. The model card lists the words that
-the model knows, and the tables of benchmarks.world that are in the folder of results: those of the test split, or, before it
-was measured, of the validation split. They must have been measured with the published folder, which is why it is written
-before, too.
+The weights are stored in bfloat16, the image tokenizer's in float32. All load in float32.
+
+The model card lists the words that the model knows, and the tables of benchmarks.world that are in the folder of results:
+the test split's, or, before it was measured, the validation split's. They must have been measured with the published folder,
+which is why it is written before, too.
 """
 
 import argparse
