@@ -152,13 +152,18 @@ _OFFLOAD_LOCKS: weakref.WeakKeyDictionary[torch.nn.Module, RLock] = weakref.Weak
 _NEW_LOCK = Lock()
 
 
+def is_offloaded(pipe: DiffusionPipeline) -> bool:
+    """Whether accelerate moves the weights of the model or of the image decoder for each call."""
+    return any(part is not None and has_offload_hook(part) for part in (pipe.model, pipe.image_decoder))
+
+
 @contextmanager
 def one_at_a_time_if_offloaded(pipe: DiffusionPipeline) -> Iterator[None]:
-    """Wait until no other call of an offloaded pipeline runs, and keep others waiting. Other pipelines do not wait."""
+    """Wait until no other call of an offloaded model runs, and keep others waiting. Calls of other models do not wait."""
     with _NEW_LOCK:
         lock = _OFFLOAD_LOCKS.setdefault(pipe.model, RLock())
     with lock:  # the end of another call takes the hooks off for a moment
-        if any(part is not None and has_offload_hook(part) for part in (pipe.model, pipe.image_decoder)):
+        if is_offloaded(pipe):
             yield
             return
     yield

@@ -217,15 +217,15 @@ class ShowoPipeline(DiffusionPipeline, ShowoLoraMixin):
 
     def check_decoder_steps(self, decoder_steps: int | None):
         """Raise `ValueError` for a number of decoder steps that is not allowed, or that needs a missing image decoder."""
-        if decoder_steps is not None:
-            check_count("decoder_steps", decoder_steps, least=0, most=MAX_COUNT)
-        if decoder_steps and self.image_decoder is None:
-            raise ValueError(
-                f"`decoder_steps` must be None or 0 for a pipeline without an image decoder, got {decoder_steps}."
-            )
         if self.image_decoder is not None:
             steps = self.image_decoder.config.num_inference_steps if decoder_steps is None else decoder_steps
             self.image_decoder.check_steps("decoder_steps", steps)
+        elif decoder_steps is not None:
+            check_count("decoder_steps", decoder_steps, least=0, most=MAX_COUNT)
+            if decoder_steps:
+                raise ValueError(
+                    f"`decoder_steps` must be None or 0 for a pipeline without an image decoder, got {decoder_steps}."
+                )
 
     def check_output_type(self, output_type: str):
         """Raise `ValueError` for an unknown `output_type`, or one that needs a missing image tokenizer."""

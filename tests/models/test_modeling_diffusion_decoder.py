@@ -81,13 +81,18 @@ class Knows(ShowoDiffusionDecoder):
         return target_of(clean, noise, signal, self.config.prediction_type)
 
 
+def slightly_changed(image: torch.Tensor) -> torch.Tensor:
+    """Images (batch, 3, H, W) with some noise, in [-1, 1]."""
+    return (image + 0.1 * torch.randn(image.shape, generator=torch.Generator().manual_seed(1))).clamp(-1, 1)
+
+
 @pytest.mark.parametrize(("kind", "scheduler", "options"), EVERY, ids=named)
 @pytest.mark.parametrize("start", ["image", "noise"])
 def test_every_scheduler_reaches_what_an_exact_network_knows(kind, scheduler, options, start):
     codes, image = inputs()
     config = tiny.image_decoder(prediction_type=kind, start=start, residual_scale=0.2).config
     decoder = with_scheduler(Knows(config), scheduler, options)
-    decoder.pixels = (image + 0.1 * torch.randn(image.shape, generator=torch.Generator().manual_seed(1))).clamp(-1, 1)
+    decoder.pixels = slightly_changed(image)
     found = decoder.decode(codes, image, 8, generators(1, 2)).sample
     torch.testing.assert_close(found, decoder.pixels, rtol=0, atol=2e-2)
     assert (found - decoder.pixels).abs().max() < 0.2 * (image - decoder.pixels).abs().max()
@@ -99,7 +104,7 @@ def test_a_timestep_below_zero_that_rounding_makes_is_left_out(scheduler):
     codes, image = inputs()
     decoder = Knows(tiny.image_decoder(prediction_type="epsilon", residual_scale=0.2).config)
     decoder.set_scheduler(scheduler.from_config(decoder.scheduler.config))
-    decoder.pixels = (image + 0.1 * torch.randn(image.shape, generator=torch.Generator().manual_seed(1))).clamp(-1, 1)
+    decoder.pixels = slightly_changed(image)
     seen, forward = [], decoder.forward
 
     def watched(sample, timestep, codes, image):
@@ -131,7 +136,7 @@ def test_in_pixels_a_flow_is_the_straight_line_from_its_start(start):
     """From the tokenizer's image D with noise, D + s eps, or from noise alone, to the image."""
     codes, image = inputs()
     decoder = Knows(tiny.image_decoder(start=start, residual_scale=0.2).config)
-    decoder.pixels = (image + 0.1 * torch.randn(image.shape, generator=torch.Generator().manual_seed(1))).clamp(-1, 1)
+    decoder.pixels = slightly_changed(image)
     noise = torch.cat([torch.randn(1, *image.shape[1:], generator=generator) for generator in generators(1, 2)])
     first = (image if start == "image" else 0) + 0.2 * noise
     seen, forward = [], decoder.forward

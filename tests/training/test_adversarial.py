@@ -66,10 +66,8 @@ def test_the_adaptive_weight_makes_gradients_equal():
 def test_the_adaptive_weight_of_small_gradients_in_float16_needs_a_scale():
     last = torch.full((4,), 0.5, dtype=torch.float16, requires_grad=True)
     pixels = last.expand(100_000, 4).float()
-    losses = (
-        0.02 * pixels.mean(),
-        0.1 * pixels.mean(),
-    )  # 5e-8 and 2.5e-7 for each pixel; float16 has steps of 6e-8 there
+    # Gradients of 5e-8 and 2.5e-7 for each pixel, where float16 has steps of 6e-8.
+    losses = 0.02 * pixels.mean(), 0.1 * pixels.mean()
     expected = 0.01 / (0.05 + 1e-4)
     assert abs(adaptive_weight(*losses, last).item() / expected - 1) > 0.1
     assert adaptive_weight(*losses, last, scale=2.0**10).item() == pytest.approx(expected, rel=0.01)

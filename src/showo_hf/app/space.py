@@ -13,7 +13,8 @@ import gradio as gr
 from gradio.processing_utils import save_pil_to_cache
 from PIL import Image
 
-from ..utils.private_interfaces import has_offload_hook
+from showo_hf.pipelines.call_state import is_offloaded
+
 from . import zero_gpu
 from .engine import Drawn, Engine, Step
 from .gate import address_of
@@ -49,8 +50,7 @@ class Space:
     def __post_init__(self):
         # A job with a lent GPU computes in another process. A call of a model whose weights accelerate moves keeps all
         # others out, so it must not wait for one of them between its steps.
-        parts = (self.engine.pipe.model, self.engine.pipe.image_decoder)
-        alone = zero_gpu.LENDS or any(part is not None and has_offload_hook(part) for part in parts)
+        alone = zero_gpu.LENDS or is_offloaded(self.engine.pipe)
         options = replace(self.options, jobs_at_once=1) if alone else self.options
         self.line = Line(options, kinds_together=alone or self.engine.pipe.model.device.type != "cpu")
         self.cache = gr.Image(render=False).GRADIO_CACHE  # Gradio serves and deletes the files there

@@ -147,7 +147,12 @@ class ShowoDiffusionDecoderConfig(CheckedConfig):
         self.low_band_sigma = low_band_sigma
         check_parameters(type(self).__name__, self.least_parameters(), MAX_IMAGE_PARAMETERS)
         self.scheduler = scheduler_entries(default_scheduler(prediction_type) if scheduler is None else scheduler)
-        check_decoder_scheduler(self.build_scheduler(), self)
+        built = self.build_scheduler()
+        check_decoder_scheduler(built, self)
+        if prediction_type == "epsilon" and built.alphas_cumprod[-1] == 0:
+            raise ValueError(
+                "`scheduler` must leave some of the image in its last noise level for 'epsilon', which divides by it."
+            )
         super().__init__(**kwargs)
 
     def least_parameters(self) -> int:
@@ -159,12 +164,7 @@ class ShowoDiffusionDecoderConfig(CheckedConfig):
     def build_scheduler(self) -> SchedulerMixin:
         """A scheduler of the config's class and entries. Its tables are on the CPU, also while a model is loaded."""
         with torch.device("cpu"):
-            scheduler = scheduler_from_config(self.scheduler)
-        if self.prediction_type == "epsilon" and scheduler.alphas_cumprod[-1] == 0:
-            raise ValueError(
-                "`scheduler` must leave some of the image in its last noise level for 'epsilon', which divides by it."
-            )
-        return scheduler
+            return scheduler_from_config(self.scheduler)
 
 
 def check_architecture(

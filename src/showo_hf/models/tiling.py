@@ -67,7 +67,8 @@ def decode_tiled(
 def kept_parts(size: int, tile: int) -> Iterator[tuple[slice, slice]]:
     """Tiles along an axis of `size` tokens, each with the part of the axis that is taken from it."""
     tile = min(tile, size)
-    starts = tile_starts(0, size - 1, tile, tile - max(tile // 4, min(1, tile - 1)))
+    overlap = max(1, tile // 4) if tile > 1 else 0  # one token is all or nothing
+    starts = tile_starts(0, size - 1, tile, tile - overlap)
     middles = [(after + before + tile) // 2 for before, after in zip(starts, starts[1:], strict=False)]
     for start, first, last in zip(starts, [0, *middles], [*middles, size], strict=True):
         yield slice(start, start + tile), slice(first, last)

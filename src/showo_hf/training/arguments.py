@@ -50,7 +50,6 @@ def training_arguments(config: RunConfig, root: Path) -> TrainingArguments:
     given.setdefault("use_cpu", not torch.accelerator.is_available())  # else `bf16` is refused on a CPU
     given.setdefault("logging_steps", 10)
     given.setdefault("save_total_limit", 2)
-    given["save_steps"] = whole_steps("save_steps", given.get("save_steps", 500), config.steps)
     given.setdefault("ddp_timeout", 600)  # seconds until a process that waits for another one gives up
     own = {
         "output_dir": str(root),
@@ -71,6 +70,7 @@ def training_arguments(config: RunConfig, root: Path) -> TrainingArguments:
             name for name, value in config.training.items() if f"{value} is not a valid" in str(error).replace("'", "")
         ]
         raise ValueError(f"`{names[0]}`: {error}" if names else str(error)) from error
+    args.save_steps = whole_steps("save_steps", args.save_steps, config.steps)
     if args.visible_devices > 1:
         logger.warning(
             f"{args.visible_devices} devices are visible, and this run uses one. "

@@ -133,7 +133,7 @@ def step_callbacks(
     Returns:
         the callbacks, and the writer for tensorboard if there is one.
     """
-    callbacks: list[Any] = [StepEnd(int(args.save_steps), config.max_minutes, signals)]
+    callbacks: list[Any] = [StepEnd(args.save_steps, config.max_minutes, signals)]
     writer = None
     if args.should_save:
         log = WriteLog(log_file(config))

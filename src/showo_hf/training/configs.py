@@ -130,7 +130,8 @@ class FinetuneConfig(RunConfig):
         sample_guidance (`float`, *optional*): guidance of the samples; by default the pipeline's.
         attention (`str`, *optional*): attention implementation, such as "sdpa" or "eager".
         torch_compile (`bool`, defaults to `False`): compile each layer of the transformer. The first steps take longer.
-        save_dtype (`str`, defaults to `"float32"`): dtype of the weights in the result.
+        save_dtype (`str`, defaults to `"float32"`): dtype of the weights in the result. The image
+            tokenizer's stay in float32, because others give other tokens.
         trained (`str`, *optional*): a regular expression; only parameters whose names match it are trained.
         fsdp_size, tp_size (`int`, default to 1): devices that share the weights in FSDP2 and in tensor parallelism.
     """

@@ -235,7 +235,7 @@ def load_image_tokenizer(config: ImageTokenizerConfig) -> ShowoImageTokenizer:
     All entries of a random codebook are dead at first, so the first steps put them where latents are.
 
     Raises:
-        ValueError: as [`tokenizer_config`], and if `trained` names no parameter.
+        ValueError: as [`tokenizer_config`], and if `trained` names no parameter that gradients change.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

@@ -104,9 +104,9 @@ class LossSums:
         """Add the mean of a loss over `count` labels."""
         known = self.sums.setdefault((task, loss), [0.0, 0])
         mean = mean.detach()
-        known[0] = (
-            known[0] + (mean.cpu() if mean.device.type == "mps" else mean).double() * count
-        )  # MPS has no float64
+        if mean.device.type == "mps":  # which has no float64
+            mean = mean.cpu()
+        known[0] = known[0] + mean.double() * count
         known[1] = known[1] + count
 
     def copy(self) -> "LossSums":

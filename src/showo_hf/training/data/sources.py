@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -268,18 +268,18 @@ def open_local(source: DataSource, task: str, path: Path, tokenizer_checksum: st
     options: dict[str, Any] = {"data_files": {source.split: list(map(str, files))}}
     if kind == "imagefolder":
         options = {"data_dir": str(path)}
-        if not is_split(path):  # else datasets takes what has "train" or "test" in its name for the whole split
+        if not has_splits(path):  # else datasets takes what has "train" or "test" in its name for the whole split
             options["data_files"] = {source.split: ["**"]}
     return open_datasets(source, task, kind, streaming, options, folders)
 
 
-def is_split(path: Path) -> bool:
+def has_splits(path: Path) -> bool:
     """Whether a folder has one sub-folder for each split, such as `train` and `test`, and no others."""
     names = [folder.name for folder in path.iterdir() if folder.is_dir() and folder.name[0] != "."]
     return bool(names) and all(name in SPLITS for name in names)
 
 
-def columns_of(rows: Sequence[Row]) -> list[str]:
+def columns_of(rows: Table) -> list[str]:
     """The names in the first rows. Rows that are broken or lack something are counted later, when they are read."""
     names: dict[str, None] = {}
     for index in range(min(len(rows), FIRST_ROWS)):
