@@ -39,6 +39,7 @@ GOLDEN = Path(__file__).parent / "golden"
 def pytest_configure():
     """Compute with one thread: `make test` runs two processes, and results depend on the number of threads."""
     os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # its pool of processes can wait for ever
     torch.set_num_threads(1)
 
 
