@@ -7,6 +7,7 @@ import small_run
 import tiny
 import torch
 from PIL import Image
+from safetensors.torch import load
 
 from showo_hf.training.arguments import training_arguments
 from showo_hf.training.callbacks import StopSignals
@@ -229,6 +230,26 @@ def test_a_push_that_finds_the_disk_full_does_not_stop_the_training(tmp_path, hu
 
 
 def test_early_stop(tmp_path):
+def test_a_periodic_push_has_the_dtype_of_the_result(tmp_path, hub_here):
+    """The image tokenizer's weights stay as they are, and so do those that are trained."""
+    trainer, pipe = trainer_of(tmp_path, push_to_hub="someone/new", push_steps=1, save_dtype="bfloat16")
+    pipe.register_modules(image_decoder=tiny.image_decoder())
+    (pushes,) = (one for one in trainer.callback_handler.callbacks if isinstance(one, PushResults))
+    before = {name: weight.clone() for name, weight in pipe.model.state_dict().items()}
+    trainer.state.max_steps, trainer.state.global_step = 3, 1
+    pushes.on_step_end(trainer.args, trainer.state, trainer.control)
+    assert pushes.publisher.close(20) and pushes.publisher.last_error is None
+    files = hub_here.commits["someone/new"][0][2]
+    pushed = load(files["model/model.safetensors"])
+    for name, weight in pushed.items():
+        own = torch.float32 if name.startswith("image_tokenizer.") else torch.bfloat16
+        torch.testing.assert_close(weight, before[name].to(own), rtol=0, atol=0)
+    decoder = load(files["image_decoder/model.safetensors"])
+    assert {weight.dtype for weight in decoder.values()} == {torch.bfloat16}
+    assert small_run.same_weights(before, pipe.model.state_dict())
+    assert {weight.dtype for weight in pipe.image_decoder.parameters()} == {torch.float32}
+
+
     options = small_run.validated(
         eval_steps=1, learning_rate=1.0, ema_decay=None, warmup_steps=1, steps=50, early_stop=3
     )
