@@ -56,6 +56,8 @@ def write_result(config: FinetuneConfig, pipe: ShowoT2IPipeline, folder: Path):
 
 def save_result(config: FinetuneConfig, pipe: ShowoT2IPipeline, trainer: ShowoTrainer):
     """Write the output folder with its card, and push it."""
+    if trainer.samples is not None:
+        trainer.samples.make_of_result(trainer.result_step, write=trainer.is_world_process_zero())
     if isinstance(config, LoraConfig) and config.merge:
         from .adapters import merge_adapter
 

@@ -252,11 +252,21 @@ class ResumableTrainer(OwnCheckpoints, ShardedByItself, Trainer):
     def finish(self):
         """Give the model its final weights: the best, or the averaged, or the last."""
         parameters = self.changing_tensors()
-        if self.settings.keep_best and self.best["kept"]:
+        if self.best_is_result:
             folder = self.settings.root / "best"
             self.check_best()
             with checkpoints.loading(folder / "model.safetensors"):
                 values = checkpoints.read_group(folder, "model", parameters)
+    @property
+    def best_is_result(self) -> bool:
+        """Whether the best weights are the result, and not the last ones."""
+        return self.settings.keep_best and self.best["kept"]
+
+    @property
+    def result_step(self) -> int:
+        """The step whose weights are the result."""
+        return self.best["step"] if self.best_is_result else self.state.global_step
+
                 checkpoints.load_parameters(parameters, values, "The best model")
         else:
             checkpoints.load_parameters(parameters, self.result_weights(), "The result")
