@@ -157,7 +157,8 @@ class LogSamples(TrainerCallback):
                 tracker.Image(np.asarray(image), caption=p) for p, image in zip(self.prompts, images, strict=True)
             ]
             told = {f"answers/{file}: {question}": text for file, question, text in answers}
-            tracker.log({**({"samples": shown} if shown else {}), **told}, step=step)
+            # As transformers logs: with `step`, wandb would drop the row, because it counts each row as a step.
+            tracker.log({**({"samples": shown} if shown else {}), **told, "train/global_step": step})
 
 
 def blind_guesses(objective: str, pipe: ShowoT2IPipeline) -> dict[str, float]:
