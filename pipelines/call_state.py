@@ -147,6 +147,24 @@ def latest_call(pipe: DiffusionPipeline) -> RunningCall:
     return call if call is not None and call.pipe() is pipe else pipe.latest_call
 
 
+#: What is called after each pass that scores tokens, in this thread.
+AFTER_PASS: ContextVar[Callable[[], object]] = ContextVar("AFTER_PASS", default=lambda: None)
+
+
+@contextmanager
+def after_each_pass(function: Callable[[], object]) -> Iterator[None]:
+    """
+    Call `function` after each pass that scores tokens of an image, in this thread.
+
+    An edit scores tokens before its first step, and so before its callback can end it. An error of `function` ends it.
+    """
+    token = AFTER_PASS.set(function)
+    try:
+        yield
+    finally:
+        AFTER_PASS.reset(token)
+
+
 #: Held by calls of offloaded pipelines, one for each model. A call moves the weights, and they are in one place at a time.
 _OFFLOAD_LOCKS: weakref.WeakKeyDictionary[torch.nn.Module, RLock] = weakref.WeakKeyDictionary()
 _NEW_LOCK = Lock()

@@ -14,7 +14,7 @@ from showo_hf.schedulers.masking_schedules import get_masking_schedule
 from showo_hf.schedulers.scheduling_utils import Generators, sample_uniform
 from showo_hf.utils.validation import check_choice, check_flag, check_share, shown
 
-from .call_state import SamplingParams
+from .call_state import AFTER_PASS, SamplingParams
 from .denoising import PromptContext, predict_logits
 from .encoded_prompts import EncodedPrompts
 from .masks import choose_masked, paste_original
@@ -230,6 +230,7 @@ class ShowoEditingPipeline(ShowoPipeline):
                 logits = predict_logits(self.model, masked.flatten(1), context, guidance_scale=1.0)
                 found = logits.float().log_softmax(-1).gather(-1, given.flatten(1).unsqueeze(-1)).squeeze(-1)
                 scores[:, *window] = torch.where(hidden, found.view_as(given), scores[:, *window])
+                AFTER_PASS.get()()
         return scores
 
     def prepare_latents(self, tokens: torch.LongTensor, edited: torch.BoolTensor) -> torch.LongTensor:

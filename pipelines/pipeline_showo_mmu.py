@@ -127,6 +127,7 @@ class ShowoMMUPipeline(ShowoPipeline):
         for image in flatten_images(images):
             if is_token_grid(image):
                 self.check_grid(image)
+        self.check_one_size(images, batch_size)
         check_count("max_new_tokens", max_new_tokens, most=MAX_COUNT)
         check_generators(generator, max(num_images, num_prompts))
         self.check_text_sampling("temperature", do_sample, temperature, top_k, top_p)
@@ -168,6 +169,21 @@ class ShowoMMUPipeline(ShowoPipeline):
             raise ValueError("`images` must be images for a model that reads continuous features, got a token grid.")
         if grid.numel() == 0 or grid.min() < 0 or grid.max() >= self.model.config.codebook_size:
             raise ValueError(f"`images` as token grids must hold tokens below {self.model.config.codebook_size}.")
+
+    def check_one_size(self, images: Any, batch_size: int):
+        """Raise `ValueError` for images of different lengths, unless each question is a batch by itself."""
+        sizes = {}  # by number of tokens
+        for image in flatten_images(images):
+            if is_token_grid(image):
+                sizes.setdefault(image.numel(), f"a token grid {tuple(image.shape)}")
+            else:
+                sizes.setdefault(
+                    self.processor.num_placeholders, f"an image of {self.processor.num_placeholders} tokens"
+                )
+        if len(sizes) > 1 and batch_size > 1:
+            raise ValueError(
+                f"`images` must have one size, in tokens, unless `batch_size` is 1, got {' and '.join(sizes.values())}."
+            )
 
     def check_length(self, images: Sequence[Any], rows: Sequence[Row], max_new_tokens: int):
         """Raise `ValueError` if a sequence and its answer are longer than the model's context."""
@@ -226,16 +242,9 @@ class ShowoMMUPipeline(ShowoPipeline):
 
     @torch.no_grad()
     def read_images(self, images: Sequence[Any]) -> tuple[DynamicCache, list[list[int]]]:
-        """
-        Compute keys and values of `mmu soi image eoi`, one row per image. Return them and the ids.
-
-        Raises:
-            ValueError: if token grids differ in size.
-        """
+        """Compute keys and values of `mmu soi image eoi`, one row per image of one size. Return them and the ids."""
         inputs = [self.conversation(image, "") for image in images]
         prefixes = [self.split(one)[0] for one in inputs]
-        if len({len(prefix) for prefix in prefixes}) > 1:
-            raise ValueError("`images` as token grids must have one size.")
         pixels = [one["pixel_values"] for one in inputs if "pixel_values" in one]
         device = self._execution_device
         cache = DynamicCache(config=self.model.config.text_config)

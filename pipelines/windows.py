@@ -16,9 +16,10 @@ Window = tuple[slice, slice]  # rows and columns
 
 def window_starts(first: int, last: int, size: int, window: int) -> list[int]:
     """
-    Compute the starts of windows that cover the positions `first` to `last` of an axis, overlapping by half.
+    Compute the starts of windows that cover the positions `first` to `last` of an axis, overlapping by at least half.
 
-    A single window is centred on these positions, as far as the axis allows.
+    Fewer positions than a window has get one window, centred on them as far as the axis allows. For others, the first and
+    the last window also contain the known tokens beside these positions: up to a quarter of a window at each end.
 
     Args:
         size (`int`): length of the axis.
@@ -26,10 +27,18 @@ def window_starts(first: int, last: int, size: int, window: int) -> list[int]:
     """
     if size <= window:
         return [0]
-    if last - first < window:
+    if last - first + 1 < window:
         middle = first - (window - (last - first + 1)) // 2
         return [min(max(0, middle), size - window)]
-    return tile_starts(first, last, window, max(1, window // 2))
+    stride, margin = max(1, window // 2), window // 4
+    begin, end = max(0, first - margin), min(size, last + 1 + margin)
+    if end == last + 1:
+        return tile_starts(begin, last, window, stride)
+    # At equal distances, so that the window before the last one ends before `last`, and the last one draws it. (A single
+    # window at the beginning of the axis is an exception: it draws everything.)
+    room = end - begin - window
+    count = -(-room // stride)
+    return [begin + number * room // count for number in range(count + 1)]
 
 
 def plan_windows(masked: torch.BoolTensor, window: tuple[int, int]) -> list[Window]:

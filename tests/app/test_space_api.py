@@ -11,6 +11,7 @@ import httpx
 import pytest
 import torch
 from PIL import Image
+from starlette.requests import Request
 
 
 gr = pytest.importorskip("gradio")
@@ -20,6 +21,7 @@ from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 
 from showo_hf import ShowoMMUPipeline  # noqa: E402
+from showo_hf.app.api import Api  # noqa: E402
 from showo_hf.app.components import NO_LINKS  # noqa: E402
 from showo_hf.app.edit_tab import NOTHING_PAINTED  # noqa: E402
 from showo_hf.app.line import FAILED  # noqa: E402
@@ -312,6 +314,22 @@ def test_a_job_whose_client_cancels_ends(client, space):
         time.sleep(0.02)
     assert not space.line.tickets()
     assert generate(client, steps=1)[0]
+
+
+def test_a_call_whose_stream_is_closed_ends_within_a_step(space):
+    request = gr.Request(Request({"type": "http", "headers": [], "client": ("1.2.3.4", 5)}), session_hash="closed")
+
+    async def main():
+        stream = Api(space).generate(request, PROMPT, steps=50)
+        for _ in range(4):
+            assert (await anext(stream))[0] == []
+        await stream.aclose()
+        while space.line.tickets():
+            await asyncio.sleep(0.01)
+
+    start = time.monotonic()
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert time.monotonic() < start + 30
 
 
 def test_the_health_check_and_the_closed_paths(url):

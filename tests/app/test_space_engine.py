@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tiny
@@ -17,7 +19,9 @@ from showo_hf import MaskGITScheduler, ShowoT2IPipeline  # noqa: E402
 from showo_hf.app import SpaceOptions, build_demo, build_space  # noqa: E402
 from showo_hf.app.ask_tab import NO_MEMORY  # noqa: E402
 from showo_hf.app.engine import Answered, Drawn, Engine, Step, Words, collect  # noqa: E402
+from showo_hf.app.line import Job  # noqa: E402
 from showo_hf.app.settings import DrawSettings  # noqa: E402
+from showo_hf.pipelines.call_state import one_at_a_time_if_offloaded  # noqa: E402
 
 
 #: Draws the image of one seed with the app's engine, beside other work, and with the pipeline alone.
@@ -109,6 +113,49 @@ def test_the_images_of_one_request_have_seeds_that_follow():
     together = images(seed=7, count=3)
     assert together == [images(seed=seed)[0] for seed in (7, 8, 9)]
     assert len(set(together)) == 3
+
+
+def test_all_work_of_an_offloaded_model_waits_for_its_other_calls():
+    pipe = tiny.pipeline(tiny.processor())
+    engine, passes = Engine(pipe), []
+    message = {"role": "user", "content": [{"type": "text", "text": "a cat"}]}
+    tokens = torch.zeros((1, *pipe.default_grid), dtype=torch.int64)
+    works = [
+        lambda job: engine.answer(job, [], message, 0, 1, 8),
+        lambda job: engine.confidence(job, tokens, DrawSettings("a cat")),
+    ]
+    pipe.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    pipe.enable_model_cpu_offload(device="cpu")
+    with ThreadPoolExecutor(1) as pool:
+        for work in works:
+            with one_at_a_time_if_offloaded(pipe):
+                waiting = pool.submit(collect, work)
+                time.sleep(0.2)
+                assert not passes
+            waiting.result(timeout=60)
+            assert passes
+            passes.clear()
+
+
+@pytest.mark.parametrize("kind", ["vary", "confidence"])
+def test_a_job_ends_within_a_pass_while_tokens_are_scored(kind):
+    pipe = tiny.pipeline(tiny.processor())
+    engine, settings = Engine(pipe), DrawSettings("a cat", steps=4)
+    events, passes = [], []
+    job = Job(events.append, 600)
+
+    def count(*_):
+        if kind == "vary" or any(isinstance(one, Drawn) for one in events):
+            passes.append(1)
+            job.stop()
+
+    pipe.model.register_forward_pre_hook(count)
+    if kind == "vary":
+        engine.vary(job, settings, pixels(), 0.5, False)
+    else:
+        engine.draw(job, settings, previews=False, confidence=True)
+    assert len(passes) == 2, "the prompt, and the first of the passes that score"
+    assert isinstance(events[-1], Drawn) and events[-1].stopped == (kind == "vary")
 
 
 # Models with a diffusion decoder

@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("gradio")
 
-from showo_hf.app.line import FAILED, TOO_LARGE, Line, OutOfTime, Visitor, Waiting  # noqa: E402
+from showo_hf.app.line import FAILED, TOO_LARGE, Line, OutOfTime, Visitor, Waiting, Working  # noqa: E402
 from showo_hf.app.settings import Refusal, SpaceOptions  # noqa: E402
 
 
@@ -19,7 +19,7 @@ def visitor(name: str, address: str | None = None) -> Visitor:
 
 
 async def collect(line, who, work, kind="images", prepare=tuple):
-    return [event async for event in line.run(who, kind, work, prepare)]
+    return [event async for event in line.run(who, kind, work, prepare) if event != Working()]
 
 
 def test_events_come_in_order_and_the_place_is_free_again():
@@ -222,6 +222,35 @@ def test_a_job_whose_visitor_leaves_ends_and_the_next_one_starts():
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("slow", ["upload", "step"])
+def test_a_visitor_who_leaves_during_a_long_step_is_noticed(monkeypatch, slow):
+    monkeypatch.setattr("showo_hf.app.line.POLL", 0.02)
+    free, read, ran = threading.Event(), [], []
+
+    def prepare():
+        read.append(slow == "step" or free.wait(2))
+        return ()
+
+    def work(job):
+        free.wait(2)
+        job.end_step()
+        ran.append(1)
+
+    async def main():
+        line = Line(SpaceOptions())
+        left = line.run(visitor("a"), "images", work, prepare)
+        assert await anext(left) == Working()
+        while slow == "step" and not read:
+            assert await anext(left) == Working()
+        await left.aclose()
+        free.set()
+        while line.tickets():
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+    assert not ran
+
+
 @pytest.mark.parametrize("jobs_at_once", [1, 4])  # not called, and called
 def test_a_waiting_job_whose_visitor_leaves_never_runs(jobs_at_once):
     free, ran = threading.Event(), []
@@ -267,6 +296,34 @@ def test_stop_ends_the_jobs_of_one_session_only():
         assert "ran" in await asyncio.wait_for(other, 2)
 
     asyncio.run(main())
+
+
+def test_stop_ends_a_job_whose_upload_is_being_read_or_waits_for_that():
+    free, read, ran = threading.Event(), [], []
+
+    def prepare():
+        read.append(1)
+        free.wait(5)
+        return ()
+
+    async def main():
+        line = Line(SpaceOptions(jobs_per_session=3, jobs_per_address=3))
+        tasks = [
+            asyncio.create_task(collect(line, visitor("a"), lambda job: ran.append(1), prepare=prepare))
+            for _ in range(3)
+        ]
+        while len(read) < 2:
+            await asyncio.sleep(0.01)
+        assert line.stop("a") == 3
+        assert line.tickets() == []
+        for task in tasks:
+            assert await asyncio.wait_for(task, 2) == []
+        assert not free.is_set()
+        free.set()
+        assert await collect(line, visitor("a"), lambda job: job.emit("next")) == ["next"]
+
+    asyncio.run(main())
+    assert len(read) == 2 and not ran
 
 
 def test_a_job_ends_after_its_time():

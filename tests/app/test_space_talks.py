@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +17,10 @@ gr = pytest.importorskip("gradio")
 from showo_hf.app import build_demo  # noqa: E402
 from showo_hf.app.ask_tab import AskTab  # noqa: E402
 from showo_hf.app.chat_tab import ChatTab  # noqa: E402
-from showo_hf.app.page_parts import Shared, Talks  # noqa: E402
+from showo_hf.app.create_tab import CreateTab  # noqa: E402
+from showo_hf.app.edit_tab import EditTab  # noqa: E402
+from showo_hf.app.page_parts import EDITOR_SIDE, Shared, Talks  # noqa: E402
+from showo_hf.app.uploads import UNREADABLE  # noqa: E402
 
 
 REQUEST = gr.Request(Request({"type": "http", "headers": [], "client": ("1.2.3.4", 5)}), session_hash="talk")
@@ -52,6 +56,37 @@ def test_a_conversation_remembers_its_questions(tabs, picture):
         assert shown == talks.now.shown and len(shown) == 2 * number
         assert len(talks.now.messages) == 2 * number
         assert all(update[tab.talks] is talks for update in updates if tab.talks in update)
+
+
+def test_events_read_few_uploads_at_once(tabs, picture, space):
+    ask, _ = tabs
+    with gr.Blocks():
+        edit, create = EditTab(space, ask.shared), CreateTab(space, ask.shared)
+        edit.build()
+        create.build()
+    free = threading.Event()
+
+    async def main():
+        for _ in range(2):
+            space.line.readers.submit(free.wait, 10)
+        works = (ask.uploaded(picture), edit.uploaded({"background": picture}), create.restored(picture))
+        tasks = [asyncio.create_task(work) for work in works]
+        await asyncio.sleep(0.1)
+        assert not any(task.done() for task in tasks)
+        free.set()
+        return await asyncio.gather(*tasks)
+
+    asked, edited, restored = asyncio.run(asyncio.wait_for(main(), 20))
+    assert "Ready." in asked[ask.status] and "Ready." in edited[edit.status]
+    assert edited[edit.editor]["background"].size == (EDITOR_SIDE, EDITOR_SIDE)
+    assert "holds no settings" in restored[create.status]
+
+
+def test_an_image_that_is_gone_is_refused_with_one_sentence(space, tmp_path):
+    takes = [one.fn for one in build_demo(space).fns.values() if getattr(one.fn, "__name__", "") == "take"]
+    said = ["".join(map(str, asyncio.run(take(str(tmp_path / "gone.png"))).values())) for take in takes]
+    assert sum(UNREADABLE in one for one in said) == len(takes) / 2, "those that open the editor"
+    assert takes and all("no image yet" in str(asyncio.run(take(None))) for take in takes)
 
 
 def answers(tabs, picture, talks):

@@ -87,6 +87,25 @@ def test_a_push_that_the_hub_refuses_is_one_sentence_and_the_folder_stays(tmp_pa
     error = capsys.readouterr().err
     assert "the Space 'other/show' cannot be pushed" in error and "Traceback" not in error
     assert "other/show" not in hub_here.repositories and (folder / wheel.name).is_file()
+    newer = wheel.rename(wheel.with_name("showo_hf-0.2.0-py3-none-any.whl"))
+    assert main(["space", str(folder), "--wheel", str(newer), "--push", "someone/show"]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "app.py", "requirements.txt", newer.name]
+    assert hub_here.repositories["someone/show"] == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("changed", ["README.md", "requirements.txt", "app.py", "mine.txt", "mine.whl"])
+def test_a_folder_of_an_earlier_call_is_replaced_unless_it_was_changed(tmp_path, wheel, capsys, changed):
+    folder = tmp_path / "space"
+    asked = ["space", str(folder), "--wheel", str(wheel)]
+    assert main([*asked, "--title", 'My "Space"', "--model", "org/model"]) == 0
+    assert main(asked) == 0, "also with other options"
+    with open(folder / changed, "a") as file:
+        file.write("mine")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    capsys.readouterr()
+    assert main(asked) == 2
+    assert "without changes" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.slow

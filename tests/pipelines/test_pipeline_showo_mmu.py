@@ -158,6 +158,12 @@ def test_sampling_is_reproducible_and_independent_of_the_batch():
     assert together != TOKEN_PIPE(IMAGES, QUESTIONS, generator=torch.Generator().manual_seed(9), **options).texts
 
 
+def test_images_of_different_sizes_are_answered_one_by_one():
+    grids = [GRID, GRID[:2]]
+    together = TOKEN_PIPE(grids, QUESTIONS[0], max_new_tokens=6, batch_size=1).texts
+    assert together == [TOKEN_PIPE(one, QUESTIONS[0], max_new_tokens=6).texts[0] for one in grids]
+
+
 def test_a_streamer_receives_the_answer():
     streamer = TextIteratorStreamer(TOKEN_PIPE.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     (text,) = TOKEN_PIPE(IMAGES[0], QUESTIONS[0], max_new_tokens=8, streamer=streamer).texts
@@ -184,7 +190,13 @@ GRID = torch.zeros(4, 4, dtype=torch.int64)
         (lambda: TOKEN_PIPE(IMAGES[0], 3), TypeError, "`prompts` must be a text"),
         (lambda: TOKEN_PIPE("missing.png", "x"), ValueError, "cannot be read: 'missing.png'"),
         (lambda: TOKEN_PIPE(GRID + 64, "x"), ValueError, "token grids must hold tokens below 64"),
-        (lambda: TOKEN_PIPE([GRID, GRID[:2]], "x"), ValueError, "must have one size"),
+        (lambda: TOKEN_PIPE([GRID, GRID[:2]], "x"), ValueError, r"one size, in tokens, .* \(4, 4\) and .* \(2, 4\)"),
+        (
+            lambda: TOKEN_PIPE([GRID] * 2 + [GRID[:2]] * 2, "x", batch_size=2),
+            ValueError,
+            "`images` must have one size",
+        ),
+        (lambda: TOKEN_PIPE.score([GRID, GRID[:2]], "x", ["a"] * 8), ValueError, "`images` must have one size"),
         (lambda: PIPES["clip"](GRID, "x"), ValueError, "must be images for a model that reads continuous"),
         (lambda: TOKEN_PIPE(IMAGES[0], "x", max_new_tokens=0), ValueError, "`max_new_tokens` must be an integer"),
         (lambda: TOKEN_PIPE(IMAGES[0], "x", max_new_tokens=1000), ValueError, "and the model has 256"),

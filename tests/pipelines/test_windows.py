@@ -67,13 +67,37 @@ def test_starts_cover_an_axis_with_overlapping_windows(size, window, data):
         (6, 7, 8, [4]),  # limited by the edge of the grid
         (0, 0, 8, [0]),
         (0, 7, 8, [0, 2, 4]),
-        (0, 6, 8, [0, 2, 3]),
-        (2, 5, 8, [2]),
-        (2, 6, 8, [2, 3]),
+        (0, 6, 8, [0, 2, 4]),
+        (2, 5, 8, [1, 3]),  # as long as a window: two of them see what is around it
+        (2, 6, 8, [1, 2, 4]),
+        (0, 3, 8, [0, 1]),
+        (2, 7, 8, [1, 3, 4]),
     ],
 )
 def test_window_starts_have_these_values(first, last, size, expected):
     assert window_starts(first, last, size, 4) == expected
+
+
+@given(st.integers(5, 40), st.integers(4, 12), st.data())
+@settings(max_examples=200, deadline=None)
+def test_both_ends_of_a_long_span_are_drawn_beside_known_tokens(size, window, data):
+    first = data.draw(st.integers(0, size - 1))
+    last = data.draw(st.integers(first, size - 1))
+    length = last - first + 1
+    if window >= size or length < window or (length == window and first == 0):
+        return  # one window draws everything
+    masked = torch.zeros(size, size, dtype=torch.bool)
+    masked[:, first : last + 1] = True
+    for region, axis in ((masked, 1), (masked.T, 0)):
+        left = region.clone()
+        for place in plan_windows(region, (window, window)):
+            drawn = left[place].any(1 - axis).nonzero().flatten() + place[axis].start
+            if first in drawn and first > 0:
+                assert place[axis].start < first
+            if last in drawn and last < size - 1:
+                assert place[axis].stop > last + 1
+            left[place] = False
+        assert not left.any()
 
 
 def test_a_grid_without_masked_tokens_needs_no_window():

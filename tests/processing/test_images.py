@@ -100,6 +100,16 @@ def test_dark_16_bit_images_stay_dark(tmp_path):
     assert shallow.mode == "I" and load_image(shallow).getpixel((2, 0)) == (200, 200, 200)
 
 
+def test_the_transparent_value_of_a_16_bit_png_is_transparent(tmp_path):
+    values = Image.fromarray(np.array([[257 * 100, 257 * 100 + 1, 65535]], dtype=np.uint16))
+    values.save(tmp_path / "clear.png", transparency=257 * 100)
+    with Image.open(tmp_path / "clear.png") as file:
+        assert file.mode == "I;16" and file.info["transparency"] == 257 * 100
+        for image in (tmp_path / "clear.png", file):
+            assert [load_image(image).getpixel((x, 0))[0] for x in range(3)] == [255, 100, 255], "white where clear"
+            assert [load_grey(image, "mask").getpixel((x, 0)) for x in range(3)] == [0, 100, 255], "black where clear"
+
+
 def test_float_grayscale_is_scaled():
     image = Image.fromarray(np.array([[0, 0.2, 1]], "float32"))
     assert image.mode == "F" and [load_image(image).getpixel((x, 0))[0] for x in range(3)] == [0, 51, 255]

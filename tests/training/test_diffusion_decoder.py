@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import pytest
 import tiny
@@ -161,6 +162,19 @@ def test_a_stopped_run_goes_on_to_the_same_weights(images, tokenizer, tmp_path, 
         assert torch.equal(value, resumed[name]), name
     with pytest.raises(TrainingError, match="`image_weight` was 0.0 and is 0.5"):
         run_recipe(recipe(images, tokenizer, tmp_path / "stopped", image_weight=0.5, **options))
+
+
+def test_a_resumed_run_keeps_the_scale_of_its_first_images(images, tokenizer, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(images, folder)
+    config = recipe(folder, tokenizer, tmp_path / "out", steps=1)
+    run_recipe(config)
+    scale = ShowoDiffusionDecoder.from_pretrained(tmp_path / "out").config.residual_scale
+    for file in folder.glob("*.png"):
+        Image.new("RGB", (SIZE, SIZE), "black").save(file)
+    assert load_decoder(config, FrozenTokenizer(load_tokenizer(str(tokenizer)))).config.residual_scale != scale
+    run_recipe(config)
+    assert ShowoDiffusionDecoder.from_pretrained(tmp_path / "out").config.residual_scale == scale
 
 
 def test_a_dry_run_prints_a_plan_and_writes_nothing(images, tokenizer, tmp_path):

@@ -17,6 +17,7 @@ from showo_hf.training.configs import ConceptConfig
 from showo_hf.training.data.sources import DataSource
 from showo_hf.training.data.tokenizing import TokenizeOptions, store_tokens
 from showo_hf.training.dry_run import plan_of
+from showo_hf.training.errors import TrainingError
 from showo_hf.training.run import run_recipe
 from showo_hf.training.showo_training import data_of, validation_parts
 
@@ -177,6 +178,12 @@ def test_a_concept_without_images_is_refused_before_the_model_is_loaded(tmp_path
     (tmp_path / "second" / "second ü.png").unlink()
     with pytest.raises(ValueError, match="`data` must be a folder of images, got '.*second', which holds none"):
         run_recipe(config)
+
+
+@pytest.mark.parametrize("work", [run_recipe, plan_of])
+def test_rows_of_the_embedding_are_not_trained_where_weights_are_spread(tmp_path, work):
+    with pytest.raises(TrainingError, match="`train_word` needs `fsdp_size` 1, got 2"):
+        work(concept(tmp_path, fsdp_size=2))
 
 
 # Pickles

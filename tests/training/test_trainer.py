@@ -7,7 +7,9 @@ import small_run
 import tiny
 import torch
 from PIL import Image
+from safetensors.torch import load
 
+from showo_hf import ShowoT2IPipeline
 from showo_hf.training.arguments import training_arguments
 from showo_hf.training.callbacks import StopSignals
 from showo_hf.training.data.examples import Example
@@ -228,6 +230,26 @@ def test_a_push_that_finds_the_disk_full_does_not_stop_the_training(tmp_path, hu
     assert not [path for path in tmp_path.iterdir() if ".new-" in path.name]
 
 
+def test_a_periodic_push_has_the_dtype_of_the_result(tmp_path, hub_here):
+    """The image tokenizer's weights stay as they are, and so do those that are trained."""
+    trainer, pipe = trainer_of(tmp_path, push_to_hub="someone/new", push_steps=1, save_dtype="bfloat16")
+    pipe.register_modules(image_decoder=tiny.image_decoder())
+    (pushes,) = (one for one in trainer.callback_handler.callbacks if isinstance(one, PushResults))
+    before = {name: weight.clone() for name, weight in pipe.model.state_dict().items()}
+    trainer.state.max_steps, trainer.state.global_step = 3, 1
+    pushes.on_step_end(trainer.args, trainer.state, trainer.control)
+    assert pushes.publisher.close(20) and pushes.publisher.last_error is None
+    files = hub_here.commits["someone/new"][0][2]
+    pushed = load(files["model/model.safetensors"])
+    for name, weight in pushed.items():
+        own = torch.float32 if name.startswith("image_tokenizer.") else torch.bfloat16
+        torch.testing.assert_close(weight, before[name].to(own), rtol=0, atol=0)
+    decoder = load(files["image_decoder/model.safetensors"])
+    assert {weight.dtype for weight in decoder.values()} == {torch.bfloat16}
+    assert small_run.same_weights(before, pipe.model.state_dict())
+    assert {weight.dtype for weight in pipe.image_decoder.parameters()} == {torch.float32}
+
+
 def test_early_stop(tmp_path):
     options = small_run.validated(
         eval_steps=1, learning_rate=1.0, ema_decay=None, warmup_steps=1, steps=50, early_stop=3
@@ -241,6 +263,24 @@ def test_early_stop(tmp_path):
     small_run.run(tmp_path, **options)  # trains nothing
     assert (tmp_path / "out-log.jsonl").read_bytes() == before
     assert small_run.same_weights(weights, final(tmp_path))
+
+
+@pytest.mark.parametrize("keep_best", [True, False])
+def test_the_card_shows_samples_of_the_result(tmp_path, keep_best):
+    """After an early stop, with the best weights, and when a finished run is repeated."""
+    options = small_run.validated(eval_steps=1, learning_rate=1.0, ema_decay=None, warmup_steps=1, early_stop=1)
+    options |= {"keep_best": keep_best, "steps": 50, "prompts": ["a red apple"], "sample_guidance": 1.0}
+    for _ in range(2):
+        small_run.run(tmp_path, **options)
+        losses = losses_of(tmp_path)
+        step = min(losses, key=losses.get) if keep_best else max(losses)
+        assert step < 50
+        file = tmp_path / "out-samples" / f"step-{step}-0.png"
+        pipe = ShowoT2IPipeline.from_pretrained(tmp_path / "out")
+        image = pipe("a red apple", guidance_scale=1.0, generator=torch.Generator().manual_seed(0)).images[0]
+        with Image.open(file) as sample:
+            assert sample.tobytes() == image.tobytes()
+        assert (tmp_path / "out" / "assets" / "sample-1.png").read_bytes() == file.read_bytes()
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])

@@ -11,7 +11,7 @@ import gradio as gr
 from .chat_tab import MAX_CHAT_IMAGES
 from .components import UploadedImage
 from .edit_tab import DIRECTIONS, NOTHING_PAINTED, check_directions
-from .engine import Answered, Drawn, Step, Words
+from .engine import Answered, Drawn, Words
 from .settings import (
     MAX_GUIDANCE,
     MAX_IMAGES,
@@ -34,8 +34,8 @@ class Api:
     """
     The endpoints `/generate`, `/inpaint`, `/extend`, `/vary`, `/ask` and `/chat`.
 
-    Their docstrings are what clients and language models read, so they name every range. A call yields while it works, so
-    that the job of a client that is gone ends.
+    Their docstrings are what clients and language models read, so they name every range. A call yields at every event of its
+    job, so that the job of a client that is gone ends: Gradio sees that between two of them.
     """
 
     def __init__(self, space: Space):
@@ -297,7 +297,7 @@ class Api:
                     await self.space.save(image, settings.with_seed(settings.seed + number), name)
                     for number, image in enumerate(event.images)
                 ]
-            elif not isinstance(event, Step) or event.step == 1:
+            else:
                 yield []
 
     # Layout

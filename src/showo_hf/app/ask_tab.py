@@ -140,10 +140,10 @@ class AskTab:
         """Begin a new conversation. The status line stays if it may say why the image was refused."""
         return {self.chat: [], self.status: status("Ready.") if talks.begin().waits else gr.skip()}
 
-    def uploaded(self, image: str | None) -> dict:
+    async def uploaded(self, image: str | None) -> dict:
         """Check an upload at once."""
         try:
-            read_upload(image, self.space.max_bytes)
+            await self.space.read(read_upload, image, self.space.max_bytes)
         except Refusal as error:
             return {self.image: None, self.status: refused(error)}
         return {self.status: status("Ready.")}

@@ -11,6 +11,7 @@ import gradio as gr
 
 from .components import status_line
 from .engine import Answered, Drawn, Step, Words
+from .line import Working
 from .page_parts import Shared, Talk, Talks, cancel_at
 from .previews import picture, status, to_uri
 from .settings import DrawSettings, Refusal, check_text
@@ -94,6 +95,8 @@ class ChatTab:
             work = partial(space.engine.answer, max_images=MAX_CHAT_IMAGES, seed=seed)
             async for event in space.run(request, "images", work, prepare):
                 line = progress(event)
+                if isinstance(event, Working):
+                    continue
                 if isinstance(event, Words):
                     if not parts or not isinstance(parts[-1], str):
                         parts.append("")

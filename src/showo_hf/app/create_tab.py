@@ -142,12 +142,13 @@ class CreateTab:
         except Refusal as error:
             yield {self.status: refused(error)}
 
-    def restored(self, file: str | None) -> dict:
+    async def restored(self, file: str | None) -> dict:
         """Show the settings that a PNG holds."""
         if file is None:
             return {self.status: gr.skip()}
         try:
-            settings = self.space.engine.usable(read_settings(file, self.space.max_bytes))
+            found = await self.space.read(read_settings, file, self.space.max_bytes)
+            settings = self.space.engine.usable(found)
         except Refusal as error:
             return {self.status: refused(error)}
         return {**self.controls.restored(settings), self.status: status("The settings of this image are restored.")}

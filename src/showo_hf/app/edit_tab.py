@@ -169,7 +169,7 @@ class EditTab:
         async for update in self.edit(request, painting, values, visit, "varied", work, options):
             yield update
 
-    def uploaded(self, painting: Any) -> dict:
+    async def uploaded(self, painting: Any) -> dict:
         """
         Check an upload at once, and bring it to a size to paint on.
 
@@ -180,10 +180,11 @@ class EditTab:
         if background is None:  # it was lost on its way; the editor still has it
             return {self.status: gr.skip()}
         try:
-            value = for_editor(background, self.space.max_bytes)
-            fits = open_rgb(background, self.space.max_bytes).size == value["background"].size
+            value = await self.space.read(for_editor, background, self.space.max_bytes)
+            size = (await self.space.read(open_rgb, background, self.space.max_bytes)).size
         except Refusal as error:
             return {self.editor: None, self.status: refused(error)}
+        fits = size == value["background"].size
         return {self.status: status("Ready.")} if fits else {self.editor: value, self.status: status("Ready.")}
 
     def wire(self, demo: gr.Blocks) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakValueDictionary
@@ -25,10 +25,11 @@ from showo_hf.pipelines import (
     ShowoT2IPipeline,
     TextPiece,
 )
+from showo_hf.pipelines.call_state import after_each_pass, one_at_a_time_if_offloaded
 from showo_hf.pipelines.scheduler_adapter import config_entry
 
 from ..schedulers import SCHEDULERS
-from .line import Job, Stopped
+from .line import Job, OutOfTime, Stopped
 from .previews import confidence_map, on_canvas, side_by_side, with_masked_cells
 from .settings import MAX_ANSWER, MAX_SCALE, OWN_SAMPLER, DrawSettings, Refusal
 
@@ -181,7 +182,8 @@ class Engine:
         size = {"height": settings.height, "width": settings.width}
         tokens = self.make(job, pipe, settings, previews, size)
         if confidence and tokens is not None and not job.stopping:
-            job.emit(self.confidence(tokens, settings))
+            with suppress(Stopped, OutOfTime):  # the images are there all the same
+                job.emit(self.confidence(job, tokens, settings))
 
     def inpaint(
         self, job: Job, settings: DrawSettings, image: Image.Image, mask: Image.Image, strength: float, previews: bool
@@ -257,17 +259,18 @@ class Engine:
         seeds = range(settings.seed, settings.seed + settings.count)
         start = job.turn.seconds
         try:
-            images = pipe(
-                settings.prompt,
-                negative_prompt=settings.negative_prompt or None,
-                num_inference_steps=settings.steps,
-                guidance_scale=settings.guidance,
-                num_images_per_prompt=settings.count,
-                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-                callback_on_step_end=on_step_end,
-                **options,
-                **arguments,
-            ).images
+            with after_each_pass(job.end_step):
+                images = pipe(
+                    settings.prompt,
+                    negative_prompt=settings.negative_prompt or None,
+                    num_inference_steps=settings.steps,
+                    guidance_scale=settings.guidance,
+                    num_images_per_prompt=settings.count,
+                    generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                    callback_on_step_end=on_step_end,
+                    **options,
+                    **arguments,
+                ).images
         except Stopped:
             job.emit(Drawn([], job.turn.seconds - start, stopped=True))
             return None
@@ -280,10 +283,10 @@ class Engine:
         masked = (latents == pipe.mask_token_id).cpu().numpy()
         return side_by_side([with_masked_cells(one, cells) for one, cells in zip(images, masked, strict=True)])
 
-    def confidence(self, tokens: torch.LongTensor, settings: DrawSettings) -> Confidence:
+    def confidence(self, job: Job, tokens: torch.LongTensor, settings: DrawSettings) -> Confidence:
         """How likely the model finds each token of finished images, given the other tokens and the prompt."""
         pipe = self.pipeline(ShowoImg2ImgPipeline)
-        with torch.no_grad():
+        with one_at_a_time_if_offloaded(pipe), after_each_pass(job.end_step), torch.no_grad():
             prompts = pipe.encode_prompt(
                 settings.prompt,
                 num_images_per_prompt=len(tokens),
@@ -323,7 +326,7 @@ class Engine:
                 raise Refusal("This conversation is full. Please start a new one.") from error
             raise
         stopped, start = False, job.turn.seconds
-        with closing(events), torch.no_grad():
+        with one_at_a_time_if_offloaded(pipe), closing(events), torch.no_grad():
             try:
                 for event in events:
                     if isinstance(event, AnswerDone):

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 FAILED = "That did not work. Please try again with other settings."
 TOO_LARGE = "There is not enough memory for that. Please try a smaller size or fewer images."
-POLL = 1.0  # seconds after which a waiting visitor is told the place in the line, which shows whether they are still there
+POLL = 1.0  # seconds after which a visitor is told how it stands, which shows whether they are still there
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Waiting:
 
     place: int
     length: int
+
+
+@dataclass(frozen=True)
+class Working:
+    """The upload is being read, or the job computes, and nothing else was told for a while."""
 
 
 class OutOfTime(Refusal):
@@ -107,6 +112,7 @@ class Ticket:
     def __init__(self, visitor: Visitor, kind: str, job: Job):
         self.visitor, self.kind, self.job = visitor, kind, job
         self.called = asyncio.Event()
+        self.reading: asyncio.Future | None = None  # its upload
         self.refusal = ""  # why it lost its place
 
 
@@ -253,9 +259,11 @@ class Line:
         own = [ticket for ticket in self.tickets() if ticket.visitor.session == session]
         for ticket in own:
             ticket.job.stop()
-            if ticket in self.waiting:
+            if ticket in self.waiting or ticket in self.preparing:
                 self.leave(ticket)
                 ticket.called.set()
+                if ticket.reading is not None:
+                    ticket.reading.cancel()
         return len(own)
 
     # Work
@@ -264,7 +272,8 @@ class Line:
         self, visitor: Visitor, kind: str, work: Callable[..., Any], prepare: Callable[[], tuple] = tuple
     ) -> AsyncIterator[Any]:
         """
-        Wait for a call, run the work in a thread, and give its events: what it emits, and [`Waiting`] while it waits.
+        Wait for a call, run the work in a thread, and give its events: what it emits, [`Waiting`] while it waits, and
+        [`Working`] in the middle of long steps. So there is one at least every second.
 
         Args:
             visitor ([`Visitor`]): who asks.
@@ -284,8 +293,13 @@ class Line:
         job = ticket.job
         handed_over = False
         try:
+            ticket.reading = loop.run_in_executor(self.readers, prepare)
+            while not (await asyncio.wait([ticket.reading], timeout=POLL))[0]:
+                yield Working()
+            if job.stop_requested.is_set():
+                return
             try:
-                prepared = await loop.run_in_executor(self.readers, prepare)
+                prepared = ticket.reading.result()
             except Exception as error:
                 raise as_refusal(error) from error
             self.enter(ticket)
@@ -317,8 +331,7 @@ class Line:
             handed_over = True
             while True:
                 if (next_one := await within(POLL, events.get())) is None:
-                    if not self.turns.holds(job.turn):
-                        yield self.place(ticket)
+                    yield Working() if self.turns.holds(job.turn) else self.place(ticket)
                     continue
                 event, end = next_one
                 if isinstance(end, StopIteration):
@@ -328,6 +341,8 @@ class Line:
                 yield event
         finally:
             job.stop()
+            if ticket.reading is not None:
+                ticket.reading.cancel()
             if not handed_over:
                 self.leave(ticket)
 

@@ -119,10 +119,13 @@ class Shared:
         hidden: dict[str, Any] = {**without_progress(status), "queue": False}
 
         def open_in(name: str, target: Any, value: Callable[[str], Any]) -> None:
-            def take(path: str | None) -> dict:
-                if path is None:
-                    return {status: refused(Refusal("There is no image yet.")), opened: ""}
-                return {target: value(path), opened: name}
+            async def take(path: str | None) -> dict:
+                try:
+                    if path is None:
+                        raise Refusal("There is no image yet.")
+                    return {target: await self.space.read(value, path), opened: name}
+                except Refusal as error:
+                    return {status: refused(error), opened: ""}
 
             done = buttons[name].click(take, chosen, [target, opened, status], **hidden)
             done.then(None, opened, None, js=OPEN_TAB, show_progress="hidden", api_visibility="private")

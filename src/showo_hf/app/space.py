@@ -76,7 +76,11 @@ class Space:
         """Work that borrows a GPU while it runs, where GPUs are lent."""
         return partial(zero_gpu.run_lent, work, self.options.gpu_seconds) if zero_gpu.LENDS else work
 
-    def stop(self, request: gr.Request) -> str:
+    async def read(self, reader: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function that reads an upload. It counts among the few uploads that are read at once. Raises as it does."""
+        return await asyncio.get_running_loop().run_in_executor(self.line.readers, reader, *arguments)
+
+    async def stop(self, request: gr.Request) -> str:
         """Stop the visitor's jobs. Returns the status line."""
         found = self.line.stop(self.visitor(request).session)
         return status("Stopping ..." if found else "There is nothing to stop.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from .texts import exists
 
 EXAMPLES = """\
 FOLDER gets README.md, requirements.txt, app.py and the wheel of this package. The names of the files go to stdout.
+If FOLDER holds just these files as an earlier call wrote them, they are replaced: so a failed push can be repeated.
 
 examples:
   a folder with the embedded model, served here
@@ -84,7 +86,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("folder", type=user_path, metavar="FOLDER", help="a new or empty folder")
+    add("folder", type=user_path, metavar="FOLDER", help="a new or empty folder, or one of an earlier call")
     add("--model", metavar="ORG/NAME", help="a model on the Hub (default: the embedded model)")
     add("--title", default="Show-o", help="title of the Space (default: Show-o)")
     add("--wheel", type=user_path, metavar="FILE", help="wheel of this package (default: built from the checkout)")
@@ -98,15 +100,16 @@ def run(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         wheel = options.wheel or build_wheel(Path(scratch))
         options.folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(wheel, options.folder / wheel.name)
-    files = {
-        "README.md": readme(options.title, options.model),
-        "requirements.txt": requirements(wheel.name, options.push),
-        "app.py": app(options.model),
-    }
-    for name, text in files.items():
+        target = options.folder / wheel.name
+        if not (target.exists() and target.samefile(wheel)):
+            shutil.copyfile(wheel, target)
+    for earlier in options.folder.glob("*.whl"):
+        if earlier.name != wheel.name:
+            earlier.unlink()
+    texts = texts_of(options.title, options.model, wheel.name, options.push)
+    for name, text in texts.items():
         (options.folder / name).write_text(text, encoding="utf-8")
-    for name in (*files, wheel.name):
+    for name in (*texts, wheel.name):
         print(printable(str(options.folder / name)))
     if options.push:
         push(options.folder, options.push)
@@ -116,8 +119,11 @@ def run(options: argparse.Namespace) -> int:
 def check_options(options: argparse.Namespace) -> None:
     """Raise `UsageError` for options that are not valid. Nothing is written."""
     check_folder("FOLDER", options.folder)
-    if options.folder.exists() and any(options.folder.iterdir()):
-        raise UsageError(f"`FOLDER` must be a new or empty folder, got {quoted(options.folder)}")
+    if options.folder.exists() and any(options.folder.iterdir()) and not is_unchanged(options.folder):
+        raise UsageError(
+            "`FOLDER` must be a new or empty folder, or hold just what an earlier call wrote, without changes, "
+            f"got {quoted(options.folder)}"
+        )
     for name in ("model", "push"):
         value = getattr(options, name)
         if value is not None and not HUB_NAME.fullmatch(value):
@@ -132,6 +138,25 @@ def check_options(options: argparse.Namespace) -> None:
         raise UsageError("`--wheel` is needed, because this package was not installed from a checkout of its source")
     if package_version("gradio") is None:
         raise UsageError("`showo-hf space` needs Gradio: pip install 'showo-hf[app]'")
+
+
+def is_unchanged(folder: Path) -> bool:
+    """Whether a folder holds the files that this command writes, with any options, and nothing else."""
+    paths = {path.name: path for path in folder.iterdir()}
+    if not all(path.is_file() and not path.is_symlink() for path in paths.values()):
+        return False
+    try:
+        texts = {name: paths[name].read_text(encoding="utf-8") for name in ("README.md", "requirements.txt", "app.py")}
+    except (KeyError, OSError, ValueError):
+        return False
+    title = re.search(r"^# (.*)$", texts["README.md"], re.MULTILINE)
+    model = re.search(r'"SHOWO_MODEL": "([^"]*)"', texts["app.py"])
+    wheel = re.search(r"([^/]+\.whl)", texts["requirements.txt"])
+    space = re.search(r"/spaces/(.+)/resolve/", texts["requirements.txt"])
+    if title is None or wheel is None:
+        return False
+    written = texts_of(title[1], model and model[1], wheel[1], space and space[1])
+    return texts == written and paths.keys() == {*written, wheel[1]}
 
 
 def checkout() -> Path:
@@ -157,6 +182,11 @@ def build_wheel(folder: Path) -> Path:
         lines = result.stderr.strip().splitlines() or ["pip said nothing"]
         raise CommandError(f"the wheel cannot be built: {lines[-1]}")
     return found[0]
+
+
+def texts_of(title: str, model: str | None, wheel: str, space: str | None) -> dict[str, str]:
+    """The files beside the wheel."""
+    return {"README.md": readme(title, model), "requirements.txt": requirements(wheel, space), "app.py": app(model)}
 
 
 def readme(title: str, model: str | None) -> str:

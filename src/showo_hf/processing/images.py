@@ -193,7 +193,7 @@ def in_eight_bits(image: Image.Image, name: str) -> Image.Image:
     Convert 16-bit and float grayscale to 8 bits. Other modes are unchanged.
 
     Floats are in [0, 1] or [0, 255]. `ValueError` for other floats. Images of 32-bit integers (mode "I") hold 16 bits if
-    a value exceeds 255, and else 8 bits.
+    a value exceeds 255, and else 8 bits. The transparent value of a PNG file becomes an alpha channel.
     """
     if image.mode == "F":
         values = np.array(image)  # float32
@@ -208,7 +208,13 @@ def in_eight_bits(image: Image.Image, name: str) -> Image.Image:
         deep = np.asarray(image)
         scale = 257 if image.mode != "I" or deep.max() > 255 else 1
         table = (np.arange(2**16) / scale).clip(0, 255).round().astype(np.uint8)
-        return Image.fromarray(table[deep.clip(0, 2**16 - 1)])
+        grey = Image.fromarray(table[deep.clip(0, 2**16 - 1)])
+        clear = image.info.get("transparency")
+        if not isinstance(clear, int):
+            return grey
+        # In 8 bits, other values could be equal to the transparent one.
+        alpha = Image.fromarray(np.where(deep == clear, 0, 255).astype(np.uint8))
+        return Image.merge("LA", (grey, alpha))
     return image
 
 

@@ -5,7 +5,6 @@ CPU: `ShowoForCausalLM.from_pretrained(..., quantization_config=TorchAoConfig(In
 need bitsandbytes, which needs a GPU; torchao's cannot be trained through.
 """
 
-import copy
 import os
 import re
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from showo_hf.models.modeling_showo import ShowoForCausalLM
 from showo_hf.utils.adapter_files import check_heads, write_adapter
 from showo_hf.utils.adapters import adapter_names, adapter_tensors, fuse, remove_adapters, require_peft
 from showo_hf.utils.atomic_folder import atomic_folder
+from showo_hf.utils.module_copies import copy_on_cpu
 from showo_hf.utils.validation import check_count, is_integer, is_number
 
 
@@ -284,10 +284,6 @@ def merged_copy(model: ShowoForCausalLM, adapter_name: str = "default") -> Showo
     Raises:
         ValueError: as [`merge_adapter`].
     """
-    memo: dict[int, Any] = {}
-    for one in (*model.parameters(), *model.buffers()):  # a second model may not fit on the device
-        copied = one.detach().to("cpu", copy=True)
-        memo[id(one)] = nn.Parameter(copied, one.requires_grad) if isinstance(one, nn.Parameter) else copied
-    twin = copy.deepcopy(model, memo)
+    twin = copy_on_cpu(model)
     merge_adapter(twin, adapter_name)
     return twin

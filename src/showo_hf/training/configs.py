@@ -92,6 +92,9 @@ class RunConfig:
                 check_number(name, getattr(self, name))
         if self.validation_data is None and (self.keep_best or self.early_stop is not None):
             raise ValueError("`keep_best` and `early_stop` need `validation_data`.")
+        strategy = self.training.get("eval_strategy", "steps")
+        if strategy != "steps" and (self.keep_best or self.early_stop is not None):
+            raise ValueError(f"`keep_best` and `early_stop` need the `eval_strategy` 'steps', got {strategy!r}.")
         if self.ema_decay is not None:
             check_share("ema_decay", self.ema_decay)
         check_choice("bad_step", self.bad_step, ("skip", "stop"))

@@ -10,6 +10,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from transformers.utils import cached_file
 
 from showo_hf import EMBEDDED_MODEL
 
-from ..models.configuration_diffusion_decoder import NOISE_LEVELS, ShowoDiffusionDecoderConfig
+from ..models.configuration_diffusion_decoder import NOISE_LEVELS, ShowoDiffusionDecoderConfig, check_denoised
 from ..models.image_tokenizer import ShowoImageTokenizer
 from ..models.modeling_diffusion_decoder import ShowoDiffusionDecoder
 from ..models.modeling_showo import ShowoForCausalLM
@@ -29,6 +30,7 @@ from ..processing.processing_showo import showo_image_processor
 from ..schedulers.gaussian_diffusion import bound_weights, flow_bound_weights, flow_sample, q_sample, target_of
 from ..utils.metrics import psnr
 from ..utils.validation import check_positive
+from .checkpoints import loading, read_json
 from .data.loader import State, StepLoader
 from .data.order import stable_hash
 from .decoder_config import DiffusionDecoderConfig
@@ -143,6 +145,23 @@ class DiffusionDecoderTrainer(ImageTrainer):
         for name, value in {**losses, "psnr": quality}.items():
             sums.add(TASK, name, value.detach(), len(pixels))
         return losses
+
+    # Checkpoints
+
+    def more_state(self):
+        """The unit of what is denoised: it may have been computed from images that changed since."""
+        return {}, {"decoder": {"residual_scale": self.accelerator.unwrap_model(self.model).config.residual_scale}}
+
+    def load_weights(self, folder: str):
+        """Same as in the base class, with the unit of what is denoised."""
+        super().load_weights(folder)
+        file = Path(folder) / "decoder.json"
+        if file.exists():  # the first checkpoints had none
+            config = self.accelerator.unwrap_model(self.model).config
+            with loading(file):
+                scale = read_json(file)["residual_scale"]
+                check_denoised(config.start, scale, config.prediction_type)
+                config.residual_scale = scale
 
 
 # The objective

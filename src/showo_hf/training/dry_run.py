@@ -24,6 +24,7 @@ from .image_tokenizers import load_image_tokenizer, tokenizer_losses
 from .losses import LossSums, backward_by_part, step_counts
 from .optimizers import MuonWithAdamW, inner_kernels, inner_matrices
 from .output_folders import checkpoint_root
+from .parallel import check_sharding
 from .plan import MemoryOptions, ModelSizes, TaskRows, format_plan, measure_step_time, parameter_counts
 from .rows import IGNORED, Part
 from .run_checks import check_data, check_model
@@ -40,6 +41,7 @@ def plan_of(config: RunConfig) -> str:
     The plan of a run, as text: parameters, tokens, memory, devices, and the time of a step, which is measured on this
     machine with the run's first rows. The weights that it changes are thrown away.
     """
+    check_sharding(config)
     args = training_arguments(config, checkpoint_root(Path(config.output)))
     if isinstance(config, FinetuneConfig):
         check_model(config)

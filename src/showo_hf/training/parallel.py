@@ -30,7 +30,7 @@ from transformers.distributed.utils import TransformersDeviceMesh
 from showo_hf.pipelines import ShowoT2IPipeline
 
 from ..models.modeling_showo import ShowoForCausalLM
-from .configs import FinetuneConfig, LoraConfig, RunConfig
+from .configs import ConceptConfig, FinetuneConfig, LoraConfig, RunConfig
 from .errors import TrainingError
 from .shards import is_sharded
 
@@ -191,6 +191,11 @@ def check_sharding(config: RunConfig):
     for name in ("dora", "merge", "quantize"):
         if config.fsdp_size > 1 and getattr(config, name):
             raise TrainingError(f"`{name}` needs `fsdp_size` 1, got {config.fsdp_size}.")
+    if config.fsdp_size > 1 and isinstance(config, ConceptConfig) and config.train_word:
+        raise TrainingError(
+            f"`train_word` needs `fsdp_size` 1, got {config.fsdp_size}. With `train_word=false` the adapters alone learn "
+            "the word."
+        )
 
 
 def check_deepspeed(config: RunConfig):

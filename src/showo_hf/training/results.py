@@ -15,6 +15,7 @@ from showo_hf import EMBEDDED_MODEL
 from showo_hf.pipelines import ShowoT2IPipeline
 
 from ..utils.atomic_folder import atomic_folder
+from ..utils.module_copies import copy_on_cpu
 from .configs import ConceptConfig, FinetuneConfig, LoraConfig, RunConfig
 from .parallel import whole_pipeline
 from .periodic_publishing import PeriodicPublisher
@@ -55,6 +56,8 @@ def write_result(config: FinetuneConfig, pipe: ShowoT2IPipeline, folder: Path):
 
 def save_result(config: FinetuneConfig, pipe: ShowoT2IPipeline, trainer: ShowoTrainer):
     """Write the output folder with its card, and push it."""
+    if trainer.samples is not None:
+        trainer.samples.make_of_result(trainer.result_step, write=trainer.is_world_process_zero())
     if isinstance(config, LoraConfig) and config.merge:
         from .adapters import merge_adapter
 
@@ -129,15 +132,28 @@ class PushResults(TrainerCallback):
                 self.publisher.failed(error, message)
 
     def result_so_far(self, pipe: ShowoT2IPipeline) -> ShowoT2IPipeline:
-        """What is written: a pipeline without its adapter would be the untrained one, so a copy has the merged weights."""
-        if not isinstance(self.config, LoraConfig) or not self.config.merge:
-            return pipe
-        from .adapters import merged_copy
+        """
+        What is written: the pipeline of an adapter, or a copy with the weights of the result, merged and in `save_dtype`.
 
-        merged = copy.copy(pipe)
-        merged.model = merged_copy(pipe.model)
-        cast_weights(merged, getattr(torch, self.config.save_dtype))
-        return merged
+        Args:
+            pipe: the trained pipeline, or one whose model was gathered from all processes.
+        """
+        config, model, decoder = self.config, pipe.model, pipe.image_decoder
+        if isinstance(config, LoraConfig):
+            if not config.merge:
+                return pipe
+            from .adapters import merged_copy
+
+            model = merged_copy(model)
+        elif config.save_dtype == "float32":
+            return pipe
+        elif pipe is self.pipe:
+            model = copy_on_cpu(model)
+        if decoder is not None:
+            decoder = copy_on_cpu(decoder)
+        written = type(pipe)(**{**pipe.components, "model": model, "image_decoder": decoder})
+        cast_weights(written, getattr(torch, config.save_dtype))
+        return written
 
     def on_train_end(self, args, state, control, **kwargs):
         self.publisher.close()

@@ -143,13 +143,19 @@ class ResumableTrainer(OwnCheckpoints, ShardedByItself, Trainer):
         """
         Skip a step, or end the run, if the loss or the gradient is not finite or the gradient is too large.
 
-        A gradient scaler, which is used with `fp16`, skips such steps itself.
+        A gradient scaler, which is used with `fp16`, skips a step whose scaled gradient is not finite, and halves its scale.
+        Such a step is not bad while the loss is finite and the scale above 1: it belongs to the search for a scale.
         """
-        if self.accelerator.scaler is not None:
-            return
-        norm = gradient_norm(model.parameters())
+        scaler = self.accelerator.scaler
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        norm = gradient_norm(model.parameters()) / scale
         limit = self.settings.bad_step_norm
-        bad = not self.loss_is_finite or not bool(torch.isfinite(norm)) or (limit is not None and norm.item() > limit)
+        if bool(torch.isfinite(norm)):
+            bad = not self.loss_is_finite or (limit is not None and norm.item() > limit)
+        else:
+            bad = not self.loss_is_finite or scale <= 1
+            if scaler is not None:
+                spoil_gradients(model)  # on all devices, though those of a device alone may be finite
         if self.sum_over_devices(torch.tensor([float(bad)])).item() == 0:
             self.bad_steps["in_a_row"] = 0
             return
@@ -168,7 +174,10 @@ class ResumableTrainer(OwnCheckpoints, ShardedByItself, Trainer):
             print(f"skipped {what}", file=sys.stderr, flush=True)
         self.clear_losses()
         self.loss_is_finite = False
-        model.zero_grad(set_to_none=True)  # the optimizer leaves parameters without a gradient as they are
+        if scaler is None:
+            model.zero_grad(set_to_none=True)  # the optimizer leaves parameters without a gradient as they are
+        else:
+            spoil_gradients(model)  # a scaler refuses a step without gradients
 
     def named_losses(self) -> dict[str, float]:
         """The mean losses since the last log by name, over all devices."""
@@ -248,11 +257,21 @@ class ResumableTrainer(OwnCheckpoints, ShardedByItself, Trainer):
         values = {name: tensor.detach() for name, tensor in self.changing_tensors().items()}
         return values if self.ema is None else values | self.averaged()
 
+    @property
+    def best_is_result(self) -> bool:
+        """Whether the best weights are the result, and not the last ones."""
+        return self.settings.keep_best and self.best["kept"]
+
+    @property
+    def result_step(self) -> int:
+        """The step whose weights are the result."""
+        return self.best["step"] if self.best_is_result else self.state.global_step
+
     @torch.no_grad()
     def finish(self):
         """Give the model its final weights: the best, or the averaged, or the last."""
         parameters = self.changing_tensors()
-        if self.settings.keep_best and self.best["kept"]:
+        if self.best_is_result:
             folder = self.settings.root / "best"
             self.check_best()
             with checkpoints.loading(folder / "model.safetensors"):
@@ -439,6 +458,13 @@ class ResumableTrainer(OwnCheckpoints, ShardedByItself, Trainer):
                     checkpoints.read_tensors(where / f"random-{rank}.safetensors"),
                     checkpoints.read_json(where / f"random-{rank}.json"),
                 )
+
+
+def spoil_gradients(model: nn.Module):
+    """Make gradients NaN, so that a gradient scaler skips their step."""
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.fill_(math.nan)
 
 
 class AveragedWeights:

@@ -3,7 +3,7 @@
 import importlib
 import json
 import math
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,8 @@ class LogSamples(TrainerCallback):
             self.make(state.global_step, self.trainer.averaged_weights(), write=state.is_world_process_zero)
 
     @torch.no_grad()
-    def make(self, step: int, weights: AbstractContextManager, write: bool = True) -> Samples:
-        """Make the samples with the weights of a context, and write them."""
+    def make(self, step: int, weights: AbstractContextManager, write: bool = True, report: bool = True) -> Samples:
+        """Make the samples with the weights of a context, and write and report them."""
         model = self.pipe.model
         was_training = model.training
         model.eval()
@@ -107,9 +107,19 @@ class LogSamples(TrainerCallback):
                 samples.images.append((prompt, file))
             text = {"step": step, "prompts": self.prompts, "answers": answers}
             (self.folder / f"step-{step}.json").write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
-            self.report(step, images, answers)
+            if report:
+                self.report(step, images, answers)
         self.last = samples
         return samples
+
+    def make_of_result(self, step: int, write: bool = True):
+        """
+        Make the samples of the result, which has the weights of a step, unless the last ones are of this step.
+
+        They are not reported: the trackers have ended with the training, and may have them from an earlier run.
+        """
+        if (self.prompts or self.questions) and (self.last is None or self.last.step != step):
+            self.make(step, nullcontext(), write, report=False)
 
     def draw(self) -> list[Image.Image]:
         """An image of each prompt."""
@@ -147,7 +157,8 @@ class LogSamples(TrainerCallback):
                 tracker.Image(np.asarray(image), caption=p) for p, image in zip(self.prompts, images, strict=True)
             ]
             told = {f"answers/{file}: {question}": text for file, question, text in answers}
-            tracker.log({**({"samples": shown} if shown else {}), **told}, step=step)
+            # As transformers logs: with `step`, wandb would drop the row, because it counts each row as a step.
+            tracker.log({**({"samples": shown} if shown else {}), **told, "train/global_step": step})
 
 
 def blind_guesses(objective: str, pipe: ShowoT2IPipeline) -> dict[str, float]:
