@@ -263,10 +263,10 @@ def test_two_samplers_are_compared(new_page):
         box = page.get_by_label(f"number input for Steps {letter}")
         box.fill("2")
         box.press("Tab")
-    page.get_by_label("What to show", exact=True).locator("visible=true").fill("an owl")
+    page.get_by_label("What to show", exact=True).locator("visible=true").fill("a dog above a cat at night")
     press(page, "Compare")
     status_is(page, "Done: A")
-    images = [page.locator(f".showo-stage img[alt^='{letter}: an owl']").last for letter in "AB"]
+    images = [page.locator(f".showo-stage img[alt^='{letter}: a dog above a cat at night']").last for letter in "AB"]
     assert all(image.is_visible() for image in images)
     assert images[0].get_attribute("src") != images[1].get_attribute("src")
     page.get_by_role("button", name="Ask about image B").click()
