@@ -172,7 +172,7 @@ class ShowoMMUPipeline(ShowoPipeline):
 
     def check_one_size(self, images: Any, batch_size: int):
         """Raise `ValueError` for images of different lengths, unless each question is a batch by itself."""
-        sizes = {}  # by number of tokens
+        sizes: dict[int, str] = {}  # by number of tokens
         for image in flatten_images(images):
             if is_token_grid(image):
                 sizes.setdefault(image.numel(), f"a token grid {tuple(image.shape)}")

@@ -155,7 +155,8 @@ def is_unchanged(folder: Path) -> bool:
     space = re.search(r"/spaces/(.+)/resolve/", texts["requirements.txt"])
     if title is None or wheel is None:
         return False
-    written = texts_of(title[1], model and model[1], wheel[1], space and space[1])
+    model_name, space_name = (found[1] if found else None for found in (model, space))
+    written = texts_of(title[1], model_name, wheel[1], space_name)
     return texts == written and paths.keys() == {*written, wheel[1]}
 
 
