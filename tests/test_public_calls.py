@@ -43,7 +43,6 @@ NOT_TRIED = {
     "MaskedSchedulerMixin.sample_tokens": PART,
     "ShowoEditingPipeline.check_image": PART,
     "ShowoEditingPipeline.load_images": PART,
-    "ShowoMMUPipeline.read_images": PART,
     "ShowoProcessor.image_ids": PART,
     "ShowoProcessor.pad_rows": PART,
 }

@@ -81,7 +81,7 @@ def test_variations_follow_strength_and_seed(disc):
     first, some, other = (pixels(name) for name in ("same.png", "some.png", "other.png"))
     assert np.array_equal(first, pixels(disc))
     assert 0 < np.abs(first - some).mean() < np.abs(first - other).mean()
-    run("vary", disc, PROMPT, "--num", "2", "-o", "two.png")
+    run("vary", disc, "a cat", "--num", "2", "--remasking", "random", "-o", "two.png")
     assert not np.array_equal(pixels("two-0.png"), pixels("two-1.png"))
 
 
