@@ -42,12 +42,21 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def step_seconds(processes: int, steps: int, small: bool) -> float:
     """The median time of a step in this process, one of `processes`, which a launcher's environment describes."""
     torch.set_num_threads(2 // processes)
+    if processes == 1:
+        return measured_steps(1, steps, small)
+    dist.init_process_group("gloo")
+    # The model is gone when the group ends. If it held the group's last reference, then it would wait with Python's lock
+    # for threads that need the lock (pytorch/pytorch#56297).
+    seconds = measured_steps(processes, steps, small)
+    dist.destroy_process_group()
+    return seconds
+
+
+def measured_steps(processes: int, steps: int, small: bool) -> float:
+    """The median time of a step in this process."""
     rows = {name: count // processes for name, count in ROWS.items()}
     step = Step("ours", SMALL if small else FULL, torch.float32, rows, False, "cpu")
-    model = step.model
-    if processes > 1:
-        dist.init_process_group("gloo")
-        model = DistributedDataParallel(step.model)
+    model = DistributedDataParallel(step.model) if processes > 1 else step.model
     times = []
     for _ in range(steps + 1):
         start = time.perf_counter()
@@ -57,8 +66,6 @@ def step_seconds(processes: int, steps: int, small: bool) -> float:
         backward_by_part(model, step.parts, counts, WEIGHTS, torch.device("cpu"), LossSums(), no_sync=no_sync)
         step.update()
         times.append(time.perf_counter() - start)
-    if processes > 1:
-        dist.destroy_process_group()
     return statistics.median(times[1:])
 
 
