@@ -21,7 +21,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox", "--enable-unsafe-swiftshader", "--use-angle=swiftshader", "--ignore-gpu-blocklist"]
 LOOKS = {"light": (1280, 900, False), "dark": (1280, 900, True), "phone": (390, 844, False)}  # width, height, dark
 TABS = ("Create", "Edit", "Ask", "Chat", "Compare")
-COLOURS = 128  # of a saved screenshot: a palette keeps the files small
+COLOURS = 256  # of a saved screenshot: a palette keeps the files small
 TIMEOUT = 120_000  # milliseconds
 
 
@@ -150,7 +150,9 @@ def save(page: Page, path: Path) -> None:
     page.wait_for_function("[...document.images].every(image => image.hidden || image.complete)")
     page.screenshot(path=path, full_page=True)
     with Image.open(path) as image:
-        image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+        # The default method drops rare colours: a leaf in an image of the page would be grey.
+        few = image.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
 
 
 def main(arguments: list[str] | None = None) -> None:

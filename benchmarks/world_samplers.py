@@ -137,7 +137,7 @@ def run(options: argparse.Namespace) -> None:
             share, error = bench.share(made[one]["right"])
             steps = made[one]["steps_run"]
             points.append({"sampler": one.sampler, "steps_run": steps, "share": share, "error": error or 0.0})
-        plot(points, options.plot, "right images", f"Quality against time, guidance {own:g}")
+        plot(points, options.plot, "right images", f"Right images against steps, guidance {own:g}")
 
 
 def main(arguments: list[str] | None = None) -> None:

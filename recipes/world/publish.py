@@ -71,8 +71,9 @@ ShowoAnyToAnyPipeline(**pipe.components)("show me a dog, then a cat").content
 
 ## Words it knows
 
-Upper and lower case do not matter. The model knows no other things. The pipelines that draw a prompt warn if it has none of
-these words.
+Upper and lower case do not matter. The model knows no other things. {recoloured} of the things also come in red, orange,
+yellow, green, blue, purple and pink, in the flat style alone. The pipelines that draw a prompt warn if it has none of these
+words.
 
 {words}
 
@@ -212,9 +213,11 @@ def measured_section(folder: Path, settings: dict[str, Any]) -> str:
     name, _ = scheduler.pop("name"), scheduler.pop("mask_token_id", None)
     options = ", ".join(f"{key}: {value}" for key, value in scheduler.items() if value is not None)
     steps = settings["num_inference_steps"]
+    told = f"{name}{f' ({options})' if options else ''}"
     sentence = (
         f'These tables were measured on the split "{split}", with {steps} step{"s" if steps > 1 else ""}, guidance scale '
-        f"{settings['guidance_scale']:g} and {name}{f' ({options})' if options else ''}."
+        f"{settings['guidance_scale']:g} and {told}. An image is right if everything that its prompt names is right. "
+        'The guide "How the embedded model is made" in the documentation of showo-hf describes all columns.'
     )
     return f"\n{textwrap.fill(sentence, 119)}\n"
 
@@ -242,6 +245,7 @@ def model_card(
     return CARD.format(
         name=name,
         things=len(THINGS),
+        recoloured=sum(thing.recoloured for thing in THINGS.values()),
         words=words_section(pipe.processor.known_words),
         parts=parts_section(pipe, decoder),
         results=measured,
