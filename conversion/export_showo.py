@@ -32,6 +32,7 @@ STEM = "pytorch_model"  # the name of the original's weights, in both formats
 # Entries of the original's config that ours does not need.
 CONFIG_DEFAULTS = {"_class_name": "Showo", "llm_model_path": "microsoft/phi-1_5"}
 IMAGE_TOKENIZER_CONFIG = {"_class_name": "MAGVITv2"}
+ORIGINAL_GROUPS = 32  # of the group norms in its image tokenizer
 
 
 def export_showo(
@@ -84,6 +85,12 @@ def export_showo(
     lines = [f"{len(showo)} tensors of the transformer and {len(image_tokenizer)} of the image tokenizer exported"]
     if left_out:
         lines.append(f"{len(left_out)} left out (the CLIP tower, which the original loads separately)")
+    groups = config.image_tokenizer_config.norm_num_groups if image_tokenizer else ORIGINAL_GROUPS
+    if groups != ORIGINAL_GROUPS:
+        lines.append(
+            f"norm_num_groups is {groups}: the original's image tokenizer always has {ORIGINAL_GROUPS} and computes other "
+            "tokens and pixels, unless its code is changed"
+        )
     if decoder.is_dir():
         lines.append("image_decoder/ left out: the original has no diffusion decoder")
     return "\n".join(lines)
@@ -107,6 +114,11 @@ def read_our_config(folder: Path) -> ShowoConfig:
     if tokenizer is not None and tokenizer.model_type != "showo_lfq":
         raise ConversionError(
             f"the original only supports the MAGVIT-v2 image tokenizer, got {tokenizer.model_type!r}"
+        )
+    if tokenizer is not None and not tokenizer.encoder_context:
+        raise ConversionError(
+            "the original's image tokenizer sees the cells around a cell, got `encoder_context` False: it would compute "
+            "other tokens"
         )
     first = config.pad_token_id
     if first is None:

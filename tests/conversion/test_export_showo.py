@@ -112,6 +112,16 @@ def test_a_model_without_an_original_gets_the_config_keys_of_one(tmp_path):
     assert config["llm_vocab_size"] == tiny.TEXT_IDS
 
 
+def test_an_image_tokenizer_that_the_original_computes_differently_is_refused_or_named(tmp_path):
+    tokenizer = tiny.lfq_config(encoder_context=False)
+    tiny.showo("phi", image_tokenizer_config=tokenizer).save_pretrained(tmp_path / "cells")
+    with pytest.raises(ConversionError, match="`encoder_context` False"):
+        export(tmp_path / "cells", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+    tiny.showo("phi").save_pretrained(tmp_path / "ours")
+    assert "norm_num_groups is 4: the original" in export(tmp_path / "ours", tmp_path / "back")
+
+
 def test_weights_of_another_model_are_refused(tmp_path):
     tiny.showo("phi").save_pretrained(tmp_path / "ours")
     file = tmp_path / "ours" / "model.safetensors"

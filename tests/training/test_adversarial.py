@@ -73,6 +73,20 @@ def test_the_adaptive_weight_of_small_gradients_in_float16_needs_a_scale():
     assert adaptive_weight(*losses, last, scale=2.0**10).item() == pytest.approx(expected, rel=0.01)
 
 
+def test_the_adaptive_weight_lowers_a_scale_that_float16_cannot_hold():
+    last = torch.full((4,), 0.5, dtype=torch.float16, requires_grad=True)
+    pixels = last.expand(100, 4).float()
+    large, small = 300 * pixels.mean(), 0.1 * pixels.mean()
+    for losses, expected in (
+        ((large, small), 75 / (0.025 + 5e-5)),
+        ((small, large), 0.025 / 75),
+        ((large, large), 1.0),
+    ):
+        for scale in (2.0**12, 2.0**30):
+            weight = adaptive_weight(*losses, last, scale=scale).item()
+            assert weight == pytest.approx(expected, rel=0.01)
+
+
 def fixed_weights(adversary):
     return [parameter.detach().clone() for parameter in adversary.parameters()]
 

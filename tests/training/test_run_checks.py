@@ -8,6 +8,7 @@ from PIL import Image
 from transformers import TrainingArguments
 
 from showo_hf.training import run_checks
+from showo_hf.training.recipe_files import load_recipe
 
 
 @pytest.mark.parametrize(
@@ -33,9 +34,20 @@ def test_it_warns_of_bf16_on_a_cpu_that_lacks_it(monkeypatch, tmp_path, capsys, 
     ids=str,
 )
 def test_it_says_what_a_run_is_too_short_for(tmp_path, capsys, options, said):
-    run_checks.warn_of_short_runs(TrainingArguments(str(tmp_path), max_steps=5, report_to="none", **options))
+    config = load_recipe("vq-tokenizer", ["data=x", "output=y", "steps=5", "image_size=32", "discriminator=null"])
+    run_checks.warn_of_short_runs(TrainingArguments(str(tmp_path), max_steps=5, report_to="none", **options), config)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(said) and all(part in line for part, line in zip(said, lines, strict=True))
+
+
+def test_it_names_what_begins_after_the_last_step(tmp_path, capsys):
+    entries = ["data=x", "output=y", "steps=5", "image_size={0: 32, 4: 48, 5: 64, 9: 128}", "discriminator.start=5"]
+    args = TrainingArguments(str(tmp_path), max_steps=5, logging_steps=1, report_to="none")
+    run_checks.warn_of_short_runs(args, load_recipe("lfq-tokenizer", entries))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == ["image_size.5=64", "image_size.9=128", "discriminator.start=5"]
+    run_checks.warn_of_short_runs(args, load_recipe("lfq-tokenizer", [*entries[:3], "discriminator.start=4"]))
+    assert capsys.readouterr().err == ""
 
 
 def test_it_names_images_that_no_row_names(tmp_path, capfd):

@@ -64,6 +64,7 @@ class ShowoDiffusionDecoder(CheckedWeights, PreTrainedModel):
     config: ShowoDiffusionDecoderConfig
     base_model_prefix = ""
     main_input_name = "sample"
+    supports_gradient_checkpointing = True
     input_modalities = ("image",)
     # Its attention comes from diffusers. The attention implementation of a whole pipeline does not change it.
     _supports_sdpa = True
@@ -108,12 +109,13 @@ class ShowoDiffusionDecoder(CheckedWeights, PreTrainedModel):
                 `use_flow_sigmas=True`.
 
         Raises:
-            ValueError: if it does not take what the network predicts, has other noise levels than the training, or limits
-                the denoised variable to less than it may be.
+            ValueError: if it does not take what the network predicts or the config's number of steps, has other noise
+                levels than the training, or limits the denoised variable to less than it may be.
         """
         check_decoder_scheduler(scheduler, self.config)
         if self.config.prediction_type != "flow_prediction":
             check_noise_levels(scheduler, self.scheduler)
+        check_count("num_inference_steps", self.config.num_inference_steps, least=0, most=most_steps(scheduler))
         self.scheduler, self.config.scheduler = scheduler, scheduler_to_config(scheduler)
 
     # Tiles
@@ -301,8 +303,7 @@ class ShowoDiffusionDecoder(CheckedWeights, PreTrainedModel):
 
     def check_steps(self, name: str, steps: int):
         """Raise `ValueError` or `TypeError` for a number of steps, the argument `name`, that the scheduler cannot take."""
-        is_flow = isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler)
-        check_count(name, steps, least=0, most=MAX_COUNT if is_flow else self.scheduler.config.num_train_timesteps)
+        check_count(name, steps, least=0, most=most_steps(self.scheduler))
 
     def check_codes(self, codes: torch.Tensor, image: torch.Tensor):
         """Raise `ValueError` or `TypeError` unless codes and image are as [`decode`] takes them."""
@@ -314,6 +315,12 @@ class ShowoDiffusionDecoder(CheckedWeights, PreTrainedModel):
         wanted = (len(codes), self.config.in_channels, codes.shape[2] * factor, codes.shape[3] * factor)
         if tuple(image.shape) != wanted:
             raise ValueError(f"`image` must have the shape {wanted} of the codes, got {tuple(image.shape)}.")
+
+
+def most_steps(scheduler: SchedulerMixin) -> int:
+    """The largest number of steps that a scheduler takes."""
+    is_flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+    return MAX_COUNT if is_flow else scheduler.config.num_train_timesteps
 
 
 def drop_negative_timesteps(scheduler: SchedulerMixin):

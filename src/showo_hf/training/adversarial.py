@@ -65,11 +65,20 @@ def adaptive_weight(
     Args:
         reconstruction, generator: the two losses, of shape `()`. Their graphs are kept.
         last: the weights of the last layer.
-        scale: factor of the losses in the backward passes, which float16 needs: it loses small gradients.
+        scale: factor of the losses in the backward passes, which float16 needs: it loses small gradients. It is lowered
+            for a gradient that float16 cannot hold.
     """
-    losses = (reconstruction, generator)
-    sizes = [torch.autograd.grad(scale * loss, last, retain_graph=True)[0].norm() / scale for loss in losses]
+    sizes = [gradient_size(loss, last, scale) for loss in (reconstruction, generator)]
     return (sizes[0] / (sizes[1] + 1e-4)).clamp(max=1e4).detach()
+
+
+def gradient_size(loss: torch.Tensor, weights: torch.Tensor, scale: float) -> torch.Tensor:
+    """The norm of a loss's gradient. The backward pass multiplies the loss by `scale`, or by less if that overflows."""
+    while True:
+        size = torch.autograd.grad(scale * loss, weights, retain_graph=True)[0].float().norm() / scale
+        if scale <= 1 or torch.isfinite(size):
+            return size
+        scale = max(scale / 16, 1.0)
 
 
 class LogitAverages(nn.Module):

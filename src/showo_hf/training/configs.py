@@ -101,6 +101,10 @@ class RunConfig:
         if not self.output or os.path.basename(os.path.normpath(self.output)) in ("", ".", ".."):
             raise ValueError(f"`output` must be the path of a folder with a name, got {self.output!r}.")
 
+    def never_reached(self, steps: int) -> list[str]:
+        """The entries, such as "image_size.5000=128", whose beginning a run of so many steps does not reach."""
+        return []
+
     @property
     def rows_per_step(self) -> int:
         """Rows in a step, on one device and without accumulation."""

@@ -24,12 +24,12 @@ from showo_hf import EMBEDDED_MODEL
 
 from ..models.configuration_diffusion_decoder import NOISE_LEVELS, ShowoDiffusionDecoderConfig, check_denoised
 from ..models.image_tokenizer import ShowoImageTokenizer
-from ..models.modeling_diffusion_decoder import ShowoDiffusionDecoder
+from ..models.modeling_diffusion_decoder import ShowoDiffusionDecoder, most_steps
 from ..models.modeling_showo import ShowoForCausalLM
 from ..processing.processing_showo import showo_image_processor
 from ..schedulers.gaussian_diffusion import bound_weights, flow_bound_weights, flow_sample, q_sample, target_of
 from ..utils.metrics import psnr
-from ..utils.validation import check_positive
+from ..utils.validation import check_count, check_positive
 from .checkpoints import loading, read_json
 from .data.loader import State, StepLoader
 from .data.order import stable_hash
@@ -61,6 +61,13 @@ class FrozenTokenizer:
     def __init__(self, tokenizer: ShowoImageTokenizer, capacity: int = 0, bf16: bool = False):
         self.tokenizer, self.capacity, self.bf16 = tokenizer.eval().requires_grad_(False), capacity, bf16
         self.known: dict[bytes, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.trained_size: int | None = None
+
+    def expect(self, size: int):
+        """Forget images of another width and height than the training's from now on: they would fill the memory."""
+        if size != self.trained_size:
+            self.known = {key: pair for key, pair in self.known.items() if pair[1].shape[-1] == size}
+        self.trained_size = size
 
     @torch.no_grad()
     def __call__(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,7 +132,9 @@ class DiffusionDecoderTrainer(ImageTrainer):
 
     def losses(self, model: nn.Module, images: Images, sums: LossSums) -> dict[str, torch.Tensor]:
         """The losses of a batch by name. They are added to `sums`, with other measures."""
-        return self.losses_at(self.config.size_at(self.state.global_step), model, images, sums)
+        size = self.config.size_at(self.state.global_step)
+        self.tokenizer.expect(size or images.pixel_values.shape[-1])
+        return self.losses_at(size, model, images, sums)
 
     def validation_losses(self, model: nn.Module, images: Images, sums: LossSums):
         """The same of a validation batch. Its images have the size of the result."""
@@ -364,10 +373,14 @@ def load_decoder(config: DiffusionDecoderConfig, tokenizer: FrozenTokenizer) -> 
         if config.low_band_sigma is not None:  # `update` checks nothing, and the saved decoder would not load
             check_positive("low_band_sigma", config.low_band_sigma, most=decoder.config.sample_size)
         changes = {"num_inference_steps": config.decoder_steps, "low_band_sigma": config.low_band_sigma}
-        decoder.config.update({name: value for name, value in changes.items() if value is not None})
         if config.teacher is not None and decoder.config.prediction_type == "flow_prediction":
             decoder.set_scheduler(FlowMatchEulerDiscreteScheduler())
+        if config.decoder_steps is not None:
+            decoder.check_steps("decoder_steps", config.decoder_steps)
+        decoder.config.update({name: value for name, value in changes.items() if value is not None})
         return decoder
+    scheduler = ShowoDiffusionDecoderConfig(**entries | {"residual_scale": 1.0}).build_scheduler()
+    check_count("decoder_steps", config.decoder_steps, most=most_steps(scheduler))
     if entries["residual_scale"] is None:
         entries["residual_scale"] = first_scale(config, tokenizer, entries["sample_size"])
     with torch.random.fork_rng(devices=[]):

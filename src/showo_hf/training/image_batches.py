@@ -10,7 +10,7 @@ from transformers import CLIPImageProcessorPil
 
 from .data.examples import Example
 from .data.loader import State, StepLoader, TaskData
-from .data.sources import DataSource
+from .data.sources import DataSource, OpenedSource
 from .image_configs import ImageRunConfig
 from .masking import row_generator
 
@@ -125,18 +125,38 @@ def first_images(config: ImageRunConfig, builder: ImageBuilder) -> Images:
 
 
 def validation_images(config: ImageRunConfig, builder: ImageBuilder) -> list[Images] | None:
-    """The first images of the validation data, each once, or None without such data."""
+    """
+    The first images of the validation data, each once, or None without such data.
+
+    Of several sources, each gives as many as the others, or all it has. If one of them is streamed, its length is unknown,
+    and they are mixed as in training.
+    """
     if config.validation_data is None:
         return None
-    task = data_of(config.validation_data, config.batch_size)
-    loader = StepLoader(task, builder, seed=config.seed, max_broken=config.max_broken)
-    (sources,) = loader.sources.values()
-    tables, wanted = [source.table for source in sources], config.validation_rows
-    if None not in tables:
-        wanted = min(wanted, sum(map(len, tables)))
-    batches: list[Images] = []
+    ((task, data),) = data_of(config.validation_data, config.batch_size).items()
+
+    def loader_of(sources: tuple[DataSource | OpenedSource, ...]) -> StepLoader:
+        only = {task: TaskData(sources, data.rows)}
+        return StepLoader(only, builder, seed=config.seed, max_broken=config.max_broken)
+
+    loader, wanted = loader_of(data.sources), config.validation_rows
+    tables = [source.table for source in loader.sources[task]]
+    if None in tables:
+        return _first_batches(loader, wanted, config.batch_size)
+    counts = even_counts([len(table) for table in tables], wanted)
+    parts = [(loader_of((source,)), count) for source, count in zip(data.sources, counts, strict=True) if count]
+    return [batch for part, count in parts for batch in _first_batches(part, count, config.batch_size)]
+
+
+def _first_batches(loader: StepLoader, count: int, batch_size: int) -> list[Images]:
     steps = iter(loader)
-    for first in range(0, wanted, config.batch_size):
-        images, _ = next(steps)
-        batches.append(images.first(wanted - first))
-    return batches
+    return [next(steps)[0].first(count - first) for first in range(0, count, batch_size)]
+
+
+def even_counts(sizes: Sequence[int], total: int) -> list[int]:
+    """How many to take of each of several sizes: `total` in all, or everything, and as evenly as possible."""
+    counts = [0] * len(sizes)
+    for place in sorted(range(len(sizes)), key=lambda place: sizes[place]):  # small ones leave more for the others
+        left = sum(1 for other in range(len(sizes)) if (sizes[other], other) >= (sizes[place], place))
+        counts[place] = min(sizes[place], (total - sum(counts)) // left)
+    return counts

@@ -24,6 +24,8 @@ TOKENIZER_LOSS_WEIGHTS = {
     "lecam": 0.05,
     "token_cycle": 0.0,
 }
+#: Arguments of `TrainingArguments` that compile a model.
+COMPILING = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
 #: The losses that compare pixels.
 PIXEL_LOSS_NAMES = ("l1", "mse", "log_cosh")
 #: The weights at which the adaptive weight of a discriminator compares gradients.
@@ -142,6 +144,11 @@ class SizedImageRunConfig(ImageRunConfig):
             if size % factor:
                 raise ValueError(f"`image_size` must be a multiple of {factor}, got {size}.")
 
+    def never_reached(self, steps: int) -> list[str]:
+        """Same as in the base class, with sizes."""
+        late = [f"image_size.{start}={size}" for start, size in self.sizes if start >= steps]
+        return [*super().never_reached(steps), *late]
+
     def size_at(self, step: int) -> int | None:
         """The width and height of the images of the step after `step` steps, None for the model's."""
         return ([None] + [size for start, size in self.sizes if start <= step])[-1]
@@ -196,6 +203,11 @@ class ImageTokenizerConfig(SizedImageRunConfig):
         except re.error as error:
             raise ValueError(f"`trained` must be a regular expression, got {self.trained!r}: {error}.") from error
         options = self.discriminator_options
+        compiled = [name for name in COMPILING if self.training.get(name)]
+        if options is not None and options.adaptive and compiled:  # compiled graphs are gone after a backward pass
+            raise ValueError(
+                f"`discriminator.adaptive` takes further backward passes, so `{compiled[0]}` cannot be given."
+            )
         if options is not None and options.adaptive and not re.search(self.trained or "", LAST_LAYER):
             raise ValueError(
                 f"`discriminator.adaptive` needs the gradient at the decoder's last layer, {LAST_LAYER!r}, which must be "
@@ -236,6 +248,12 @@ class ImageTokenizerConfig(SizedImageRunConfig):
         for name in self.discriminator:
             check_choice("discriminator", name, known)
         return DiscriminatorOptions(**self.discriminator)
+
+    def never_reached(self, steps: int) -> list[str]:
+        """Same as in the base class, with the discriminator."""
+        options, found = self.discriminator_options, super().never_reached(steps)
+        late = options is not None and options.start >= steps
+        return [*found, f"discriminator.start={options.start}"] if late else found
 
     def model_entries(self) -> dict[str, Any]:
         """The keys of the recipe that are entries of the tokenizer's config, None where it does not give them."""
@@ -324,10 +342,15 @@ def tokenizer_loss_weights(given: Mapping[str, float], perceptual: bool, discrim
     Raises:
         ValueError: for a given weight that has no effect, because what it weighs is not there.
     """
-    there = {"perceptual": perceptual or discriminator, "generator": discriminator, "feature_matching": discriminator}
+    stands_in = discriminator and "feature_matching" not in given
+    there = {"perceptual": perceptual or stands_in} | dict.fromkeys(
+        ("generator", "feature_matching", "lecam"), discriminator
+    )
     for name, has_effect in there.items():
         if given.get(name) and not has_effect:
-            needed = "`perceptual` or a `discriminator`" if name == "perceptual" else "a `discriminator`"
+            needed = "a `discriminator`"
+            if name == "perceptual":
+                needed = "`perceptual`, or a `discriminator` and no `loss_weights.feature_matching`"
             raise ValueError(f"`loss_weights.{name}` needs {needed}, got {given[name]!r} without.")
     weights = {**TOKENIZER_LOSS_WEIGHTS, **given}
     if discriminator and not perceptual and "feature_matching" not in given:

@@ -87,7 +87,7 @@ def run_processes(config: RunConfig) -> Path:
     check_deepspeed(config)
     args = training_arguments(config, root)
     warn_of_slow_bf16(args)
-    warn_of_short_runs(args)
+    warn_of_short_runs(args, config)
     if isinstance(config, FinetuneConfig):
         check_model(config)
     check_data(config, args)

@@ -51,8 +51,8 @@ def warn_of_slow_bf16(args: TrainingArguments):
         )
 
 
-def warn_of_short_runs(args: TrainingArguments):
-    """Say on stderr if a run ends before it logs a loss, or before its learning rate has risen."""
+def warn_of_short_runs(args: TrainingArguments, config: RunConfig):
+    """Say on stderr if a run ends before it logs a loss, before its learning rate has risen, or before an entry begins."""
     if args.process_index > 0:
         return
     steps, warmup = args.max_steps, args.get_warmup_steps(args.max_steps)
@@ -62,6 +62,8 @@ def warn_of_short_runs(args: TrainingArguments):
     if args.lr_scheduler_type != "constant" and warmup >= steps:
         message = f"warmup_steps={warmup} and steps={steps}: the learning rate stays below `learning_rate`."
         print(f"showo-hf: {message}", file=sys.stderr, flush=True)
+    for entry in config.never_reached(steps):
+        print(f"showo-hf: {entry} and steps={steps}: the run ends before it.", file=sys.stderr, flush=True)
 
 
 def check_data(config: RunConfig, args: TrainingArguments):
