@@ -113,8 +113,9 @@ PLAIN_IMPORT = "import showo_hf\nfolder = showo_hf.EMBEDDED_MODEL\n"
 
 @pytest.mark.parametrize(
     "start",
-    [pytest.param(NOT_LOADED_YET, id="command"), pytest.param(PLAIN_IMPORT, id="import", marks=pytest.mark.slow)],
+    [pytest.param(NOT_LOADED_YET, id="command"), pytest.param(PLAIN_IMPORT, id="import")],
 )
+@pytest.mark.slow
 def test_auto_classes_work_however_the_package_was_imported(start, tmp_path):
     code = start + USE_AUTO_CLASSES
     done = subprocess.run([sys.executable, "-c", code, COMMAND.parent], cwd=tmp_path, capture_output=True, text=True)

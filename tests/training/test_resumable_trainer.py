@@ -324,11 +324,11 @@ def send_when(ready, number: int) -> threading.Thread:
     ("moment", "number"),
     [
         ("build_trainer", signal.SIGINT),
-        ("validation_parts", signal.SIGTERM),
+        pytest.param("validation_parts", signal.SIGTERM, marks=pytest.mark.slow),
         ("evaluate", signal.SIGTERM),
-        ("save_checkpoint", signal.SIGTERM),
+        pytest.param("save_checkpoint", signal.SIGTERM, marks=pytest.mark.slow),
         ("training_step", signal.SIGTERM),
-        ("training_step", signal.SIGINT),
+        pytest.param("training_step", signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_at_any_moment_stops_a_run_that_can_be_resumed(tmp_path, validated, monkeypatch, moment, number):
@@ -445,8 +445,11 @@ def poison(monkeypatch, batches: set[int], value: float, what: str = "loss"):
 
 @pytest.mark.parametrize(
     ("value", "options"),
-    [(float("nan"), {}), (float("inf"), {}), (1e6, {"bad_step_norm": 1e3})],
-    ids=["nan", "infinite", "exploding"],
+    [
+        pytest.param(float("nan"), {}, id="nan"),
+        pytest.param(float("inf"), {}, id="infinite", marks=pytest.mark.slow),
+        pytest.param(1e6, {"bad_step_norm": 1e3}, id="exploding"),
+    ],
 )
 def test_a_bad_step_stops_the_run_and_names_its_samples(tmp_path, whole, monkeypatch, value, options):
     seen = poison(monkeypatch, {4}, value)

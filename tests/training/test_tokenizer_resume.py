@@ -63,11 +63,9 @@ def assert_same_runs(first, second, step):
 
 @pytest.mark.parametrize(
     "case",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name in ("vq-gradient", "lfq", "muon", "adaptive-spectral")))
-        for name in LOGGED
-    ],
+    list(LOGGED),
 )
+@pytest.mark.slow
 def test_a_run_that_is_stopped_after_each_step_gives_the_same_weights(tmp_path, case):
     options = small_run.validated(save_steps=3, **CASES[case])
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
