@@ -91,8 +91,8 @@ def denoise(
                 index += 1
                 if call.interrupt:
                     return
-                if finished:  # later draws must not depend on how early a window is finished
-                    for skipped in timesteps[step + 1 :]:
+                if finished and not bool((sample == mask).any()):  # a callback may have masked tokens again
+                    for skipped in timesteps[step + 1 :]:  # later draws must not depend on how early a window ends
                         scheduler.advance_generator(skipped, sample, generator)
                     break
     check_finished(latents, mask)

@@ -32,6 +32,13 @@ RESERVED_ARGUMENTS = {
     "pixel_values",
     "return_dict_in_generate",
 }
+#: How `generate` keeps keys and values. The pipeline gives it a cache with those of the images.
+CACHE_ARGUMENTS: dict[str, Any] = {
+    "use_cache": True,
+    "cache_implementation": None,
+    "cache_config": None,
+    "prefill_chunk_size": None,
+}
 
 
 @dataclass
@@ -146,6 +153,12 @@ class ShowoMMUPipeline(ShowoPipeline):
         reserved = sorted(RESERVED_ARGUMENTS & options.keys())
         if reserved:
             raise TypeError(f"{reserved} cannot be passed to `generate`, because the pipeline sets them.")
+        for name, only in CACHE_ARGUMENTS.items():
+            given = options.get(name, getattr(options.get("generation_config"), name, None))
+            if given not in (None, only):
+                raise ValueError(
+                    f"`{name}` must be {only}, because the pipeline keeps the cache itself, got {shown(given)}."
+                )
         settings = vars(GenerationConfig())
         others = {*inspect.signature(GenerationMixin.generate).parameters, "tokenizer", "assistant_tokenizer"}
         if unknown := sorted(options.keys() - settings.keys() - others):
@@ -379,7 +392,7 @@ class ShowoMMUPipeline(ShowoPipeline):
                 do_sample=False,
                 logits_processor=processors,
                 return_dict_in_generate=False,
-                **generate_kwargs,
+                **{**generate_kwargs, **CACHE_ARGUMENTS},  # also against those of the model's own config
             )
 
             # 5. Decode the answers

@@ -67,6 +67,17 @@ TAMPERED = {
     "a rank of text": (lambda f: rewrite_config(f, r="four"), "does not fit the model"),
     "no module": (lambda f: rewrite_config(f, target_modules=["qkv"]), "does not fit the model"),
     "more modules": (lambda f: rewrite_config(f, target_modules=["q_proj.proj"]), "no place for .* tensors, such as"),
+    "a slow pattern": (
+        lambda f: rewrite_config(f, target_modules="([a-z0-9_.]+)+X"),
+        "has `target_modules` '.*for ever",
+    ),
+    "a slow exclusion": (lambda f: rewrite_config(f, exclude_modules="(.*)*X"), "has `exclude_modules`"),
+    "a slow rank": (lambda f: rewrite_config(f, rank_pattern={"([a-z_.]+)+X": 4}), "has `rank_pattern`"),
+    "a slow layer": (
+        lambda f: rewrite_config(f, target_modules=["proj"], layers_pattern=["(a+)+"], layers_to_transform=[0]),
+        "has `layers_pattern`",
+    ),
+    "half a pattern": (lambda f: rewrite_config(f, target_modules="(q_proj"), "has `target_modules`"),
     "DoRA": (lambda f: rewrite_config(f, use_dora=True), "the file lacks .* tensors, such as .*lora_magnitude_vector"),
     "rows": (lambda f: rewrite_config(f, trainable_token_indices=[10**6]), "does not fit the model"),
     "NaN": (lambda f: rewrite_tensors(f, lambda t: with_first(t, lambda x: x * torch.nan)), "finite numbers"),
@@ -97,6 +108,18 @@ def test_what_does_not_fit_is_refused_before_anything_changes(adapters, pipe, tm
     with pytest.raises(ValueError, match=message):
         pipe.load_lora_weights(folder)
     assert_same(snapshot(pipe.model), before)
+    assert torch.equal(logits(pipe.model), wanted)
+
+
+@pytest.mark.parametrize("pattern", ["{}", "({})$", ".*({})", "no_module|{}"])
+def test_patterns_of_names_are_read(adapters, pipe, tmp_path, pattern):
+    folder = copytree(adapters(), tmp_path / "adapter")
+    own = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+    pipe.load_lora_weights(folder)
+    wanted = logits(pipe.model)
+    pipe.unload_lora_weights()
+    rewrite_config(folder, target_modules=pattern.replace("{}", own))
+    pipe.load_lora_weights(folder)
     assert torch.equal(logits(pipe.model), wanted)
 
 

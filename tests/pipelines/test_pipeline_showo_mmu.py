@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import TextIteratorStreamer
+from transformers import GenerationConfig, TextIteratorStreamer
 
 from showo_hf import MaskGITScheduler, ShowoMMUPipeline
 from showo_hf.pipelines.text_sampling import TextOnly
@@ -79,6 +79,15 @@ def test_answers_equal_generate(pipe):
 def test_beam_search_equals_generate(pipe):
     expected = [generate_answer(pipe, IMAGES[0], question, num_beams=3) for question in QUESTIONS]
     assert pipe(IMAGES[0], QUESTIONS, max_new_tokens=8, num_beams=3).texts == expected
+
+
+def test_the_model_s_own_cache_settings_change_no_answer(monkeypatch):
+    pipe = TOKEN_PIPE
+    expected = pipe(IMAGES[0], QUESTIONS, max_new_tokens=8).texts
+    for options in ({"use_cache": False}, {"cache_implementation": "static"}, {"cache_implementation": "offloaded"}):
+        monkeypatch.setattr(pipe.model, "generation_config", GenerationConfig(**options))
+        assert pipe(IMAGES[0], QUESTIONS, max_new_tokens=8).texts == expected, options
+    assert pipe(IMAGES[0], QUESTIONS, max_new_tokens=8, use_cache=True).texts == expected
 
 
 def count_positions(pipe, call) -> int:
@@ -203,6 +212,18 @@ GRID = torch.zeros(4, 4, dtype=torch.int64)
         (lambda: TOKEN_PIPE(IMAGES[0], "owl " * 300), ValueError, "and the model has 256"),
         (lambda: TOKEN_PIPE(IMAGES[0], "x", batch_size=0), ValueError, "`batch_size` must be an integer"),
         (lambda: TOKEN_PIPE(IMAGES[0], "x", generator=[]), ValueError, "`generator` must be one or a list of 1"),
+        (lambda: TOKEN_PIPE(IMAGES[0], "x", use_cache=False), ValueError, "`use_cache` must be True, .* got False"),
+        (
+            lambda: TOKEN_PIPE(IMAGES[0], "x", generation_config=GenerationConfig(use_cache=False)),
+            ValueError,
+            "`use_cache` must be True",
+        ),
+        (
+            lambda: TOKEN_PIPE(IMAGES[0], "x", cache_implementation="static"),
+            ValueError,
+            "`cache_implementation` must be None, .* got 'static'",
+        ),
+        (lambda: TOKEN_PIPE(IMAGES[0], "x", prefill_chunk_size=4), ValueError, "`prefill_chunk_size` must be None"),
         (lambda: TOKEN_PIPE.score(IMAGES[0], "x", []), TypeError, "`answers` must be a list of texts"),
         (lambda: TOKEN_PIPE.score(IMAGES[0], "x", [["a"], ["b"]]), ValueError, "one list for each of the 1 questions"),
     ],

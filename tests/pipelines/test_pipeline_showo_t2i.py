@@ -11,7 +11,7 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from PIL import Image
 
-from showo_hf import MaskGITScheduler, ShowoImagePipelineOutput, ShowoT2IPipeline
+from showo_hf import EntropyBoundScheduler, MaskGITScheduler, ShowoImagePipelineOutput, ShowoT2IPipeline
 from showo_hf.schedulers import SCHEDULERS
 
 
@@ -266,6 +266,23 @@ def test_the_callback_can_mask_known_tokens(processor, kind):
 
     found = sample_tokens(pipe, latents=latents, callback_on_step_end=mask_corner)
     assert found[0, 3, :3].tolist() == [1, 1, 1] and found.max() < tiny.CODES
+
+
+def test_tokens_that_a_callback_masks_in_the_last_needed_step_are_filled(processor):
+    """A sampler that would be finished goes on."""
+    pipe = tiny.pipeline(processor)
+    pipe.scheduler = EntropyBoundScheduler(mask_token_id=tiny.CODES, entropy_bound=10_000.0)
+    steps = []
+
+    def mask_corner(its_pipe, step, timestep, tensors):
+        steps.append(step)
+        if step == 0:
+            assert tensors["latents"].max() < tiny.CODES
+            changed = tensors["latents"].clone()
+            changed[0, 3, 3] = tiny.CODES
+            return {"latents": changed}
+
+    assert sample_tokens(pipe, callback_on_step_end=mask_corner).max() < tiny.CODES and steps == [0, 1]
 
 
 def test_the_callback_gets_only_the_requested_tensors(pipe):

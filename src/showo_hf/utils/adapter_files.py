@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,10 @@ SUPPORTED_OPTIONS = {
     "use_dora",
     "use_rslora",
 }
+#: A text that peft runs as a regular expression over the names of all modules. One from a stranger's file may take for ever,
+#: so only names, perhaps behind ".*" and with "\d+" for a number, are read, one beside the other: ".*(q_proj|v_proj)".
+_NAME = r"\^?(\.\*)?(\\\.)?([\w.-]|\\[.-]|\\d\+?)+\$?"
+MODULE_PATTERN = re.compile(rf"\^?(\.\*)?(\\\.)?\(?{_NAME}(\|{_NAME})*\)?\$?")
 #: Initial weights that leave the model's own weights unchanged.
 PLAIN_INITIAL_WEIGHTS = (True, False, "eva", "gaussian", "orthogonal")
 
@@ -125,11 +130,30 @@ def check_options(config: Any, source: object):
         value = getattr(config, name)
         if name not in SUPPORTED_OPTIONS and value != getattr(default, name) and value:
             raise ValueError(f"'{source}' uses `{name}` of peft, {value!r}, which is not supported.")
+    patterns = {name: getattr(config, name) for name in ("target_modules", "exclude_modules", "layers_pattern")}
+    patterns |= {name: list(getattr(config, name) or ()) for name in ("rank_pattern", "alpha_pattern")}
+    for name, given in patterns.items():
+        is_list = isinstance(given, (list, tuple, set))
+        for text in given if is_list else [given]:
+            if text is not None and not (isinstance(text, str) and MODULE_PATTERN.fullmatch(text) and is_regex(text)):
+                raise ValueError(
+                    f"'{source}' has `{name}` {repr(text):.80}: only names of modules, or such as '.*(q_proj|v_proj)', are "
+                    "read, because other regular expressions may take for ever."
+                )
     if config.init_lora_weights not in PLAIN_INITIAL_WEIGHTS:
         raise ValueError(
             f"'{source}' uses `init_lora_weights` {config.init_lora_weights!r}, which changes the base model. Save it as a "
             "plain LoRA, see peft's `path_initial_model_for_weight_conversion`."
         )
+
+
+def is_regex(text: str) -> bool:
+    """Whether a text is a regular expression."""
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
 
 
 def check_fit(model: nn.Module, config: Any, tensors: Mapping[str, torch.Tensor], source: object):
