@@ -71,6 +71,26 @@ def test_values_take_the_types_of_their_keys():
     assert config.batch_size == {"t2i": 8}
 
 
+def test_texts_that_look_like_numbers_stay_as_they_are_written():
+    entries = ("data=images", "steps=5", "output=1.10", "word=007", "kind_of=2026-01-31", "hub_revision=1_000 # a tag")
+    config = load_recipe("concept", entries)
+    assert (config.output, config.word, config.kind_of) == ("1.10", "007", "2026-01-31")
+    assert config.training["hub_revision"] == "1_000"
+
+
+@pytest.mark.parametrize("value", ["1.10", "007", "2026-01-31"])
+def test_a_number_in_a_file_is_no_text(tmp_path, value):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"base: lora\nhub_revision: {value}\n", encoding="utf-8")
+    with pytest.raises(
+        RecipeError, match="`hub_revision` must be a text or empty, got .*; a number or a date needs quo"
+    ):
+        load_recipe(str(file), GIVEN)
+    assert load_recipe(str(file), [*GIVEN, f"hub_revision={value}"]).training["hub_revision"] == value
+    file.write_text(f"base: lora\nhub_revision: '{value}'\n", encoding="utf-8")
+    assert load_recipe(str(file), GIVEN).training["hub_revision"] == value
+
+
 def test_entries_of_mappings_are_set_one_by_one():
     config = load_recipe("stage1", ["data={t2i: a, lm: b, mmu: c}", "output=out", "batch_size.t2i=2"])
     assert config.batch_size == {"t2i": 2, "lm": 4, "mmu": 10}

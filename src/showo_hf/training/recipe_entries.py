@@ -4,6 +4,7 @@ The entries of recipes as plain values: finding recipe files, reading them, and 
 Imports no torch, so that a command can check entries before it loads the training code. Their types, see `recipe_files`.
 """
 
+import datetime
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
@@ -194,6 +195,18 @@ def parse_value(key: str, text: str) -> Any:
         ) from error
 
 
+def given_texts(overrides: Sequence[str]) -> dict[str, str]:
+    """The values of `key=value` pairs as they are written: YAML would read 007 as a number, and 2026-01-31 as a date."""
+    import yaml  # here, so that the command starts fast
+
+    texts = {}
+    for key, _, text in (override.partition("=") for override in overrides):
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if isinstance(node, yaml.ScalarNode):
+            texts[key] = node.value
+    return texts
+
+
 def set_entry(entries: dict[str, Any], key: str, value: Any):
     """Set `a.b` in nested mappings."""
     *parents, last = key.split(".")
@@ -219,12 +232,14 @@ def merge(entries: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     return result
 
 
-def coerce(key: str, value: Any, allowed: tuple[type, ...]) -> Any:
+def coerce(key: str, value: Any, allowed: tuple[type, ...], text: str | None = None) -> Any:
     """
     `value` as one of the allowed types. YAML reads 1e-4 as a text, and whole numbers where fractions are meant.
 
     Args:
         allowed: plain types; none if anything is allowed.
+        text: how the command line wrote the value, if it did. It is used where YAML reads a number or a date, and a text
+            is meant.
 
     Raises:
         RecipeError: if the value has another type.
@@ -242,10 +257,12 @@ def coerce(key: str, value: Any, allowed: tuple[type, ...]) -> Any:
             return float(value)
         except ValueError:
             pass
-    if str in allowed and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
-    came = quoted(value) if isinstance(value, str) else repr(value)
-    raise RecipeError(f"`{key}` must be {' or '.join(TYPE_NAMES[one] for one in allowed)}, got {came}.")
+    needs_quotes = str in allowed and isinstance(value, (int, float, datetime.date)) and not isinstance(value, bool)
+    if needs_quotes and text is not None:
+        return text
+    came = quoted(value) if isinstance(value, str) else str(value) if needs_quotes else repr(value)
+    end = "; a number or a date needs quotes" if needs_quotes else ""
+    raise RecipeError(f"`{key}` must be {' or '.join(TYPE_NAMES[one] for one in allowed)}, got {came}{end}.")
 
 
 def check_names(entries: Mapping[str, Any]):
