@@ -11,6 +11,20 @@ from showo_hf.training.recipe_files import allowed_types, load_recipe
 from showo_hf.training.trainer_arguments import trainer_arguments
 
 
+#: The arguments of `TrainingArguments` that the trainers here, or the parts of transformers' that they use, read.
+USED = frozenset(
+    "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim optim_args optim_target_modules"
+    " weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm gradient_accumulation_steps bf16 fp16 tf32"
+    " activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing gradient_checkpointing_kwargs"
+    " torch_compile torch_compile_backend torch_compile_mode neftune_noise_alpha logging_strategy logging_steps"
+    " logging_first_step log_on_each_node log_level log_level_replica disable_tqdm report_to run_name project"
+    " trackio_space_id trackio_bucket_id trackio_static_space_id eval_strategy eval_steps eval_delay eval_on_start"
+    " save_steps save_total_limit push_to_hub hub_token hub_private_repo hub_revision metric_for_best_model"
+    " full_determinism seed use_cpu accelerator_config parallelism_config dataloader_num_workers"
+    " ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout"
+    " fsdp fsdp_config deepspeed debug skip_memory_metrics".split()
+)
+
 GIVEN = ("data=images", "output=model", "steps=5")
 
 
@@ -129,6 +143,9 @@ def test_sources_can_be_lists_with_weights():
         (("dataloader_pin_memory=false",), "`dataloader_pin_memory` has no effect here"),
         (("dataloader_prefetch_factor=4",), "`dataloader_prefetch_factor` has no effect here"),
         (("dataloader_persistent_workers=true",), "`dataloader_persistent_workers` has no effect here"),
+        (("include_num_input_tokens_seen=true",), "`include_num_input_tokens_seen` has no effect here"),
+        (("torch_empty_cache_steps=5",), "`torch_empty_cache_steps` has no effect here"),
+        (("metric_for_best_model=loss_t2i",), "`metric_for_best_model` has no effect here"),
         (("objective=dreams",), "`objective` must be one of masked, mask_and_replace, got 'dreams'"),
         (("prompts",), "must be key=value, got 'prompts'"),
         (("prompts=[a",), "The value of `prompts` is not YAML"),
@@ -205,6 +222,18 @@ def test_every_name_that_is_refused_or_renamed_is_one_of_transformers():
     assert set(OTHER_NAMES) <= theirs
     assert set(REFUSED) <= theirs
     assert set(OTHER_NAMES.values()) <= set(config_keys("finetune"))
+
+
+def test_every_argument_of_transformers_is_used_or_refused():
+    """A new version's arguments are looked at before they are allowed."""
+    theirs = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+    assert not USED & (REFUSED.keys() | OTHER_NAMES.keys())
+    assert USED | REFUSED.keys() | OTHER_NAMES.keys() == theirs
+
+
+def test_a_learning_rate_that_follows_a_metric_has_one():
+    config = load_recipe("finetune", [*GIVEN, "lr_scheduler_type=greedy", "metric_for_best_model=loss_t2i"])
+    assert config.training["metric_for_best_model"] == "loss_t2i"
 
 
 def test_the_docstrings_name_every_key():

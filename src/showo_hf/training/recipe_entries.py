@@ -40,8 +40,11 @@ REFUSED = {
     "num_train_epochs": "data is streamed, so the length of a run is given in `steps`",
     "auto_find_batch_size": "the rows of a step are part of the recipe; use `gradient_accumulation_steps`",
     "average_tokens_across_devices": "losses are always averaged over the tokens of all devices",
+    "batch_eval_metrics": "validation computes losses only",
     "bf16_full_eval": "validation runs in the precision of the training",
     "dataloader_drop_last": "data is streamed, so no batch is the last",
+    "dataloader_in_order": "batches always come in the order of the data",
+    "dataloader_multiprocessing_context": "the workers start as Python starts processes",
     "dataloader_persistent_workers": "data is streamed, so its workers stay until the run ends",
     "dataloader_pin_memory": "batches are moved to the device as they are used",
     "dataloader_prefetch_factor": "the number of batches that are made ahead is fixed",
@@ -50,15 +53,19 @@ REFUSED = {
     "do_train": "a recipe trains",
     "enable_jit_checkpoint": "SIGTERM always saves a checkpoint",
     "eval_accumulation_steps": "validation computes losses only",
+    "eval_do_concat_batches": "validation computes losses only",
+    "eval_use_gather_object": "validation computes losses only",
     "fp16_full_eval": "validation runs in the precision of the training",
     "greater_is_better": "the best weights have the lowest validation loss",
     "hub_always_push": "pushes of one run never overlap",
     "hub_strategy": "a push is the whole result",
     "ignore_data_skip": "the position in the data is part of a checkpoint",
     "include_for_metrics": "validation computes losses only",
+    "include_num_input_tokens_seen": "tokens are not counted; `--dry-run` prints the tokens of a step",
     "label_names": "the tasks define the labels",
     "label_smoothing_factor": "the losses are not smoothed",
     "length_column_name": "rows are not grouped by length",
+    "liger_kernel_config": "the loss is computed in chunks already",
     "load_best_model_at_end": "use `keep_best`",
     "local_rank": "the launcher sets it",
     "logging_nan_inf_filter": "use `bad_step`",
@@ -69,10 +76,13 @@ REFUSED = {
     "save_on_each_node": "checkpoints are written once",
     "save_only_model": "the result is the model alone; a checkpoint is for resuming",
     "save_strategy": "checkpoints are written every `save_steps` and at the end",
+    "torch_empty_cache_steps": "the memory of the device is kept for the next step",
     "train_sampling_strategy": "the order of the data is part of the recipe",
     "use_cache": "training needs no cache",
     "use_liger_kernel": "the loss is computed in chunks already",
 }
+#: The values of `lr_scheduler_type` that follow the validation metric `metric_for_best_model`.
+METRIC_SCHEDULES = ("greedy", "reduce_lr_on_plateau")
 #: Entries that are paths, or hold some.
 PATHS = (
     "output",
@@ -273,6 +283,11 @@ def check_names(entries: Mapping[str, Any]):
             raise RecipeError(f"`{key}` is called `{OTHER_NAMES[key]}` in a recipe{both}.")
         if key in REFUSED:
             raise RecipeError(f"`{key}` has no effect here: {REFUSED[key]}.")
+    if "metric_for_best_model" in entries and entries.get("lr_scheduler_type") not in METRIC_SCHEDULES:
+        raise RecipeError(
+            "`metric_for_best_model` has no effect here: the best weights have the lowest validation loss. Only an "
+            f"`lr_scheduler_type` of {' or '.join(METRIC_SCHEDULES)} follows it."
+        )
 
 
 def check_complete(entries: Mapping[str, Any]):
