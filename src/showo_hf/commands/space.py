@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.argument_types import HUB_NAME, quoted, user_path
+from ..utils.messages import for_stdout
 from .errors import CommandError, UsageError
 from .files import check_folder
 from .info import package_version
 from .model_loading import say
-from .results import printable
 from .texts import exists
 
 
@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
     for name, text in texts.items():
         (options.folder / name).write_text(text, encoding="utf-8")
     for name in (*texts, wheel.name):
-        print(printable(str(options.folder / name)))
+        print(for_stdout(str(options.folder / name)))
     if options.push:
         push(options.folder, options.push)
     return 0
