@@ -170,6 +170,14 @@ def test_a_template_that_is_no_text_is_refused():
         load_recipe("concept", [*GIVEN, "word=sks", "templates=[1]"])
 
 
+def test_an_adapter_has_no_dtype_of_the_result_unless_it_is_merged():
+    for recipe, more in (("lora", []), ("concept", ["word=sks"])):
+        given = [*GIVEN, *more, "save_dtype=bfloat16"]
+        with pytest.raises(RecipeError, match="`save_dtype` needs `merge`: .*, got 'bfloat16'"):
+            load_recipe(recipe, given)
+        assert load_recipe(recipe, [*given, "merge=true"]).save_dtype == "bfloat16"
+
+
 def test_loss_weights_that_are_not_given_are_the_published_ones():
     config = load_recipe("finetune", ["data={t2i: a, mmu: b}", "output=out", "steps=5", "loss_weights.t2i=3"])
     assert config.loss_weights == {"t2i": 3, "lm": 0.1, "mmu": 1.0, "mixed": 1.0}

@@ -245,6 +245,11 @@ class LoraConfig(FinetuneConfig):
             check_choice("quantize", self.quantize, ("int8", "nf4"))
         if self.quantize is not None and self.merge:
             raise ValueError("`merge` needs a base model that is not quantized; leave out `quantize`, or `merge`.")
+        if self.save_dtype != "float32" and not self.merge:
+            raise ValueError(
+                f"`save_dtype` needs `merge`: the weights of an adapter are saved as they were trained, got "
+                f"{self.save_dtype!r}."
+            )
 
 
 @dataclass(kw_only=True)
