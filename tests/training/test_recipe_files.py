@@ -125,6 +125,7 @@ def test_sources_can_be_lists_with_weights():
         (("label_smoothing_factor=0.1",), "`label_smoothing_factor` has no effect here"),
         (("steps=six",), "`steps` is given twice"),
         (("seed=one",), "`seed` must be a whole number, got 'one'"),
+        (("seed=4294967296",), "`seed` must be at most 4,294,967,295, got 4294967296"),
         (("bf16=maybe",), "`bf16` must be true or false, got 'maybe'"),
         (("ema_decay=2",), "`ema_decay` must be a number from 0 to 1, got 2.0"),
         (("batch_size=0",), "`batch_size.t2i` must be an integer of at least 1, got 0"),

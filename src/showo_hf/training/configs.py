@@ -18,6 +18,7 @@ from ..utils.validation import check_count, check_number, check_share
 TASKS = ("t2i", "lm", "mmu", "mixed")
 #: The weight of each task's loss, as published. A recipe may give some of them.
 LOSS_WEIGHTS = {"t2i": 1.0, "lm": 0.1, "mmu": 1.0, "mixed": 1.0}
+LARGEST_SEED = 2**32 - 1  # NumPy takes no larger ones
 OBJECTIVES = ("masked", "mask_and_replace")
 
 
@@ -80,7 +81,7 @@ class RunConfig:
 
     def __post_init__(self):
         check_count("steps", self.steps)
-        check_count("seed", self.seed, least=0)
+        check_count("seed", self.seed, least=0, most=LARGEST_SEED)
         check_count("max_broken", self.max_broken, least=0)
         check_count("bad_step_limit", self.bad_step_limit)
         check_count("validation_rows", self.validation_rows)
