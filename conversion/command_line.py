@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from showo_hf.utils.argument_types import DTYPES, shard_size, user_path
-from showo_hf.utils.messages import one_sentence
+from showo_hf.utils.messages import for_stdout, one_sentence
 from showo_hf.utils.progress_bars import hide_progress_bars
 
 from .errors import ConversionError, UploadError
@@ -92,7 +92,7 @@ def run_conversion(
     report = convert()
     if not quiet:
         print(report, file=sys.stderr)
-    print(output)
+    print(for_stdout(output))
     if push_to_hub:
         try:
             repo_id = push(output, push_to_hub, private)

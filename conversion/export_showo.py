@@ -29,6 +29,8 @@ from .weight_names import is_attention_kernel, original_magvitv2_names, original
 
 STEM = "pytorch_model"  # the name of the original's weights, in both formats
 
+MAX_SHARD_SIZE = "100GB"  # the original reads one file
+
 # Entries of the original's config that ours does not need.
 CONFIG_DEFAULTS = {"_class_name": "Showo", "llm_model_path": "microsoft/phi-1_5"}
 IMAGE_TOKENIZER_CONFIG = {"_class_name": "MAGVITv2"}
@@ -39,7 +41,7 @@ def export_showo(
     folder: str | Path,
     output: str | Path,
     dtype: torch.dtype | None = None,
-    max_shard_size: int | str = "100GB",
+    max_shard_size: int | str | None = None,
     overwrite: bool = False,
     file_format: str = "safetensors",
 ) -> str:
@@ -49,7 +51,8 @@ def export_showo(
     Args:
         output: the folder to write. It is complete or absent.
         dtype: dtype of the saved weights; by default each tensor keeps its own.
-        max_shard_size: size of the largest file. The original reads a single file.
+        max_shard_size: size of the largest file, by default 100GB: the original reads a single file. A file of
+            `torch.save` is never split.
         overwrite: replace an `output` that holds a model.
         file_format: "safetensors", or "bin" for `torch.save`.
 
@@ -59,6 +62,11 @@ def export_showo(
     """
     if file_format not in WEIGHT_FORMATS:
         raise ValueError(f"`file_format` must be one of {', '.join(WEIGHT_FORMATS)}, got {file_format!r}")
+    if file_format == "bin" and max_shard_size is not None:
+        raise ValueError(
+            f"`max_shard_size` needs the `file_format` 'safetensors': a file of torch.save is never split, got "
+            f"{max_shard_size!r} and 'bin'"
+        )
     source = Path(folder)
     check_output(output, overwrite, [source])
     decoder = source / "image_decoder"
@@ -191,7 +199,7 @@ def write_part(
     names: Mapping[str, str],
     config: dict,
     dtype: torch.dtype | None,
-    max_shard_size: int | str,
+    max_shard_size: int | str | None,
     file_format: str,
     constants: Mapping[str, torch.Tensor] | None = None,
 ):
@@ -208,7 +216,7 @@ def write_part(
     if file_format == "bin":
         write_bin(folder / f"{STEM}.bin", layout, read)
     else:
-        write_shards(folder, layout, read, max_shard_size, stem=STEM)
+        write_shards(folder, layout, read, max_shard_size or MAX_SHARD_SIZE, stem=STEM)
 
 
 def in_original_form(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

@@ -402,7 +402,8 @@ def write_images(model: OnnxShowo, options: argparse.Namespace):
         if options.num > 1:
             path = path.with_name(f"{path.stem}-{index}{path.suffix}")
         image.save(path)
-        print(path, flush=True)
+        encoding = sys.stdout.encoding or "utf-8"  # which may lack a character of the name
+        print(str(path).encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 if __name__ == "__main__":

@@ -108,6 +108,16 @@ def test_a_folder_of_an_earlier_call_is_replaced_unless_it_was_changed(tmp_path,
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_a_folder_of_an_earlier_gradio_is_replaced(tmp_path, wheel):
+    folder = tmp_path / "space"
+    assert main(["space", str(folder), "--wheel", str(wheel)]) == 0
+    written = (folder / "README.md").read_text()
+    version = yaml.safe_load(written.split("---\n")[1])["sdk_version"]
+    (folder / "README.md").write_text(written.replace(f"sdk_version: {version}", "sdk_version: 5.0.1"))
+    assert main(["space", str(folder), "--wheel", str(wheel)]) == 0
+    assert (folder / "README.md").read_text() == written
+
+
 @pytest.mark.slow
 def test_the_app_starts_from_the_folder_in_an_environment_of_its_own(tmp_path):
     """The environment has this one's packages, but showo-hf only from the wheel in the folder."""

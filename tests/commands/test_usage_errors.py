@@ -258,6 +258,7 @@ CASES = {
     "export p.txt -o out": "`FOLDER` must be a pipeline folder",
     "export model -o out --push-to-hub /": "`--push-to-hub` must be ORG/NAME or NAME, got '/'",
     "export full -o out --format pickle": "--format",
+    "export model -o out --format bin --max-shard-size 2GB": "`--max-shard-size` needs `--format safetensors`",
     "space": "FOLDER",
     "space full": "FOLDER",
     "space p.txt": "FOLDER",

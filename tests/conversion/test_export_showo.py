@@ -151,6 +151,10 @@ def test_a_model_that_the_original_does_not_support_is_refused(tmp_path):
         export(tmp_path / "empty", tmp_path / "back")
     with pytest.raises(ValueError, match="`file_format` must be one of safetensors, bin, got 'gguf'"):
         export(tmp_path / "llama", tmp_path / "back", file_format="gguf")
+    with pytest.raises(
+        ValueError, match="`max_shard_size` needs the `file_format` 'safetensors'.*got '2GB' and 'bin'"
+    ):
+        export(tmp_path / "llama", tmp_path / "back", max_shard_size="2GB", file_format="bin")
     assert not (tmp_path / "back").exists()
     assert isinstance(ShowoForCausalLM.from_pretrained(tmp_path / "llama"), ShowoForCausalLM)
 

@@ -1,5 +1,6 @@
 """Conversion from the Hub, and upload to the Hub."""
 
+import io
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 from hub_server import environment_of
 from originals import TEXT_TOKENIZER, small_magvitv2, small_showo, write_original
 
+from showo_hf.conversion.command_line import run_conversion
 from showo_hf.conversion.errors import ConversionError
 from showo_hf.conversion.sources import weight_patterns
 
@@ -52,6 +54,17 @@ def test_from_the_hub_to_the_hub(hub, tmp_path):
     assert done.returncode == 2 and not (tmp_path / "other").exists()
     assert "`--showo` must be a folder, or a model on the Hub" in done.stderr and "no such model" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_folder_whose_name_stdout_lacks_is_pushed(tmp_path, hub_here, monkeypatch):
+    folder = tmp_path / "größe"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert run_conversion(lambda: "converted", str(folder), push_to_hub="someone/new") == 0
+    assert stdout.buffer.getvalue().decode("ascii").endswith("gr\\xf6\\xdfe\n")
+    assert hub_here.repositories["someone/new"]["config.json"] == b"{}"
 
 
 def test_safetensors_are_preferred_to_pickles():

@@ -1,6 +1,9 @@
 """The script without torch, as far as it needs no graphs: schedules, random numbers, prompts and arguments."""
 
+import argparse
+import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -132,6 +135,17 @@ def test_wrong_arguments_are_refused(arguments, message, capsys, monkeypatch, tm
         onnx_generate.main(["a red apple", "-o", "apple.png", *arguments])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_name_of_an_image_is_printed_in_any_encoding(tmp_path, monkeypatch):
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    values = dict.fromkeys(("negative_prompt", "size", "steps", "guidance", "temperature"))
+    options = argparse.Namespace(prompt="a", num=2, seed=0, output=tmp_path / "größe.png", **values)
+    onnx_generate.write_images(lambda *arguments: [Image.new("RGB", (4, 4))], options)
+    printed = stdout.buffer.getvalue().decode("ascii").splitlines()
+    assert [line.rpartition("gr\\xf6\\xdfe")[2] for line in printed] == ["-0.png", "-1.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["größe-0.png", "größe-1.png"]
 
 
 def test_the_script_names_a_missing_folder(capsys, tmp_path):

@@ -1,6 +1,7 @@
 """Masking schedules as functions of the share of steps that are done."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -41,6 +42,13 @@ def test_values(ratio):
     assert get_masking_schedule("pow0.5")(at).item() == pytest.approx(1 - ratio**0.5, abs=2e-6)
     first, last, here = (1 / (1 + math.exp(-x)) for x in (-3, 3, 6 * ratio - 3))
     assert get_masking_schedule("sigmoid")(at).item() == pytest.approx((last - here) / (last - first), abs=2e-6)
+
+
+@pytest.mark.parametrize("name", ["arccos", "cosine", "linear", "sigmoid", "pow2", "pow0.5"])
+def test_schedules_can_be_sent_to_other_processes(name):
+    ratios = torch.linspace(0, 1, 5)
+    schedule = get_masking_schedule(name)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(schedule))(ratios), schedule(ratios), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["", "cos", "Cosine", "pow", "pow0", "pow-1", "powx", "pownan", "powinf", None, 3])

@@ -11,6 +11,20 @@ from showo_hf.training.recipe_files import allowed_types, load_recipe
 from showo_hf.training.trainer_arguments import trainer_arguments
 
 
+#: The arguments of `TrainingArguments` that the trainers here, or the parts of transformers' that they use, read.
+USED = frozenset(
+    "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim optim_args optim_target_modules"
+    " weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm gradient_accumulation_steps bf16 fp16 tf32"
+    " activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing gradient_checkpointing_kwargs"
+    " torch_compile torch_compile_backend torch_compile_mode neftune_noise_alpha logging_strategy logging_steps"
+    " logging_first_step log_on_each_node log_level log_level_replica disable_tqdm report_to run_name project"
+    " trackio_space_id trackio_bucket_id trackio_static_space_id eval_strategy eval_steps eval_delay eval_on_start"
+    " save_steps save_total_limit push_to_hub hub_token hub_private_repo hub_revision metric_for_best_model"
+    " full_determinism seed use_cpu accelerator_config parallelism_config dataloader_num_workers"
+    " ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout"
+    " fsdp fsdp_config deepspeed debug skip_memory_metrics".split()
+)
+
 GIVEN = ("data=images", "output=model", "steps=5")
 
 
@@ -71,6 +85,26 @@ def test_values_take_the_types_of_their_keys():
     assert config.batch_size == {"t2i": 8}
 
 
+def test_texts_that_look_like_numbers_stay_as_they_are_written():
+    entries = ("data=images", "steps=5", "output=1.10", "word=007", "kind_of=2026-01-31", "hub_revision=1_000 # a tag")
+    config = load_recipe("concept", entries)
+    assert (config.output, config.word, config.kind_of) == ("1.10", "007", "2026-01-31")
+    assert config.training["hub_revision"] == "1_000"
+
+
+@pytest.mark.parametrize("value", ["1.10", "007", "2026-01-31"])
+def test_a_number_in_a_file_is_no_text(tmp_path, value):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"base: lora\nhub_revision: {value}\n", encoding="utf-8")
+    with pytest.raises(
+        RecipeError, match="`hub_revision` must be a text or empty, got .*; a number or a date needs quo"
+    ):
+        load_recipe(str(file), GIVEN)
+    assert load_recipe(str(file), [*GIVEN, f"hub_revision={value}"]).training["hub_revision"] == value
+    file.write_text(f"base: lora\nhub_revision: '{value}'\n", encoding="utf-8")
+    assert load_recipe(str(file), GIVEN).training["hub_revision"] == value
+
+
 def test_entries_of_mappings_are_set_one_by_one():
     config = load_recipe("stage1", ["data={t2i: a, lm: b, mmu: c}", "output=out", "batch_size.t2i=2"])
     assert config.batch_size == {"t2i": 2, "lm": 4, "mmu": 10}
@@ -91,6 +125,7 @@ def test_sources_can_be_lists_with_weights():
         (("label_smoothing_factor=0.1",), "`label_smoothing_factor` has no effect here"),
         (("steps=six",), "`steps` is given twice"),
         (("seed=one",), "`seed` must be a whole number, got 'one'"),
+        (("seed=4294967296",), "`seed` must be at most 4,294,967,295, got 4294967296"),
         (("bf16=maybe",), "`bf16` must be true or false, got 'maybe'"),
         (("ema_decay=2",), "`ema_decay` must be a number from 0 to 1, got 2.0"),
         (("batch_size=0",), "`batch_size.t2i` must be an integer of at least 1, got 0"),
@@ -109,6 +144,9 @@ def test_sources_can_be_lists_with_weights():
         (("dataloader_pin_memory=false",), "`dataloader_pin_memory` has no effect here"),
         (("dataloader_prefetch_factor=4",), "`dataloader_prefetch_factor` has no effect here"),
         (("dataloader_persistent_workers=true",), "`dataloader_persistent_workers` has no effect here"),
+        (("include_num_input_tokens_seen=true",), "`include_num_input_tokens_seen` has no effect here"),
+        (("torch_empty_cache_steps=5",), "`torch_empty_cache_steps` has no effect here"),
+        (("metric_for_best_model=loss_t2i",), "`metric_for_best_model` has no effect here"),
         (("objective=dreams",), "`objective` must be one of masked, mask_and_replace, got 'dreams'"),
         (("prompts",), "must be key=value, got 'prompts'"),
         (("prompts=[a",), "The value of `prompts` is not YAML"),
@@ -131,6 +169,14 @@ def test_wrong_entries_are_refused_with_what_is_allowed(entries, message):
 def test_a_template_that_is_no_text_is_refused():
     with pytest.raises(RecipeError, match=r"`templates` must be a list of texts, got \[1\]"):
         load_recipe("concept", [*GIVEN, "word=sks", "templates=[1]"])
+
+
+def test_an_adapter_has_no_dtype_of_the_result_unless_it_is_merged():
+    for recipe, more in (("lora", []), ("concept", ["word=sks"])):
+        given = [*GIVEN, *more, "save_dtype=bfloat16"]
+        with pytest.raises(RecipeError, match="`save_dtype` needs `merge`: .*, got 'bfloat16'"):
+            load_recipe(recipe, given)
+        assert load_recipe(recipe, [*given, "merge=true"]).save_dtype == "bfloat16"
 
 
 def test_loss_weights_that_are_not_given_are_the_published_ones():
@@ -185,6 +231,18 @@ def test_every_name_that_is_refused_or_renamed_is_one_of_transformers():
     assert set(OTHER_NAMES) <= theirs
     assert set(REFUSED) <= theirs
     assert set(OTHER_NAMES.values()) <= set(config_keys("finetune"))
+
+
+def test_every_argument_of_transformers_is_used_or_refused():
+    """A new version's arguments are looked at before they are allowed."""
+    theirs = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+    assert not USED & (REFUSED.keys() | OTHER_NAMES.keys())
+    assert USED | REFUSED.keys() | OTHER_NAMES.keys() == theirs
+
+
+def test_a_learning_rate_that_follows_a_metric_has_one():
+    config = load_recipe("finetune", [*GIVEN, "lr_scheduler_type=greedy", "metric_for_best_model=loss_t2i"])
+    assert config.training["metric_for_best_model"] == "loss_t2i"
 
 
 def test_the_docstrings_name_every_key():

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from ..utils.messages import for_stdout
 from .model_loading import on_terminal
-from .results import printable
 
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Screen:
         if self.at_line_start:
             piece = piece.lstrip()
         if piece:
-            print(printable(piece), end="", flush=True)
+            print(for_stdout(piece), end="", flush=True)
             self.at_line_start = piece.endswith("\n")
 
     def step(self, event: ImageStep) -> None:
@@ -99,7 +99,7 @@ class Screen:
         self.end_line()
         if self.protocol is not None:
             print(self.protocol(image), flush=True)
-        print(printable(str(path)), flush=True)
+        print(for_stdout(str(path)), flush=True)
 
     def close_bar(self) -> None:
         if self.bar is not None:

@@ -36,12 +36,14 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--format", choices=WEIGHT_FORMATS, default="safetensors", help="bin is the format of torch.save"
     )
     add_output_arguments(parser, max_shard_size="100GB")  # the original reads one file
+    parser.set_defaults(max_shard_size=None)  # so that a size that is given is known
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
     """Export. The folder's name goes to stdout, the report to stderr."""
     check_folder_of_model(Path(options.folder))
+    check_shards(options)
     check_output_options(options)
     say_loading("the conversion", options.quiet)
     load_package()
@@ -68,6 +70,15 @@ def check_folder_of_model(folder: Path) -> None:
     if read_json(model / "config.json").get("model_type") != "showo":
         raise UsageError(
             f"`FOLDER` must be a pipeline folder, or the model/ in it, but {quoted(model)} has no config.json of a Show-o"
+        )
+
+
+def check_shards(options: argparse.Namespace) -> None:
+    """Raise `UsageError` for a size of shards where the format has none."""
+    if options.format == "bin" and options.max_shard_size is not None:
+        raise UsageError(
+            "`--max-shard-size` needs `--format safetensors`: a file of torch.save is never split, got "
+            f"{options.max_shard_size} with `--format bin`"
         )
 
 

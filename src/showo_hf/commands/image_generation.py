@@ -21,12 +21,12 @@ from ..utils.argument_types import (
     user_name,
     user_path,
 )
+from ..utils.messages import for_stdout
 from .errors import UsageError
 from .files import check_numbered, numbered, replace_file
 from .image_files import add_max_pixels, is_url, problem_of
 from .image_steps import StepRecorder, save_steps, step_images
 from .model_loading import add_loading_options, choose_device, load_package, load_pipeline
-from .results import printable
 from .saved_model import read_saved_model
 from .scheduler_options import add_scheduler_options, check_model_and_scheduler, check_scheduler_values, set_scheduler
 from .texts import check_characters, check_text, exists, with_option_names
@@ -284,12 +284,12 @@ def generate_images(
             tell_seed(options, seed)
         for path, image in zip(outputs[batch], images, strict=True):
             replace_file(path, image.save)
-            print(printable(str(path)), flush=True)
+            print(for_stdout(str(path)), flush=True)
         if recorder is not None:
             frames = step_images(pipe.image_tokenizer, recorder.steps, images)
             for path, steps in zip(step_outputs[batch], frames, strict=True):
                 replace_file(path, partial(save_steps, steps))
-                print(printable(str(path)), flush=True)
+                print(for_stdout(str(path)), flush=True)
     return 0
 
 

@@ -12,7 +12,7 @@ from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
 from ..utils.argument_types import MAX_PIXELS, integer, user_path
-from ..utils.messages import examples
+from ..utils.messages import examples, for_stdout
 from .devices import kind_of
 from .errors import UsageError
 from .files import check_name
@@ -25,7 +25,6 @@ from .results import (
     check_settings,
     collect_parts,
     part_of,
-    printable,
     question_key,
     resume,
     write_settings,
@@ -217,7 +216,7 @@ def answer_questions(
         if not options.quiet:
             counts = f"{len(images) - len(jobs)} skipped, {len(jobs) - failed} done, {failed} failed"
             print(f"images: {counts}", file=sys.stderr)
-        print(printable(str(output)))
+        print(for_stdout(str(output)))
     processes.wait()  # a launcher may stop the others when one process ends with an error
     return 1 if results.failed else 0
 

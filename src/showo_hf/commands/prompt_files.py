@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..utils.argument_types import quoted, seed_number
+from ..utils.messages import for_stdout
 from .devices import kind_of
 from .errors import UsageError
 from .files import append_text, check_folder, json_lines, read_json_lines, replace_file
@@ -29,7 +30,7 @@ from .image_generation import (
 from .info import package_version
 from .model_loading import choose_device, load_package, load_torch, on_terminal
 from .processes import Processes, join_processes
-from .results import Record, printable
+from .results import Record
 from .saved_model import read_json
 from .scheduler_options import check_scheduler_values
 from .texts import check_characters, check_text, with_option_names
@@ -295,7 +296,7 @@ def generate_from_prompts(options: argparse.Namespace) -> int:
         collect_parts(options.output)
         if not options.quiet:
             print(f"images: {total - len(open_numbers)} skipped, {len(open_numbers)} done", file=sys.stderr)
-        print(printable(str(options.output)))
+        print(for_stdout(str(options.output)))
     processes.wait()
     return 0
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.argument_types import quoted
+from ..utils.messages import for_stdout
 from .errors import UsageError
 from .files import append_text, check_output, json_lines, read_json_lines, replace_file
 from .info import package_version
@@ -53,14 +54,8 @@ class Results:
         elif self.as_json:
             print(json_lines(records), end="", flush=True)
         else:
-            lines = [printable(self.line(record)) for record in records if "error" not in record]
+            lines = [for_stdout(self.line(record)) for record in records if "error" not in record]
             print("".join(f"{line}\n" for line in lines), end="", flush=True)
-
-
-def printable(text: str) -> str:
-    """Escape the characters of `text` that the encoding of stdout lacks."""
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def one_line(*parts: str) -> str:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.argument_types import HUB_NAME, quoted, user_path
+from ..utils.messages import for_stdout
 from .errors import CommandError, UsageError
 from .files import check_folder
 from .info import package_version
 from .model_loading import say
-from .results import printable
 from .texts import exists
 
 
@@ -106,11 +106,11 @@ def run(options: argparse.Namespace) -> int:
     for earlier in options.folder.glob("*.whl"):
         if earlier.name != wheel.name:
             earlier.unlink()
-    texts = texts_of(options.title, options.model, wheel.name, options.push)
+    texts = texts_of(options.title, options.model, wheel.name, options.push, package_version("gradio"))
     for name, text in texts.items():
         (options.folder / name).write_text(text, encoding="utf-8")
     for name in (*texts, wheel.name):
-        print(printable(str(options.folder / name)))
+        print(for_stdout(str(options.folder / name)))
     if options.push:
         push(options.folder, options.push)
     return 0
@@ -150,13 +150,14 @@ def is_unchanged(folder: Path) -> bool:
     except (KeyError, OSError, ValueError):
         return False
     title = re.search(r"^# (.*)$", texts["README.md"], re.MULTILINE)
+    gradio = re.search(r"^sdk_version: (.*)$", texts["README.md"], re.MULTILINE)
     model = re.search(r'"SHOWO_MODEL": "([^"]*)"', texts["app.py"])
     wheel = re.search(r"([^/]+\.whl)", texts["requirements.txt"])
     space = re.search(r"/spaces/(.+)/resolve/", texts["requirements.txt"])
-    if title is None or wheel is None:
+    if title is None or gradio is None or wheel is None:
         return False
     model_name, space_name = (found[1] if found else None for found in (model, space))
-    written = texts_of(title[1], model_name, wheel[1], space_name)
+    written = texts_of(title[1], model_name, wheel[1], space_name, gradio[1])
     return texts == written and paths.keys() == {*written, wheel[1]}
 
 
@@ -185,15 +186,19 @@ def build_wheel(folder: Path) -> Path:
     return found[0]
 
 
-def texts_of(title: str, model: str | None, wheel: str, space: str | None) -> dict[str, str]:
-    """The files beside the wheel."""
-    return {"README.md": readme(title, model), "requirements.txt": requirements(wheel, space), "app.py": app(model)}
+def texts_of(title: str, model: str | None, wheel: str, space: str | None, gradio: str | None) -> dict[str, str]:
+    """The files beside the wheel. `gradio` is the version that the Hub installs."""
+    return {
+        "README.md": readme(title, model, gradio),
+        "requirements.txt": requirements(wheel, space),
+        "app.py": app(model),
+    }
 
 
-def readme(title: str, model: str | None) -> str:
+def readme(title: str, model: str | None, gradio: str | None) -> str:
     """The README with the head that the Hub reads."""
     models = f"models:\n- {model}\n" if model else ""
-    return README.format(title=title, quoted=json.dumps(title), gradio=package_version("gradio"), models=models)
+    return README.format(title=title, quoted=json.dumps(title), gradio=gradio, models=models)
 
 
 def requirements(wheel: str, space: str | None) -> str:

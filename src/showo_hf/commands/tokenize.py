@@ -18,6 +18,7 @@ from ..utils.argument_types import (
     user_name,
     user_path,
 )
+from ..utils.messages import for_stdout
 from .errors import CommandError, UsageError
 from .files import check_folder
 from .image_files import add_max_pixels
@@ -30,7 +31,6 @@ from .model_loading import (
     load_package,
     load_pipeline,
 )
-from .results import printable
 from .texts import exists, with_option_names
 
 
@@ -148,10 +148,10 @@ def run(options: argparse.Namespace) -> int:
             raise CommandError(with_option_names(error)) from error
     broken = [f"{key}: {reason}" for shard in stored.shards for key, reason in shard["broken"].items()]
     for line in broken:
-        print(f"showo-hf: left out: {printable(with_option_names(line))}", file=sys.stderr)
+        print(f"showo-hf: left out: {with_option_names(line)}", file=sys.stderr)
     if not options.quiet:
         print(f"rows: {len(stored)} stored, {len(broken)} left out", file=sys.stderr)
-    print(printable(str(options.output)))
+    print(for_stdout(str(options.output)))
     return 0
 
 

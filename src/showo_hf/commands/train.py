@@ -14,13 +14,13 @@ from ..training.errors import TrainingError
 from ..training.output_folders import check_replaced, checkpoint_root
 from ..training.recipe_entries import RecipeError, shipped_recipes
 from ..utils.argument_types import HUB_NAME, quoted, user_name
+from ..utils.messages import for_stdout
 from ..utils.progress_bars import hide_progress_bars
 from .errors import CommandError, UsageError
 from .files import check_folder, check_new_folder
 from .hub_names import check_hub_model, check_repository
 from .model_loading import load_package, say_loading
 from .processes import first_process
-from .results import printable
 from .texts import exists
 
 
@@ -108,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
     except TrainingError as error:
         raise CommandError(str(error)) from error
     if os.environ.get("RANK", "0") == "0":  # of several processes, the first one
-        print(printable(str(output)))
+        print(for_stdout(str(output)))
     return 0
 
 

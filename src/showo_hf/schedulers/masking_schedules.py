@@ -7,6 +7,7 @@ to 0 ("MaskGIT", arXiv:2202.04200, section 3.2).
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -54,4 +55,4 @@ def get_masking_schedule(name: str) -> MaskingSchedule:
     exponent = schedule_exponent(name)
     if exponent is None:
         return {"arccos": arccos, "cosine": cosine, "linear": linear, "sigmoid": sigmoid}[name]
-    return lambda ratio: power(ratio, exponent)
+    return partial(power, exponent=exponent)  # not a lambda: the workers that load data pickle it

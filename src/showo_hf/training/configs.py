@@ -18,6 +18,7 @@ from ..utils.validation import check_count, check_number, check_share
 TASKS = ("t2i", "lm", "mmu", "mixed")
 #: The weight of each task's loss, as published. A recipe may give some of them.
 LOSS_WEIGHTS = {"t2i": 1.0, "lm": 0.1, "mmu": 1.0, "mixed": 1.0}
+LARGEST_SEED = 2**32 - 1  # NumPy takes no larger ones
 OBJECTIVES = ("masked", "mask_and_replace")
 
 
@@ -80,7 +81,7 @@ class RunConfig:
 
     def __post_init__(self):
         check_count("steps", self.steps)
-        check_count("seed", self.seed, least=0)
+        check_count("seed", self.seed, least=0, most=LARGEST_SEED)
         check_count("max_broken", self.max_broken, least=0)
         check_count("bad_step_limit", self.bad_step_limit)
         check_count("validation_rows", self.validation_rows)
@@ -245,6 +246,11 @@ class LoraConfig(FinetuneConfig):
             check_choice("quantize", self.quantize, ("int8", "nf4"))
         if self.quantize is not None and self.merge:
             raise ValueError("`merge` needs a base model that is not quantized; leave out `quantize`, or `merge`.")
+        if self.save_dtype != "float32" and not self.merge:
+            raise ValueError(
+                f"`save_dtype` needs `merge`: the weights of an adapter are saved as they were trained, got "
+                f"{self.save_dtype!r}."
+            )
 
 
 @dataclass(kw_only=True)

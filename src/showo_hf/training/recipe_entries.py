@@ -4,6 +4,7 @@ The entries of recipes as plain values: finding recipe files, reading them, and 
 Imports no torch, so that a command can check entries before it loads the training code. Their types, see `recipe_files`.
 """
 
+import datetime
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
@@ -39,8 +40,11 @@ REFUSED = {
     "num_train_epochs": "data is streamed, so the length of a run is given in `steps`",
     "auto_find_batch_size": "the rows of a step are part of the recipe; use `gradient_accumulation_steps`",
     "average_tokens_across_devices": "losses are always averaged over the tokens of all devices",
+    "batch_eval_metrics": "validation computes losses only",
     "bf16_full_eval": "validation runs in the precision of the training",
     "dataloader_drop_last": "data is streamed, so no batch is the last",
+    "dataloader_in_order": "batches always come in the order of the data",
+    "dataloader_multiprocessing_context": "the workers start as Python starts processes",
     "dataloader_persistent_workers": "data is streamed, so its workers stay until the run ends",
     "dataloader_pin_memory": "batches are moved to the device as they are used",
     "dataloader_prefetch_factor": "the number of batches that are made ahead is fixed",
@@ -49,15 +53,19 @@ REFUSED = {
     "do_train": "a recipe trains",
     "enable_jit_checkpoint": "SIGTERM always saves a checkpoint",
     "eval_accumulation_steps": "validation computes losses only",
+    "eval_do_concat_batches": "validation computes losses only",
+    "eval_use_gather_object": "validation computes losses only",
     "fp16_full_eval": "validation runs in the precision of the training",
     "greater_is_better": "the best weights have the lowest validation loss",
     "hub_always_push": "pushes of one run never overlap",
     "hub_strategy": "a push is the whole result",
     "ignore_data_skip": "the position in the data is part of a checkpoint",
     "include_for_metrics": "validation computes losses only",
+    "include_num_input_tokens_seen": "tokens are not counted; `--dry-run` prints the tokens of a step",
     "label_names": "the tasks define the labels",
     "label_smoothing_factor": "the losses are not smoothed",
     "length_column_name": "rows are not grouped by length",
+    "liger_kernel_config": "the loss is computed in chunks already",
     "load_best_model_at_end": "use `keep_best`",
     "local_rank": "the launcher sets it",
     "logging_nan_inf_filter": "use `bad_step`",
@@ -68,10 +76,13 @@ REFUSED = {
     "save_on_each_node": "checkpoints are written once",
     "save_only_model": "the result is the model alone; a checkpoint is for resuming",
     "save_strategy": "checkpoints are written every `save_steps` and at the end",
+    "torch_empty_cache_steps": "the memory of the device is kept for the next step",
     "train_sampling_strategy": "the order of the data is part of the recipe",
     "use_cache": "training needs no cache",
     "use_liger_kernel": "the loss is computed in chunks already",
 }
+#: The values of `lr_scheduler_type` that follow the validation metric `metric_for_best_model`.
+METRIC_SCHEDULES = ("greedy", "reduce_lr_on_plateau")
 #: Entries that are paths, or hold some.
 PATHS = (
     "output",
@@ -194,6 +205,18 @@ def parse_value(key: str, text: str) -> Any:
         ) from error
 
 
+def given_texts(overrides: Sequence[str]) -> dict[str, str]:
+    """The values of `key=value` pairs as they are written: YAML would read 007 as a number, and 2026-01-31 as a date."""
+    import yaml  # here, so that the command starts fast
+
+    texts = {}
+    for key, _, text in (override.partition("=") for override in overrides):
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if isinstance(node, yaml.ScalarNode):
+            texts[key] = node.value
+    return texts
+
+
 def set_entry(entries: dict[str, Any], key: str, value: Any):
     """Set `a.b` in nested mappings."""
     *parents, last = key.split(".")
@@ -219,12 +242,14 @@ def merge(entries: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     return result
 
 
-def coerce(key: str, value: Any, allowed: tuple[type, ...]) -> Any:
+def coerce(key: str, value: Any, allowed: tuple[type, ...], text: str | None = None) -> Any:
     """
     `value` as one of the allowed types. YAML reads 1e-4 as a text, and whole numbers where fractions are meant.
 
     Args:
         allowed: plain types; none if anything is allowed.
+        text: how the command line wrote the value, if it did. It is used where YAML reads a number or a date, and a text
+            is meant.
 
     Raises:
         RecipeError: if the value has another type.
@@ -242,10 +267,12 @@ def coerce(key: str, value: Any, allowed: tuple[type, ...]) -> Any:
             return float(value)
         except ValueError:
             pass
-    if str in allowed and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
-    came = quoted(value) if isinstance(value, str) else repr(value)
-    raise RecipeError(f"`{key}` must be {' or '.join(TYPE_NAMES[one] for one in allowed)}, got {came}.")
+    needs_quotes = str in allowed and isinstance(value, (int, float, datetime.date)) and not isinstance(value, bool)
+    if needs_quotes and text is not None:
+        return text
+    came = quoted(value) if isinstance(value, str) else str(value) if needs_quotes else repr(value)
+    end = "; a number or a date needs quotes" if needs_quotes else ""
+    raise RecipeError(f"`{key}` must be {' or '.join(TYPE_NAMES[one] for one in allowed)}, got {came}{end}.")
 
 
 def check_names(entries: Mapping[str, Any]):
@@ -256,6 +283,11 @@ def check_names(entries: Mapping[str, Any]):
             raise RecipeError(f"`{key}` is called `{OTHER_NAMES[key]}` in a recipe{both}.")
         if key in REFUSED:
             raise RecipeError(f"`{key}` has no effect here: {REFUSED[key]}.")
+    if "metric_for_best_model" in entries and entries.get("lr_scheduler_type") not in METRIC_SCHEDULES:
+        raise RecipeError(
+            "`metric_for_best_model` has no effect here: the best weights have the lowest validation loss. Only an "
+            f"`lr_scheduler_type` of {' or '.join(METRIC_SCHEDULES)} follows it."
+        )
 
 
 def check_complete(entries: Mapping[str, Any]):

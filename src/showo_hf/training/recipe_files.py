@@ -8,7 +8,7 @@ from typing import Any
 from ..utils.argument_types import quoted
 from .configs import RunConfig
 from .kinds import KINDS, config_keys
-from .recipe_entries import RecipeError, check_complete, check_names, coerce, nearest, recipe_entries
+from .recipe_entries import RecipeError, check_complete, check_names, coerce, given_texts, nearest, recipe_entries
 from .trainer_arguments import trainer_arguments
 
 
@@ -24,11 +24,17 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
         RecipeError: for a recipe that does not exist, a key that is unknown (with the nearest known one) or given
             under two names, a value of the wrong type or out of its range, and an entry that is missing.
     """
-    return build_config(recipe, recipe_entries(recipe, overrides))
+    return build_config(recipe, recipe_entries(recipe, overrides), given_texts(overrides))
 
 
-def build_config(recipe: str, entries: Mapping[str, Any]) -> RunConfig:
-    """The typed config of a recipe's entries."""
+def build_config(recipe: str, entries: Mapping[str, Any], texts: Mapping[str, str] | None = None) -> RunConfig:
+    """
+    The typed config of a recipe's entries.
+
+    Args:
+        texts: how the command line wrote its entries, see [`given_texts`].
+    """
+    texts = texts or {}
     entries = dict(entries)
     kind = entries.pop("kind", None)
     if kind not in KINDS:
@@ -40,9 +46,9 @@ def build_config(recipe: str, entries: Mapping[str, Any]) -> RunConfig:
     training: dict[str, Any] = {}
     for key, value in entries.items():
         if key in own:
-            values[key] = coerce(key, value, allowed_types(own[key].type))
+            values[key] = coerce(key, value, allowed_types(own[key].type), texts.get(key))
         elif key in theirs:
-            training[key] = coerce(key, value, theirs[key])
+            training[key] = coerce(key, value, theirs[key], texts.get(key))
         else:
             raise RecipeError(
                 f"There is no key {quoted(key)} in a recipe of the kind {kind!r}{nearest(key, [*own, *theirs])}"

@@ -1,5 +1,6 @@
 """Messages for a terminal, and how they show names out of files."""
 
+import sys
 from collections.abc import Iterable
 
 
@@ -15,6 +16,12 @@ def one_sentence(error: BaseException) -> str:
     if len(text) <= LONGEST_MESSAGE:
         return text
     return f"{text[: LONGEST_MESSAGE // 2]} ... {text[-LONGEST_MESSAGE // 2 :]}"
+
+
+def for_stdout(text: str) -> str:
+    """Escape the characters of `text` that the encoding of stdout lacks."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def printable(name: object, longest: int = LONGEST_NAME) -> str:
