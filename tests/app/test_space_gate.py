@@ -30,7 +30,7 @@ def call(gate, path, **request):
     return asyncio.run(answered(gate, path, **request))
 
 
-async def answered(gate, path, method="POST", body=b"12345", headers=None, host="1.2.3.4", delay=0.0):
+async def answered(gate, path, method="POST", body=b"12345", headers=None, host="1.2.3.4", delay=0.0, root=""):
     """The same in a running loop."""
     sent = []
     headers = {"content-length": str(len(body)), **(headers or {})}
@@ -47,6 +47,7 @@ async def answered(gate, path, method="POST", body=b"12345", headers=None, host=
     scope = {
         "type": "http",
         "path": path,
+        "root_path": root,
         "method": method,
         "client": (host, 1),
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
@@ -70,6 +71,7 @@ def test_the_health_check_answers():
     [
         "/gradio_api/deep_link",
         "/gradio_api/deep_link/",
+        "/gradio_api/deep_link\n",
         "/monitoring",
         "/gradio_api/file=http://example.com/image.png",
         "/gradio_api/file=https://example.com/image.png",
@@ -79,6 +81,20 @@ def test_the_health_check_answers():
 def test_paths_that_keep_or_tell_too_much_are_closed(path):
     for method in ("GET", "HEAD", "POST"):
         assert call(gate(), path, method=method)[0] == 404
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/process_recording", "/gradio_api/process_recording/", "/", "/new"])
+def test_nothing_is_sent_to_a_path_that_is_not_open(path):
+    refused = (404, json.dumps({"detail": "Not Found"}))
+    assert call(gate(), path) == call(gate(), f"/here{path}", root="/here") == refused
+    assert call(gate(), path, method="GET")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["login", "gradio_api/mcp", "gradio_api/mcp/", "gradio_api/cancel", "gradio_api/reset/"]
+)
+def test_pages_and_clients_send_to_open_paths(path):
+    assert call(gate(), f"/{path}")[0] == call(gate(), f"/here/{path}", root="/here")[0] == 200
 
 
 def test_requests_pass():
