@@ -75,6 +75,8 @@ def test_the_health_check_answers():
         "/monitoring",
         "/gradio_api/file=http://example.com/image.png",
         "/gradio_api/file=https://example.com/image.png",
+        "/gradio_api/file/http://example.com/image.png",
+        "/gradio_api/file/https://example.com/image.png",
         "/gradio_api/proxy=https://example.com/image.png",
     ],
 )

@@ -38,8 +38,9 @@ OPEN_PATHS = (
 OPEN_BEGINNINGS = ("/gradio_api/call/", "/gradio_api/run/", "/gradio_api/api/", "/gradio_api/mcp/")
 #: Gradio keeps what a link of this path saves on disk forever; the page has its own links.
 CLOSED_PATHS = ("/gradio_api/deep_link", "/monitoring", "/gradio_api/monitoring")
-#: Here Gradio fetches files of other servers and passes them on, of any size.
-CLOSED_BEGINNINGS = ("/gradio_api/file=http:", "/gradio_api/file=https:", "/gradio_api/proxy=")
+#: Here Gradio fetches files of other servers and passes them on, of any size. `file/` is its older spelling of `file=`; the
+#: page and the clients do not use it.
+CLOSED_BEGINNINGS = ("/gradio_api/file=http:", "/gradio_api/file=https:", "/gradio_api/file/", "/gradio_api/proxy=")
 
 
 def address_of(headers: Mapping[str, str], host: str | None, options: SpaceOptions) -> str:
