@@ -261,9 +261,28 @@ def test_no_component_of_any_event_downloads_a_file(url, other_server):
 def refusal_of(page, event, value):
     """The error that a page gets for an event with `value` for each input."""
     data = {"data": [value] * len(event["inputs"]), "fn_index": event["id"], "session_hash": "links"}
-    answer = page.post("gradio_api/run/predict", json=data)
-    assert answer.status_code == 500
-    return answer.json()["error"]
+    if not event["queue"]:
+        answer = page.post("gradio_api/run/predict", json=data)
+        assert answer.status_code == 500
+        return answer.json()["error"]
+    page.post("gradio_api/queue/join", json=data).raise_for_status()
+    with page.stream("GET", "gradio_api/queue/data?session_hash=links") as stream:
+        for line in stream.iter_lines():
+            message = json.loads(line.removeprefix("data: ") or "{}")
+            if message.get("msg") == "process_completed":
+                assert not message["success"]
+                return message["output"]["error"]
+    raise AssertionError("the event did not end")
+
+
+@pytest.mark.parametrize("path", ["run/ask", "api/ask", "run/predict"])
+def test_no_job_goes_around_the_queue(url, path):
+    (event,) = [
+        one for one in httpx.get(f"{url}config", timeout=30).json()["dependencies"] if one["api_name"] == "ask"
+    ]
+    data = {"data": [None, ""], "fn_index": event["id"], "session_hash": "around"}
+    answer = httpx.post(f"{url}gradio_api/{path}", json=data, timeout=30)
+    assert answer.status_code == 404 and "queue" in answer.json()["detail"]
 
 
 def test_a_link_is_refused_with_a_sentence_and_served_to_nobody(client, url, other_server):

@@ -119,9 +119,9 @@ def test_an_address_has_a_number_of_requests_a_minute():
     assert call(one, "/gradio_api/queue/join", host="5.6.7.8")[0] == 200
 
 
-@pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/call/generate"])
+@pytest.mark.parametrize("path", ["queue/join", "call/generate", "run/generate", "api/generate", "api/predict"])
 def test_a_flood_of_jobs_does_not_reach_the_app(path):
-    one = gate(jobs_per_minute=2)
+    one, path = gate(jobs_per_minute=2), f"/gradio_api/{path}"
     assert [call(one, path)[0] for _ in range(4)] == [200] * 4  # the app refuses the later two with a sentence
     assert call(one, path) == (429, json.dumps({"detail": TOO_OFTEN}))
     assert call(one, "/gradio_api/run/predict")[0] == 200

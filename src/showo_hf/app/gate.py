@@ -21,7 +21,9 @@ TOO_SLOW = "The upload took too long."
 TOO_LARGE = "The request is too large."
 #: Requests for a job. Beyond so many times the jobs that one address may start, they do not even reach Gradio: each costs it
 #: some milliseconds, in which no step of the model begins.
-JOB_PATHS = ("/gradio_api/queue/join", "/gradio_api/call/")
+JOB_PATHS = ("/gradio_api/queue/join", "/gradio_api/call/", "/gradio_api/run/", "/gradio_api/api/")
+#: The page sends what needs no queue here, as a press of "Stop". Gradio starts no job here: [`build_demo`] sets `api_open`.
+NO_JOB_PATH = "/gradio_api/run/predict"
 REQUESTS_PER_JOB = 2
 FILES_IN_A_REQUEST = 3  # in JSON, as `data:` links of an image and its mask, which are a third longer than the files
 UPLOAD_PATHS = ("/gradio_api/upload", "/gradio_api/component_server")
@@ -110,7 +112,7 @@ class Gate:
         now = time.monotonic()
         self.forget(now)
         limits = [(self.requests[address], self.options.requests_per_minute)]
-        if path.startswith(JOB_PATHS):
+        if path.startswith(JOB_PATHS) and path != NO_JOB_PATH:
             limits.append((self.jobs[address], REQUESTS_PER_JOB * self.options.jobs_per_minute))
         if any(len(recent) >= most for recent, most in limits):
             await answer(send, 429, {"detail": TOO_OFTEN})
