@@ -24,9 +24,15 @@ def space(pipe):
 
 
 @pytest.fixture(scope="session")
-def url(space):
-    """The address of the page."""
+def served(space):
+    """The app of the page, and its address."""
     demo = build_demo(space)
-    _, url, _ = launch(demo, space, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
-    yield url
+    app, url, _ = launch(demo, space, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    yield app, url
     demo.close(verbose=False)
+
+
+@pytest.fixture(scope="session")
+def url(served):
+    """The address of the page."""
+    return served[1]

@@ -88,6 +88,7 @@ def test_an_image_comes_out_of_its_masks_and_can_be_played_back(new_page):
     slider.focus()
     page.keyboard.press("Home")
     assert [frames.nth(i).is_visible() for i in range(3)] == [True, False, False]
+    assert (page.locator(".showo-time output").inner_text(), slider.get_attribute("aria-valuetext")) == ("1", "1")
     assert "after step 1 of 3" in frames.nth(0).get_attribute("alt")
     assert frames.nth(0).get_attribute("src") != frames.nth(2).get_attribute("src")
 

@@ -30,7 +30,7 @@ def call(gate, path, **request):
     return asyncio.run(answered(gate, path, **request))
 
 
-async def answered(gate, path, method="POST", body=b"12345", headers=None, host="1.2.3.4", delay=0.0):
+async def answered(gate, path, method="POST", body=b"12345", headers=None, host="1.2.3.4", delay=0.0, root=""):
     """The same in a running loop."""
     sent = []
     headers = {"content-length": str(len(body)), **(headers or {})}
@@ -47,6 +47,7 @@ async def answered(gate, path, method="POST", body=b"12345", headers=None, host=
     scope = {
         "type": "http",
         "path": path,
+        "root_path": root,
         "method": method,
         "client": (host, 1),
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
@@ -70,15 +71,32 @@ def test_the_health_check_answers():
     [
         "/gradio_api/deep_link",
         "/gradio_api/deep_link/",
+        "/gradio_api/deep_link\n",
         "/monitoring",
         "/gradio_api/file=http://example.com/image.png",
         "/gradio_api/file=https://example.com/image.png",
+        "/gradio_api/file/http://example.com/image.png",
+        "/gradio_api/file/https://example.com/image.png",
         "/gradio_api/proxy=https://example.com/image.png",
     ],
 )
 def test_paths_that_keep_or_tell_too_much_are_closed(path):
     for method in ("GET", "HEAD", "POST"):
         assert call(gate(), path, method=method)[0] == 404
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/process_recording", "/gradio_api/process_recording/", "/", "/new"])
+def test_nothing_is_sent_to_a_path_that_is_not_open(path):
+    refused = (404, json.dumps({"detail": "Not Found"}))
+    assert call(gate(), path) == call(gate(), f"/here{path}", root="/here") == refused
+    assert call(gate(), path, method="GET")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["login", "gradio_api/mcp", "gradio_api/mcp/", "gradio_api/cancel", "gradio_api/reset/"]
+)
+def test_pages_and_clients_send_to_open_paths(path):
+    assert call(gate(), f"/{path}")[0] == call(gate(), f"/here/{path}", root="/here")[0] == 200
 
 
 def test_requests_pass():
@@ -101,9 +119,9 @@ def test_an_address_has_a_number_of_requests_a_minute():
     assert call(one, "/gradio_api/queue/join", host="5.6.7.8")[0] == 200
 
 
-@pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/call/generate"])
+@pytest.mark.parametrize("path", ["queue/join", "call/generate", "run/generate", "api/generate", "api/predict"])
 def test_a_flood_of_jobs_does_not_reach_the_app(path):
-    one = gate(jobs_per_minute=2)
+    one, path = gate(jobs_per_minute=2), f"/gradio_api/{path}"
     assert [call(one, path)[0] for _ in range(4)] == [200] * 4  # the app refuses the later two with a sentence
     assert call(one, path) == (429, json.dumps({"detail": TOO_OFTEN}))
     assert call(one, "/gradio_api/run/predict")[0] == 200

@@ -1,5 +1,6 @@
 """Pictures of unfinished images, maps, and the HTML of the stage and the status line."""
 
+import asyncio
 import base64
 import io
 import re
@@ -13,6 +14,7 @@ pytest.importorskip("gradio")
 
 from showo_hf import EMBEDDED_MODEL  # noqa: E402
 from showo_hf.app import model_card  # noqa: E402
+from showo_hf.app.engine import Step  # noqa: E402
 from showo_hf.app.previews import (  # noqa: E402
     LINES,
     MASKED,
@@ -24,6 +26,7 @@ from showo_hf.app.previews import (  # noqa: E402
     to_uri,
     with_masked_cells,
 )
+from showo_hf.app.space import MAX_FRAMES, Film  # noqa: E402
 
 
 def test_masked_cells_are_visible_and_the_others_unchanged():
@@ -61,7 +64,7 @@ def test_an_address_holds_the_image():
 
 
 def test_the_stage_shows_the_newest_frame_and_afterwards_a_time_line():
-    frames = [("data:1", "one"), ("data:2", "two"), ("data:3", "three")]
+    frames = {1: ("data:1", "one"), 2: ("data:2", "two"), 3: ("data:3", "three")}
     running = stage(frames)
     assert running.count("<img") == 1 and 'alt="three"' in running and "range" not in running
     done = stage(frames, ("data:map", "map"), finished=True)
@@ -69,9 +72,32 @@ def test_the_stage_shows_the_newest_frame_and_afterwards_a_time_line():
     assert re.search(r'<input type="range" min="1" max="3" value="3" aria-label="[^"]+"', done)
 
 
+@pytest.mark.parametrize("count", [1, 2, MAX_FRAMES, MAX_FRAMES + 1, 4 * MAX_FRAMES + 7])
+def test_a_long_film_keeps_few_frames_at_even_distances_and_the_newest(count):
+    film, most = Film("a house"), 0
+
+    async def steps():
+        nonlocal most
+        for number in range(1, count + 1):
+            step = (number - 1) % 18 + 1  # windows begin anew
+            shown = await film.add(Step(step, 18, number / count, Image.new("RGB", (2, 2), (number % 256, 0, 0))))
+            most = max(most, len(film.frames))
+            assert f"step {step} of 18" in shown and shown.count("<img") == 1
+
+    asyncio.run(steps())
+    assert most == min(count, MAX_FRAMES)
+    kept = [int(number) for number in re.findall(r'data-step="(\d+)"', film.end())]
+    assert kept[0] == 1 and kept[-1] == count and (len(kept) > MAX_FRAMES // 2 or len(kept) == count)
+    assert {after - before for before, after in zip(kept[:-2], kept[1:-1], strict=True)} <= {film.stride}
+    for number, (_, text) in film.frames.items():
+        assert f"step {(number - 1) % 18 + 1} of 18" in text
+    if count > 1:
+        assert f"<output>{count}</output> of {count}" in film.end() and f'max="{len(kept)}"' in film.end()
+
+
 def test_words_of_a_visitor_are_no_html():
     bad = '"><script>alert(1)</script>'
-    assert "<script" not in status(bad) and "<script" not in stage([("data:1", bad)])
+    assert "<script" not in status(bad) and "<script" not in stage({1: ("data:1", bad)})
     assert 'role="alert"' in status("x", "error") and 'role="status"' in status("x")
 
 

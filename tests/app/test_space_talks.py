@@ -19,6 +19,7 @@ from showo_hf.app.ask_tab import AskTab  # noqa: E402
 from showo_hf.app.chat_tab import ChatTab  # noqa: E402
 from showo_hf.app.create_tab import CreateTab  # noqa: E402
 from showo_hf.app.edit_tab import EditTab  # noqa: E402
+from showo_hf.app.engine import CAPTION  # noqa: E402
 from showo_hf.app.page_parts import EDITOR_SIDE, Shared, Talks  # noqa: E402
 from showo_hf.app.uploads import UNREADABLE  # noqa: E402
 
@@ -47,6 +48,13 @@ async def all_of(updates):
     return [update async for update in updates]
 
 
+async def no_jobs(space):
+    """Wait for the end of all jobs: an answer that is closed early does not."""
+    deadline = time.monotonic() + 60
+    while space.line.tickets() and time.monotonic() < deadline:
+        await asyncio.sleep(0.02)
+
+
 def test_a_conversation_remembers_its_questions(tabs, picture):
     tab, _ = tabs
     talks = Talks()
@@ -56,6 +64,74 @@ def test_a_conversation_remembers_its_questions(tabs, picture):
         assert shown == talks.now.shown and len(shown) == 2 * number
         assert len(talks.now.messages) == 2 * number
         assert all(update[tab.talks] is talks for update in updates if tab.talks in update)
+
+
+def test_two_answers_at_once_follow_each_other(tabs, picture):
+    """As after "Ask" and then "Caption": both stay, in what is shown and in what the model remembers."""
+    tab, _ = tabs
+    talks = Talks()
+
+    async def at_once():
+        return await asyncio.gather(
+            all_of(tab.reply(REQUEST, picture, "where is the apple?", talks)),
+            all_of(tab.describe(REQUEST, picture, talks)),
+        )
+
+    _, described = asyncio.run(asyncio.wait_for(at_once(), 60))
+    assert [one["content"] for one in talks.now.shown if one["role"] == "user"] == ["where is the apple?", CAPTION]
+    assert [one["role"] for one in talks.now.shown] == ["user", "assistant"] * 2
+    assert len(talks.now.messages) == 4
+    assert [update[tab.chat] for update in described if tab.chat in update][0][:2] == talks.now.shown[:2]
+
+
+@pytest.mark.parametrize("end", ["close", "cancel", "refusal"])
+def test_an_answer_that_ends_early_lets_the_next_one_begin(tabs, picture, space, end):
+    tab, _ = tabs
+    talks = Talks()
+
+    async def ended():
+        first = tab.reply(REQUEST, picture, " " if end == "refusal" else "what is this?", talks)
+        if end == "close":  # as Gradio does when the client is gone
+            await anext(first)
+            await anext(first)
+            await first.aclose()
+        else:
+            task = asyncio.create_task(all_of(first))
+            while end == "cancel" and not talks.now.turn.locked():
+                await asyncio.sleep(0)
+            if end == "cancel":
+                task.cancel()
+            await asyncio.wait([task])
+        assert not talks.now.turn.locked()
+        await all_of(tab.describe(REQUEST, picture, talks))
+        await no_jobs(space)
+
+    asyncio.run(asyncio.wait_for(ended(), 60))
+    assert talks.now.shown[-1]["role"] == "assistant" and len(talks.now.messages) == 2
+
+
+@pytest.mark.parametrize("button", ["stop", "new conversation"])
+def test_an_answer_that_waits_for_another_ends_with_it(tabs, picture, space, button):
+    tab, _ = tabs
+    talks = Talks()
+
+    async def ended():
+        first = tab.reply(REQUEST, picture, "what is this?", talks)
+        await anext(first)
+        await anext(first)
+        second = tab.describe(REQUEST, picture, talks)
+        await anext(second)
+        waiting = asyncio.create_task(all_of(second))
+        await asyncio.sleep(0.05)
+        old = talks.now
+        await (tab.stopped(REQUEST, talks) if button == "stop" else tab.begin(talks))
+        await all_of(first)
+        await no_jobs(space)
+        return old, await waiting
+
+    old, updates = asyncio.run(asyncio.wait_for(ended(), 60))
+    assert updates == [] and not old.turn.locked()
+    assert [one["content"] for one in old.shown if one["role"] == "user"] == ["what is this?"]
 
 
 def test_events_read_few_uploads_at_once(tabs, picture, space):
@@ -109,9 +185,7 @@ def test_a_new_conversation_during_an_answer_stays_new(tabs, picture, space, ind
         update = await tab.begin(talks)
         assert update[tab.chat] == []
         late = await all_of(updates)
-        deadline = time.monotonic() + 60
-        while space.line.tickets() and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
+        await no_jobs(space)
         return late
 
     assert asyncio.run(begin_anew()) == []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import gradio as gr
@@ -65,18 +66,20 @@ class AskTab:
 
     # What the buttons do
 
-    async def reply(self, request: gr.Request, image: str | None, question: str, talks: Talks) -> AsyncIterator[dict]:
+    async def reply(self, request: gr.Request, image: str | None, question: str, talks: Talks) -> AsyncGenerator[dict]:
         """Answer a question."""
         yield {self.talks: talks}  # only what is set is forgotten an hour after the page is closed
-        async for update in talks.now.updates(self.updates(request, image, question, talks.now)):
-            yield update
+        async with aclosing(talks.now.updates(self.updates(request, image, question, talks.now))) as updates:
+            async for update in updates:
+                yield update
 
-    async def describe(self, request: gr.Request, image: str | None, talks: Talks) -> AsyncIterator[dict]:
+    async def describe(self, request: gr.Request, image: str | None, talks: Talks) -> AsyncGenerator[dict]:
         """Ask what the image shows."""
-        async for update in self.reply(request, image, CAPTION, talks):
-            yield update
+        async with aclosing(self.reply(request, image, CAPTION, talks)) as updates:
+            async for update in updates:
+                yield update
 
-    async def updates(self, request: gr.Request, image: str | None, question: str, talk: Talk) -> AsyncIterator[dict]:
+    async def updates(self, request: gr.Request, image: str | None, question: str, talk: Talk) -> AsyncGenerator[dict]:
         """The updates of an answer, which grows word by word."""
         space, before = self.space, talk.shown
         try:
@@ -122,7 +125,7 @@ class AskTab:
             **hidden,
         )
         described = self.caption.click(self.describe, [self.image, self.talks], outputs, **hidden)
-        self.stop.click(self.space.stop, outputs=self.status, queue=False, **hidden)
+        self.stop.click(self.stopped, self.talks, self.status, queue=False, **hidden)
 
         fresh: dict[str, Any] = {"queue": False, **hidden}
         for event in (self.restart.click, self.image.change):
@@ -130,6 +133,10 @@ class AskTab:
         self.restart.click(self.begin, self.talks, [self.chat, self.status], **fresh)
         self.image.change(self.begin_with_image, self.talks, [self.chat, self.status], **fresh)
         self.image.upload(self.uploaded, self.image, [self.image, self.status], queue=False, **hidden)
+
+    async def stopped(self, request: gr.Request, talks: Talks) -> str:
+        """Stop all answers."""
+        return await talks.stop(self.space, request)
 
     async def begin(self, talks: Talks) -> dict:
         """Begin a new conversation."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -63,13 +64,14 @@ class ChatTab:
 
     # What the buttons do
 
-    async def say(self, request: gr.Request, box: dict | None, talks: Talks, visit: list) -> AsyncIterator[dict]:
+    async def say(self, request: gr.Request, box: dict | None, talks: Talks, visit: list) -> AsyncGenerator[dict]:
         """Answer a message."""
         yield {self.talks: talks}  # only what is set is forgotten an hour after the page is closed
-        async for update in talks.now.updates(self.updates(request, box, talks.now, visit)):
-            yield update
+        async with aclosing(talks.now.updates(self.updates(request, box, talks.now, visit))) as updates:
+            async for update in updates:
+                yield update
 
-    async def updates(self, request: gr.Request, box: dict | None, talk: Talk, visit: list) -> AsyncIterator[dict]:
+    async def updates(self, request: gr.Request, box: dict | None, talk: Talk, visit: list) -> AsyncGenerator[dict]:
         """The updates of an answer; words and steps of images appear as they come."""
         space, before = self.space, talk.shown
         try:
@@ -142,10 +144,14 @@ class ChatTab:
             self.shared.visit_gallery,
         ]
         said = self.box.submit(self.say, [self.box, self.talks, self.shared.visit], outputs, **hidden)
-        self.stop.click(self.space.stop, outputs=self.status, queue=False, **hidden)
+        self.stop.click(self.stopped, self.talks, self.status, queue=False, **hidden)
         cancel_at(self.restart.click, said)
         self.restart.click(self.begin, self.talks, [self.chat, self.status], queue=False, **hidden)
         self.shared.wire_actions(self.actions, self.chosen, self.status)
+
+    async def stopped(self, request: gr.Request, talks: Talks) -> str:
+        """Stop all answers."""
+        return await talks.stop(self.space, request)
 
     async def begin(self, talks: Talks) -> dict:
         """Begin a new conversation."""

@@ -21,14 +21,28 @@ TOO_SLOW = "The upload took too long."
 TOO_LARGE = "The request is too large."
 #: Requests for a job. Beyond so many times the jobs that one address may start, they do not even reach Gradio: each costs it
 #: some milliseconds, in which no step of the model begins.
-JOB_PATHS = ("/gradio_api/queue/join", "/gradio_api/call/")
+JOB_PATHS = ("/gradio_api/queue/join", "/gradio_api/call/", "/gradio_api/run/", "/gradio_api/api/")
+#: The page sends what needs no queue here, as a press of "Stop". Gradio starts no job here: [`build_demo`] sets `api_open`.
+NO_JOB_PATH = "/gradio_api/run/predict"
 REQUESTS_PER_JOB = 2
 FILES_IN_A_REQUEST = 3  # in JSON, as `data:` links of an image and its mask, which are a third longer than the files
 UPLOAD_PATHS = ("/gradio_api/upload", "/gradio_api/component_server")
+#: The page, `gradio_client`, MCP and a login send something to these paths alone. Gradio has more: one of them keeps every
+#: file on disk forever, and a newer Gradio may have others.
+OPEN_PATHS = (
+    *UPLOAD_PATHS,
+    "/gradio_api/queue/join",
+    "/gradio_api/cancel",
+    "/gradio_api/reset",
+    "/gradio_api/mcp",
+    "/login",
+)
+OPEN_BEGINNINGS = ("/gradio_api/call/", "/gradio_api/run/", "/gradio_api/api/", "/gradio_api/mcp/")
 #: Gradio keeps what a link of this path saves on disk forever; the page has its own links.
 CLOSED_PATHS = ("/gradio_api/deep_link", "/monitoring", "/gradio_api/monitoring")
-#: Here Gradio fetches files of other servers and passes them on, of any size.
-CLOSED_BEGINNINGS = ("/gradio_api/file=http:", "/gradio_api/file=https:", "/gradio_api/proxy=")
+#: Here Gradio fetches files of other servers and passes them on, of any size. `file/` is its older spelling of `file=`; the
+#: page and the clients do not use it.
+CLOSED_BEGINNINGS = ("/gradio_api/file=http:", "/gradio_api/file=https:", "/gradio_api/file/", "/gradio_api/proxy=")
 
 
 def address_of(headers: Mapping[str, str], host: str | None, options: SpaceOptions) -> str:
@@ -40,13 +54,29 @@ def address_of(headers: Mapping[str, str], host: str | None, options: SpaceOptio
     return host or "unknown"
 
 
+def path_of(scope: Mapping[str, Any]) -> str:
+    """The path that the routes of the app see, without the last slash: they find the same handler with and without it."""
+    path, root = scope["path"], scope.get("root_path", "").rstrip("/")
+    if root and path.startswith(f"{root}/"):
+        path = path[len(root) :]
+    return "/" + path.strip("/\n")  # a route also matches a path with a line break at its end
+
+
+def is_closed(path: str, method: str) -> bool:
+    """Whether the gate refuses every request of this kind to a path of [`path_of`]."""
+    if path in CLOSED_PATHS or path.startswith(CLOSED_BEGINNINGS):
+        return True
+    return method == "POST" and path not in OPEN_PATHS and not path.startswith(OPEN_BEGINNINGS)
+
+
 class Gate:
     """
     ASGI middleware.
 
-    `/health` answers that the app is up. Every address has a number of requests a minute, and of requests for jobs among
-    them, of bytes uploaded in ten minutes, of uploads at once, and a time for each upload. More uploads at once wait for
-    their turn. Other requests have a number of bytes. What is refused gets a status code and a sentence as `detail`.
+    `/health` answers that the app is up. Only some paths take requests that send something. Every address has a number of
+    requests a minute, and of requests for jobs among them, of bytes uploaded in ten minutes, of uploads at once, and a time
+    for each upload. More uploads at once wait for their turn. Other requests have a number of bytes. What is refused gets a
+    status code and a sentence as `detail`.
 
     Args:
         app: the ASGI app behind it.
@@ -65,10 +95,10 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path = "/" + scope["path"].strip("/")
+        path = path_of(scope)
         if path == "/health":
             await answer(send, 200, {"status": "ok"})
-        elif path in CLOSED_PATHS or path.startswith(CLOSED_BEGINNINGS):
+        elif is_closed(path, scope["method"]):
             await answer(send, 404, {"detail": "Not Found"})
         elif scope["method"] != "POST":
             await self.app(scope, receive, send)
@@ -82,7 +112,7 @@ class Gate:
         now = time.monotonic()
         self.forget(now)
         limits = [(self.requests[address], self.options.requests_per_minute)]
-        if path.startswith(JOB_PATHS):
+        if path.startswith(JOB_PATHS) and path != NO_JOB_PATH:
             limits.append((self.jobs[address], REQUESTS_PER_JOB * self.options.jobs_per_minute))
         if any(len(recent) >= most for recent, most in limits):
             await answer(send, 429, {"detail": TOO_OFTEN})

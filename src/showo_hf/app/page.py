@@ -178,8 +178,8 @@ def build_demo(space: Space) -> gr.Blocks:
         toggle.click(None, js=TOGGLE_THEME)
         demo.load(None, js=KEPT_THEME)
         Api(space).build()
-    # Our line decides who is next. Gradio only bounds what it holds.
-    return demo.queue(max_size=MAX_THREADS * 4, default_concurrency_limit=None)
+    # Our line decides who is next. Gradio only bounds what it holds. No request for a job goes around its queue.
+    return demo.queue(max_size=MAX_THREADS * 4, default_concurrency_limit=None, api_open=False)
 
 
 def launch(demo: gr.Blocks, space: Space, **arguments: Any) -> tuple[Any, str, str]:

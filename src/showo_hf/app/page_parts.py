@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -47,26 +49,39 @@ class Talk:
         messages (`list`): what the model remembers.
         over (`bool`): whether a new conversation has begun. The answer ends then.
         waits (`bool`): whether the status line waits for the end of an answer.
+        stops (`int`): how often the visitor pressed "Stop".
+        turn (`asyncio.Lock`): held by the answer that now runs.
     """
 
     shown: list[Any] = field(default_factory=list)
     messages: list[Any] = field(default_factory=list)
     over: bool = False
     waits: bool = False
+    stops: int = field(default=0, compare=False)
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False, compare=False)
 
     def show(self, messages: list) -> list:
         """Set what the chatbot shows. Returns it."""
         self.shown = messages
         return messages
 
-    async def updates(self, answer: AsyncIterator[dict]) -> AsyncIterator[dict]:
-        """What an answer sends, until the conversation is over."""
-        self.waits = True
-        async for update in answer:
-            if self.over:
+    async def updates(self, answer: AsyncGenerator[dict]) -> AsyncGenerator[dict]:
+        """
+        What an answer sends, until the conversation is over.
+
+        It begins when the answer before has ended, and so it reads what that one has added to the conversation. "Stop" ends
+        those that wait too.
+        """
+        stops = self.stops
+        async with self.turn, aclosing(answer):
+            if self.over or self.stops > stops:
                 return
-            yield update
-        self.waits = False
+            self.waits = True
+            async for update in answer:
+                if self.over:
+                    return
+                yield update
+            self.waits = False
 
 
 @dataclass
@@ -85,6 +100,11 @@ class Talks:
         old, self.now = self.now, Talk()
         old.over = True
         return old
+
+    async def stop(self, space: Space, request: gr.Request) -> str:
+        """Stop the visitor's jobs, and the answers that wait for another one. Returns the status line."""
+        self.now.stops += 1
+        return await space.stop(request)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -80,28 +80,32 @@ def picture(uri: str, alternative: str, extra: str = "") -> str:
     return f'<img src="{uri}" alt="{html.escape(alternative, quote=True)}" {extra}>'
 
 
-def stage(frames: Sequence[tuple[str, str]], confidence: tuple[str, str] | None = None, finished: bool = False) -> str:
+def stage(
+    frames: Mapping[int, tuple[str, str]], confidence: tuple[str, str] | None = None, finished: bool = False
+) -> str:
     """
     The HTML of the stage: the newest frame; when all are there, a time line, and the confidence map beside it.
 
     Args:
-        frames: address and text alternative of the image after each step.
+        frames: address and text alternative of the image after each step, by the number of the step. Steps may lack, but
+            not the last one.
         confidence: address and text alternative of the map.
         finished (`bool`): whether all frames are there.
     """
     if not frames:
         return EMPTY_STAGE
-    last = len(frames) - 1
-    shown = frames if finished else frames[-1:]
+    last = max(frames)
     images = "".join(
-        picture(uri, text, "" if number == len(shown) - 1 else "hidden") for number, (uri, text) in enumerate(shown)
+        picture(uri, text, f'data-step="{number}"' + " hidden" * (number < last))
+        for number, (uri, text) in frames.items()
+        if finished or number == last
     )
     figures = f'<figure class="showo-frame"><div class="showo-frames">{images}</div>'
-    if finished and last > 0:
+    if finished and len(frames) > 1:
         figures += (
-            '<label class="showo-time">Time line: step <output>'
-            f'{last + 1}</output> of {last + 1}<input type="range" min="1" max="{last + 1}" value="{last + 1}" '
-            f'aria-label="Step of the image, 1 to {last + 1}"></label>'
+            f'<label class="showo-time">Time line: step <output>{last}</output> of {last}'
+            f'<input type="range" min="1" max="{len(frames)}" value="{len(frames)}" '
+            f'aria-label="Step of the image, 1 to {last}" aria-valuetext="{last}"></label>'
         )
     figures += "</figure>"
     if confidence:
@@ -120,10 +124,13 @@ EMPTY_STAGE = (
 STAGE_SCRIPT = """
 element.addEventListener('input', event => {
   if (!event.target.matches('.showo-time input')) return;
-  const step = Number(event.target.value);
+  const place = Number(event.target.value);
   const figure = event.target.closest('figure');
-  figure.querySelectorAll('.showo-frames img').forEach((image, index) => { image.hidden = index !== step - 1; });
+  const images = [...figure.querySelectorAll('.showo-frames img')];
+  images.forEach((image, index) => { image.hidden = index !== place - 1; });
+  const step = images[place - 1].dataset.step;
   figure.querySelector('output').textContent = step;
+  event.target.setAttribute('aria-valuetext', step);
 });
 """
 

@@ -26,6 +26,7 @@ from .uploads import with_settings
 
 
 MAX_VISIT = 60  # images of a visit that the gallery keeps
+MAX_FRAMES = 60  # of a film: all of them are in the page at its end
 
 
 @dataclass
@@ -94,17 +95,31 @@ class Space:
 
 
 class Film:
-    """The frames of one stage, as they come."""
+    """
+    The frames of one stage, as they come.
+
+    At most `MAX_FRAMES` are kept. When there are more, every second one goes, and only every second one of those that follow
+    stays. The newest one always stays.
+    """
 
     def __init__(self, subject: str):
         self.subject = subject
-        self.frames: list[tuple[str, str]] = []
+        self.frames: dict[int, tuple[str, str]] = {}  # by their numbers, from 1
+        self.count = 0
+        self.stride = 1
 
     async def add(self, event: Step) -> str:
         """Append a step. Returns the HTML that shows it."""
         uri = await asyncio.to_thread(to_uri, event.image)
         text = f"{self.subject} after step {event.step} of {event.steps}, {event.filled:.0%} of the cells filled in"
-        self.frames.append((uri, text))
+        if (self.count - 1) % self.stride:
+            del self.frames[self.count]  # it stayed as the newest one
+        self.count += 1
+        self.frames[self.count] = (uri, text)
+        if len(self.frames) > MAX_FRAMES:
+            self.stride *= 2
+            kept = [number for number in self.frames if number == self.count or (number - 1) % self.stride == 0]
+            self.frames = {number: self.frames[number] for number in kept}
         return stage(self.frames)
 
     def end(self, confidence: tuple[str, str] | None = None) -> str:
