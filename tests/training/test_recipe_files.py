@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
 import yaml
@@ -69,6 +70,18 @@ def test_values_take_the_types_of_their_keys():
     assert (config.seed, config.resume) == (3, False)
     assert config.data == {"t2i": [{"path": "images"}]}
     assert config.batch_size == {"t2i": 8}
+
+
+@pytest.mark.parametrize("output", ["runs/model/", "runs/model/.", "runs//model"])
+def test_the_output_has_no_slash_at_its_end(output):
+    """Else the folders beside it would lie in it."""
+    assert load_recipe("finetune", ["data=images", "steps=5", f"output={output}"]).output == str(Path("runs/model"))
+
+
+@pytest.mark.parametrize("output", ["''", ".", "/", "..", "runs/.."])
+def test_an_output_without_a_name_is_refused(output):
+    with pytest.raises(RecipeError, match="`output` must be the path of a folder with a name, got"):
+        load_recipe("finetune", ["data=images", "steps=5", f"output={output}"])
 
 
 def test_entries_of_mappings_are_set_one_by_one():

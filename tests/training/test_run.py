@@ -75,6 +75,17 @@ def test_max_minutes_stops_and_the_same_command_continues(tmp_path, finished):
     assert small_run.same_weights(small_run.weights(tmp_path / "out"), small_run.weights(finished / "out"))
 
 
+def test_what_a_run_writes_lies_beside_an_output_with_a_slash_at_its_end(tmp_path):
+    """Also the events and samples, so that a stopped run can go on."""
+    options = {"output": f"{tmp_path / 'out'}/", "steps": 2, "prompts": ["a red apple"], "report_to": "tensorboard"}
+    with pytest.raises(Unfinished):
+        small_run.run(tmp_path, **options, max_minutes=1e-9)
+    assert not (tmp_path / "out").exists()
+    small_run.run(tmp_path, **options)
+    names = ["out", "out-checkpoints", "out-log.jsonl", "out-samples", "out-tensorboard"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
 # Options
 
 

@@ -17,7 +17,7 @@ from transformers.integrations import TensorBoardCallback
 from .configs import RunConfig
 from .errors import TrainingError
 from .logs import RunLog
-from .results import log_file
+from .results import beside_output, log_file
 
 
 class StepEnd(TrainerCallback):
@@ -143,6 +143,6 @@ def step_callbacks(
         callbacks.append(log)
         if "tensorboard" in reports(config):
             # `purge_step`: what a killed run logged after its last checkpoint is not shown twice.
-            writer = SummaryWriter(f"{config.output}-tensorboard", purge_step=step + 1)
+            writer = SummaryWriter(str(beside_output(config, "-tensorboard")), purge_step=step + 1)
             callbacks.append(TensorBoardCallback(writer))
     return callbacks, writer

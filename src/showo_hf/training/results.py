@@ -103,8 +103,13 @@ def hub_options(config: RunConfig) -> dict[str, Any]:
 
 def log_file(config: RunConfig) -> Path:
     """The log of a run, beside its output."""
+    return beside_output(config, "-log.jsonl")
+
+
+def beside_output(config: RunConfig, ending: str) -> Path:
+    """The path beside the output of a run whose name is the output's with an ending."""
     output = Path(config.output)
-    return output.with_name(output.name + "-log.jsonl")
+    return output.with_name(output.name + ending)
 
 
 class PushResults(TrainerCallback):

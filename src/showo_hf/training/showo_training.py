@@ -28,7 +28,7 @@ from .data.sources import DataSource, OpenedSource
 from .data.token_shards import StoredTokens, image_tokenizer_checksum
 from .losses import Objective
 from .parallel import keep_whole
-from .results import PushResults
+from .results import PushResults, beside_output
 from .resumable_trainer import Settings
 from .rows import Part, RowBuilder
 from .samples import LogSamples, blind_guesses
@@ -192,7 +192,7 @@ def build_trainer(
     callbacks, writer = step_callbacks(config, args, step, signals, first_row)
     samples = LogSamples(
         pipe,
-        Path(f"{config.output}-samples"),
+        beside_output(config, "-samples"),
         config.prompts,
         config.questions,
         config.sample_steps,
