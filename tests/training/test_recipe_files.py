@@ -9,6 +9,7 @@ from showo_hf.training.configs import FinetuneConfig
 from showo_hf.training.kinds import KINDS, config_keys
 from showo_hf.training.recipe_entries import OTHER_NAMES, REFUSED, RecipeError, read_recipe, shipped_recipes
 from showo_hf.training.recipe_files import allowed_types, load_recipe
+from showo_hf.training.results import shipped_settings
 from showo_hf.training.trainer_arguments import trainer_arguments
 
 
@@ -62,6 +63,12 @@ def test_the_stages_are_as_published(recipe, rows, rate, steps, warmup):
     }
     assert {name: config.training[name] for name in published} == published
     assert config.image_size == (512 if "512" in recipe else None)
+
+
+def test_the_card_knows_the_settings_of_a_stage_whatever_tasks_are_trained():
+    one_task = shipped_settings(load_recipe("stage2", ["data={t2i: a}", "batch_size=2", "output=out"]))
+    all_tasks = shipped_settings(load_recipe("stage2", ["data={t2i: a, lm: b, mmu: c}", "output=out"]))
+    assert one_task == all_tasks and one_task["batch_size"] == {"t2i": 10, "lm": 4, "mmu": 10}
 
 
 def test_values_take_the_types_of_their_keys():

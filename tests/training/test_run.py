@@ -75,6 +75,18 @@ def test_max_minutes_stops_and_the_same_command_continues(tmp_path, finished):
     assert small_run.same_weights(small_run.weights(tmp_path / "out"), small_run.weights(finished / "out"))
 
 
+def test_an_error_of_the_card_does_not_cost_the_result(folder, finished, monkeypatch, capsys):
+    def plot_curves(*arguments, **options):
+        raise RuntimeError("no font\nwas found")
+
+    monkeypatch.setattr("showo_hf.training.training_card.plot_curves", plot_curves)
+    shutil.rmtree(folder / "out")
+    small_run.run(folder)
+    assert small_run.same_weights(small_run.weights(folder / "out"), small_run.weights(finished / "out"))
+    assert not (folder / "out" / "README.md").exists()
+    assert "showo-hf: README.md of the result could not be written: no font was found" in capsys.readouterr().err
+
+
 def test_what_a_run_writes_lies_beside_an_output_with_a_slash_at_its_end(tmp_path):
     """Also the events and samples, so that a stopped run can go on."""
     options = {"output": f"{tmp_path / 'out'}/", "steps": 2, "prompts": ["a red apple"], "report_to": "tensorboard"}

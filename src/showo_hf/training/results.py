@@ -1,8 +1,10 @@
 """The result of a run: a pipeline folder or the folder of an adapter, with its card, and its way to the Hub."""
 
+import contextlib
 import copy
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from showo_hf import EMBEDDED_MODEL
 from showo_hf.pipelines import ShowoT2IPipeline
 
 from ..utils.atomic_folder import atomic_folder
+from ..utils.messages import one_sentence
 from ..utils.module_copies import copy_on_cpu
 from .configs import ConceptConfig, FinetuneConfig, LoraConfig, RunConfig
 from .parallel import whole_pipeline
@@ -65,15 +68,29 @@ def save_result(config: FinetuneConfig, pipe: ShowoT2IPipeline, trainer: ShowoTr
     whole = whole_pipeline(pipe)
     if not trainer.is_world_process_zero():
         return
-    summary = run_summary(config, pipe, trainer)
+    summary = None
+    with without_card():
+        summary = run_summary(config, pipe, trainer)
     pipe = whole
     if not isinstance(config, LoraConfig) or config.merge:
         cast_weights(pipe, getattr(torch, config.save_dtype))
     output = Path(config.output)
     with atomic_folder(output, overwrite=True) as folder:
         write_result(config, pipe, folder)
-        write_training_card(folder, summary, config.push_to_hub, log_file(config))
-    publish_result(config, summary.steps)
+        with without_card():
+            if summary is not None:
+                write_training_card(folder, summary, config.push_to_hub, log_file(config))
+    publish_result(config, trainer.state.global_step)
+
+
+@contextlib.contextmanager
+def without_card() -> Iterator[None]:
+    """A context for what a card needs. An error is a warning, because it must not cost the result of a training."""
+    try:
+        yield
+    except Exception as error:  # a card shows files of the user, such as samples and a log
+        message = f"README.md of the result could not be written: {one_sentence(error)}"
+        print(f"showo-hf: {message}", file=sys.stderr, flush=True)
 
 
 def cast_weights(pipe: ShowoT2IPipeline, dtype: torch.dtype):
@@ -204,7 +221,7 @@ def run_facts(config: RunConfig, trainer: ResumableTrainer, model: nn.Module, ra
         "data": [
             DataSource(str(source["path"]), task=task) for task, listed in config.data.items() for source in listed
         ],
-        "shipped_settings": shipped_settings(config) if config.recipe in shipped_recipes() else {},
+        "shipped_settings": trainer.settings.shipped,
         "licence": config.licence,
         "seed": config.seed,
         "resumed": trainer.seconds_before > 0,
@@ -212,9 +229,14 @@ def run_facts(config: RunConfig, trainer: ResumableTrainer, model: nn.Module, ra
 
 
 def shipped_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings of a shipped recipe, without those that each run gives."""
-    given = {"output": "out", "steps": 1, "data": dict.fromkeys(config.data, "x"), "word": "x"}
-    entries = given | {name: value for name, value in read_recipe(config.recipe).items() if name != "output"}
+    """The settings of a shipped recipe, without those that each run gives. Empty for a recipe of the user."""
+    if config.recipe not in shipped_recipes():
+        return {}
+    recipe = read_recipe(config.recipe)
+    rows = recipe.get("batch_size")
+    tasks = rows if isinstance(rows, dict) else config.data  # a run may leave out tasks that the recipe names
+    given = {"output": "out", "steps": 1, "data": dict.fromkeys(tasks, "x"), "word": "x"}
+    entries = given | {name: value for name, value in recipe.items() if name != "output"}
     if not isinstance(config, ConceptConfig):
         del entries["word"]
     shipped = asdict(build_config(config.recipe, entries))

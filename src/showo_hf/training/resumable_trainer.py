@@ -42,6 +42,7 @@ class Settings:
         root: the folder of the checkpoints.
         settings: the options of the run that a checkpoint must have been made with.
         validation: the options that decide the validation loss. With others, a resumed run has no best weights yet.
+        shipped: the settings of the shipped recipe, for the card; empty for a recipe of the user.
         muon: train matrices with Muon; see [`MuonWithAdamW`].
         ema_decay: decay of the averaged weights; None averages nothing.
         bad_step, bad_step_norm, bad_step_limit, keep_best, early_stop: see the configs.
@@ -50,6 +51,7 @@ class Settings:
     root: Path
     settings: Mapping[str, Any] = field(default_factory=dict)
     validation: Mapping[str, Any] = field(default_factory=dict)
+    shipped: Mapping[str, Any] = field(default_factory=dict)
     muon: bool = False
     ema_decay: float | None = None
     bad_step: str = "stop"
