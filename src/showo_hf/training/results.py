@@ -61,17 +61,17 @@ def save_result(config: FinetuneConfig, pipe: ShowoT2IPipeline, trainer: ShowoTr
     """Write the output folder with its card, and push it."""
     if trainer.samples is not None:
         trainer.samples.make_of_result(trainer.result_step, write=trainer.is_world_process_zero())
+    summary = None
+    if trainer.is_world_process_zero():
+        with without_card():
+            summary = run_summary(config, pipe, trainer)  # before a merge, after which nothing is trained
     if isinstance(config, LoraConfig) and config.merge:
         from .adapters import merge_adapter
 
         merge_adapter(pipe.model)
-    whole = whole_pipeline(pipe)
+    pipe = whole_pipeline(pipe)
     if not trainer.is_world_process_zero():
         return
-    summary = None
-    with without_card():
-        summary = run_summary(config, pipe, trainer)
-    pipe = whole
     if not isinstance(config, LoraConfig) or config.merge:
         cast_weights(pipe, getattr(torch, config.save_dtype))
     output = Path(config.output)
