@@ -5,6 +5,7 @@ import time
 import pytest
 import small_run
 import torch
+from safetensors.torch import load, load_file
 
 from showo_hf import ShowoT2IPipeline
 from showo_hf.training import checkpoints
@@ -170,6 +171,27 @@ def test_losses_of_other_validation_data_are_not_compared(tmp_path):
     small_run.run(tmp_path, **options)
     best = checkpoints.read_json(tmp_path / "out-checkpoints" / "best" / "best.json")
     assert before["step"] == 1 and best["step"] > 1 and best["loss"] > 2 * before["loss"]
+
+
+@pytest.mark.slow
+def test_a_periodic_push_has_the_best_weights_so_far(tmp_path, hub_here):
+    """The learning rate spoils the weights. The training goes on as without a push."""
+    options = small_run.validated(eval_steps=1, steps=4, learning_rate=1.0, warmup_steps=1, ema_decay=None)
+    options["bad_step"] = "skip"
+    small_run.run(tmp_path, **options)
+    pushing = {"push_to_hub": "someone/showo-mine", "push_steps": 2}
+    small_run.run(tmp_path / "pushed", **options, **pushing)
+    best = checkpoints.read_json(tmp_path / "out-checkpoints" / "best" / "best.json")
+    assert best["step"] == 1
+    commits = hub_here.commits["someone/showo-mine"]
+    assert [commit[0] for commit in commits] == ["Step 2", "Step 4"]
+    result = small_run.weights(tmp_path / "out")
+    assert all(small_run.same_weights(load(commit[2]["model/model.safetensors"]), result) for commit in commits)
+    first, second = (
+        load_file(folder / "out-checkpoints" / "checkpoint-4" / "model.safetensors")
+        for folder in (tmp_path, tmp_path / "pushed")
+    )
+    assert small_run.same_weights(first, second)
 
 
 @pytest.mark.slow

@@ -19,8 +19,9 @@ from showo_hf.pipelines import ShowoT2IPipeline
 from ..utils.atomic_folder import atomic_folder
 from ..utils.messages import one_sentence
 from ..utils.module_copies import copy_on_cpu
+from . import shards
 from .configs import ConceptConfig, FinetuneConfig, LoraConfig, RunConfig
-from .parallel import whole_pipeline
+from .parallel import together, whole_pipeline
 from .periodic_publishing import PeriodicPublisher
 from .publishing import check_destination, publish
 from .recipe_entries import read_recipe, shipped_recipes
@@ -140,11 +141,17 @@ class PushResults(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % self.config.push_steps or state.global_step >= state.max_steps:
             return
-        with self.trainer.averaged_weights():
+        message = f"Step {state.global_step}"
+        with contextlib.ExitStack() as stack:
+            try:
+                with together():
+                    stack.enter_context(self.weights_of_result())
+            except Exception as error:  # the best weights cannot be read, and the training goes on
+                self.publisher.failed(error, message)
+                return
             whole = whole_pipeline(self.pipe)
             if not state.is_world_process_zero:
                 return
-            message = f"Step {state.global_step}"
             try:
                 with self.publisher.new(message) as folder:
                     write_result(self.config, self.result_so_far(whole), folder)
@@ -152,6 +159,22 @@ class PushResults(TrainerCallback):
                     write_training_card(folder, summary, self.config.push_to_hub, log_file(self.config))
             except Exception as error:  # a full disk has another type in each library, and the training goes on
                 self.publisher.failed(error, message)
+
+    @contextlib.contextmanager
+    def weights_of_result(self) -> Iterator[None]:
+        """A context in which the model has the weights that would be the result now: the best, or the averaged ones."""
+        if not self.trainer.best_is_result:
+            with self.trainer.averaged_weights():
+                yield
+            return
+        tensors = [shards.local(tensor) for tensor in self.trainer.changing_tensors().values()]
+        kept = [tensor.cpu().clone() for tensor in tensors]
+        try:
+            self.trainer.load_best()
+            yield
+        finally:
+            for tensor, value in zip(tensors, kept, strict=True):
+                tensor.copy_(value)
 
     def result_so_far(self, pipe: ShowoT2IPipeline) -> ShowoT2IPipeline:
         """

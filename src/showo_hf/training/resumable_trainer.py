@@ -272,16 +272,20 @@ class ResumableTrainer(OwnCheckpoints, ShardedByItself, Trainer):
     @torch.no_grad()
     def finish(self):
         """Give the model its final weights: the best, or the averaged, or the last."""
-        parameters = self.changing_tensors()
         if self.best_is_result:
-            folder = self.settings.root / "best"
-            self.check_best()
-            with checkpoints.loading(folder / "model.safetensors"):
-                values = checkpoints.read_group(folder, "model", parameters)
-                checkpoints.load_parameters(parameters, values, "The best model")
+            self.load_best()
         else:
-            checkpoints.load_parameters(parameters, self.result_weights(), "The result")
+            checkpoints.load_parameters(self.changing_tensors(), self.result_weights(), "The result")
         self.model.eval()
+
+    @torch.no_grad()
+    def load_best(self):
+        """Give the model the best weights so far."""
+        parameters, folder = self.changing_tensors(), self.settings.root / "best"
+        self.check_best()
+        with checkpoints.loading(folder / "model.safetensors"):
+            values = checkpoints.read_group(folder, "model", parameters)
+            checkpoints.load_parameters(parameters, values, "The best model")
 
     def check_best(self):
         """Raise `DamagedCheckpointError` unless the best weights are as they were written."""
