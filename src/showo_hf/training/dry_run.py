@@ -14,7 +14,6 @@ from showo_hf.pipelines import ShowoT2IPipeline
 from ..processing.processing_showo import showo_image_processor
 from .arguments import training_arguments
 from .configs import FinetuneConfig, RunConfig
-from .data.loader import StepLoader
 from .decoder_config import DiffusionDecoderConfig
 from .diffusion_decoder import batch_losses, load_models
 from .image_batches import ImageBuilder, first_images
@@ -28,7 +27,7 @@ from .parallel import check_sharding
 from .plan import MemoryOptions, ModelSizes, TaskRows, format_plan, measure_step_time, parameter_counts
 from .rows import IGNORED, Part
 from .run_checks import check_data, check_model
-from .showo_training import data_of, load_pipeline, prepare_model, row_builder
+from .showo_training import load_pipeline, open_rows, prepare_model, row_builder
 
 
 #: Numbers that optimizers keep for each parameter, by the name in a recipe. Other optimizers keep two, as AdamW does.
@@ -201,10 +200,11 @@ def plan_of_diffusion_decoder(config: DiffusionDecoderConfig, args: TrainingArgu
 
 
 def first_parts(config: FinetuneConfig, pipe: ShowoT2IPipeline) -> dict[str, Part]:
-    """The first rows of the run, with the images as tokens."""
+    """The first rows of the run, with the images as tokens. `ValueError` if data of the run does not fit the model."""
     builder = row_builder(config, pipe)
-    loader = StepLoader(data_of(config, config.data), builder, seed=config.seed, max_broken=config.max_broken)
-    parts, _ = next(iter(loader))
+    if config.validation_data is not None:
+        open_rows(config, pipe, config.validation_data, builder)
+    parts, _ = next(iter(open_rows(config, pipe, config.data, builder)))
     with torch.no_grad():
         return {
             task: part if part.complete else builder.finish(part, pipe.model.encode_images(part.pixel_values))
