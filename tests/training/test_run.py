@@ -40,6 +40,19 @@ def test_the_result_is_a_pipeline(finished):
     assert names == ["out", "out-checkpoints", "out-log.jsonl"]
 
 
+def test_a_new_run_in_an_old_place_has_a_log_of_its_own(folder):
+    """Also the row of step 0, with the losses of a blind guess by another objective."""
+    for name in ("out", "out-checkpoints"):
+        shutil.rmtree(folder / name)
+    old = small_run.log_rows(folder)
+    changes = small_run.validated(objective="mask_and_replace", eval_on_start=True, steps=1, keep_best=False)
+    small_run.run(folder, **changes)
+    rows = small_run.log_rows(folder)
+    assert [row["step"] for row in old] == list(range(7))
+    assert [row["step"] for row in rows] == [0, 0, 1, 1] and rows[0]["blind_guess"] != old[0]["blind_guess"]
+    assert ["eval_loss" in row for row in rows] == [False, True, False, True]
+
+
 def test_a_finished_run_trains_nothing_and_gives_the_same_folder(folder, finished):
     before = small_run.files_of(folder)
     small_run.run(folder)
@@ -173,7 +186,6 @@ def test_losses_of_other_validation_data_are_not_compared(tmp_path):
     assert before["step"] == 1 and best["step"] > 1 and best["loss"] > 2 * before["loss"]
 
 
-@pytest.mark.slow
 def test_a_periodic_push_has_the_best_weights_so_far(tmp_path, hub_here):
     """The learning rate spoils the weights. The training goes on as without a push."""
     options = small_run.validated(eval_steps=1, steps=4, learning_rate=1.0, warmup_steps=1, ema_decay=None)
