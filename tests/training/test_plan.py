@@ -19,17 +19,16 @@ from showo_hf.training.plan import (
     MemoryOptions,
     ModelSizes,
     ParameterCounts,
-    StepTime,
     TaskRows,
     flops_per_step,
     format_plan,
-    measure_step_time,
     parameter_counts,
     published_rows,
     step_memory,
     tokens_per_step,
     training_memory,
 )
+from showo_hf.training.step_time import StepTime, measure_step_time
 
 
 #: The published 1.3 B model, without its image tokenizer.
@@ -242,11 +241,11 @@ def test_operations_are_those_that_torch_counts():
 
 
 def test_measured_time_leaves_the_first_step_out(monkeypatch):
-    clock = iter([0, 100, 100, 101, 101, 104, 104, 106])
+    clock = iter([0, 100, 100, 200, *(0, 1, 1, 1.5), *(0, 3, 3, 3.5), *(0, 2, 2, 2.5)])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     calls = []
-    result = measure_step_time(lambda: calls.append(1))
-    assert (len(calls), result.seconds, result.median) == (4, [1, 3, 2], 2)
+    result = measure_step_time(lambda: calls.append("batch"), lambda: calls.append("update"), accumulation=2)
+    assert (calls, result.seconds, result.median) == (["batch", "update"] * 4, [2.5, 6.5, 4.5], 4.5)
 
 
 def test_printed_plan():

@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
 import yaml
@@ -8,6 +9,7 @@ from showo_hf.training.configs import FinetuneConfig
 from showo_hf.training.kinds import KINDS, config_keys
 from showo_hf.training.recipe_entries import OTHER_NAMES, REFUSED, RecipeError, read_recipe, shipped_recipes
 from showo_hf.training.recipe_files import allowed_types, load_recipe
+from showo_hf.training.results import shipped_settings
 from showo_hf.training.trainer_arguments import trainer_arguments
 
 
@@ -77,6 +79,12 @@ def test_the_stages_are_as_published(recipe, rows, rate, steps, warmup):
     assert config.image_size == (512 if "512" in recipe else None)
 
 
+def test_the_card_knows_the_settings_of_a_stage_whatever_tasks_are_trained():
+    one_task = shipped_settings(load_recipe("stage2", ["data={t2i: a}", "batch_size=2", "output=out"]))
+    all_tasks = shipped_settings(load_recipe("stage2", ["data={t2i: a, lm: b, mmu: c}", "output=out"]))
+    assert one_task == all_tasks and one_task["batch_size"] == {"t2i": 10, "lm": 4, "mmu": 10}
+
+
 def test_values_take_the_types_of_their_keys():
     config = load_recipe("finetune", [*GIVEN, "learning_rate=1e-4", "save_steps=50", "seed=3", "resume=false"])
     assert config.training["learning_rate"] == 1e-4
@@ -103,6 +111,18 @@ def test_a_number_in_a_file_is_no_text(tmp_path, value):
     assert load_recipe(str(file), [*GIVEN, f"hub_revision={value}"]).training["hub_revision"] == value
     file.write_text(f"base: lora\nhub_revision: '{value}'\n", encoding="utf-8")
     assert load_recipe(str(file), GIVEN).training["hub_revision"] == value
+
+
+@pytest.mark.parametrize("output", ["runs/model/", "runs/model/.", "runs//model"])
+def test_the_output_has_no_slash_at_its_end(output):
+    """Else the folders beside it would lie in it."""
+    assert load_recipe("finetune", ["data=images", "steps=5", f"output={output}"]).output == str(Path("runs/model"))
+
+
+@pytest.mark.parametrize("output", ["''", ".", "/", "..", "runs/.."])
+def test_an_output_without_a_name_is_refused(output):
+    with pytest.raises(RecipeError, match="`output` must be the path of a folder with a name, got"):
+        load_recipe("finetune", ["data=images", "steps=5", f"output={output}"])
 
 
 def test_entries_of_mappings_are_set_one_by_one():

@@ -244,9 +244,16 @@ def test_the_card_of_an_adapter_says_how_to_load_it_on_the_embedded_model(tmp_pa
 
 
 def test_a_merged_adapter_is_a_pipeline(tmp_path):
-    output = train("lora", tmp_path / "out", f"data={shared() / 'images'}", "steps=2", "batch_size=2", "merge=true")
+    given = (f"data={shared() / 'images'}", "steps=2", "batch_size=2")
+    output = train("lora", tmp_path / "out", *given, "merge=true")
     assert (output / "model_index.json").exists() and not (output / "adapter_config.json").exists()
     ShowoT2IPipeline.from_pretrained(output)
+    adapter = train("lora", tmp_path / "adapter", *given)
+    merged, apart = (
+        next(line for line in (folder / "README.md").read_text().splitlines() if "trained parameters" in line)
+        for folder in (output, adapter)
+    )
+    assert merged == apart and "| 0 of" not in merged
 
 
 @pytest.mark.slow

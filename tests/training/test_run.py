@@ -5,6 +5,7 @@ import time
 import pytest
 import small_run
 import torch
+from safetensors.torch import load, load_file
 
 from showo_hf import ShowoT2IPipeline
 from showo_hf.training import checkpoints
@@ -37,6 +38,19 @@ def test_the_result_is_a_pipeline(finished):
     assert images[0].size == (16, 16)
     names = sorted(path.name for path in finished.iterdir())
     assert names == ["out", "out-checkpoints", "out-log.jsonl"]
+
+
+def test_a_new_run_in_an_old_place_has_a_log_of_its_own(folder):
+    """Also the row of step 0, with the losses of a blind guess by another objective."""
+    for name in ("out", "out-checkpoints"):
+        shutil.rmtree(folder / name)
+    old = small_run.log_rows(folder)
+    changes = small_run.validated(objective="mask_and_replace", eval_on_start=True, steps=1, keep_best=False)
+    small_run.run(folder, **changes)
+    rows = small_run.log_rows(folder)
+    assert [row["step"] for row in old] == list(range(7))
+    assert [row["step"] for row in rows] == [0, 0, 1, 1] and rows[0]["blind_guess"] != old[0]["blind_guess"]
+    assert ["eval_loss" in row for row in rows] == [False, True, False, True]
 
 
 def test_a_finished_run_trains_nothing_and_gives_the_same_folder(folder, finished):
@@ -73,6 +87,29 @@ def test_max_minutes_stops_and_the_same_command_continues(tmp_path, finished):
     assert small_run.checkpoints(tmp_path) == ["checkpoint-1"]
     small_run.run(tmp_path)
     assert small_run.same_weights(small_run.weights(tmp_path / "out"), small_run.weights(finished / "out"))
+
+
+def test_an_error_of_the_card_does_not_cost_the_result(folder, finished, monkeypatch, capsys):
+    def plot_curves(*arguments, **options):
+        raise RuntimeError("no font\nwas found")
+
+    monkeypatch.setattr("showo_hf.training.training_card.plot_curves", plot_curves)
+    shutil.rmtree(folder / "out")
+    small_run.run(folder)
+    assert small_run.same_weights(small_run.weights(folder / "out"), small_run.weights(finished / "out"))
+    assert not (folder / "out" / "README.md").exists()
+    assert "showo-hf: README.md of the result could not be written: no font was found" in capsys.readouterr().err
+
+
+def test_what_a_run_writes_lies_beside_an_output_with_a_slash_at_its_end(tmp_path):
+    """Also the events and samples, so that a stopped run can go on."""
+    options = {"output": f"{tmp_path / 'out'}/", "steps": 2, "prompts": ["a red apple"], "report_to": "tensorboard"}
+    with pytest.raises(Unfinished):
+        small_run.run(tmp_path, **options, max_minutes=1e-9)
+    assert not (tmp_path / "out").exists()
+    small_run.run(tmp_path, **options)
+    names = ["out", "out-checkpoints", "out-log.jsonl", "out-samples", "out-tensorboard"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 # Options
@@ -147,6 +184,26 @@ def test_losses_of_other_validation_data_are_not_compared(tmp_path):
     small_run.run(tmp_path, **options)
     best = checkpoints.read_json(tmp_path / "out-checkpoints" / "best" / "best.json")
     assert before["step"] == 1 and best["step"] > 1 and best["loss"] > 2 * before["loss"]
+
+
+def test_a_periodic_push_has_the_best_weights_so_far(tmp_path, hub_here):
+    """The learning rate spoils the weights. The training goes on as without a push."""
+    options = small_run.validated(eval_steps=1, steps=4, learning_rate=1.0, warmup_steps=1, ema_decay=None)
+    options["bad_step"] = "skip"
+    small_run.run(tmp_path, **options)
+    pushing = {"push_to_hub": "someone/showo-mine", "push_steps": 2}
+    small_run.run(tmp_path / "pushed", **options, **pushing)
+    best = checkpoints.read_json(tmp_path / "out-checkpoints" / "best" / "best.json")
+    assert best["step"] == 1
+    commits = hub_here.commits["someone/showo-mine"]
+    assert [commit[0] for commit in commits] == ["Step 2", "Step 4"]
+    result = small_run.weights(tmp_path / "out")
+    assert all(small_run.same_weights(load(commit[2]["model/model.safetensors"]), result) for commit in commits)
+    first, second = (
+        load_file(folder / "out-checkpoints" / "checkpoint-4" / "model.safetensors")
+        for folder in (tmp_path, tmp_path / "pushed")
+    )
+    assert small_run.same_weights(first, second)
 
 
 @pytest.mark.slow

@@ -96,10 +96,24 @@ def test_stored_tokens_of_images_of_another_size_are_refused(tmp_path, entry):
         tmp_path / "tokens",
         lambda process: (model.image_tokenizer, showo_image_processor(2 * SIZE)),
     )
-    with pytest.raises(ValueError, match="holds images of 8 x 8 tokens, but those of the run have 4 x 4"):
-        small_run.run(tmp_path, **{entry: str(tmp_path / "tokens")})
+    for work in (run_recipe, plan_of):
+        with pytest.raises(ValueError, match="holds images of 8 x 8 tokens, but those of the run have 4 x 4"):
+            work(small_run.config(tmp_path, **{entry: str(tmp_path / "tokens")}))
     if entry == "data":
         small_run.run(tmp_path, data=str(tmp_path / "tokens"), image_size=2 * SIZE, steps=1)
+
+
+@pytest.mark.parametrize("entry", ["data", "validation_data"])
+@pytest.mark.parametrize("work", [run_recipe, plan_of])
+def test_stored_tokens_of_another_image_tokenizer_are_refused(tmp_path, entry, work):
+    other = tiny.lfq(seed=1, sample_size=SIZE)
+    store_tokens(
+        TokenizeOptions(DataSource(str(small_run.shared() / "images"))),
+        tmp_path / "tokens",
+        lambda process: (other, showo_image_processor(SIZE)),
+    )
+    with pytest.raises(ValueError, match="holds tokens of another image tokenizer than the model's"):
+        work(small_run.config(tmp_path, **{entry: str(tmp_path / "tokens")}))
 
 
 def test_a_model_that_reads_images_as_features_is_not_trained_on_questions(tmp_path):

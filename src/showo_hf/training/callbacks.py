@@ -17,7 +17,7 @@ from transformers.integrations import TensorBoardCallback
 from .configs import RunConfig
 from .errors import TrainingError
 from .logs import RunLog
-from .results import log_file
+from .results import beside_output, log_file
 
 
 class StepEnd(TrainerCallback):
@@ -127,7 +127,7 @@ def step_callbacks(
     The callbacks of all runs: checkpoints and logs.
 
     Args:
-        step: the step that the run continues from.
+        step: the step that the run continues from; 0 for a new one.
         first_row: is logged at the start of a run.
 
     Returns:
@@ -137,12 +137,15 @@ def step_callbacks(
     writer = None
     if args.should_save:
         log = WriteLog(log_file(config))
+        if step == 0:  # a log without a checkpoint may be of another run
+            log.log.file.unlink(missing_ok=True)
         log.log.truncate_after(step)
-        if first_row is not None and not log.log.lines():  # a run that stopped before its first checkpoint has it
+        if first_row is not None and not log.log.lines():
             log.log.append({"step": 0, **first_row})
         callbacks.append(log)
         if "tensorboard" in reports(config):
             # `purge_step`: what a killed run logged after its last checkpoint is not shown twice.
-            writer = SummaryWriter(f"{config.output}-tensorboard", purge_step=step + 1)
+            folder = beside_output(config, "-tensorboard")
+            writer = SummaryWriter(str(folder), purge_step=step + 1 if step else 0)
             callbacks.append(TensorBoardCallback(writer))
     return callbacks, writer

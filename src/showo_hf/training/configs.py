@@ -6,9 +6,9 @@ fields of the recipe's config and those of `transformers.TrainingArguments`. Con
 checks them before it loads the training code.
 """
 
-import os
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..utils.masking_schedule_names import schedule_exponent
@@ -99,8 +99,9 @@ class RunConfig:
         if self.ema_decay is not None:
             check_share("ema_decay", self.ema_decay)
         check_choice("bad_step", self.bad_step, ("skip", "stop"))
-        if not self.output or os.path.basename(os.path.normpath(self.output)) in ("", ".", ".."):
+        if Path(self.output).name in ("", ".."):
             raise ValueError(f"`output` must be the path of a folder with a name, got {self.output!r}.")
+        self.output = str(Path(self.output))  # without a slash at the end: files beside it have longer names
 
     def never_reached(self, steps: int) -> list[str]:
         """The entries, such as "image_size.5000=128", whose beginning a run of so many steps does not reach."""

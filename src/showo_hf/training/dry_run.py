@@ -1,5 +1,6 @@
 """`showo-hf train ... --dry-run`: what a run would do, without doing it. It writes no files."""
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -14,7 +15,6 @@ from showo_hf.pipelines import ShowoT2IPipeline
 from ..processing.processing_showo import showo_image_processor
 from .arguments import training_arguments
 from .configs import FinetuneConfig, RunConfig
-from .data.loader import StepLoader
 from .decoder_config import DiffusionDecoderConfig
 from .diffusion_decoder import batch_losses, load_models
 from .image_batches import ImageBuilder, first_images
@@ -25,10 +25,11 @@ from .losses import LossSums, backward_by_part, step_counts
 from .optimizers import MuonWithAdamW, inner_kernels, inner_matrices
 from .output_folders import checkpoint_root
 from .parallel import check_sharding
-from .plan import MemoryOptions, ModelSizes, TaskRows, format_plan, measure_step_time, parameter_counts
-from .rows import IGNORED, Part
+from .plan import MemoryOptions, ModelSizes, TaskRows, format_plan, parameter_counts
+from .rows import IGNORED, Part, RowBuilder
 from .run_checks import check_data, check_model
-from .showo_training import data_of, load_pipeline, prepare_model, row_builder
+from .showo_training import load_pipeline, objective_of, open_rows, prepare_model, row_builder
+from .step_time import measure_step_time
 
 
 #: Numbers that optimizers keep for each parameter, by the name in a recipe. Other optimizers keep two, as AdamW does.
@@ -59,7 +60,9 @@ def plan_of_showo(config: FinetuneConfig, args: TrainingArguments) -> str:
     """The plan of a Show-o model's training."""
     pipe = load_pipeline(config)
     prepare_model(config, pipe)
-    parts = first_parts(config, pipe)
+    builder = row_builder(config, pipe)
+    parts = first_parts(config, pipe, builder)
+    complete = completed(parts, builder, pipe)
     sizes = ModelSizes.of(pipe.model.config)
     strategy, ranks = strategy_of(config, args.world_size)
     options = MemoryOptions(
@@ -74,12 +77,14 @@ def plan_of_showo(config: FinetuneConfig, args: TrainingArguments) -> str:
     return format_plan(
         parameter_counts(pipe.model),
         sizes,
-        [rows_of(part) for part in parts.values()],
+        [rows_of(part) for part in complete.values()],
         options,
         accumulation=args.gradient_accumulation_steps,
         data_ranks=args.world_size // config.tp_size,
         steps=config.steps,
-        step_time=measure_step_time(training_step(config, pipe, parts, args)),
+        step_time=measure_step_time(
+            *training_step(config, pipe, parts, builder, args), args.gradient_accumulation_steps
+        ),
     )
 
 
@@ -97,7 +102,7 @@ def plan_of_image_tokenizer(config: ImageTokenizerConfig, args: TrainingArgument
     model = load_image_tokenizer(config)
     builder = ImageBuilder(showo_image_processor(model.config.sample_size), config.mirror, config.shift)
     pixels = first_images(config, builder).pixel_values.to(args.device)
-    model.to(args.device).train()
+    start_training(model, args)
     objective = tokenizer_losses(config, args.device, args.learning_rate)
     autocast = partial(torch.autocast, args.device.type, dtype_of(args), enabled=args.bf16 or args.fp16)
     optimizer = new_optimizer(config, model, args)
@@ -106,7 +111,7 @@ def plan_of_image_tokenizer(config: ImageTokenizerConfig, args: TrainingArgument
     def forward(*inputs, **options):  # accelerate uses autocast for forward passes alone
         return model(*inputs, **options)
 
-    def step():
+    def batch():
         made = objective.of(forward, pixels)
         if objective.adversary is not None:
             objective.add_adversarial(made, pixels, model.get_parameter(LAST_LAYER), autocast)
@@ -115,13 +120,16 @@ def plan_of_image_tokenizer(config: ImageTokenizerConfig, args: TrainingArgument
         sum(made.losses.values()).backward()
         if objective.adversary is not None:
             objective.adversary.learn(pixels, made.sample, forward_context=nullcontext if args.fp16 else autocast)
+
+    def update():
+        if objective.adversary is not None:
             objective.adversary.step(schedule=1.0)
         optimizer.step()
         optimizer.zero_grad()
 
     size, side = model.config.sample_size, model.config.sample_size // model.config.downsampling
     what = f"{size} x {size} pixels as {side} x {side} tokens of {model.config.codebook_size:,} codes"
-    return plan_of_images(config, args, model, what, step)
+    return plan_of_images(config, args, model, what, batch, update)
 
 
 def plan_of_image_classifier(config: ImageClassifierConfig, args: TrainingArguments) -> str:
@@ -131,18 +139,16 @@ def plan_of_image_classifier(config: ImageClassifierConfig, args: TrainingArgume
     builder = ImageBuilder(showo_image_processor(config.image_size), config.mirror, config.shift, classes)
     images = first_images(config, builder)
     pixels, labels = images.pixel_values.to(args.device), images.labels.to(args.device)
-    model.to(args.device).train()
+    start_training(model, args)
     optimizer = new_optimizer(config, model, args)
 
-    def step():
+    def batch():
         with torch.autocast(args.device.type, dtype_of(args), enabled=args.bf16 or args.fp16):
             loss = torch.nn.functional.cross_entropy(model(pixels).logits.float(), labels)
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
     what = f"{config.image_size} x {config.image_size} pixels in {len(classes):,} classes"
-    return plan_of_images(config, args, model, what, step)
+    return plan_of_images(config, args, model, what, batch, update_of(optimizer))
 
 
 def plan_of_images(
@@ -150,10 +156,17 @@ def plan_of_images(
     args: TrainingArguments,
     model: torch.nn.Module,
     what: str,
-    step: Callable[[], None],
+    batch: Callable[[], None],
+    update: Callable[[], None],
 ) -> str:
-    """The lines of a plan for a model that sees images alone; `what` tells about the images, `step` is measured."""
-    seconds = measure_step_time(step).median
+    """
+    The lines of a plan for a model that sees images alone.
+
+    Args:
+        what: tells about the images.
+        batch, update: what is measured; see [`measure_step_time`].
+    """
+    seconds = measure_step_time(batch, update, args.gradient_accumulation_steps).median
     count = sum(weight.numel() for weight in model.parameters())
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     images = config.batch_size * args.gradient_accumulation_steps * args.world_size
@@ -180,7 +193,7 @@ def plan_of_diffusion_decoder(config: DiffusionDecoderConfig, args: TrainingArgu
     images = first_images(config, builder)
     pixels = images.pixel_values.to(args.device)
     tokenizer.tokenizer.to(args.device)
-    decoder.to(args.device).train()
+    start_training(decoder, args)
     if teacher is not None:
         teacher.to(args.device)
     optimizer = new_optimizer(config, decoder, args)
@@ -189,27 +202,33 @@ def plan_of_diffusion_decoder(config: DiffusionDecoderConfig, args: TrainingArgu
     def forward(*inputs):  # accelerate uses autocast for forward passes alone
         return decoder(*inputs)
 
-    def step():
+    def batch():
         losses, _ = batch_losses(config, forward, decoder, tokenizer, pixels, images.noise_seeds, teacher)
         sum(losses.values()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
     size, side = decoder.config.sample_size, decoder.config.sample_size // decoder.config.downsampling
     what = f"{size} x {size} pixels from {side} x {side} tokens, residual scale {decoder.config.residual_scale:g}"
-    return plan_of_images(config, args, decoder, what, step)
+    return plan_of_images(config, args, decoder, what, batch, update_of(optimizer))
 
 
-def first_parts(config: FinetuneConfig, pipe: ShowoT2IPipeline) -> dict[str, Part]:
-    """The first rows of the run, with the images as tokens."""
-    builder = row_builder(config, pipe)
-    loader = StepLoader(data_of(config, config.data), builder, seed=config.seed, max_broken=config.max_broken)
-    parts, _ = next(iter(loader))
-    with torch.no_grad():
-        return {
-            task: part if part.complete else builder.finish(part, pipe.model.encode_images(part.pixel_values))
-            for task, part in parts.items()
-        }
+def first_parts(config: FinetuneConfig, pipe: ShowoT2IPipeline, builder: RowBuilder) -> dict[str, Part]:
+    """The first rows of the run. `ValueError` if data of the run does not fit the model."""
+    if config.validation_data is not None:
+        open_rows(config, pipe, config.validation_data, builder)
+    parts, _ = next(iter(open_rows(config, pipe, config.data, builder)))
+    return parts
+
+
+@torch.no_grad()
+def completed(parts: dict[str, Part], builder: RowBuilder, pipe: ShowoT2IPipeline) -> dict[str, Part]:
+    """Rows with the images as tokens, as a step of the run makes them. The given rows stay as they are."""
+    model = pipe.model
+    return {
+        task: part
+        if part.complete
+        else builder.finish(copy.copy(part), model.encode_images(part.pixel_values.to(model.device)).cpu())
+        for task, part in parts.items()
+    }
 
 
 def rows_of(part: Part) -> TaskRows:
@@ -240,18 +259,49 @@ def dtype_of(args: TrainingArguments) -> torch.dtype:
     return torch.bfloat16 if args.bf16 else torch.float16
 
 
-def training_step(config: FinetuneConfig, pipe: ShowoT2IPipeline, parts: dict[str, Part], args: TrainingArguments):
-    """A function that runs a step on the same rows each time."""
-    model = pipe.model.to(args.device).train()
-    optimizer = new_optimizer(config, model, args)
-    counts = step_counts([parts])
-    autocast = partial(torch.autocast, args.device.type, dtype_of(args), enabled=args.bf16 or args.fp16)
+def start_training(model: torch.nn.Module, args: TrainingArguments):
+    """Prepare a model on its device as the Trainer does."""
+    model.to(args.device).train()
+    if args.activation_checkpointing:
+        options = dict(args.activation_checkpointing_kwargs or {})
+        which = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options or None, **which)
 
-    def step():
-        backward_by_part(
-            model, parts, counts, dict.fromkeys(parts, 1.0), args.device, LossSums(), forward_context=autocast
-        )
+
+def update_of(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """What changes the weights at the end of a step."""
+
+    def update():
         optimizer.step()
         optimizer.zero_grad()
 
-    return step
+    return update
+
+
+def training_step(
+    config: FinetuneConfig,
+    pipe: ShowoT2IPipeline,
+    parts: dict[str, Part],
+    builder: RowBuilder,
+    args: TrainingArguments,
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """What runs a batch, on the same rows each time, and what changes the weights after it."""
+    start_training(pipe.model, args)
+    objective, sums = objective_of(config, pipe), LossSums()
+    autocast = partial(torch.autocast, args.device.type, dtype_of(args), enabled=args.bf16 or args.fp16)
+
+    def batch():
+        rows = completed(parts, builder, pipe)
+        counts = step_counts([rows])
+        backward_by_part(
+            pipe.model,
+            rows,
+            counts,
+            config.loss_weights,
+            args.device,
+            sums,
+            objective=objective,
+            forward_context=autocast,
+        )
+
+    return batch, update_of(new_optimizer(config, pipe.model, args))

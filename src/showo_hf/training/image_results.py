@@ -11,7 +11,7 @@ from ..utils.atomic_folder import atomic_folder
 from .image_card import write_image_card
 from .image_configs import ImageRunConfig
 from .image_trainer import ImageTrainer
-from .results import log_file, publish_result, run_facts, tidy_config
+from .results import log_file, publish_result, run_facts, tidy_config, without_card
 from .training_card import RunSummary
 
 
@@ -35,16 +35,20 @@ def save_image_result(
     if not trainer.is_world_process_zero():
         return
     model = trainer.accelerator.unwrap_model(trainer.model).to(dtype)
-    summary = RunSummary(
-        **run_facts(config, trainer, model, trainer.args.world_size),
-        kind=kind,
-        base_model=EMBEDDED_MODEL if base_model == "embedded" else base_model or "",
-    )
+    summary = None
+    with without_card():
+        summary = RunSummary(
+            **run_facts(config, trainer, model, trainer.args.world_size),
+            kind=kind,
+            base_model=EMBEDDED_MODEL if base_model == "embedded" else base_model or "",
+        )
     with atomic_folder(Path(config.output), overwrite=True) as folder:
         model.save_pretrained(folder)
         tidy_config(folder / "config.json")
         if kind == "image-classifier":
             showo_image_processor(size).save_pretrained(folder)
-        rows = trainer.state.log_history
-        write_image_card(folder, summary, type(model).__name__, size, rows, config.push_to_hub, log_file(config))
+        rows, log = trainer.state.log_history, log_file(config)
+        with without_card():
+            if summary is not None:
+                write_image_card(folder, summary, type(model).__name__, size, rows, config.push_to_hub, log)
     publish_result(config, trainer.state.global_step)

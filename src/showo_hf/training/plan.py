@@ -7,18 +7,16 @@ Llama blocks with sdpa attention. Other blocks with a gated MLP (Mistral, Qwen, 
 as Phi's.
 """
 
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..models.configuration_showo import ShowoConfig
 from ..models.losses import CHUNK_LOGITS
 from ..utils.validation import check_count
+from .step_time import StepTime
 
 
 FLOAT32 = 4  # bytes
@@ -414,39 +412,6 @@ def layer_activations(sizes: ModelSizes, task: TaskRows, options: MemoryOptions)
     return kept
 
 
-# Time
-
-
-@dataclass(frozen=True)
-class StepTime:
-    """Seconds of measured steps, after the first, which compiles and allocates."""
-
-    seconds: list[float] = field(default_factory=list)
-
-    @property
-    def median(self) -> float:
-        """The median of the steps."""
-        return statistics.median(self.seconds)
-
-
-def measure_step_time(step: Callable[[], object], repeats: int = 3) -> StepTime:
-    """
-    Time a training step on this machine.
-
-    Args:
-        step: runs one whole step, with its optimizer. It is called once more than `repeats` times.
-    """
-    check_count("repeats", repeats)
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        step()
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
-        times.append(time.perf_counter() - start)
-    return StepTime(times[1:])
-
-
 # Text
 
 
@@ -467,7 +432,7 @@ def format_plan(
     Args:
         data_ranks: devices that get rows of their own: all of them, but one for each group of tensor parallelism.
         steps: optimizer steps of the run.
-        step_time: measured on this machine, see [`measure_step_time`].
+        step_time: measured on this machine, see [`~step_time.measure_step_time`].
     """
     memory = training_memory(sizes, tasks, options, counts.total, counts.trained)
     tokens = tokens_per_step(tasks, accumulation, data_ranks)

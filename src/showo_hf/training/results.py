@@ -1,8 +1,10 @@
 """The result of a run: a pipeline folder or the folder of an adapter, with its card, and its way to the Hub."""
 
+import contextlib
 import copy
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,11 @@ from showo_hf import EMBEDDED_MODEL
 from showo_hf.pipelines import ShowoT2IPipeline
 
 from ..utils.atomic_folder import atomic_folder
+from ..utils.messages import one_sentence
 from ..utils.module_copies import copy_on_cpu
+from . import shards
 from .configs import ConceptConfig, FinetuneConfig, LoraConfig, RunConfig
-from .parallel import whole_pipeline
+from .parallel import together, whole_pipeline
 from .periodic_publishing import PeriodicPublisher
 from .publishing import check_destination, publish
 from .recipe_entries import read_recipe, shipped_recipes
@@ -58,22 +62,36 @@ def save_result(config: FinetuneConfig, pipe: ShowoT2IPipeline, trainer: ShowoTr
     """Write the output folder with its card, and push it."""
     if trainer.samples is not None:
         trainer.samples.make_of_result(trainer.result_step, write=trainer.is_world_process_zero())
+    summary = None
+    if trainer.is_world_process_zero():
+        with without_card():
+            summary = run_summary(config, pipe, trainer)  # before a merge, after which nothing is trained
     if isinstance(config, LoraConfig) and config.merge:
         from .adapters import merge_adapter
 
         merge_adapter(pipe.model)
-    whole = whole_pipeline(pipe)
+    pipe = whole_pipeline(pipe)
     if not trainer.is_world_process_zero():
         return
-    summary = run_summary(config, pipe, trainer)
-    pipe = whole
     if not isinstance(config, LoraConfig) or config.merge:
         cast_weights(pipe, getattr(torch, config.save_dtype))
     output = Path(config.output)
     with atomic_folder(output, overwrite=True) as folder:
         write_result(config, pipe, folder)
-        write_training_card(folder, summary, config.push_to_hub, log_file(config))
-    publish_result(config, summary.steps)
+        with without_card():
+            if summary is not None:
+                write_training_card(folder, summary, config.push_to_hub, log_file(config))
+    publish_result(config, trainer.state.global_step)
+
+
+@contextlib.contextmanager
+def without_card() -> Iterator[None]:
+    """A context for what a card needs. An error is a warning, because it must not cost the result of a training."""
+    try:
+        yield
+    except Exception as error:  # a card shows files of the user, such as samples and a log
+        message = f"README.md of the result could not be written: {one_sentence(error)}"
+        print(f"showo-hf: {message}", file=sys.stderr, flush=True)
 
 
 def cast_weights(pipe: ShowoT2IPipeline, dtype: torch.dtype):
@@ -103,8 +121,13 @@ def hub_options(config: RunConfig) -> dict[str, Any]:
 
 def log_file(config: RunConfig) -> Path:
     """The log of a run, beside its output."""
+    return beside_output(config, "-log.jsonl")
+
+
+def beside_output(config: RunConfig, ending: str) -> Path:
+    """The path beside the output of a run whose name is the output's with an ending."""
     output = Path(config.output)
-    return output.with_name(output.name + "-log.jsonl")
+    return output.with_name(output.name + ending)
 
 
 class PushResults(TrainerCallback):
@@ -118,11 +141,17 @@ class PushResults(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % self.config.push_steps or state.global_step >= state.max_steps:
             return
-        with self.trainer.averaged_weights():
+        message = f"Step {state.global_step}"
+        with contextlib.ExitStack() as stack:
+            try:
+                with together():
+                    stack.enter_context(self.weights_of_result())
+            except Exception as error:  # the best weights cannot be read, and the training goes on
+                self.publisher.failed(error, message)
+                return
             whole = whole_pipeline(self.pipe)
             if not state.is_world_process_zero:
                 return
-            message = f"Step {state.global_step}"
             try:
                 with self.publisher.new(message) as folder:
                     write_result(self.config, self.result_so_far(whole), folder)
@@ -130,6 +159,22 @@ class PushResults(TrainerCallback):
                     write_training_card(folder, summary, self.config.push_to_hub, log_file(self.config))
             except Exception as error:  # a full disk has another type in each library, and the training goes on
                 self.publisher.failed(error, message)
+
+    @contextlib.contextmanager
+    def weights_of_result(self) -> Iterator[None]:
+        """A context in which the model has the weights that would be the result now: the best, or the averaged ones."""
+        if not self.trainer.best_is_result:
+            with self.trainer.averaged_weights():
+                yield
+            return
+        tensors = [shards.local(tensor) for tensor in self.trainer.changing_tensors().values()]
+        kept = [tensor.cpu().clone() for tensor in tensors]
+        try:
+            self.trainer.load_best()
+            yield
+        finally:
+            for tensor, value in zip(tensors, kept, strict=True):
+                tensor.copy_(value)
 
     def result_so_far(self, pipe: ShowoT2IPipeline) -> ShowoT2IPipeline:
         """
@@ -199,7 +244,7 @@ def run_facts(config: RunConfig, trainer: ResumableTrainer, model: nn.Module, ra
         "data": [
             DataSource(str(source["path"]), task=task) for task, listed in config.data.items() for source in listed
         ],
-        "shipped_settings": shipped_settings(config) if config.recipe in shipped_recipes() else {},
+        "shipped_settings": trainer.settings.shipped,
         "licence": config.licence,
         "seed": config.seed,
         "resumed": trainer.seconds_before > 0,
@@ -207,9 +252,14 @@ def run_facts(config: RunConfig, trainer: ResumableTrainer, model: nn.Module, ra
 
 
 def shipped_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings of a shipped recipe, without those that each run gives."""
-    given = {"output": "out", "steps": 1, "data": dict.fromkeys(config.data, "x"), "word": "x"}
-    entries = given | {name: value for name, value in read_recipe(config.recipe).items() if name != "output"}
+    """The settings of a shipped recipe, without those that each run gives. Empty for a recipe of the user."""
+    if config.recipe not in shipped_recipes():
+        return {}
+    recipe = read_recipe(config.recipe)
+    rows = recipe.get("batch_size")
+    tasks = rows if isinstance(rows, dict) else config.data  # a run may leave out tasks that the recipe names
+    given = {"output": "out", "steps": 1, "data": dict.fromkeys(tasks, "x"), "word": "x"}
+    entries = given | {name: value for name, value in recipe.items() if name != "output"}
     if not isinstance(config, ConceptConfig):
         del entries["word"]
     shipped = asdict(build_config(config.recipe, entries))

@@ -42,6 +42,7 @@ class Settings:
         root: the folder of the checkpoints.
         settings: the options of the run that a checkpoint must have been made with.
         validation: the options that decide the validation loss. With others, a resumed run has no best weights yet.
+        shipped: the settings of the shipped recipe, for the card; empty for a recipe of the user.
         muon: train matrices with Muon; see [`MuonWithAdamW`].
         ema_decay: decay of the averaged weights; None averages nothing.
         bad_step, bad_step_norm, bad_step_limit, keep_best, early_stop: see the configs.
@@ -50,6 +51,7 @@ class Settings:
     root: Path
     settings: Mapping[str, Any] = field(default_factory=dict)
     validation: Mapping[str, Any] = field(default_factory=dict)
+    shipped: Mapping[str, Any] = field(default_factory=dict)
     muon: bool = False
     ema_decay: float | None = None
     bad_step: str = "stop"
@@ -270,16 +272,20 @@ class ResumableTrainer(OwnCheckpoints, ShardedByItself, Trainer):
     @torch.no_grad()
     def finish(self):
         """Give the model its final weights: the best, or the averaged, or the last."""
-        parameters = self.changing_tensors()
         if self.best_is_result:
-            folder = self.settings.root / "best"
-            self.check_best()
-            with checkpoints.loading(folder / "model.safetensors"):
-                values = checkpoints.read_group(folder, "model", parameters)
-                checkpoints.load_parameters(parameters, values, "The best model")
+            self.load_best()
         else:
-            checkpoints.load_parameters(parameters, self.result_weights(), "The result")
+            checkpoints.load_parameters(self.changing_tensors(), self.result_weights(), "The result")
         self.model.eval()
+
+    @torch.no_grad()
+    def load_best(self):
+        """Give the model the best weights so far."""
+        parameters, folder = self.changing_tensors(), self.settings.root / "best"
+        self.check_best()
+        with checkpoints.loading(folder / "model.safetensors"):
+            values = checkpoints.read_group(folder, "model", parameters)
+            checkpoints.load_parameters(parameters, values, "The best model")
 
     def check_best(self):
         """Raise `DamagedCheckpointError` unless the best weights are as they were written."""

@@ -23,7 +23,7 @@ from .image_tokenizers import image_tokenizer_trainer, load_image_tokenizer, sav
 from .image_trainer import ImageTrainer
 from .output_folders import check_replaced, checkpoint_root
 from .parallel import check_deepspeed, check_sharding, distribute, from_first, processes, together
-from .results import check_push, save_result
+from .results import check_push, save_result, shipped_settings
 from .resumable_trainer import ResumableTrainer, Settings
 from .run_checks import (
     check_data,
@@ -181,6 +181,7 @@ def settings_of(config: RunConfig, args: TrainingArguments, root: Path) -> Setti
         root=root,
         settings=options_of(config, rows_factor(config, args)),
         validation={"validation_data": config.validation_data, "validation_rows": config.validation_rows},
+        shipped=shipped_settings(config),
         muon=config.muon,
         ema_decay=config.ema_decay,
         bad_step=config.bad_step,

@@ -23,12 +23,12 @@ from .callbacks import StopSignals, reports, step_callbacks
 from .concepts import concept_source
 from .configs import ConceptConfig, FinetuneConfig, LoraConfig, StageConfig
 from .data.examples import Example
-from .data.loader import StepLoader, TaskData, merge_states
+from .data.loader import Collate, StepLoader, TaskData, merge_states
 from .data.sources import DataSource, OpenedSource
 from .data.token_shards import StoredTokens, image_tokenizer_checksum
 from .losses import Objective
 from .parallel import keep_whole
-from .results import PushResults
+from .results import PushResults, beside_output
 from .resumable_trainer import Settings
 from .rows import Part, RowBuilder
 from .samples import LogSamples, blind_guesses
@@ -159,6 +159,34 @@ def data_of(config: FinetuneConfig, sources: dict[str, list[dict[str, Any]]]) ->
     }
 
 
+def open_rows(
+    config: FinetuneConfig,
+    pipe: ShowoT2IPipeline,
+    sources: dict[str, list[dict[str, Any]]],
+    collate: Collate,
+    **options,
+) -> StepLoader:
+    """
+    What loads the rows of `data` or of `validation_data`.
+
+    Args:
+        collate, options: see [`StepLoader`].
+
+    Raises:
+        ValueError: if data cannot be opened, or if stored tokens do not fit the model.
+    """
+    loader = StepLoader(
+        data_of(config, sources),
+        collate,
+        seed=config.seed,
+        max_broken=config.max_broken,
+        tokenizer_checksum=image_tokenizer_checksum(pipe.model) if pipe.model.image_tokenizer is not None else None,
+        **options,
+    )
+    check_stored_grids(loader, pipe)
+    return loader
+
+
 def build_trainer(
     config: FinetuneConfig,
     args: TrainingArguments,
@@ -175,24 +203,22 @@ def build_trainer(
     position = None
     if resumed is not None:
         position = merge_states(saved_position(resumed), args.process_index, args.world_size)
-    data = StepLoader(
-        data_of(config, config.data),
+    data = open_rows(
+        config,
+        pipe,
+        config.data,
         builder,
-        seed=config.seed,
         rank=args.process_index // tp_size,
         world_size=args.world_size // tp_size,
         num_workers=args.dataloader_num_workers,
         state=position,
-        max_broken=config.max_broken,
-        tokenizer_checksum=tokenizer_checksum(pipe),
     )
-    check_stored_grids(data, pipe)
     step = 0 if resumed is None else saved_step(resumed)
     first_row = {"blind_guess": blind_guesses(config.objective, pipe)} if args.should_save else None
     callbacks, writer = step_callbacks(config, args, step, signals, first_row)
     samples = LogSamples(
         pipe,
-        Path(f"{config.output}-samples"),
+        beside_output(config, "-samples"),
         config.prompts,
         config.questions,
         config.sample_steps,
@@ -224,11 +250,6 @@ def build_trainer(
     return trainer
 
 
-def tokenizer_checksum(pipe: ShowoT2IPipeline) -> str | None:
-    """The checksum of the model's image tokenizer, with which stored tokens must have been made."""
-    return image_tokenizer_checksum(pipe.model) if pipe.model.image_tokenizer is not None else None
-
-
 def check_stored_grids(loader: StepLoader, pipe: ShowoT2IPipeline):
     """Raise `ValueError` if stored tokens are of images of another size than the model's."""
     side = math.isqrt(pipe.model.config.num_image_tokens)
@@ -253,17 +274,9 @@ def validation_parts(config: FinetuneConfig, pipe: ShowoT2IPipeline) -> list[Par
         return None
     builder = row_builder(config, pipe, training=False)
     parts: list[Part] = []
-    for task, data in data_of(config, config.validation_data).items():
+    for task, sources in config.validation_data.items():
         seen: set[str] = set()
-        loader = StepLoader(
-            {task: data},
-            lambda examples: examples,
-            seed=config.seed,
-            max_broken=config.max_broken,
-            tokenizer_checksum=tokenizer_checksum(pipe),
-        )
-        check_stored_grids(loader, pipe)
-        for batch, _ in loader:
+        for batch, _ in open_rows(config, pipe, {task: sources}, lambda examples: examples):
             unseen: dict[str, Example] = {}
             for example in batch[task]:
                 if example.key not in seen:
