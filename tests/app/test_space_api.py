@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -235,9 +236,10 @@ def file_at(link, **more):
     return {"path": link, "meta": {"_type": "gradio.FileData"}, **more}
 
 
-def test_gradio_itself_would_download_from_the_other_server(other_server, tmp_path):
+def test_gradio_itself_would_download_from_the_other_server(other_server):
     address, requested = other_server
-    asyncio.run(gr.Image(render=False).async_move_resource_to_block_cache(f"{address}/{tmp_path.name}.png"))
+    link = f"{address}/{uuid.uuid4().hex}.png"  # Gradio keeps files by their links, also those of earlier runs
+    asyncio.run(gr.Image(render=False).async_move_resource_to_block_cache(link))
     assert len(requested) == 1
 
 
