@@ -8,7 +8,7 @@ import torch
 from benchmarks.world_detector import Detector
 from benchmarks.world_judging import GENEVAL, Wish, changed, described, faults, look, shown
 from benchmarks.world_understanding import same_answer
-from benchmarks.world_wordings import DRAW, DRAW_TWO, Reworded, change_text, talk
+from benchmarks.world_wordings import DRAW, DRAW_TWO, change_text, reworded, talk
 from PIL import Image
 
 from recipes.image_tokens import to_pixel_values
@@ -76,7 +76,7 @@ def script(objects: Objects, split: str, number: int, seed: int = 0) -> list[Ste
         number: the number of the conversation.
         seed: another seed gives other conversations.
     """
-    rng = Reworded(f"conversation {seed} {split} {number}")
+    rng = reworded(f"conversation {seed} {split} {number}")
     return _Writer(SceneMaker(objects, rng), split).steps(rng.randint(6, 7))
 
 

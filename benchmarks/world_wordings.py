@@ -5,17 +5,14 @@ A test compares them with every text in recipes/world.
 """
 
 import random
-from collections.abc import Sequence
-from typing import TypeVar
 
 from recipes.world import questions
 from recipes.world.conversations import Turn, small_talk
+from recipes.world.more_wordings import Reworded
 from recipes.world.phrases import RELATIONS, bare, one_of, style_word
 from recipes.world.scenes import SCENERY, Scene, relation
 from recipes.world.words import THINGS, article
 
-
-Choice = TypeVar("Choice")
 
 #: Other wordings of a canonical prompt. The first is the prompt itself.
 WORDINGS = {
@@ -37,7 +34,7 @@ QUESTIONS = {
     questions.HOW_MANY_ALL: ("how many things can be counted in all?", "tell me the number of all things."),
     questions.WHICH_COLOUR: ("tell me the colour of the {one}.", "in which colour is the {one} painted?"),
     questions.WHICH_COLOUR_MANY: ("tell me the colour of the {many}.", "in which colour are the {many} painted?"),
-    questions.MAIN_COLOUR: ("tell me its colour.", "which colour is there most of?"),
+    questions.MAIN_COLOUR: ("tell me its colour.", "which colour was it given?"),
     questions.WHERE: ("in which place is the {one}?", "tell me where the {one} stands."),
     questions.WHAT_IS_BESIDE: ("tell me what is {phrase} the {one}.", "what can be seen {phrase} the {one}?"),
     questions.IS_THERE: ("does the picture show {a_one}?", "can {a_one} be seen here?"),
@@ -93,11 +90,9 @@ TALK = {
 }
 
 
-class Reworded(random.Random):
-    """Draws as `random.Random` does; but where the training wordings of a question are offered, one of `QUESTIONS`."""
-
-    def choice(self, seq: Sequence[Choice]) -> Choice:
-        return super().choice(QUESTIONS.get(seq, seq) if isinstance(seq, tuple) else seq)
+def reworded(seed: int | str) -> Reworded:
+    """Draws as `random.Random(seed)` does; but where the training wordings of a question are offered, one of `QUESTIONS`."""
+    return Reworded(seed, QUESTIONS)
 
 
 def talk(rng: random.Random, *kinds: str) -> Turn:

@@ -3,8 +3,7 @@
     python -m recipes.world
 
 A step whose output exists is left out. A training that was stopped goes on from its last checkpoint, so the same command
-continues after an interruption. `--list` prints the steps, and `--until STEP` ends after one of them: by default after the
-one that makes the model, so that the diffusion decoders, which it does not need, are not trained.
+continues after an interruption. `--list` prints the steps, and `--until STEP` ends after one of them.
 """
 
 import argparse
@@ -80,7 +79,20 @@ STEPS = (
         f"python -m recipes.world.rows {OBJECTS} {TOKENIZER} --output data/world-rows-checks --even --seed 2 "
         "--questions 2 --checks 2 --wrong-styles 0.05 --t2i 45000 --mmu 60000 --mixed 9000",
     ),
-    Step("transformer, checks", "checkpoints/showo-world", "showo-hf train recipes/world/showo-checks.yaml"),
+    Step("transformer, checks", "checkpoints/world-checks", "showo-hf train recipes/world/showo-checks.yaml"),
+    Step(
+        "new rows, in more wordings",
+        "data/world-rows-wordings",
+        f"python -m recipes.world.rows {OBJECTS} {TOKENIZER} --output data/world-rows-wordings --even --seed 3 "
+        "--questions 2 --checks 2 --absent-share 0.25 --wrong-styles 0.05 --requests 0.5 --more-wordings --t2i 30000 "
+        "--mmu 42000 --mixed 18000",
+    ),
+    Step("transformer, more wordings", "checkpoints/showo-world", "showo-hf train recipes/world/showo-wordings.yaml"),
+    Step(
+        "scenes of four things",
+        "data/world-four",
+        f"python -m recipes.world.images {OBJECTS} --output data/world-four --scenes 6000 --four-things 18000",
+    ),
     Step(
         "diffusion decoder", "checkpoints/world-image-decoder", "showo-hf train recipes/world/diffusion_decoder.yaml"
     ),
@@ -90,9 +102,6 @@ STEPS = (
         "showo-hf train recipes/world/diffusion_decoder_distilled.yaml",
     ),
 )
-
-
-LAST = "transformer, checks"  # by default
 
 
 def make(steps: tuple[Step, ...], root: Path) -> None:
@@ -117,7 +126,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m recipes.world", description="Make the world's model.")
     parser.add_argument("--list", action="store_true", help="print the steps and their commands")
     parser.add_argument(
-        "--until", choices=names, default=LAST, metavar="STEP", help=f"the last step to run (default: {LAST})"
+        "--until",
+        choices=names,
+        default=names[-1],
+        metavar="STEP",
+        help=f"the last step to run (default: {names[-1]})",
     )
     options = parser.parse_args(arguments)
     if options.list:

@@ -19,7 +19,8 @@ REQUESTS = (
     "a drawing of {}", "emoji of {}", "there {are} {}", "we see {}",
 )  # fmt: skip
 _STYLE_SAID = 0.35  # of the scenes in the default style; the others are always said
-_REQUEST_SHARE, _BARE_SHARE, _TYPO_SHARE = 0.3, 0.06, 0.04
+REQUEST_SHARE = 0.3
+_BARE_SHARE, _TYPO_SHARE = 0.06, 0.04
 _PLACES = ("on ", "at ", "in ", "to ", "by ", "left ", "right ", "above ", "over ", "below ", "under", "beneath ")
 # How a style is said, behind and before the rest.
 _IN = ("{text} in {style} style", "{text} in {style} style", "{text} in the style of {style}")
@@ -47,7 +48,7 @@ def canonical_caption(scene: Scene) -> str:
     return f"{content_and_background(scene)}, {style_word(scene.style)} style"
 
 
-def caption(scene: Scene, rng: random.Random, requests: float = _REQUEST_SHARE) -> str:
+def caption(scene: Scene, rng: random.Random, requests: float = REQUEST_SHARE) -> str:
     """
     A random caption of a scene, in lower case. It says the truth, but not always everything.
 

@@ -26,7 +26,21 @@ class Change(NamedTuple):
     scene: Scene
 
 
-_BACKGROUNDS = {
+RECOLOUR = (
+    "make {} {}", "make {} {} please", "can you make {} {}?", "paint {} {}", "i want {} to be {}", "{} in {}",
+)  # fmt: skip
+RECOLOUR_IT = RECOLOUR[:-1]
+ADD = ("add {} {}", "please add {} {}", "put {} {}", "can you add {} {}?", "now add {} {}", "{} {} too")
+ADD_ANOTHER = ("add another {}", "one more {}", "add one more {}", "now another {}", "please add another {}")
+REMOVE = ("remove the {}", "take away the {}", "delete the {}", "please remove the {}", "no {} please")
+REPLACE = (
+    "replace the {old} with {new}", "replace the {old} by {new}", "{new} instead of the {old}",
+    "change the {old} to {new}", "turn the {old} into {new}",
+)  # fmt: skip
+SWAP = ("swap them", "swap the two", "the other way round", "now the other way around")
+PLAIN = ("on a {} background", "the same on a {} background", "make the background {}", "now on {}")
+STYLE = ("the same in {} style", "now in {} style", "in {} style please", "draw it in {} style")
+IN_SCENERY = {
     "grass": ("the same on the grass", "put it on the grass", "now in a meadow"),
     "sea": ("the same at sea", "put it on the water", "now by the sea"),
     "night": ("the same at night", "make it night", "now in the dark", "now at night"),
@@ -47,15 +61,7 @@ def recolour(scene: Scene, maker: SceneMaker) -> Change | None:
     name = f"the {noun.plural if group.count > 1 else noun.singular}"
     if len(scene.items) == 1 and rng.random() < 0.3:
         name = "it"
-    wordings = (
-        "make {} {}",
-        "make {} {} please",
-        "can you make {} {}?",
-        "paint {} {}",
-        "i want {} to be {}",
-        "{} in {}",
-    )
-    wording = rng.choice(wordings[:-1] if name == "it" else wordings)
+    wording = rng.choice(RECOLOUR_IT if name == "it" else RECOLOUR)
     return Change("recolour", wording.format(name, colour), dataclasses.replace(scene, items=items))
 
 
@@ -72,10 +78,7 @@ def add(scene: Scene, maker: SceneMaker) -> Change | None:
         items = [item.moved(item.row, item.column) for item in items]
     what = one_of(thing, rng=rng)
     where = rng.choice((_SIDES[side], _EDGES[side], f"{RELATIONS[side][0]} it"))
-    text = rng.choice(
-        ("add {} {}", "please add {} {}", "put {} {}", "can you add {} {}?", "now add {} {}", "{} {} too")
-    )
-    return Change("add", text.format(what, where), dataclasses.replace(scene, items=tuple(items)))
+    return Change("add", rng.choice(ADD).format(what, where), dataclasses.replace(scene, items=tuple(items)))
 
 
 def add_another(scene: Scene, maker: SceneMaker) -> Change | None:
@@ -84,7 +87,7 @@ def add_another(scene: Scene, maker: SceneMaker) -> Change | None:
         return None
     rng, old = maker.rng, scene.items[0]
     items = maker.arrange([(old.thing, old.colour)] * (len(scene.items) + 1))
-    text = rng.choice(("add another {}", "one more {}", "add one more {}", "now another {}", "please add another {}"))
+    text = rng.choice(ADD_ANOTHER)
     noun = noun_of(old.thing, rng, countable=True).singular
     return Change("add_another", text.format(noun), dataclasses.replace(scene, items=tuple(items)))
 
@@ -96,9 +99,7 @@ def remove(scene: Scene, maker: SceneMaker) -> Change | None:
         return None
     group = maker.rng.choice(groups)
     noun = noun_of(group.thing, maker.rng, countable=True)
-    text = maker.rng.choice(
-        ("remove the {}", "take away the {}", "delete the {}", "please remove the {}", "no {} please")
-    )
+    text = maker.rng.choice(REMOVE)
     items = tuple(item for item in scene.items if item not in group.items)
     name = noun.plural if group.count > 1 else noun.singular
     return Change("remove", text.format(name), dataclasses.replace(scene, items=items))
@@ -114,10 +115,7 @@ def replace(scene: Scene, maker: SceneMaker) -> Change | None:
     thing = rng.choice([one for one in THINGS if one not in scene.counts and trained([pair(one, old.thing)])])
     items = tuple(dataclasses.replace(old, thing=thing, colour=None) if item is old else item for item in scene.items)
     before, after = bare(old.thing, rng), one_of(thing, rng=rng)
-    text = rng.choice((
-        f"replace the {before} with {after}", f"replace the {before} by {after}", f"{after} instead of the {before}",
-        f"change the {before} to {after}", f"turn the {before} into {after}",
-    ))  # fmt: skip
+    text = rng.choice(REPLACE).format(old=before, new=after)
     return Change("replace", text, dataclasses.replace(scene, items=items))
 
 
@@ -127,15 +125,14 @@ def swap(scene: Scene, maker: SceneMaker) -> Change | None:
         return None
     one, other = scene.items
     items = (other.moved(one.column, one.row), one.moved(other.column, other.row))
-    text = maker.rng.choice(("swap them", "swap the two", "the other way round", "now the other way around"))
+    text = maker.rng.choice(SWAP)
     return Change("swap", text, dataclasses.replace(scene, items=items))
 
 
 def move_behind(scene: Scene, maker: SceneMaker) -> Change | None:
     """ "the same at night", "on a yellow background"."""
     background = maker.rng.choice([one for one in BACKGROUNDS if one != scene.background])
-    plain = ("on a {} background", "the same on a {} background", "make the background {}", "now on {}")
-    text = maker.rng.choice(_BACKGROUNDS.get(background, plain)).format(background)
+    text = maker.rng.choice(IN_SCENERY.get(background, PLAIN)).format(background)
     return Change("background", text, dataclasses.replace(scene, background=background))
 
 
@@ -143,8 +140,7 @@ def restyle(scene: Scene, maker: SceneMaker) -> Change | None:
     """ "the same in 3d style"."""
     rng = maker.rng
     style = rng.choice([one for one in ("flat", "fluent", "noto", "3d") if one != scene.style])
-    text = rng.choice(("the same in {} style", "now in {} style", "in {} style please", "draw it in {} style"))
-    return Change("style", text.format(style_word(style, rng)), dataclasses.replace(scene, style=style))
+    return Change("style", rng.choice(STYLE).format(style_word(style, rng)), dataclasses.replace(scene, style=style))
 
 
 #: How each kind of change is made.

@@ -68,11 +68,11 @@ TALK: dict[str, tuple[tuple[tuple[str, ...], str], ...]] = {
     "goodbye": ((("goodbye", "bye", "see you"), "goodbye!"),),
 }  # fmt: skip
 _REQUEST_SHARE = 0.6  # of the texts of drawings; the others are captions
-_TWO_REQUESTS = (
+TWO_REQUESTS = (
     "draw {}, then {}", "show me {}, then {}", "draw {}, and then {}", "first {}, then {}", "please draw {}, then {}",
     "show me {} and after that {}", "draw two pictures: {}; {}", "can you draw {}, and then {}?",
 )  # fmt: skip
-_THINGS_QUESTIONS = ("what can you draw?", "which things do you know?", "what do you know?", "what should i ask for?")
+THINGS_QUESTIONS = ("what can you draw?", "which things do you know?", "what do you know?", "what should i ask for?")
 
 
 def small_talk(rng: random.Random, *kinds: str) -> Turn:
@@ -92,7 +92,7 @@ def _things(rng: random.Random) -> Turn:
         if thing not in things and trained(pair(thing, other) for other in things):
             things.append(thing)
     names = [THINGS[thing].name.with_article for thing in things]
-    return Turn("talk", rng.choice(_THINGS_QUESTIONS), f"many things, such as {names[0]}, {names[1]} or {names[2]}.")
+    return Turn("talk", rng.choice(THINGS_QUESTIONS), f"many things, such as {names[0]}, {names[1]} or {names[2]}.")
 
 
 def drawn(scene: Scene, rng: random.Random) -> Turn:
@@ -103,7 +103,7 @@ def drawn(scene: Scene, rng: random.Random) -> Turn:
 def drawn_twice(first: Scene, second: Scene, rng: random.Random) -> Turn:
     """A request for two images in one answer."""
     asked = [_wish(scene, rng) for scene in (first, second)]
-    return Turn("draw", rng.choice(_TWO_REQUESTS).format(*asked), announced(first), made=(first, second))
+    return Turn("draw", rng.choice(TWO_REQUESTS).format(*asked), announced(first), made=(first, second))
 
 
 def _wish(scene: Scene, rng: random.Random) -> str:

@@ -30,6 +30,7 @@ from showo_hf.utils.atomic_folder import atomic_folder
 
 #: Settings that the tables of a card have in common, if they depend on them: what was asked, and who judged.
 SHARED_SETTINGS = ("count", "seed", "objects", "detector_weights", "found_above", "clear_above")
+DECODER = "image_decoder"  # the folder of a pipeline's diffusion decoder
 SCENE, SCENE_SEED = "a red apple to the left of a blue car", 0  # the image that the card's questions are about
 CARD = """---
 license: apache-2.0
@@ -158,11 +159,20 @@ def scheduler_settings(scheduler: Any) -> dict[str, Any]:
     return {"name": type(scheduler).__name__, **config}
 
 
+def weights_settings(folder: Path) -> dict[str, str | None]:
+    """Hashes of the weights of a pipeline: of its diffusion decoder, which changes pixels alone, and of the others."""
+    decoder = folder / DECODER
+    return {
+        "model_weights": weights_hash(folder, without=DECODER),
+        "decoder_weights": weights_hash(decoder) if decoder.is_dir() else None,
+    }
+
+
 def settings_of(folder: Path, pipe: Any) -> dict[str, Any]:
     """What benchmarks.world writes beside the tables of a folder, of which `pipe` is the pipeline."""
     steps, guidance = pipe.with_defaults(None, None)
     settings = {
-        "model_weights": weights_hash(folder),
+        **weights_settings(folder),
         "num_inference_steps": steps,
         "guidance_scale": guidance,
         "scheduler": scheduler_settings(pipe.scheduler),
@@ -174,7 +184,8 @@ def check_tables(folder: Path, settings: dict[str, Any]) -> None:
     """
     Raise `ValueError` unless all tables of [`read_tables`] were measured with these settings, and alike.
 
-    Tables for which no images were made have no steps, guidance and scheduler. All have a hash of the weights.
+    Tables for which no images were made have no steps, guidance, scheduler and decoder. Those of images without the decoder
+    have none either. All have a hash of the other weights.
     """
     split, tables = read_tables(folder)
     check_alike(split, tables)
@@ -208,12 +219,15 @@ def check_alike(split: str, tables: dict[str, Any]) -> None:
 
 def measured_section(folder: Path, settings: dict[str, Any]) -> str:
     """One sentence about the split and the settings of the tables."""
-    split, _ = read_tables(folder)
+    split, tables = read_tables(folder)
     scheduler = dict(settings["scheduler"])
     name, _ = scheduler.pop("name"), scheduler.pop("mask_token_id", None)
     options = ", ".join(f"{key}: {value}" for key, value in scheduler.items() if value is not None)
     steps = settings["num_inference_steps"]
     told = f"{name}{f' ({options})' if options else ''}"
+    decoders = {table["settings"].get("decoder_weights") for table in tables.values()}
+    if settings["decoder_weights"]:
+        told += f"{', with' if settings['decoder_weights'] in decoders else ', without'} the diffusion decoder"
     sentence = (
         f'These tables were measured on the split "{split}", with {steps} step{"s" if steps > 1 else ""}, guidance scale '
         f"{settings['guidance_scale']:g} and {told}. An image is right if everything that its prompt names is right. "

@@ -153,10 +153,13 @@ class Asker:
                 found[kind] = question
         return list(found.values())
 
-    def check(self) -> Question:
-        """A question that only the image answers: about a thing that is there, or, a little more often, one that is not."""
+    def check(self, absent_share: float = 0.5) -> Question:
+        """
+        A question that only the image answers: about a thing that is there or, in a share of them, one that is not.
+        Where the question is whether there is a thing, the share is a half.
+        """
         ask = self.rng.choice((Asker.how_many, Asker.colour, Asker.where, Asker._is_there_one))
-        return ask(self, 0.5) or self._is_there_one(0.5)
+        return ask(self, 0.5 if ask is Asker._is_there_one else absent_share) or self._is_there_one(0.5)
 
     # What is there
 

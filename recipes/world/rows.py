@@ -14,15 +14,16 @@ All combinations in them are trained ones (recipes.world.held_out).
 A share of the captions may name a style that the image does not have (`--wrong-styles`). A model that has seen this draws a
 thing in another style, not a blob, where it never saw the thing in the style of the prompt.
 
-Rows with questions may begin with checks (`--checks`), about half of them on a thing that is not there. Later questions of a
-row can often be answered from the answers before, and the first ones from the image alone.
+Rows with questions may begin with checks (`--checks`), some of them on a thing that is not there (`--absent-share`). Later
+questions of a row can often be answered from the answers before, and the first ones from the image alone.
+
+`--more-wordings` draws requests, questions, changes and small talk from many more wordings (recipes.world.more_wordings).
 """
 
 import argparse
 import dataclasses
 import json
 import os
-import random
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,11 @@ from typing import Any
 import numpy as np
 
 from recipes.image_tokens import encode_images
-from recipes.world.captions import caption
+from recipes.world.captions import REQUEST_SHARE, caption
 from recipes.world.conversations import Talker, Turn, to_messages
 from recipes.world.drawing import CELL, draw
 from recipes.world.held_out import DEFAULT_STYLE, STYLE_FAMILIES
+from recipes.world.more_wordings import MORE, Reworded
 from recipes.world.objects import Objects, load_objects
 from recipes.world.questions import Asker
 from recipes.world.scene_maker import SceneMaker
@@ -96,11 +98,22 @@ class RowMaker:
         wrong_styles: share of the captions of text to image that name another style, where the scene is a trained one in
             that style. The default style is never named wrongly, because it need not be named.
         checks: questions that come before the others ([`Asker.check`]).
+        absent_share: the share of the checks on a thing that is not there.
+        requests: the share of the captions of text to image that are requests, such as "please draw a dog".
     """
 
-    def __init__(self, maker: SceneMaker, questions: int = QUESTIONS, wrong_styles: float = 0.0, checks: int = 0):
+    def __init__(
+        self,
+        maker: SceneMaker,
+        questions: int = QUESTIONS,
+        wrong_styles: float = 0.0,
+        checks: int = 0,
+        absent_share: float = 0.5,
+        requests: float = REQUEST_SHARE,
+    ):
         self.maker, self.rng = maker, maker.rng
-        self.questions, self.wrong_styles, self.checks = questions, wrong_styles, checks
+        self.questions, self.wrong_styles, self.requests = questions, wrong_styles, requests
+        self.checks, self.absent_share = checks, absent_share
         self.talker = Talker(maker)
         self.waiting: list[Scene] = []
 
@@ -111,7 +124,7 @@ class RowMaker:
             twins = [twin(scene), colour_twin(scene, self.maker.objects)]
             self.waiting = [scene, *(one for one in twins if one and one.split == "train" and self.maker.fits(one))]
         scene = self.waiting.pop(0)
-        texts = [caption(self.perhaps_restyled(scene), self.rng) for _ in range(CAPTIONS)]
+        texts = [caption(self.perhaps_restyled(scene), self.rng, self.requests) for _ in range(CAPTIONS)]
         return [scene], lambda images: {"text": texts, "image_tokens": images[scene]}
 
     def perhaps_restyled(self, scene: Scene) -> Scene:
@@ -126,7 +139,7 @@ class RowMaker:
         """A scene and questions about it: the checks, and then others, of which none are of the same kind."""
         scene = self.maker.scene()
         asker = Asker(scene, self.rng)
-        asked = [asker.check() for _ in range(self.checks)] + asker.several(self.questions)
+        asked = [asker.check(self.absent_share) for _ in range(self.checks)] + asker.several(self.questions)
         turns = [Turn("ask", one.text, one.answer, shown=scene if at == 0 else None) for at, one in enumerate(asked)]
         return [scene], lambda images: {"messages": to_messages(turns, images)}
 
@@ -175,14 +188,20 @@ def cells_of(image: np.ndarray) -> list[bytes]:
 
 
 def made_rows(
-    task: str, count: int, encode: SceneEncoder, seed: int, even: bool = False, **options: Any
+    task: str,
+    count: int,
+    encode: SceneEncoder,
+    seed: int,
+    even: bool = False,
+    more_wordings: bool = False,
+    **options: Any,
 ) -> Iterator[dict[str, Any]]:
     """
     `count` rows of a task. They depend on the other arguments, the cut-outs and the image tokenizer alone.
 
-    `options` are those of [`RowMaker`].
+    With `more_wordings`, what is said is drawn from `MORE`. `options` are those of [`RowMaker`].
     """
-    maker = SceneMaker(encode.objects, random.Random(f"{seed} {task}"), even)
+    maker = SceneMaker(encode.objects, Reworded(f"{seed} {task}", MORE if more_wordings else {}), even)
     make: Callable[[], Draft] = getattr(RowMaker(maker, **options), task)
     for first in range(0, count, _CHUNK):
         drafts = [make() for _ in range(min(_CHUNK, count - first))]
@@ -196,7 +215,6 @@ def write_rows(
     output: str | os.PathLike,
     counts: dict[str, int],
     seed: int = 0,
-    even: bool = False,
     **options: Any,
 ) -> None:
     """
@@ -208,8 +226,7 @@ def write_rows(
         output: the folder.
         counts: rows by task: "t2i", "mmu", "mixed".
         seed: seed of the random choices.
-        even: as for [`SceneMaker`].
-        options: those of [`RowMaker`].
+        options: those of [`made_rows`].
     """
     for task, count in counts.items():
         check_count(task, count)
@@ -217,7 +234,7 @@ def write_rows(
     with atomic_folder(Path(output), overwrite=True) as folder:
         for task, count in counts.items():
             with open(folder / f"{task}.jsonl", "w", encoding="utf-8") as lines:
-                for row in made_rows(task, count, encode, seed, even, **options):
+                for row in made_rows(task, count, encode, seed, **options):
                     lines.write(json.dumps(row, separators=(",", ":")) + "\n")
 
 
@@ -242,15 +259,19 @@ def main(arguments: list[str] | None = None) -> None:
         "--wrong-styles", type=fraction, default=0.0, help="share of the captions that name another style"
     )
     parser.add_argument(
-        "--checks", type=int, default=0, help="questions that come first, about half of them on what is not there"
+        "--checks", type=int, default=0, help="questions that come first, on what is there and what is not"
     )
+    parser.add_argument("--absent-share", type=fraction, default=0.5, help="share of the checks on what is not there")
+    parser.add_argument(
+        "--requests", type=fraction, default=REQUEST_SHARE, help="share of the captions that are requests"
+    )
+    parser.add_argument("--more-wordings", action="store_true", help="draw what is said from more wordings")
     options = parser.parse_args(arguments)
     image_tokenizer = load_tokenizer(options.image_tokenizer)
     counts = {"t2i": options.t2i, "mmu": options.mmu, "mixed": options.mixed}
-    choices = {"questions": options.questions, "wrong_styles": options.wrong_styles, "checks": options.checks}
-    write_rows(
-        load_objects(options.objects), image_tokenizer, options.output, counts, options.seed, options.even, **choices
-    )
+    names = ("even", "questions", "wrong_styles", "checks", "absent_share", "requests", "more_wordings")
+    choices = {name: getattr(options, name) for name in names}
+    write_rows(load_objects(options.objects), image_tokenizer, options.output, counts, options.seed, **choices)
     for task, count in counts.items():
         print(f"{task:6} {count:7} rows")
 

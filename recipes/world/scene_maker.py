@@ -155,6 +155,13 @@ class SceneMaker:
         colours = {name: self._perhaps_colour(name, 0.15) for name in names}
         return self._finish(self.arrange([(name, colours[name]) for name in names]))
 
+    def four_objects(self) -> Scene:
+        """Four different things. No other task has such scenes: they show a decoder more things in each image."""
+        names = self.rng.sample(self.things, 4)
+        # Half of the scenes have no other colours, which are all flat, so the other styles come as often.
+        share = 0.5 if self.rng.random() < 0.5 else 0.0
+        return self._finish(self.arrange([(name, self._perhaps_colour(name, share)) for name in names]))
+
     # Their parts
 
     def arrange(self, things: list[tuple[str, str | None]]) -> list[Item]:

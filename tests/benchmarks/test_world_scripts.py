@@ -13,7 +13,7 @@ import torch
 from benchmarks import world_wordings
 from benchmarks.world_judging import Wish, described, shown
 from benchmarks.world_scripts import Step, converse, has_room, judged, script, turn_rows
-from benchmarks.world_wordings import CHANGES, QUESTIONS, SCENERY_CHANGES, TALK, WORDINGS, Reworded, change_text, talk
+from benchmarks.world_wordings import CHANGES, QUESTIONS, SCENERY_CHANGES, TALK, WORDINGS, change_text, reworded, talk
 from perfect_judge import Perfect
 from PIL import Image
 
@@ -22,6 +22,7 @@ from recipes.world import questions
 from recipes.world.changes import KINDS_OF_CHANGE
 from recipes.world.conversations import small_talk
 from recipes.world.drawing import draw
+from recipes.world.request_wordings import request_wordings
 from recipes.world.rows import CONVERSATION_IMAGES
 from recipes.world.scene_maker import SceneMaker
 from recipes.world.scenes import Item, Scene
@@ -57,6 +58,7 @@ def texts_of(module):
 def test_no_wording_is_among_those_of_training():
     modules = list(Path(recipes.world.__path__[0]).glob("*.py"))
     training = {as_template(text) for module in modules for text in texts_of(module)}
+    training |= {as_template(text) for text in request_wordings()}
     assert {
         as_template(text) for text in ("draw {}", "make {} {}", "how many {many}?", "replace the {a} with {b}")
     } <= training
@@ -76,9 +78,9 @@ def test_every_kind_of_change_and_talk_has_wordings(objects):
     assert set(CHANGES) == set(KINDS_OF_CHANGE)
     said = {small_talk(random.Random(number)).text for number in range(3000)}
     assert set(TALK) <= said, "the training wording of each is still there"
-    turn = talk(Reworded(3))
+    turn = talk(reworded(3))
     assert turn.text in {text for texts in TALK.values() for text in texts} and turn.answer
-    assert {talk(Reworded(number), "praise").text for number in range(40)} == {*TALK["thank you"], *TALK["well done"]}
+    assert {talk(reworded(number), "praise").text for number in range(40)} == {*TALK["thank you"], *TALK["well done"]}
 
 
 def test_changes_say_what_they_change(objects):

@@ -27,7 +27,7 @@ from showo_hf.training.recipe_files import load_recipe
 ROOT = Path(__file__).parents[3]
 RECIPES = (
     *("image_tokenizer", "image_tokenizer_decoder", "diffusion_decoder", "diffusion_decoder_distilled"),
-    *("showo-images", "showo", "showo-again", "showo-questions", "showo-checks"),
+    *("showo-images", "showo", "showo-again", "showo-questions", "showo-checks", "showo-wordings"),
 )
 
 
@@ -57,6 +57,11 @@ def test_the_recipes_of_the_world_are_valid(root, name):
     config = load_recipe(f"recipes/world/{name}.yaml")
     decay = config.training.get("lr_scheduler_kwargs", {}).get("num_decay_steps", 0)
     assert config.training["warmup_steps"] + decay < config.steps
+
+
+def test_negative_numbers_of_scenes_are_refused(objects, tmp_path):
+    with pytest.raises(ValueError, match="`four_things` must be an integer of at least 0, got -1"):
+        images.write_images(objects, tmp_path / "scenes", {"train": 1}, four_things=-1)
 
 
 def test_the_image_tokenizer_sees_the_grid_of_the_scenes(root):
@@ -201,7 +206,7 @@ def test_the_commands_make_a_world_model(root, data, tmp_path, capsys):
     train("diffusion_decoder", decoders[0], *pictures, *narrow, *once)
     train("diffusion_decoder_distilled", decoders[1], f"teacher={decoders[0]}", *pictures, *narrow, *once)
     decoder = ShowoDiffusionDecoder.from_pretrained(decoders[1])
-    assert decoder.config.num_inference_steps == 2
+    assert decoder.config.num_inference_steps == 3
     counts = ["--t2i", "4", "--mmu", "4", "--mixed", "4"]
     rows.main(["--objects", str(data), "--image-tokenizer", folders["image"], "--output", folders["rows"], *counts])
     tokenizers = ["--image-tokenizer", folders["image"], "--text-tokenizer", folders["text"]]

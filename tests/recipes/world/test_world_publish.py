@@ -10,7 +10,6 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
-from recipes.file_hashes import weights_hash
 from recipes.world import publish
 from recipes.world.known_words import known_words
 from recipes.world.words import THINGS
@@ -48,6 +47,10 @@ def published(model, tmp_path_factory):
     return output
 
 
+def weights_of(folder):
+    return publish.weights_settings(folder)["model_weights"]
+
+
 def write_results(folder, weights, **others):
     """Results for these weights, as benchmarks.world writes them, some with other settings."""
     config = MaskGITScheduler(mask_token_id=tiny.CODES).config
@@ -68,7 +71,7 @@ def write_results(folder, weights, **others):
 
 def test_the_folder_is_a_pipeline_with_a_card(model, published, tmp_path, capsys):
     output = tmp_path / "showo-world"
-    publish_with(model, output, results=write_results(tmp_path / "results", weights_hash(published)))
+    publish_with(model, output, results=write_results(tmp_path / "results", weights_of(published)))
     assert "showo-world: " in capsys.readouterr().out
     pipe = ShowoT2IPipeline.from_pretrained(output)
     assert pipe.image_decoder is not None and pipe.processor.known_words == known_words()
@@ -97,6 +100,14 @@ def test_the_folder_is_a_pipeline_with_a_card(model, published, tmp_path, capsys
     assert all(len(line) <= 125 or line.startswith("|") for line in card.text.splitlines())
 
 
+@pytest.mark.parametrize("shared, words", [(True, ", with"), (False, ", without")])
+def test_the_card_says_whether_images_had_the_decoder(model, published, tmp_path, shared, words):
+    decoder = {"decoder_weights": publish.weights_settings(published)["decoder_weights"]} if shared else {}
+    publish_with(model, published, results=write_results(tmp_path / "results", weights_of(published), **decoder))
+    text = " ".join((published / "README.md").read_text().split())
+    assert f"){words} the diffusion decoder. An image is right" in text
+
+
 def test_the_image_of_the_card_is_drawn_by_the_published_model(published):
     widget = ModelCard.load(published / "README.md").data.widget
     assert {entry["src"] for entry in widget if "src" in entry} == {"scene.png"}
@@ -108,12 +119,13 @@ def test_the_image_of_the_card_is_drawn_by_the_published_model(published):
 
 @pytest.mark.parametrize(
     "other",
-    [{"model_weights": "0123456789abcdef"}, {"model_weights": None}, {"num_inference_steps": 3},
+    [{"decoder_weights": "0123456789abcdef"}, {"decoder_weights": None},
+     {"model_weights": "0123456789abcdef"}, {"model_weights": None}, {"num_inference_steps": 3},
      {"guidance_scale": 2.0}, {"scheduler": {"name": "HaltonScheduler"}}],
 )  # fmt: skip
 def test_results_of_another_model_are_refused(model, published, tmp_path, other):
     card = (published / "README.md").read_text()
-    results = write_results(tmp_path / "results", weights_hash(published), **other)
+    results = write_results(tmp_path / "results", weights_of(published), **other)
     ((name, value),) = other.items()
     message = rf"`results` must hold .* with `{name}` .*, but 'Images' in tables-test.json was measured with {value!r}"
     with pytest.raises(ValueError, match=message.replace("{", r"\{")):
@@ -126,7 +138,7 @@ def test_results_of_another_model_are_refused(model, published, tmp_path, other)
 def test_tables_that_were_measured_otherwise_than_each_other_are_refused(
     model, published, tmp_path, name, other, first
 ):
-    results = write_results(tmp_path / "results", weights_hash(published), **{name: other})
+    results = write_results(tmp_path / "results", weights_of(published), **{name: other})
     message = rf"tables-test.json `{name}` is .* for '{first}' and {other!r} for 'Images'"
     with pytest.raises(ValueError, match=message):
         publish.check_tables(results, {})
