@@ -31,6 +31,9 @@ class DiffusionDecoderConfig(SizedImageRunConfig):
         prediction_type (`str`, *optional*): "epsilon", "v_prediction" or "flow_prediction", the default.
         weighting (`str`, defaults to `"simple"`): "simple" weighs all noise levels alike, "bound" as the variational
             bound does, up to a constant factor. A `teacher` needs "simple".
+        time_shift (`float`, defaults to 1): how much more often a flow is trained at high noise levels: at
+            `s u / (1 + (s - 1) u)` with u uniform and s this number (arXiv:2403.03206, equation 23). Few steps of sampling
+            predict at high levels alone. Other predictions, and a `teacher`, need 1.
         image_weight (`float`, defaults to 0): weight of the absolute error of the expected image and of its differences
             between neighbouring pixels.
         start (`str`, *optional*): what the denoised variable is: "image", the default, the residual to the tokenizer's own
@@ -52,6 +55,7 @@ class DiffusionDecoderConfig(SizedImageRunConfig):
     teacher: str | None = None
     prediction_type: str | None = None
     weighting: str = "simple"
+    time_shift: float = 1.0
     image_weight: float = 0.0
     start: str | None = None
     residual_scale: float | None = None
@@ -76,9 +80,14 @@ class DiffusionDecoderConfig(SizedImageRunConfig):
             value = getattr(self, name)
             if value is not None:
                 check_positive(name, value)
+        check_positive("time_shift", self.time_shift)
         check_choice("weighting", self.weighting, WEIGHTINGS)
         if self.teacher is not None and self.weighting != "simple":  # the bound gives pure noise the weight 0
             raise ValueError(f"`weighting` must be 'simple' with a `teacher`, got {self.weighting!r}.")
+        if self.time_shift != 1 and (self.teacher is not None or self.prediction_type in ("epsilon", "v_prediction")):
+            raise ValueError(
+                f"`time_shift` must be 1 with a `teacher`, and with 'epsilon' and 'v_prediction', got {self.time_shift}."
+            )
         if self.teacher is not None:
             self.decoder = self.decoder or self.teacher
         for name, choices, default in (

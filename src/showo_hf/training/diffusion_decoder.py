@@ -197,12 +197,17 @@ class NoisedImages:
 
 
 def draw_noise(
-    decoder: ShowoDiffusionDecoder, denoised: torch.Tensor, seeds: Sequence[int], steps: int | None = None
+    decoder: ShowoDiffusionDecoder,
+    denoised: torch.Tensor,
+    seeds: Sequence[int],
+    steps: int | None = None,
+    time_shift: float = 1.0,
 ) -> NoisedImages:
     """
     Draw a noise level, uniformly, and noise for each image (batch, 3, H, W), each from a seed of its own.
 
-    With `steps`, the levels of flows are those at which a sampler with so many steps predicts.
+    Levels of flows are shifted by `time_shift`, see [`DiffusionDecoderConfig`]. With `steps`, they are those at which a
+    sampler with so many steps predicts.
     """
     # Seeds of their own: `ImageBuilder` mirrors an image by the first number of `seed`, so levels would depend on it.
     generators = [row_generator(stable_hash(seed, "noise")) for seed in seeds]
@@ -211,6 +216,7 @@ def draw_noise(
     noise = noise.to(denoised.device)
     if decoder.config.prediction_type == "flow_prediction":
         times = 1 - times  # (0, 1]: pure noise is where sampling starts
+        times = time_shift * times / (1 + (time_shift - 1) * times)
         times = times if steps is None else on_grid(times, steps)
         return NoisedImages(denoised, noise, flow_sample(denoised, noise, times), times * NOISE_LEVELS)
     alphas = decoder.scheduler.alphas_cumprod.to(denoised.device)
@@ -237,7 +243,7 @@ def batch_losses(
     """
     codes, decoded = tokenizer(pixels)
     steps = config.decoder_steps if teacher is not None else None
-    draws = draw_noise(decoder, decoder.to_denoised(pixels, decoded), seeds, steps)
+    draws = draw_noise(decoder, decoder.to_denoised(pixels, decoded), seeds, steps, config.time_shift)
     if teacher is not None:
         draws = distilled(teacher, draws, codes, decoded, config.decoder_steps)
     prediction = model(draws.noised, draws.timestep, codes, decoded).float()
@@ -372,6 +378,10 @@ def load_decoder(config: DiffusionDecoderConfig, tokenizer: FrozenTokenizer) -> 
         check_given(config, decoder)
         if config.low_band_sigma is not None:  # `update` checks nothing, and the saved decoder would not load
             check_positive("low_band_sigma", config.low_band_sigma, most=decoder.config.sample_size)
+        if config.time_shift != 1 and decoder.config.prediction_type != "flow_prediction":
+            raise ValueError(
+                f"`time_shift` must be 1 for a decoder of '{decoder.config.prediction_type}', got {config.time_shift}."
+            )
         changes = {"num_inference_steps": config.decoder_steps, "low_band_sigma": config.low_band_sigma}
         if config.teacher is not None and decoder.config.prediction_type == "flow_prediction":
             decoder.set_scheduler(FlowMatchEulerDiscreteScheduler())
