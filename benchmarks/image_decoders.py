@@ -9,7 +9,8 @@ image_tokenizer_quality.py defines `detail`, `capped`, `PSNR` and `band error`. 
 mean detail stand beside each decoder: detail in the wrong place costs more in the fine band than it gains. `to plain` is the
 PSNR minus the plain decoder's, which is the image tokenizer's own; the target is -0.8 dB or more. `right` is the share
 of the images in which the judge of benchmarks.world, which was trained on real scenes, finds all things in their colours and
-their style on the right background, and nothing else. It is measured with `--detector`.
+their style on the right background, and nothing else. It is measured with `--detector`. `tokens back` is the share of the
+tokens of the original that the image has when it is encoded again.
 
 Times are medians of 7. The size in the wheel is the weights' size in a zip file.
 """
@@ -50,13 +51,22 @@ from showo_hf.utils.metrics import psnr
 
 CHANGES = {"unsharp mask": unsharp, "noise": noisy}
 #: Images of a style in each contact sheet, and how much they are enlarged.
-SHEETS = {"true-size": (10, 1), "enlarged": (3, 3)}
+SHEETS = {"true-size": (9, 1), "enlarged": (3, 3)}
 
 
 def right_scenes(judge: Detector, images: torch.Tensor, scenes: list[Scene]) -> float:
     """The share of images (images, 3, 96, 96) with the things, colours, style and background of their scenes."""
     right = [not faults(Wish(scene), seen) for scene, seen in zip(scenes, look(judge, images), strict=True)]
     return sum(right) / len(right)
+
+
+@torch.no_grad()
+def tokens_back(tokenizer: ShowoImageTokenizer, images: torch.Tensor, originals: torch.Tensor) -> float:
+    """The share of the tokens of the originals, (images, 3, H, W), that other images of the same shape have, too."""
+    encoded = [
+        torch.cat([tokenizer.encode(part).image_tokens for part in some.split(32)]) for some in (images, originals)
+    ]
+    return (encoded[0] == encoded[1]).float().mean().item()
 
 
 # Decoding
@@ -122,20 +132,23 @@ def make_sheets(folder: Path, ways: dict[str, torch.Tensor], styles: np.ndarray)
     Save `true-size.png`, the first images of each style, and `enlarged.png`, fewer of them.
 
     Args:
-        ways: images by how they were made; each way is a row with its name above.
+        ways: images by how they were made; each style has a row of each, with both names above.
         styles: the style of each image.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, (count, scale) in SHEETS.items():
-        chosen = [row for style in sorted(set(styles)) for row in np.flatnonzero(styles == style)[:count]]
-        rows = {way: [to_image(images[row], scale) for row in chosen] for way, images in ways.items()}
+        rows = {
+            f"{style}: {way}": [to_image(images[at], scale) for at in np.flatnonzero(styles == style)[:count]]
+            for style in sorted(set(styles))
+            for way, images in ways.items()
+        }
         with_captions(rows).save(folder / f"{name}.png")
 
 
 def with_captions(rows: dict[str, list[Image.Image]]) -> Image.Image:
     """Rows of images of one size, each with its caption above."""
     letters = font()
-    (width, height), count = next(iter(rows.values()))[0].size, len(next(iter(rows.values())))
+    (width, height), count = next(iter(rows.values()))[0].size, max(map(len, rows.values()))
     whole = Image.new("RGB", (count * width, len(rows) * (height + LINE)), "white")
     pen = ImageDraw.Draw(whole)
     for number, (caption, images) in enumerate(rows.items()):
@@ -203,14 +216,19 @@ def quality_row(images: torch.Tensor, originals: torch.Tensor, plain: torch.Tens
 
 
 def table(
-    shown: dict[str, torch.Tensor], scenes: list[Scene], styles: np.ndarray, judge: Detector | None
+    shown: dict[str, torch.Tensor],
+    scenes: list[Scene],
+    styles: np.ndarray,
+    judge: Detector | None,
+    tokenizer: ShowoImageTokenizer,
 ) -> list[list[str]]:
     """The rows of the table: the measures of each way to decode, and of the plain decoder's images made as detailed."""
     rows = []
     originals, plain = shown["original"], shown["plain decoder"]
     for name, images in with_baselines(shown).items():
         right = f"{100 * right_scenes(judge, images, scenes):.1f}%" if judge else "not measured"
-        rows.append([name, *quality_row(images, originals, plain, styles), right])
+        back = f"{100 * tokens_back(tokenizer, images, originals):.1f}%"
+        rows.append([name, *quality_row(images, originals, plain, styles), back, right])
     return rows
 
 
@@ -259,8 +277,18 @@ def main(arguments: list[str] | None = None) -> None:
         originals = to_pixel_values(np.stack([draw(scene, objects) for scene in scenes]))
         shown = decoded(tokenizer, decoders, originals, options.steps)
         print(f"{len(scenes)} scenes of the {options.split} split: {what}\n")
-        header = ["", "detail", *sorted(set(styles)), "capped", "PSNR", "to plain", "band error", "right"]
-        print_table(header, table(shown, scenes, styles, judge))
+        header = [
+            "",
+            "detail",
+            *sorted(set(styles)),
+            "capped",
+            "PSNR",
+            "to plain",
+            "band error",
+            "tokens back",
+            "right",
+        ]
+        print_table(header, table(shown, scenes, styles, judge, tokenizer))
         print()
         if options.sheets is not None:
             make_sheets(options.sheets / folder, shown, styles)

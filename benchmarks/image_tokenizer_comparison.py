@@ -7,7 +7,8 @@ Each of the eight is trained for `--minutes`, on the same images, with the same 
 follows from how long its own steps take on this machine, which a short training measures, once. The table prints the steps,
 and the minutes that they took. If you stop the command, it goes on where it stopped. `--only NAME ...` trains some of them.
 Results lie in a folder for each number of minutes. image_tokenizer_quality.py makes the table, on images held out of the
-training. The plot shows their PSNR during the training, over the minutes of training steps.
+training, when a tokenizer is trained; the plot shows their PSNR over the minutes of training steps. Table, plot and sheet
+need `NAME.json`, `NAME-log.jsonl` and `NAME.png` alone, so you can move these to another machine, and go on there.
 
 "-gan" is the package's default recipe, `lfq-tokenizer` or `vq-tokenizer`, with all its losses: the discriminator's features
 stand in for LPIPS, whose weights are not part of the package. The others are the same with `discriminator=null`, so L1 is
@@ -65,6 +66,7 @@ NETWORK: dict[str, Any] = {
 DISCRIMINATOR: dict[str, Any] = {"channels": 32, "max_channels": 256, "learning_rate": 1e-4}
 DISCRIMINATOR_START = 0.4  # of the steps: the generator must draw something first
 TRIAL_STEPS = 25  # of the short training that measures their time
+SHEET_IMAGES = 8
 WARM_UP = 3  # steps that are left out, before and after the discriminator starts
 
 
@@ -181,18 +183,43 @@ def plot(output: Path, done: list[str]) -> Path:
     return output / "curves.png"
 
 
-def sheet(output: Path, done: list[str], images: Path, count: int = 8) -> Path:
-    """Originals, and what each tokenizer makes of them, in rows, at twice their size."""
-    originals = load_images(images, SIZE, count)
-    rows = [originals]
+def measure(name: str, output: Path, images: Path, count: int) -> None:
+    """
+    Write the rows of a trained tokenizer, and its images for the sheet, beside its folder, which is not needed any more.
+
+    A tokenizer with a discriminator is compared with the one without: its images, made as detailed in two cheap ways.
+    """
+    base = output / name.removesuffix("-gan")
+    paths = [str(one) for one in dict.fromkeys((base, output / name)) if (one / "config.json").exists()]
+    rows = table(paths, images, SIZE, count)
+    at = next(at for at, row in enumerate(rows) if row[0] == str(output / name))
+    rows = [[row[0].replace(f"{output}/", ""), *row[1:]] for row in rows[at:]]
+    originals, tokenizer = load_images(images, SIZE, SHEET_IMAGES), load_tokenizer(str(output / name))
     with torch.no_grad():
-        for name in done:
-            tokenizer = load_tokenizer(str(output / name))
-            rows.append(tokenizer.decode(tokenizer.encode(originals).image_tokens).sample.clamp(-1, 1))
-    pixels = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
-    levels = ((pixels + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    image = Image.fromarray(levels)
-    image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST).save(output / "sheet.png")
+        made = tokenizer.decode(tokenizer.encode(originals).image_tokens).sample.clamp(-1, 1)
+    in_a_row(made).save(output / f"{name}.png")
+    rows_file(output, name).write_text(json.dumps({"images": count, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+
+
+def rows_file(output: Path, name: str) -> Path:
+    """The file with the rows of a tokenizer. A tokenizer that has one is done."""
+    return output / f"{name}.json"
+
+
+def in_a_row(pixels: torch.Tensor) -> Image.Image:
+    """Images (images, 3, H, W) in [-1, 1] beside each other."""
+    levels = ((torch.cat(list(pixels), dim=2) + 1) * 127.5).round().byte()
+    return Image.fromarray(levels.permute(1, 2, 0).numpy())
+
+
+def sheet(output: Path, done: list[str], images: Path) -> Path:
+    """Originals, and what each tokenizer makes of them, in rows, at twice their size."""
+    rows = [in_a_row(load_images(images, SIZE, SHEET_IMAGES))]
+    rows += [Image.open(output / f"{name}.png") for name in done]
+    whole = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
+    for number, row in enumerate(rows):
+        whole.paste(row, (0, number * rows[0].height))
+    whole.resize((2 * whole.width, 2 * whole.height), Image.Resampling.NEAREST).save(output / "sheet.png")
     return output / "sheet.png"
 
 
@@ -209,17 +236,24 @@ def main(arguments: list[str] | None = None) -> None:
     if options.minutes <= 0:
         parser.error(f"argument --minutes: must be above 0, got {options.minutes:g}")
     output = options.output / f"{options.minutes:g}-minutes"
+    held_out = options.data / "validation"
     for name in options.only:
-        if not (output / name / "config.json").exists():
+        if not rows_file(output, name).exists():
             steps = steps_of(seconds_of(name, options.data, options.output), options.minutes)
             train(validated(recipe_of(name, options.data, output, steps), options.data))
-    done = [name for name in names() if (output / name / "config.json").exists()]
-    held_out = options.data / "validation"
-    rows = table([str(output / name) for name in done], held_out, SIZE, options.count)
+            measure(name, output, held_out, options.count)
+    done = [name for name in names() if rows_file(output, name).exists()]
+    rows = []
+    for name in done:
+        found = json.loads(rows_file(output, name).read_text(encoding="utf-8"))
+        if found["images"] != options.count:
+            parser.error(
+                f"argument --count: must be {found['images']}, as for the rows of {name}, got {options.count}"
+            )
+        first, *others = found["rows"]
+        rows += [first + length(output / f"{name}-log.jsonl"), *([*row, "", ""] for row in others)]
     originals = load_images(held_out, SIZE, options.count)
-    rows.append(["white images", *quality(torch.ones_like(originals), originals), "", "", ""])
-    lengths = {str(output / name): length(output / f"{name}-log.jsonl") for name in done}
-    rows = [[row[0].replace(f"{output}/", ""), *row[1:], *lengths.get(row[0], ["", ""])] for row in rows]
+    rows.append(["white images", *quality(torch.ones_like(originals), originals), "", "", "", "", ""])
     print_table([*HEADER, "steps", "minutes"], rows)
     print(f"{plot(output, done)}, {sheet(output, done, held_out)}")
 

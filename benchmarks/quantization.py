@@ -84,7 +84,7 @@ def make_tokens(pipeline: ShowoT2IPipeline, prompts: list[str], steps: int) -> l
     pipeline(
         prompts,
         num_inference_steps=steps,
-        generator=torch.Generator().manual_seed(SEED),
+        generator=seeded(),
         output_type="latent",
         callback_on_step_end=keep,
     )
@@ -105,6 +105,11 @@ def likeliest_tokens(
     return torch.cat(likeliest)
 
 
+def seeded() -> torch.Generator:
+    """The noise of the image decoder is the same for each variant."""
+    return torch.Generator().manual_seed(SEED)
+
+
 def share(one: torch.Tensor, other: torch.Tensor) -> str:
     return f"{(one == other).float().mean().item():.1%}"
 
@@ -116,10 +121,11 @@ def measure(folder: str, prompts: list[str], steps: int, repeats: int) -> list[t
     plain = load(folder, variants()["fp32"])
     grids = make_tokens(plain, prompts, steps)
     wanted = likeliest_tokens(plain, prompts, grids[:-1])
-    images = plain.decode_latents(grids[-1], "pt")
+    images = plain.decode_latents(grids[-1], "pt", seeded())
     for name, options in variants().items():
         pipeline = load(folder, options)
         found = make_tokens(pipeline, prompts, steps)[-1]
+        decoded = pipeline.decode_latents(found, "pt", seeded())
         ways = {"it": pipeline, "fp32": plain}
         times = paired_seconds({one: partial(make_tokens, ways[one], prompts[:1], steps) for one in ways}, repeats)
         rows.append(
@@ -128,7 +134,7 @@ def measure(folder: str, prompts: list[str], steps: int, repeats: int) -> list[t
                 f"{weight_bytes(pipeline.model) / 1e6:.1f}",
                 share(likeliest_tokens(pipeline, prompts, grids[:-1]), wanted),
                 share(found, grids[-1]),
-                f"{psnr_from_mse(mse_loss(pipeline.decode_latents(found, 'pt'), images), data_range=1.0):.1f}",
+                f"{psnr_from_mse(mse_loss(decoded, images), data_range=1.0):.1f}",
                 f"{median_ratio(times['it'], times['fp32']):.2f}",
             )
         )

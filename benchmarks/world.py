@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks import world_tables as tables
-from benchmarks.pictures import generate
+from benchmarks.pictures import generate, generators
 from benchmarks.world_detector import scene_pixels
 from benchmarks.world_inpainting import Replacement, draw_replacements, measured
 from benchmarks.world_judging import GENEVAL, exactly, faults, look, scores, standard_error
@@ -101,18 +101,25 @@ class Benchmark(Workbench):
         """The model's images for prompts, (prompts, 3, H, W) in [-1, 1]. Each prompt has its own seed."""
         return generate(self.pipe, texts, self.options.seed, self.options.batch_size, **self.own_sampling)
 
+    @torch.no_grad()
+    def through_tokens(self, pixels: torch.Tensor, batch_size: int = 32) -> torch.Tensor:
+        """Images (images, 3, H, W) in [-1, 1], encoded and decoded by the pipeline. Each has its own seed."""
+        encode, seeds = self.pipe.image_tokenizer.encode, generators(self.options.seed, len(pixels))
+        parts = [slice(first, first + batch_size) for first in range(0, len(pixels), batch_size)]
+        return torch.cat([self.pipe.decode_pixels(encode(pixels[one]).image_tokens, seeds[one]) for one in parts])
+
     # The parts
 
     def judge(self, kind: str) -> dict[str, Any]:
-        """The judge on real scenes, and on scenes that went through the image tokenizer: the ceiling of the model."""
+        """
+        The judge on real scenes, and on scenes that were encoded to tokens and decoded as the pipeline decodes its own, with
+        its diffusion decoder if it has one: the ceiling of the model.
+        """
         prompts = self.prompts(self.options.split, kind)
         pixels = real_pixels(prompts, self.objects)
         result = {"real": self.scores(prompts, pixels)}
         if self.options.model:
-            tokenizer = self.pipe.image_tokenizer
-            with torch.no_grad():
-                parts = [tokenizer.decode(tokenizer.encode(some).image_tokens).sample for some in pixels.split(32)]
-            result["tokenizer"] = self.scores(prompts, torch.cat(parts).float())
+            result["tokenizer"] = self.scores(prompts, self.through_tokens(pixels))
         for name, asked in {"nearest": prompts, "nearest, trained": self.prompts("train", kind)}.items():
             answers = [exactly(self.nearest.answer(prompt.text)) for prompt in asked]
             result[name] = scores([prompt.wish for prompt in asked], answers)
@@ -239,7 +246,11 @@ class Benchmark(Workbench):
     def judge_tables(self) -> tables.Tables:
         split = self.options.split
         settings = self.settings(
-            split, self.model_settings, self.judge_settings, known_scenes=self.options.known_scenes
+            split,
+            self.model_settings,
+            self.decoder_settings,
+            self.judge_settings,
+            known_scenes=self.options.known_scenes,
         )
         made = {
             kind: self.results.part(

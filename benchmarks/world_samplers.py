@@ -125,7 +125,7 @@ def run(options: argparse.Namespace) -> None:
     samplers, scales = settings_of(options, own)
     made = {setting: bench.result(setting) for setting in dict.fromkeys((*samplers, *scales))}
     reference = made[Setting(*REFERENCE, own)]  # its scale is always among the guidance scales
-    settings = bench.settings(SPLIT, bench.model_settings, bench.judge_settings, kinds=KINDS)
+    settings = bench.settings(SPLIT, bench.model_settings, bench.decoder_settings, bench.judge_settings, kinds=KINDS)
     rows = [[one.sampler, one.steps, *bench.columns(made[one], reference)] for one in samplers]
     title = f"Samplers, guidance {own:g}, {len(bench.asked)} prompts"
     bench.results.table(SPLIT, title, ["sampler", "steps at most", *HEAD], rows, settings)

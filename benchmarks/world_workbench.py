@@ -26,7 +26,7 @@ from benchmarks.world_results import Results
 
 from recipes.file_hashes import files_hash, weights_hash
 from recipes.world.objects import Objects, load_objects
-from recipes.world.publish import scheduler_settings
+from recipes.world.publish import DECODER, scheduler_settings, weights_settings
 from showo_hf import ShowoT2IPipeline
 from showo_hf.commands.errors import UsageError
 from showo_hf.utils.argument_types import positive_integer, seed_number
@@ -164,11 +164,24 @@ class Workbench:
 
     @functools.cached_property
     def model_settings(self) -> dict[str, Any]:
-        """Which model: its path, and hashes of its weights and of its other files."""
+        """Which model: its path, and hashes of its weights, but for the diffusion decoder, and of its other files."""
         model = self.options.model
         if not model:
             return {"model": None, "model_weights": None}
-        return {"model": model, "model_weights": weights_hash(model), "model_configs": files_hash(model, CONFIGS)}
+        weights = weights_settings(Path(model))["model_weights"]
+        return {"model": model, "model_weights": weights, "model_configs": files_hash(model, CONFIGS, DECODER)}
+
+    @functools.cached_property
+    def decoder_settings(self) -> dict[str, Any]:
+        """The diffusion decoder of the model: a hash of its weights, and its settings; None of what has none."""
+        decoder = self.pipe.image_decoder if self.options.model else None
+        if decoder is None:
+            return {"decoder_weights": None, "decoder_steps": None, "decoder_low_band_sigma": None}
+        return {
+            "decoder_weights": weights_settings(Path(self.options.model))["decoder_weights"],
+            "decoder_steps": decoder.config.num_inference_steps,
+            "decoder_low_band_sigma": decoder.config.low_band_sigma,
+        }
 
     @functools.cached_property
     def objects_hash(self) -> str:
@@ -188,7 +201,7 @@ class Workbench:
     def image_settings(self, sampling: dict[str, Any]) -> dict[str, Any]:
         """All that generated images and their judgement depend on, but for the prompts and the size of a batch."""
         scheduled = {**sampling, "scheduler": scheduler_settings(self.pipe.scheduler)}
-        return {**self.model_settings, **self.judge_settings, **scheduled}
+        return {**self.model_settings, **self.decoder_settings, **self.judge_settings, **scheduled}
 
     def settings(self, split: str, *more: dict[str, Any], **others: Any) -> dict[str, Any]:
         """The settings of a part with prompts or questions of a split."""

@@ -79,9 +79,9 @@ def test_the_tables_of_small_models(small_world, tmp_path, capsys):
     assert first.startswith("one combination is unseen") and second.startswith("one thing, unseen in its style")
     for table in (first, second):
         rows = {row[0]: row[1:] for row in rows_of(table)}
-        assert rows[""][-4:] == ["PSNR", "to plain", "band error", "right"]
-        assert rows["original"][0] == "1.00" and rows["original"][-2] == "0.000"
-        assert rows["plain decoder"][-3] == "+0.00 dB"
+        assert rows[""][-5:] == ["PSNR", "to plain", "band error", "tokens back", "right"]
+        assert rows["original"][0] == "1.00" and rows["original"][-3:-1] == ["0.000", "100.0%"]
+        assert rows["plain decoder"][-4] == "+0.00 dB"
         for folder in ("plain", "distilled"):
             for number in (1, 2):
                 assert rows[f"diffusion decoder {tmp_path / folder}, {number} steps"][-1].endswith("%")
@@ -168,14 +168,16 @@ def test_sheets_show_the_first_images_of_each_style_under_captions(tmp_path):
     image_decoders.make_sheets(tmp_path, {"original": levels, "plain decoder": -levels}, styles)
     line = image_decoders.LINE
     for name, rows, scale in (
-        ("true-size", [*range(3, 13), 1, 0, 2], 1),
-        ("enlarged", [3, 4, 5, 1, 0, 2], 3),
+        ("true-size", {"3d": [*range(3, 12)], "flat": [1], "noto": [0, 2]}, 1),
+        ("enlarged", {"3d": [3, 4, 5], "flat": [1], "noto": [0, 2]}, 3),
     ):
         sheet, side = Image.open(tmp_path / f"{name}.png"), 8 * scale
-        assert sheet.size == (side * len(rows), 2 * (side + line))
-        for way, top in ((0, line), (1, side + 2 * line)):
-            shown = [sheet.getpixel((column * side + 4, top + 4))[0] for column in range(len(rows))]
-            assert shown == [255 - row if way else row for row in rows]
+        assert sheet.size == (side * len(rows["3d"]), 6 * (side + line))
+        shown = [(images, way) for images in rows.values() for way in (1, -1)]  # a style's rows stand together
+        for number, (images, way) in enumerate(shown):
+            top = number * (side + line) + line
+            levels = [sheet.getpixel((column * side + 4, top + 4))[0] for column in range(len(images))]
+            assert levels == [at if way == 1 else 255 - at for at in images]
             caption = sheet.crop((0, top - line, sheet.width, top)).convert("L")
             assert caption.getextrema()[1] == 255 and caption.getextrema()[0] < 100
 

@@ -1,12 +1,15 @@
 """The comparison of image tokenizers, in miniature."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import tiny
+import torch
 import yaml
 from benchmarks import image_tokenizer_comparison as comparison
+from benchmarks import image_tokenizer_quality as quality
 from PIL import Image, ImageDraw
 
 from showo_hf.training.recipe_files import load_recipe
@@ -79,7 +82,7 @@ def cells(shown: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.slow
-def test_two_are_trained_compared_and_not_trained_again(small, tmp_path, capsys):
+def test_two_are_trained_compared_and_not_trained_again(small, tmp_path, monkeypatch, capsys):
     (tmp_path / "runs" / "seconds.json").write_text('{"lfq-10": [0.25, 0.25], "vq-10-gan": [0.25, 0.5]}')
     output = tmp_path / "runs" / "0.02-minutes"
     command = [*small, "--minutes", "0.02", "--only", "lfq-10", "vq-10-gan"]
@@ -92,12 +95,30 @@ def test_two_are_trained_compared_and_not_trained_again(small, tmp_path, capsys)
     assert rows["white images"][-2:] == ["", ""]
     minutes, values = comparison.curve(output / "lfq-10-log.jsonl")
     assert len(minutes) == len(values) == 3 and 0 < minutes[0] < minutes[1] < minutes[2], "after 2, 4 and 5 steps"
-    assert Image.open(output / "curves.png").width == 880
-    assert Image.open(output / "sheet.png").size == (2 * 4 * 16, 2 * 3 * 16)
-    made = (output / "lfq-10" / "model.safetensors").stat().st_mtime
+    with Image.open(output / "curves.png") as curves, Image.open(output / "sheet.png") as sheet:
+        assert curves.width == 880 and sheet.size == (2 * 4 * 16, 2 * 3 * 16)
+    shutil.rmtree(output / "lfq-10")
+    monkeypatch.setattr(comparison, "train", lambda recipe: pytest.fail("it is trained again"))
     comparison.main(command)
-    assert (output / "lfq-10" / "model.safetensors").stat().st_mtime == made
-    assert capsys.readouterr().out == shown
+    assert capsys.readouterr().out == shown, "rows, log and images are enough"
+    with pytest.raises(SystemExit):
+        comparison.main([*command, "--count", "3"])
+    assert "--count: must be 512, as for the rows of lfq-10, got 3" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_discriminator_is_compared_with_cheap_detail(small, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "runs" / "0.02-minutes"
+    for seed, name in enumerate(("vq-10", "vq-10-gan")):
+        tiny.vq(seed).save_pretrained(output / name)
+        (output / f"{name}-log.jsonl").write_text('{"step": 2, "loss": 1.0, "seconds_per_step": 3.0}\n')
+    details = iter([0.5, 0.5, 0.8, 0.8, 0.5])
+    monkeypatch.setattr(quality, "detail_ratios", lambda images, originals: torch.full((4,), next(details, 1.0)))
+    monkeypatch.setattr(comparison, "train", lambda recipe: None)
+    monkeypatch.setattr(comparison, "seconds_of", lambda *_: [1.0, 1.0])
+    comparison.measure("vq-10-gan", output, tmp_path / "validation", 4)
+    (first, *others) = json.loads((output / "vq-10-gan.json").read_text())["rows"]
+    assert first[0] == "vq-10-gan" and [row[0] for row in others] == ["  vq-10 and unsharp mask", "  vq-10 and noise"]
 
 
 @pytest.mark.slow
@@ -117,6 +138,7 @@ def test_each_has_its_own_steps_and_other_minutes_other_ones(tmp_path, monkeypat
         trained.append((Path(recipe["output"]), recipe["steps"], recipe["eval_steps"]))
 
     monkeypatch.setattr(comparison, "train", train)
+    monkeypatch.setattr(comparison, "measure", lambda *_: None)
     (tmp_path / "seconds.json").write_text(json.dumps({"lfq-10": [1.0, 1.0], "vq-13-gan": [1.0, 2.0]}))
     for minutes in ("40", "4.5"):
         with pytest.raises(SystemExit, match="must be a folder with images"):  # the held-out ones

@@ -6,6 +6,7 @@ import torch
 from measuring import median_ratio
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", benchmark.CASES)
 def test_the_plain_loop_has_the_same_losses(tmp_path, case):
     watch = benchmark.compare(tmp_path, case, size=16, rows=2, steps=3)

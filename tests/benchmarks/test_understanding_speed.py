@@ -64,6 +64,7 @@ def test_the_plain_loop_and_generate_give_equal_ids(device):
     assert torch.equal(ours, plain_understanding.plain_answer(pipeline.model, ids, 12))
 
 
+@pytest.mark.slow
 def test_the_plain_loop_matches_the_recorded_ids(reference, reference_model):
     for case in range(2):
         ids, new_ids = (reference.tensors[f"mmu.{case}.{name}"] for name in ("ids_in", "new_ids"))

@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import small_world
+import tiny
 import torch
 from benchmarks import world
+from benchmarks.pictures import generators
 from benchmarks.world_judging import Wish
 from benchmarks.world_prompts import KINDS, Prompt
 from benchmarks.world_results import Results
@@ -86,6 +89,9 @@ def test_hashes_are_of_contents(tmp_path):
         save_file({"weight": torch.full((3,), value)}, tmp_path / name / "model" / "model.safetensors")
     one, two, three = (weights_hash(tmp_path / name) for name in ("one", "two", "three"))
     assert one == two != three
+    (tmp_path / "two" / "decoder").mkdir()
+    save_file({"weight": torch.zeros(3)}, tmp_path / "two" / "decoder" / "model.safetensors")
+    assert weights_hash(tmp_path / "two") != one == weights_hash(tmp_path / "two", without="decoder")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="`path` must be a file, or a folder with"):
         weights_hash(tmp_path / "empty")
@@ -196,3 +202,19 @@ def test_the_judge_alone_needs_no_model(world_folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         world.main(arguments_of(world_folder, tmp_path, "--scheduler", "nothing"))
     assert "`--scheduler` must be one of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("with_decoder", [False, True])
+def test_the_ceiling_is_decoded_as_the_images_of_the_pipeline(with_decoder):
+    pipe = tiny.pipeline(tiny.processor())
+    if with_decoder:
+        pipe.register_modules(image_decoder=tiny.image_decoder())
+    benchmark = SimpleNamespace(pipe=pipe, options=SimpleNamespace(seed=5))
+    images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = world.Benchmark.through_tokens(benchmark, images, batch_size=2)
+    tokens = pipe.image_tokenizer.encode(images).image_tokens
+    expected = [
+        pipe.decode_pixels(one[None], generator) for one, generator in zip(tokens, generators(5, 5), strict=True)
+    ]
+    assert torch.allclose(found, torch.cat(expected), atol=1e-5)
+    assert torch.allclose(found, pipe.decode_pixels(tokens, decoder_steps=0), atol=1e-3) != with_decoder

@@ -18,6 +18,7 @@ def table(text):
     return dict([cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:])
 
 
+@pytest.mark.slow
 def test_known_tokens_and_pixels_stay_and_nothing_is_measured_twice(world_folder, tmp_path, capsys):
     arguments = [*small_world.arguments_of(world_folder), "--output", str(tmp_path), "--count", "3", "--steps", "2"]
     world_editing.main(arguments)

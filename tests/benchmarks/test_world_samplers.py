@@ -44,6 +44,7 @@ def test_a_sampler_keeps_what_the_model_has_set():
     assert sampling.file_stem("entropy-bound, 16 nats") == "entropy-bound-16-nats"
 
 
+@pytest.mark.slow
 def test_each_sampler_is_measured_once_and_plotted(world_folder, tmp_path, capsys):
     plot, results = tmp_path / "plot.png", tmp_path / "results"
     arguments = arguments_of(world_folder, results, "--steps", "1", "2", "--guidance", "1")
