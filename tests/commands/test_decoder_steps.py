@@ -81,11 +81,11 @@ def test_they_are_among_the_settings_of_a_folder_of_images(model, taught_folder,
 
 
 @pytest.mark.parametrize("command", [*COMMANDS.values(), ["chat"]], ids=lambda words: words[0])
-def test_a_model_without_a_decoder_takes_no_steps(command, refused):
+def test_a_model_without_a_decoder_takes_no_steps(command, taught_folder, refused):
     paint("photo.png")
     output = ["-o", "."] if command == ["chat"] else ["-o", "out.png"]
     refused(
-        [*command, *output, "--decoder-steps", "3", "--device", "cpu"],
+        [*command, *output, "--model", taught_folder, "--decoder-steps", "3", "--device", "cpu"],
         "`--decoder-steps` must be 0 for a model without a diffusion decoder, got 3",
     )
     for wrong in ("-1", "1001", "two"):
@@ -112,8 +112,9 @@ def test_files_that_name_no_decoder(found, tmp_path):
     assert read_saved_model(str(tmp_path)).has_image_decoder is False
 
 
-def test_info_names_the_decoder(model):
+def test_info_names_the_decoder(model, taught_folder):
     facts = model_facts(Path(model))
     assert (facts["image_decoder"], facts["decoder_steps"]) == ("ShowoDiffusionDecoder", 2)
     assert read_saved_model(model).has_image_decoder is True
-    assert "image_decoder" not in model_facts(Path(EMBEDDED_MODEL))
+    assert model_facts(Path(EMBEDDED_MODEL))["image_decoder"] == "ShowoDiffusionDecoder"
+    assert "image_decoder" not in model_facts(Path(taught_folder))

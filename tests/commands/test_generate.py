@@ -177,6 +177,7 @@ def test_a_terminal_sees_progress_unless_quiet(monkeypatch, capfd):
     assert told.startswith("loading the embedded model ...\n") and "4/4" in told
 
 
+@pytest.mark.slow
 def test_a_seed_repeats_an_image_alone_and_in_a_batch(capfd):
     prompt = "anything"  # leaves open what is shown, so another seed gives another image
     for output, more in [

@@ -4,6 +4,7 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
 import tiny
 import torch
 from safetensors.torch import save_file
@@ -35,6 +36,7 @@ def test_info_as_json_and_as_text(capsys):
     assert f"{model['parameters']:,}" in text
 
 
+@pytest.mark.slow
 def test_check_makes_an_image_on_every_device(monkeypatch, capsys):
     assert cli.main(["info", "--check", "--json"]) == cli.GOOD
     facts = json.loads(capsys.readouterr().out)

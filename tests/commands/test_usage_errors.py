@@ -310,6 +310,7 @@ def words_of(line: str) -> list[str]:
     return [re.sub(r"LENGTH(\d+)(\.\w+)", lambda m: "x" * (int(m[1]) - len(m[2])) + m[2], word) for word in words]
 
 
+@pytest.mark.slow
 def test_usage_errors_come_before_torch(files):
     before = {path: path.stat().st_mtime_ns for path in files.rglob("*")}
     command = [sys.executable, "-c", RUN_EACH_IN_A_FORK, COMMAND.parent]

@@ -66,6 +66,7 @@ def files_of(folder: Path, pattern="*") -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob(pattern) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_only_a_folder_with_code_has_code(folder):
     plain = folder.parent / "without"
     assert not files_of(plain, "*.py")

@@ -136,7 +136,7 @@ def test_half_precision_is_close(backbone, dtype, tolerance, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:_compile flag", "ignore:flex_attention called without")
-@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)])
 def test_attention_can_be_chosen_on_loading_and_later(model, implementation, tmp_path):
     expected = all_logits(model)
     model.save_pretrained(tmp_path)

@@ -256,6 +256,7 @@ def test_a_pipeline_can_be_shared_by_eight_threads(kind):
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
+@pytest.mark.slow
 def test_pipelines_with_a_shared_scheduler_can_run_in_threads():
     complete = make_pipeline(ShowoT2IPipeline)
     pipes = [complete, ShowoInpaintPipeline.from_pipe(complete), ShowoImg2ImgPipeline.from_pipe(complete)]
@@ -287,6 +288,7 @@ def test_callbacks_in_threads_change_only_their_own_call():
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
+@pytest.mark.slow
 def test_answers_can_run_in_threads():
     """Questions and mixed answers also encode and decode text with the shared tokenizer."""
     mixed = random_chat_pipeline()

@@ -55,6 +55,7 @@ def has_word(text: str, word: str) -> bool:
     return re.search(rf"\b{word}\b", text) is not None
 
 
+@pytest.mark.slow
 def test_images_show_the_colours_of_their_prompts_on_white(images):
     asked = {text: colours for text, colours in PROMPTS.items() if colours}
     right = {text: all(share(images[text], one).mean() > CLEAR for one in asked[text]) for text in asked}
@@ -114,6 +115,7 @@ def test_an_answer_of_text_and_images_names_and_shows_what_was_asked_for(pipe):
     assert share(images[0], "red").mean() > CLEAR or share(images[1], "blue").mean() > CLEAR
 
 
+@pytest.mark.slow
 def test_a_conversation_goes_on_about_the_image_that_was_drawn(pipe):
     talk = ShowoAnyToAnyPipeline(**pipe.components).start()
     generator = torch.Generator().manual_seed(0)

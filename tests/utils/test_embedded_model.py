@@ -12,7 +12,7 @@ from safetensors import safe_open
 from recipes import fresh_model
 from recipes.world.known_words import known_words
 from recipes.world.words import THINGS
-from showo_hf import EMBEDDED_MODEL, ShowoProcessor, ShowoT2IPipeline, ShowoVQTokenizer
+from showo_hf import EMBEDDED_MODEL, ShowoDiffusionDecoder, ShowoProcessor, ShowoT2IPipeline, ShowoVQTokenizer
 from showo_hf.training.image_tokenizers import tokenizer_config
 from showo_hf.training.recipe_files import load_recipe
 
@@ -61,7 +61,14 @@ def test_the_recipe_makes_its_transformer(root, pipe):
     assert texts[0] == texts[1]
     for name in ("codebook_size", "num_image_tokens", "image_token_offset", "mask_token_id", "tie_word_embeddings"):
         assert getattr(made, name) == getattr(embedded, name), name
-    assert Path(load_recipe("recipes/world/showo-checks.yaml").output).name == FOLDER.name
+    assert Path(load_recipe("recipes/world/showo-wordings.yaml").output).name == FOLDER.name
+
+
+def test_the_recipe_makes_its_diffusion_decoder(root, pipe):
+    recipe, embedded = load_recipe("recipes/world/diffusion_decoder.yaml"), pipe.image_decoder.config
+    assert type(pipe.image_decoder) is ShowoDiffusionDecoder
+    assert {name: getattr(embedded, name) for name in recipe.architecture} == recipe.architecture
+    assert (embedded.num_inference_steps, embedded.low_band_sigma) == (recipe.decoder_steps, recipe.low_band_sigma)
 
 
 def test_its_images_have_12_x_12_tokens_of_8_pixels(pipe):
@@ -79,7 +86,10 @@ def test_weights_are_stored_in_bfloat16_but_the_image_tokenizers_and_load_in_flo
     with safe_open(FOLDER / "model" / "model.safetensors", "pt") as weights:
         dtypes = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}
     assert all(dtype == ("F32" if name.startswith("image_tokenizer.") else "BF16") for name, dtype in dtypes.items())
-    assert {weight.dtype for weight in pipe.model.parameters()} == {torch.float32}
+    with safe_open(FOLDER / "image_decoder" / "model.safetensors", "pt") as weights:
+        assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"BF16"}
+    parts = (pipe.model, pipe.image_decoder)
+    assert {weight.dtype for part in parts for weight in part.parameters()} == {torch.float32}
 
 
 def test_no_file_names_a_folder_of_the_machine_that_made_it():
@@ -96,6 +106,7 @@ def test_the_card_names_its_words_sizes_and_recipe(pipe):
     assert f"hidden size {text.hidden_size}, {text.num_hidden_layers} layers" in words
     assert f"a codebook of {tokenizer.codebook_size:,} entries" in words
     assert f"byte-pair encoding with {len(pipe.processor.tokenizer):,} ids" in words
+    assert f"diffusion decoder | {pipe.image_decoder.config.num_inference_steps} steps" in words
     assert "docs/embedded_model.md" in words and (ROOT / "docs" / "embedded_model.md").is_file()
     with Image.open(FOLDER / "scene.png") as scene:
         assert scene.size == (96, 96)
