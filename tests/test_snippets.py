@@ -59,8 +59,8 @@ COMMANDS_NOT_RUN = {
 MOST_COMMANDS_NOT_RUN = 95
 #: Pages that take more than some seconds: they compile, export, or make many images.
 SLOW = {
-    *("conversion.md", "extending.md", "mixed.md", "models.md", "onnx.md", "samplers.md", "space.md"),
-    *("text_to_image.md", "variations.md"),
+    *("concept.md", "conversion.md", "extending.md", "inpainting.md", "lora.md", "mixed.md", "models.md", "onnx.md"),
+    *("samplers.md", "sharing.md", "space.md", "text_to_image.md", "variations.md"),
 }
 
 

@@ -116,6 +116,7 @@ def test_a_folder_of_images_becomes_a_decoder(images, tokenizer, tmp_path, predi
     assert {"eval_loss_image", "eval_psnr"} <= checks[0].keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "prediction_type",
     ["flow_prediction", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("epsilon", "v_prediction"))],
@@ -147,7 +148,8 @@ def to_pixels(file) -> torch.Tensor:
     return torch.tensor(list(image.tobytes())).view(SIZE, SIZE, 3).movedim(-1, 0) / 127.5 - 1
 
 
-@pytest.mark.parametrize("cached", [pytest.param(0, marks=pytest.mark.slow), 5])
+@pytest.mark.slow
+@pytest.mark.parametrize("cached", [0, 5])
 def test_a_stopped_run_goes_on_to_the_same_weights(images, tokenizer, tmp_path, cached):
     """With a memory, the resumed run has to encode again what the stopped one knew."""
     options = {"mirror": True, "cached_images": cached, "ema_decay": 0.5}
@@ -164,6 +166,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(images, tokenizer, tmp_path, 
         run_recipe(recipe(images, tokenizer, tmp_path / "stopped", image_weight=0.5, **options))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_scale_of_its_first_images(images, tokenizer, tmp_path):
     folder = tmp_path / "images"
     shutil.copytree(images, folder)

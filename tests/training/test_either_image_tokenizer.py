@@ -35,7 +35,9 @@ def test_a_run_takes_a_model_with_a_codebook_of_vectors(pipe, tmp_path):
     assert any("loss_t2i" in row for row in small_run.log_rows(tmp_path))
 
 
-@pytest.mark.parametrize("recipe", ["lora", "concept", "instruct"])
+@pytest.mark.parametrize(
+    "recipe", ["lora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("concept", "instruct"))]
+)
 def test_fine_tuning_takes_a_model_with_a_codebook_of_vectors(recipe, pipe, tmp_path):
     images = small_run.shared() / "images"
     entries = [
@@ -69,6 +71,7 @@ def test_fine_tuning_takes_a_model_with_a_codebook_of_vectors(recipe, pipe, tmp_
         assert pipe.get_active_adapters()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lfq", "vq", "llama"])
 def test_a_stage_starts_with_either(kind, tmp_path):
     tokenizer = tiny.text_tokenizer()

@@ -50,7 +50,7 @@ def bad_steps(folder, step: int) -> dict[str, int]:
     return json.loads((folder / "out-checkpoints" / f"checkpoint-{step}" / "trainer.json").read_text())["bad_steps"]
 
 
-@pytest.mark.parametrize("value", [math.nan, 1e6])
+@pytest.mark.parametrize("value", [math.nan, pytest.param(1e6, marks=pytest.mark.slow)])
 def test_skipped_steps_leave_the_weights_as_they_are(tmp_path, scaled, multiplied, value):
     scaled(16.0)
     multiplied({2, 3}, value)

@@ -58,7 +58,7 @@ def run(tmp_path, data, **changes):
     return small_run.run(tmp_path, **{**ENTRIES, "data": data, **changes})
 
 
-@pytest.mark.parametrize("kind", ["folders", "table"])
+@pytest.mark.parametrize("kind", ["folders", pytest.param("table", marks=pytest.mark.slow)])
 def test_labelled_images_become_a_classifier(tmp_path, folder, table, kind):
     data = str(folder) if kind == "folders" else {"path": str(table), "text_column": "label"}
     output = run(

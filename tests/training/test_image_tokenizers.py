@@ -347,6 +347,7 @@ def test_a_size_of_the_schedule_that_the_tokenizer_cannot_halve_is_refused():
         tokenizer_config(config)
 
 
+@pytest.mark.slow
 def test_images_have_the_size_of_the_step(images, tmp_path, monkeypatch):
     seen = []
     original = TokenizerLosses.of
@@ -402,7 +403,7 @@ def vq_recipe(images, output, **changes):
     return load_recipe("vq-tokenizer", [f"{key}={json.dumps(value)}" for key, value in entries.items()])
 
 
-@pytest.mark.parametrize("learning", ["ema", "gradient"])
+@pytest.mark.parametrize("learning", ["ema", pytest.param("gradient", marks=pytest.mark.slow)])
 def test_a_folder_of_images_becomes_a_tokenizer_with_a_codebook(images, tmp_path, learning):
     output = tmp_path / "tokenizer"
     run_recipe(vq_recipe(images, output, codebook_learning=learning, steps=40, learning_rate=0.003))
@@ -460,7 +461,7 @@ def test_the_adaptive_weight_needs_the_last_layer(images, tmp_path):
     assert recipe(images, tmp_path / "out", trained="encoder", discriminator={"channels": 8}).trained == "encoder"
 
 
-@pytest.mark.parametrize("norm", ["group", "spectral"])
+@pytest.mark.parametrize("norm", ["group", pytest.param("spectral", marks=pytest.mark.slow)])
 def test_the_discriminator_computes_in_mixed_precision(images, tmp_path, monkeypatch, norm):
     seen = []
     original = PatchDiscriminator.forward

@@ -303,6 +303,7 @@ def test_samples_show_the_prompts_and_the_questions(tmp_path):
     assert "a red apple" in card and "what is this?" in card
 
 
+@pytest.mark.slow
 def test_samples_do_not_change_the_training(tmp_path):
     common = (f"data={shared() / 'images'}", "steps=3", "batch_size=2")
     plain = train("finetune", tmp_path / "plain", *common)

@@ -128,6 +128,7 @@ def test_runs_that_are_killed_20_times_give_the_same_weights(tmp_path, workers):
     assert first.read_bytes() == second.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_after_each_step_gives_the_same_weights(tmp_path, validated):
     options = small_run.validated(save_steps=3)
     for step in range(1, 6):
@@ -155,6 +156,7 @@ def test_the_time_of_a_step_is_right_after_a_run_was_resumed(tmp_path, monkeypat
     assert seconds[5] >= 0.5 and seconds[6] >= 0.5
 
 
+@pytest.mark.slow
 def test_dropout_makes_the_random_state_matter(tmp_path, whole, monkeypatch):
     """If this fails, the tests above do not show that the random state is restored."""
     with pytest.raises(Unfinished):
@@ -167,6 +169,7 @@ def test_dropout_makes_the_random_state_matter(tmp_path, whole, monkeypatch):
 # Two runs
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_at_once_and_disturbs_nothing(tmp_path, monkeypatch):
     first = tmp_path / "first"
     first.mkdir()
@@ -324,7 +327,7 @@ def send_when(ready, number: int) -> threading.Thread:
     ("moment", "number"),
     [
         ("build_trainer", signal.SIGINT),
-        ("evaluate", signal.SIGTERM),
+        pytest.param("evaluate", signal.SIGTERM, marks=pytest.mark.slow),
         ("training_step", signal.SIGTERM),
         pytest.param("validation_parts", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("save_checkpoint", signal.SIGTERM, marks=pytest.mark.slow),
@@ -359,6 +362,7 @@ def test_a_signal_at_any_moment_stops_a_run_that_can_be_resumed(tmp_path, valida
     assert without_times(small_run.log_rows(validated)) == without_times(small_run.log_rows(tmp_path / "stopped"))
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_ends_at_once_without_damage(tmp_path, whole, monkeypatch):
     """In the worst place: while files of a checkpoint are written."""
     folder = tmp_path / "run"
@@ -444,7 +448,7 @@ def poison(monkeypatch, batches: set[int], value: float, what: str = "loss"):
 
 @pytest.mark.parametrize(
     ("value", "options"),
-    [(float("nan"), {}), (1e6, {"bad_step_norm": 1e3})],
+    [(float("nan"), {}), pytest.param(1e6, {"bad_step_norm": 1e3}, marks=pytest.mark.slow)],
     ids=["nan", "exploding"],
 )
 def test_a_bad_step_stops_the_run_and_names_its_samples(tmp_path, whole, monkeypatch, value, options):
@@ -461,7 +465,9 @@ def test_a_bad_step_stops_the_run_and_names_its_samples(tmp_path, whole, monkeyp
     assert same_result(whole, tmp_path / "run")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
+@pytest.mark.parametrize(
+    "value", [float("nan"), *(pytest.param(value, marks=pytest.mark.slow) for value in (float("inf"), 1e6))]
+)
 def test_skipped_steps_leave_the_weights_as_they_are(tmp_path, monkeypatch, capsys, value):
     seen = poison(monkeypatch, {2, 3}, value)
     options = {"bad_step": "skip", "bad_step_norm": 1e3, "save_steps": 1, "save_total_limit": 10, "steps": 4}

@@ -79,6 +79,7 @@ def test_two_runs_give_the_same_files(finished, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_max_minutes_stops_and_the_same_command_continues(tmp_path, finished):
     with pytest.raises(Unfinished) as caught:
         small_run.run(tmp_path, max_minutes=1e-9)
@@ -101,6 +102,7 @@ def test_an_error_of_the_card_does_not_cost_the_result(folder, finished, monkeyp
     assert "showo-hf: README.md of the result could not be written: no font was found" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_a_run_writes_lies_beside_an_output_with_a_slash_at_its_end(tmp_path):
     """Also the events and samples, so that a stopped run can go on."""
     options = {"output": f"{tmp_path / 'out'}/", "steps": 2, "prompts": ["a red apple"], "report_to": "tensorboard"}
@@ -137,6 +139,7 @@ def test_other_options_than_those_of_the_checkpoint_are_refused(folder, not_load
     assert small_run.files_of(folder) == before
 
 
+@pytest.mark.slow
 def test_options_that_do_not_change_the_weights_may_change(tmp_path, finished):
     with pytest.raises(Unfinished):
         small_run.run(tmp_path, max_minutes=1e-9)
@@ -165,6 +168,7 @@ def test_options_that_do_not_change_the_weights_may_change(tmp_path, finished):
     assert [row["step"] for row in rows if "eval_loss" in row] == [3, 6]
 
 
+@pytest.mark.slow
 def test_keep_best_may_be_switched_on_later(tmp_path):
     options = small_run.validated(eval_steps=1, steps=4)
     with pytest.raises(Unfinished):
@@ -174,6 +178,7 @@ def test_keep_best_may_be_switched_on_later(tmp_path):
     assert best["step"] > 1
 
 
+@pytest.mark.slow
 def test_losses_of_other_validation_data_are_not_compared(tmp_path):
     """Texts count a tenth, so no loss of images is lower."""
     images = str(small_run.shared() / "images")
@@ -186,6 +191,7 @@ def test_losses_of_other_validation_data_are_not_compared(tmp_path):
     assert before["step"] == 1 and best["step"] > 1 and best["loss"] > 2 * before["loss"]
 
 
+@pytest.mark.slow
 def test_a_periodic_push_has_the_best_weights_so_far(tmp_path, hub_here):
     """The learning rate spoils the weights. The training goes on as without a push."""
     options = small_run.validated(eval_steps=1, steps=4, learning_rate=1.0, warmup_steps=1, ema_decay=None)

@@ -265,7 +265,7 @@ def test_early_stop(tmp_path):
     assert small_run.same_weights(weights, final(tmp_path))
 
 
-@pytest.mark.parametrize("keep_best", [True, False])
+@pytest.mark.parametrize("keep_best", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_card_shows_samples_of_the_result(tmp_path, keep_best):
     """After an early stop, with the best weights, and when a finished run is repeated."""
     options = small_run.validated(eval_steps=1, learning_rate=1.0, ema_decay=None, warmup_steps=1, early_stop=1)
