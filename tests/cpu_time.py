@@ -1,0 +1,20 @@
+"""Limits of CPU time that a slow machine can keep."""
+
+import time
+from statistics import median
+
+
+USUAL = 0.05  # seconds of `loop` on the machines for which the limits were chosen
+
+
+def loop() -> float:
+    """The CPU time of a million additions."""
+    start, total = time.process_time(), 0
+    for number in range(10**6):
+        total += number
+    return time.process_time() - start
+
+
+def limit(seconds: float) -> float:
+    """As many seconds of CPU time, and more on a machine that now takes longer than `USUAL` for the same loop."""
+    return seconds * max(1.0, median(loop() for _ in range(3)) / USUAL)
