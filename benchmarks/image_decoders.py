@@ -26,7 +26,16 @@ from statistics import median
 
 import numpy as np
 import torch
-from benchmarks.image_tokenizer_quality import as_detailed, as_in_a_file, band_error, detail_ratios, noisy, unsharp
+from benchmarks.image_tokenizer_quality import (
+    as_detailed,
+    as_in_a_file,
+    band_error,
+    detail_ratios,
+    encoded,
+    noisy,
+    tokens_back,
+    unsharp,
+)
 from benchmarks.measuring import print_table
 from benchmarks.pictures import generators, to_image
 from benchmarks.world_detector import Detector, load_detector
@@ -60,15 +69,6 @@ def right_scenes(judge: Detector, images: torch.Tensor, scenes: list[Scene]) -> 
     return sum(right) / len(right)
 
 
-@torch.no_grad()
-def tokens_back(tokenizer: ShowoImageTokenizer, images: torch.Tensor, originals: torch.Tensor) -> float:
-    """The share of the tokens of the originals, (images, 3, H, W), that other images of the same shape have, too."""
-    encoded = [
-        torch.cat([tokenizer.encode(part).image_tokens for part in some.split(32)]) for some in (images, originals)
-    ]
-    return (encoded[0] == encoded[1]).float().mean().item()
-
-
 # Decoding
 
 
@@ -99,7 +99,7 @@ def seconds_for_one(function: Callable[[], object], repeats: int = 7) -> float:
 @torch.no_grad()
 def print_times(
     tokenizer: ShowoImageTokenizer,
-    decoders: dict[str, ShowoDiffusionDecoder],
+    decoders: dict[Path, ShowoDiffusionDecoder],
     tokens: torch.Tensor,
     steps: list[int] | None,
 ):
@@ -107,7 +107,7 @@ def print_times(
     Print how long the plain decoding of an image takes, and the size of each diffusion decoder and how long it takes.
 
     Args:
-        decoders: by name, which is the folder.
+        decoders: by their folders.
         tokens: the tokens of the image, (1, h, w).
         steps: numbers of steps; by default each decoder's own.
     """
@@ -116,15 +116,15 @@ def print_times(
         return tokenizer.decode(tokens).sample.clamp(-1, 1)
 
     print(f"plain decoder: one image, {torch.get_num_threads()} thread(s): {seconds_for_one(plain):.3f} s")
-    for name, decoder in decoders.items():
+    for folder, decoder in decoders.items():
         weights = sum(weight.numel() for weight in decoder.parameters())
-        file, zipped = sizes(Path(name))
-        print(f"{name}: {weights:,} weights, file {file / 1e6:.1f} MB, in the wheel {zipped / 1e6:.1f} MB")
+        file, zipped = sizes(folder)
+        print(f"{folder}: {weights:,} weights, file {file / 1e6:.1f} MB, in the wheel {zipped / 1e6:.1f} MB")
         for number in steps_of(decoder, steps):
             took = seconds_for_one(
                 lambda decoder=decoder, number=number: decoder.decode(tokenizer.codes_of(tokens), plain(), number)
             )
-            print(f"{name}: one image, the plain decoding and {number} steps: {took:.3f} s")
+            print(f"{folder}: one image, the plain decoding and {number} steps: {took:.3f} s")
 
 
 def make_sheets(folder: Path, ways: dict[str, torch.Tensor], styles: np.ndarray):
@@ -161,7 +161,7 @@ def with_captions(rows: dict[str, list[Image.Image]]) -> Image.Image:
 
 def decoded(
     tokenizer: ShowoImageTokenizer,
-    decoders: dict[str, ShowoDiffusionDecoder],
+    decoders: dict[Path, ShowoDiffusionDecoder],
     originals: torch.Tensor,
     steps: list[int] | None,
 ) -> dict[str, torch.Tensor]:
@@ -169,18 +169,27 @@ def decoded(
     The original images, what the tokenizer's own decoder makes of their tokens, and the images of each diffusion decoder.
 
     Args:
-        decoders: by name.
+        decoders: by their folders.
         steps: numbers of steps; by default each decoder's own.
     """
+    tokens = encoded(tokenizer, originals)
     with torch.no_grad():
-        tokens = torch.cat([tokenizer.encode(part).image_tokens for part in originals.split(32)])
         plain = torch.cat([tokenizer.decode(part).sample for part in tokens.split(32)]).clamp(-1, 1)
         codes = tokenizer.codes_of(tokens)
     ways = {"original": originals, "plain decoder": as_in_a_file(plain)}
-    for name, decoder in decoders.items():
+    for name, decoder in zip(names(list(decoders)), decoders.values(), strict=True):
         for number in steps_of(decoder, steps):
-            ways[f"diffusion decoder {name}, {number} steps"] = as_in_a_file(decode_all(decoder, codes, plain, number))
+            ways[f"{name}, {number} steps"] = as_in_a_file(decode_all(decoder, codes, plain, number))
     return ways
+
+
+def names(folders: list[Path]) -> list[str]:
+    """What decoders are called in tables: by the last part of each folder, or by its path if some last parts are equal."""
+    if len(folders) == 1:
+        return ["diffusion decoder"]
+    short = [folder.name for folder in folders]
+    told = short if len(set(short)) == len(short) else folders
+    return [f"diffusion decoder {name}" for name in told]
 
 
 def steps_of(decoder: ShowoDiffusionDecoder, steps: list[int] | None) -> list[int]:
@@ -225,9 +234,10 @@ def table(
     """The rows of the table: the measures of each way to decode, and of the plain decoder's images made as detailed."""
     rows = []
     originals, plain = shown["original"], shown["plain decoder"]
+    tokens = encoded(tokenizer, originals)
     for name, images in with_baselines(shown).items():
         right = f"{100 * right_scenes(judge, images, scenes):.1f}%" if judge else "not measured"
-        back = f"{100 * tokens_back(tokenizer, images, originals):.1f}%"
+        back = tokens_back(tokenizer, images, tokens)
         rows.append([name, *quality_row(images, originals, plain, styles), back, right])
     return rows
 
@@ -263,8 +273,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(str(error))
     tokenizer = load_tokenizer(options.model)
     decoders = {
-        str(folder): ShowoDiffusionDecoder.from_pretrained(folder, dtype=torch.float32).eval()
-        for folder in options.decoder
+        folder: ShowoDiffusionDecoder.from_pretrained(folder, dtype=torch.float32).eval() for folder in options.decoder
     }
     judge = load_detector(judge_file) if judge_file else None
     for kind, what, folder in (

@@ -9,6 +9,7 @@ and the minutes that they took. If you stop the command, it goes on where it sto
 Results lie in a folder for each number of minutes. image_tokenizer_quality.py makes the table, on images held out of the
 training, when a tokenizer is trained; the plot shows their PSNR over the minutes of training steps. Table, plot and sheet
 need `NAME.json`, `NAME-log.jsonl` and `NAME.png` alone, so you can move these to another machine, and go on there.
+`NAME-gan` is compared with `NAME`, so its training also needs the folder `NAME`.
 
 "-gan" is the package's default recipe, `lfq-tokenizer` or `vq-tokenizer`, with all its losses: the discriminator's features
 stand in for LPIPS, whose weights are not part of the package. The others are the same with `discriminator=null`, so L1 is
@@ -30,9 +31,12 @@ import torch
 import yaml
 from benchmarks.image_tokenizer_quality import HEADER, load_images, load_tokenizer, quality, table
 from benchmarks.measuring import print_table
+from benchmarks.world_results import write_json
 from matplotlib.figure import Figure
 from PIL import Image
 
+from recipes.file_hashes import files_hash
+from showo_hf.commands.errors import UsageError
 from showo_hf.training.logs import RunLog
 from showo_hf.utils.argument_types import finite_number, positive_integer
 from showo_hf.utils.cpu_features import computes_bfloat16
@@ -173,7 +177,7 @@ def plot(output: Path, done: list[str]) -> Path:
     axes = figure.subplots()
     colours = dict(zip([f"{kind}-{bits}" for kind in KINDS for bits in BITS], ("C0", "C1", "C2", "C3"), strict=True))
     for name in done:
-        base = name.removesuffix("-gan")
+        base = base_of(name)
         axes.plot(*curve(output / f"{name}-log.jsonl"), "--" if name != base else "-", color=colours[base], label=name)
     axes.set_xlabel("minutes of training steps")
     axes.set_ylabel("PSNR of held-out images, dB")
@@ -185,20 +189,29 @@ def plot(output: Path, done: list[str]) -> Path:
 
 def measure(name: str, output: Path, images: Path, count: int) -> None:
     """
-    Write the rows of a trained tokenizer, and its images for the sheet, beside its folder, which is not needed any more.
+    Write the rows of a trained tokenizer, and its images for the sheet, beside its folder.
 
     A tokenizer with a discriminator is compared with the one without: its images, made as detailed in two cheap ways.
     """
-    base = output / name.removesuffix("-gan")
-    paths = [str(one) for one in dict.fromkeys((base, output / name)) if (one / "config.json").exists()]
-    rows = table(paths, images, SIZE, count)
+    paths = dict.fromkeys(str(output / one) for one in (base_of(name), name))
+    rows = table(list(paths), images, SIZE, count)
     at = next(at for at, row in enumerate(rows) if row[0] == str(output / name))
     rows = [[row[0].replace(f"{output}/", ""), *row[1:]] for row in rows[at:]]
     originals, tokenizer = load_images(images, SIZE, SHEET_IMAGES), load_tokenizer(str(output / name))
     with torch.no_grad():
         made = tokenizer.decode(tokenizer.encode(originals).image_tokens).sample.clamp(-1, 1)
     in_a_row(made).save(output / f"{name}.png")
-    rows_file(output, name).write_text(json.dumps({"images": count, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+    write_json(rows_file(output, name), {**measured_on(images, count), "rows": rows})
+
+
+def base_of(name: str) -> str:
+    """The name of the same tokenizer without a discriminator."""
+    return name.removesuffix("-gan")
+
+
+def measured_on(images: Path, count: int) -> dict[str, Any]:
+    """What the rows of all tokenizers must have in common: the number of held-out images, and a hash of all of them."""
+    return {"images": count, "held_out": files_hash(images, ("*.png",))}
 
 
 def rows_file(output: Path, name: str) -> Path:
@@ -223,6 +236,33 @@ def sheet(output: Path, done: list[str], images: Path) -> Path:
     return output / "sheet.png"
 
 
+def check(output: Path, wanted: list[str], measured: dict[str, Any]) -> None:
+    """
+    Check what would otherwise fail after a training.
+
+    Args:
+        output: the folder of the results.
+        wanted: the tokenizers that are to be trained, in this order.
+        measured: what their rows are measured on, see [`measured_on`].
+
+    Raises:
+        UsageError: if rows that are there were measured on other images, or if a tokenizer has nothing to compare with.
+    """
+    for name in names():
+        file = rows_file(output, name)
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else measured
+        for key, option in (("images", "--count"), ("held_out", "--data")):
+            if found[key] != measured[key]:
+                raise UsageError(
+                    f"argument {option}: must give the held-out images of {file}, which has {key} {found[key]!r}, got "
+                    f"{measured[key]!r}"
+                )
+    for name in wanted:
+        base = base_of(name)
+        if base not in wanted and not (output / base / "config.json").exists():
+            raise UsageError(f"argument --only: {name} is compared with {base}, but {output / base} is not there")
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Compare image tokenizers after trainings of equal length.")
     parser.add_argument("--data", type=Path, required=True, help="a folder with the folders `train` and `validation`")
@@ -237,20 +277,19 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"argument --minutes: must be above 0, got {options.minutes:g}")
     output = options.output / f"{options.minutes:g}-minutes"
     held_out = options.data / "validation"
-    for name in options.only:
-        if not rows_file(output, name).exists():
-            steps = steps_of(seconds_of(name, options.data, options.output), options.minutes)
-            train(validated(recipe_of(name, options.data, output, steps), options.data))
-            measure(name, output, held_out, options.count)
+    try:
+        wanted = [name for name in names() if name in options.only and not rows_file(output, name).exists()]
+        check(output, wanted, measured_on(held_out, options.count))
+    except (FileNotFoundError, UsageError) as error:
+        parser.error(str(error))
+    for name in wanted:
+        steps = steps_of(seconds_of(name, options.data, options.output), options.minutes)
+        train(validated(recipe_of(name, options.data, output, steps), options.data))
+        measure(name, output, held_out, options.count)
     done = [name for name in names() if rows_file(output, name).exists()]
     rows = []
     for name in done:
-        found = json.loads(rows_file(output, name).read_text(encoding="utf-8"))
-        if found["images"] != options.count:
-            parser.error(
-                f"argument --count: must be {found['images']}, as for the rows of {name}, got {options.count}"
-            )
-        first, *others = found["rows"]
+        first, *others = json.loads(rows_file(output, name).read_text(encoding="utf-8"))["rows"]
         rows += [first + length(output / f"{name}-log.jsonl"), *([*row, "", ""] for row in others)]
     originals = load_images(held_out, SIZE, options.count)
     rows.append(["white images", *quality(torch.ones_like(originals), originals), "", "", "", "", ""])

@@ -83,16 +83,20 @@ def batches(values: torch.Tensor, size: int = 32) -> Iterator[torch.Tensor]:
 
 
 @torch.no_grad()
-def reconstructed(tokenizer: ShowoImageTokenizer, originals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """The decoded images, their tokens, and the share of tokens that come back."""
-    images, tokens, back = [], [], []
-    for pixels in batches(originals):
-        ids = tokenizer.encode(pixels).image_tokens
-        decoded = as_in_a_file(tokenizer.decode(ids).sample)
-        back.append((tokenizer.encode(decoded).image_tokens == ids).flatten())
-        images.append(decoded)
-        tokens.append(ids.flatten())
-    return torch.cat(images), torch.cat(tokens), torch.cat(back).double().mean().item()
+def encoded(tokenizer: ShowoImageTokenizer, images: torch.Tensor) -> torch.Tensor:
+    """The tokens (images, h, w) of images (images, 3, H, W)."""
+    return torch.cat([tokenizer.encode(pixels).image_tokens for pixels in batches(images)])
+
+
+@torch.no_grad()
+def decoded(tokenizer: ShowoImageTokenizer, tokens: torch.Tensor) -> torch.Tensor:
+    """The images (images, 3, H, W) of tokens (images, h, w)."""
+    return torch.cat([as_in_a_file(tokenizer.decode(ids).sample) for ids in batches(tokens)])
+
+
+def tokens_back(tokenizer: ShowoImageTokenizer, images: torch.Tensor, tokens: torch.Tensor) -> str:
+    """The share of tokens (images, h, w) that images of them, (images, 3, H, W), have when they are encoded again."""
+    return f"{(encoded(tokenizer, images) == tokens).double().mean().item():.1%}"
 
 
 def quality(images: torch.Tensor, originals: torch.Tensor) -> list[str]:
@@ -149,9 +153,10 @@ def table(paths: list[str], folder: Path, size: int | None, count: int | None) -
         tokenizer = load_tokenizer(path)
         if originals is None:
             originals = load_images(folder, size or tokenizer.config.sample_size, count)
-        images, tokens, back = reconstructed(tokenizer, originals)
-        codes = code_use(tokens, tokenizer.config.codebook_size)
-        rows.append([path, *quality(images, originals), *codes, f"{back:.1%}"])
+        tokens = encoded(tokenizer, originals)
+        images = decoded(tokenizer, tokens)
+        codes = code_use(tokens.flatten(), tokenizer.config.codebook_size)
+        rows.append([path, *quality(images, originals), *codes, tokens_back(tokenizer, images, tokens)])
         detail = detail_ratios(images, originals).mean().item()
         if first is None:
             first = images

@@ -54,23 +54,27 @@ def make(
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """
     Make images (N, 3, H, W) in [-1, 1], as [`generate`] does. Also returns what they cost: "steps_run", the mean steps
-    that an image takes alone, and "seconds_a_step", the mean seconds of an image and step.
+    that an image takes alone, "seconds_a_step", the mean seconds of an image and step, and "seconds_decoding", those of an
+    image after its last step.
     """
-    images, seconds, steps, steps_of_batches = [], [], [], 0
+    images, steps = [], []
+    seconds, decoding, steps_of_batches = 0.0, 0.0, 0
     for first in range(0, len(prompts), batch_size):
         chunk = prompts[first : first + batch_size]
         unfinished: list[torch.BoolTensor] = []
+        times = [time.perf_counter()]  # at the start, and after each step
 
-        def note(its_pipe, step, timestep, tensors, unfinished=unfinished):
+        def note(its_pipe, step, timestep, tensors, unfinished=unfinished, times=times):
             unfinished.append((tensors["latents"] == its_pipe.mask_token_id).flatten(1).any(1))
+            times.append(time.perf_counter())
 
-        start = time.perf_counter()
         images.append(generate(pipe, chunk, seed + first, len(chunk), callback_on_step_end=note, **options))
-        seconds.append(time.perf_counter() - start)
+        decoding += time.perf_counter() - times[-1]
+        seconds += times[-1] - times[0]
         steps_of_batches += len(unfinished) * len(chunk)
         steps += steps_alone(unfinished)
-    cost = {"seconds_a_step": sum(seconds) / steps_of_batches, "steps_run": statistics.mean(steps)}
-    return torch.cat(images), cost
+    cost = {"seconds_a_step": seconds / steps_of_batches, "seconds_decoding": decoding / len(prompts)}
+    return torch.cat(images), cost | {"steps_run": statistics.mean(steps)}
 
 
 def plot(rows: Sequence[Mapping[str, Any]], file: Path, measure: str, title: str):

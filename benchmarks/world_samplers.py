@@ -9,7 +9,7 @@ is not measured again unless the model, the judge or the prompts change.
 
 - Samplers have the guidance scale of the model. Guidance scales are compared for the model's usual sampler, MaskGIT.
 - "Steps run" is the mean of the steps that an image needs alone. In a batch it waits for the slowest image.
-- "Seconds" are those of these steps, at the time that a step takes per image of a batch.
+- "Seconds" are those of these steps and of decoding, at the time that both take per image of a batch.
 - Differences are taken prompt by prompt. Standard errors count combinations that come several times.
 """
 
@@ -99,7 +99,7 @@ class Samplers(Workbench):
         """The columns of `HEAD` for a result."""
         against = "-" if result is reference else self.difference(result, reference)
         shares = (percent(*self.share(result["right"])), against, percent(*self.share(result["as_geneval"])))
-        seconds = result["seconds_a_step"] * result["steps_run"]
+        seconds = result["seconds_a_step"] * result["steps_run"] + result["seconds_decoding"]
         return [f"{result['steps_run']:.1f}", *shares, f"{result['detail']:.2f}", f"{seconds:.2f}"]
 
 

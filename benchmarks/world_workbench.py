@@ -26,7 +26,7 @@ from benchmarks.world_results import Results
 
 from recipes.file_hashes import files_hash, weights_hash
 from recipes.world.objects import Objects, load_objects
-from recipes.world.publish import DECODER, scheduler_settings, weights_settings
+from recipes.world.publish import DECODER, decoder_settings, model_weights, scheduler_settings
 from showo_hf import ShowoT2IPipeline
 from showo_hf.commands.errors import UsageError
 from showo_hf.utils.argument_types import positive_integer, seed_number
@@ -168,20 +168,13 @@ class Workbench:
         model = self.options.model
         if not model:
             return {"model": None, "model_weights": None}
-        weights = weights_settings(Path(model))["model_weights"]
-        return {"model": model, "model_weights": weights, "model_configs": files_hash(model, CONFIGS, DECODER)}
+        hashes = {"model_weights": model_weights(Path(model)), "model_configs": files_hash(model, CONFIGS, DECODER)}
+        return {"model": model, **hashes}
 
     @functools.cached_property
     def decoder_settings(self) -> dict[str, Any]:
-        """The diffusion decoder of the model: a hash of its weights, and its settings; None of what has none."""
-        decoder = self.pipe.image_decoder if self.options.model else None
-        if decoder is None:
-            return {"decoder_weights": None, "decoder_steps": None, "decoder_low_band_sigma": None}
-        return {
-            "decoder_weights": weights_settings(Path(self.options.model))["decoder_weights"],
-            "decoder_steps": decoder.config.num_inference_steps,
-            "decoder_low_band_sigma": decoder.config.low_band_sigma,
-        }
+        """Which diffusion decoder, if the model has one."""
+        return decoder_settings(Path(self.options.model) if self.options.model else None)
 
     @functools.cached_property
     def objects_hash(self) -> str:

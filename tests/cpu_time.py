@@ -15,6 +15,6 @@ def loop() -> float:
     return time.process_time() - start
 
 
-def limit(seconds: float) -> float:
-    """As many seconds of CPU time, and more on a machine that now takes longer than `USUAL` for the same loop."""
-    return seconds * max(1.0, median(loop() for _ in range(3)) / USUAL)
+def within(seconds: float, limit: float) -> bool:
+    """Whether seconds of CPU time are below a limit, which is higher while the machine takes longer than `USUAL`."""
+    return seconds < limit or seconds < limit * median(loop() for _ in range(3)) / USUAL

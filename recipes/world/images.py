@@ -34,11 +34,16 @@ def write_images(
         output: the folder.
         counts: the number of scenes by split.
         seed: seed of the random choices.
-        four_things: the number of scenes of four different things in "train".
+        four_things: the number of scenes of four different things in "train", which `counts` must have then.
+
+    Raises:
+        ValueError: for numbers that are not allowed.
     """
     for split, count in counts.items():
         check_count(split, count)
     check_count("four_things", four_things, least=0)
+    if four_things and "train" not in counts:
+        raise ValueError(f"`counts` must have 'train' with `four_things`, got {counts}.")
 
     def save(scene: Scene, file: Path) -> None:
         Image.fromarray(draw(scene, objects)).save(file)

@@ -1,6 +1,7 @@
 """Write the finished model of the world as a folder that the package can ship. Run from the repository root:
 
-    python -m recipes.world.publish --steps 16 --guidance 1.5 --output checkpoints/published/showo-world
+    python -m recipes.world.publish --decoder checkpoints/world-image-decoder --steps 16 --guidance 1.5 \\
+        --output checkpoints/published/showo-world
     python -m benchmarks.world --model checkpoints/published/showo-world --split test
 
 and then the first command again with `--results runs/world-benchmark`.
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 
-from recipes.file_hashes import weights_hash
+from recipes.file_hashes import files_hash, weights_hash
 from recipes.world.words import THINGS
 from showo_hf import ShowoDiffusionDecoder, ShowoT2IPipeline
 from showo_hf.training.results import cast_weights, tidy_pipeline
@@ -30,7 +31,15 @@ from showo_hf.utils.atomic_folder import atomic_folder
 
 #: Settings that the tables of a card have in common, if they depend on them: what was asked, and who judged.
 SHARED_SETTINGS = ("count", "seed", "objects", "detector_weights", "found_above", "clear_above")
+#: The order of the tables of a card. Others come behind them.
+TABLES = (
+    "Images of unseen combinations", "Images of trained combinations, against unseen ones",
+    "Images of unseen combinations by wording, right", "The judge on scenes of unseen combinations, and a baseline",
+    "Painting one thing over with another", "Questions about real scenes of unseen combinations", "Questions in detail",
+    "Turns of scripted conversations",
+)  # fmt: skip
 DECODER = "image_decoder"  # the folder of a pipeline's diffusion decoder
+DECODER_SETTINGS = ("decoder_weights", "decoder_config")  # of all tables for which images were decoded
 SCENE, SCENE_SEED = "a red apple to the left of a blue car", 0  # the image that the card's questions are about
 CARD = """---
 license: apache-2.0
@@ -99,9 +108,14 @@ sources and licences, and its documentation (`docs/embedded_model.md`) describes
 """
 
 
+def wrapped(text: str) -> str:
+    """A paragraph in lines of at most 119 characters, with each name in one line."""
+    return textwrap.fill(text, 119, break_on_hyphens=False)
+
+
 def words_section(known_words: dict[str, list[str]]) -> str:
     """One paragraph for each group of words."""
-    return "\n\n".join(textwrap.fill(f"**{group}**: {', '.join(words)}", 119) for group, words in known_words.items())
+    return "\n\n".join(wrapped(f"**{group}**: {', '.join(words)}") for group, words in known_words.items())
 
 
 def parts_section(pipe: Any, decoder: ShowoDiffusionDecoder | None) -> str:
@@ -144,10 +158,11 @@ def read_tables(folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def results_section(folder: Path) -> str:
-    """The tables of [`read_tables`]."""
+    """The tables of [`read_tables`], in the order of `TABLES`."""
     _, tables = read_tables(folder)
+    places = {title: place for place, title in enumerate(TABLES)}
     sections = []
-    for title, table in tables.items():
+    for title, table in sorted(tables.items(), key=lambda one: places.get(one[0], len(places))):
         rows = [table["head"], ["---"] * len(table["head"]), *table["rows"]]
         sections.append(f"**{title}**\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows))
     return "".join(f"\n{section}\n" for section in sections)
@@ -159,20 +174,25 @@ def scheduler_settings(scheduler: Any) -> dict[str, Any]:
     return {"name": type(scheduler).__name__, **config}
 
 
-def weights_settings(folder: Path) -> dict[str, str | None]:
-    """Hashes of the weights of a pipeline: of its diffusion decoder, which changes pixels alone, and of the others."""
-    decoder = folder / DECODER
-    return {
-        "model_weights": weights_hash(folder, without=DECODER),
-        "decoder_weights": weights_hash(decoder) if decoder.is_dir() else None,
-    }
+def model_weights(folder: Path) -> str:
+    """A hash of the weights of a pipeline but for its diffusion decoder, which changes pixels alone."""
+    return weights_hash(folder, without=DECODER)
+
+
+def decoder_settings(folder: Path | None) -> dict[str, str | None]:
+    """Hashes of the weights and of the config of a pipeline's diffusion decoder; None of both if it has none."""
+    decoder = folder and folder / DECODER
+    if not decoder or not decoder.is_dir():
+        return dict.fromkeys(DECODER_SETTINGS)
+    return dict(zip(DECODER_SETTINGS, (weights_hash(decoder), files_hash(decoder, ("config.json",))), strict=True))
 
 
 def settings_of(folder: Path, pipe: Any) -> dict[str, Any]:
     """What benchmarks.world writes beside the tables of a folder, of which `pipe` is the pipeline."""
     steps, guidance = pipe.with_defaults(None, None)
     settings = {
-        **weights_settings(folder),
+        "model_weights": model_weights(folder),
+        **decoder_settings(folder),
         "num_inference_steps": steps,
         "guidance_scale": guidance,
         "scheduler": scheduler_settings(pipe.scheduler),
@@ -184,13 +204,14 @@ def check_tables(folder: Path, settings: dict[str, Any]) -> None:
     """
     Raise `ValueError` unless all tables of [`read_tables`] were measured with these settings, and alike.
 
-    Tables for which no images were made have no steps, guidance, scheduler and decoder. Those of images without the decoder
-    have none either. All have a hash of the other weights.
+    Tables for which no images were made have no steps, guidance, scheduler and decoder. All have a hash of
+    the other weights.
     """
     split, tables = read_tables(folder)
     check_alike(split, tables)
     for title, table in tables.items():
-        measured = {**settings, "model_weights": None, **table["settings"]}
+        needed = ("model_weights", *(DECODER_SETTINGS if "num_inference_steps" in table["settings"] else ()))
+        measured = {**settings, **dict.fromkeys(needed), **table["settings"]}
         for name, value in settings.items():
             if measured[name] != value:
                 raise ValueError(
@@ -219,21 +240,19 @@ def check_alike(split: str, tables: dict[str, Any]) -> None:
 
 def measured_section(folder: Path, settings: dict[str, Any]) -> str:
     """One sentence about the split and the settings of the tables."""
-    split, tables = read_tables(folder)
+    split, _ = read_tables(folder)
     scheduler = dict(settings["scheduler"])
     name, _ = scheduler.pop("name"), scheduler.pop("mask_token_id", None)
     options = ", ".join(f"{key}: {value}" for key, value in scheduler.items() if value is not None)
     steps = settings["num_inference_steps"]
     told = f"{name}{f' ({options})' if options else ''}"
-    decoders = {table["settings"].get("decoder_weights") for table in tables.values()}
-    if settings["decoder_weights"]:
-        told += f"{', with' if settings['decoder_weights'] in decoders else ', without'} the diffusion decoder"
+    told += ", with the diffusion decoder" if settings["decoder_weights"] else ""
     sentence = (
         f'These tables were measured on the split "{split}", with {steps} step{"s" if steps > 1 else ""}, guidance scale '
         f"{settings['guidance_scale']:g} and {told}. An image is right if everything that its prompt names is right. "
         'The guide "How the embedded model is made" in the documentation of showo-hf describes all columns.'
     )
-    return f"\n{textwrap.fill(sentence, 119)}\n"
+    return f"\n{wrapped(sentence)}\n"
 
 
 def model_card(

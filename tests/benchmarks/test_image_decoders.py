@@ -1,6 +1,7 @@
 """The benchmark of diffusion decoders: its table, and what it calls right."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,8 +85,8 @@ def test_the_tables_of_small_models(small_world, tmp_path, capsys):
         assert rows["plain decoder"][-4] == "+0.00 dB"
         for folder in ("plain", "distilled"):
             for number in (1, 2):
-                assert rows[f"diffusion decoder {tmp_path / folder}, {number} steps"][-1].endswith("%")
-        assert f"noise as diffusion decoder {tmp_path / 'distilled'}, 2 steps" in rows
+                assert rows[f"diffusion decoder {folder}, {number} steps"][-1].endswith("%")
+        assert "noise as diffusion decoder distilled, 2 steps" in rows
     for folder in (sheets, sheets / "unseen-things"):
         assert {"true-size.png", "enlarged.png"} <= {file.name for file in folder.iterdir()}
 
@@ -104,13 +105,25 @@ def test_steps_are_each_decoders_own_and_what_is_not_measured_is_named(small_wor
     assert rows["plain decoder"][-1] == "not measured"
     for name, steps in (("plain", 2), ("distilled", 1)):
         folder = tmp_path / name
-        assert f"diffusion decoder {folder}, {steps} steps" in rows
-        assert f"diffusion decoder {folder}, {3 - steps} steps" not in rows
+        assert f"diffusion decoder {name}, {steps} steps" in rows
+        assert f"diffusion decoder {name}, {3 - steps} steps" not in rows
         size = (folder / "model.safetensors").stat().st_size
         assert f"{folder}: " in printed and f" weights, file {size / 1e6:.1f} MB, in the wheel " in printed
         found = image_decoders.sizes(folder)
         assert found[0] == size and 0.5 * size < found[1] < size
         assert f"{folder}: one image, the plain decoding and {steps} steps: " in printed
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["a/image_decoder"], ["diffusion decoder"]),
+        (["a/one", "a/two"], ["diffusion decoder one", "diffusion decoder two"]),
+        (["a/one", "b/one"], ["diffusion decoder a/one", "diffusion decoder b/one"]),
+    ],
+)
+def test_names_tell_decoders_apart(folders, names):
+    assert image_decoders.names([Path(folder) for folder in folders]) == names
 
 
 def test_times_are_without_gradients_and_with_the_plain_decoding(monkeypatch, capsys):
@@ -130,7 +143,7 @@ def test_times_are_without_gradients_and_with_the_plain_decoding(monkeypatch, ca
 
     monkeypatch.setattr(tokenizer, "decode", decode)
     monkeypatch.setattr(image_decoders, "seconds_for_one", seconds)
-    image_decoders.print_times(tokenizer, {"it": decoder}, torch.zeros(1, 12, 12, dtype=torch.int64), [1, 2])
+    image_decoders.print_times(tokenizer, {Path("it"): decoder}, torch.zeros(1, 12, 12, dtype=torch.int64), [1, 2])
     assert timed == [1, 2, 3], "each way decodes the tokens itself"
     assert not any(decoded) and "plain decoder: one image, " in capsys.readouterr().out
 

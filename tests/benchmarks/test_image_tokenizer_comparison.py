@@ -1,6 +1,7 @@
 """The comparison of image tokenizers, in miniature."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -85,7 +86,8 @@ def cells(shown: str) -> dict[str, list[str]]:
 def test_two_are_trained_compared_and_not_trained_again(small, tmp_path, monkeypatch, capsys):
     (tmp_path / "runs" / "seconds.json").write_text('{"lfq-10": [0.25, 0.25], "vq-10-gan": [0.25, 0.5]}')
     output = tmp_path / "runs" / "0.02-minutes"
-    command = [*small, "--minutes", "0.02", "--only", "lfq-10", "vq-10-gan"]
+    command = [*small, "--minutes", "0.02", "--only", "vq-10-gan", "lfq-10"]
+    tiny.vq().save_pretrained(output / "vq-10")
     comparison.main(command)
     shown = capsys.readouterr().out
     rows = cells(shown)
@@ -101,12 +103,29 @@ def test_two_are_trained_compared_and_not_trained_again(small, tmp_path, monkeyp
     monkeypatch.setattr(comparison, "train", lambda recipe: pytest.fail("it is trained again"))
     comparison.main(command)
     assert capsys.readouterr().out == shown, "rows, log and images are enough"
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ({"images": 3}, ["--only", "lfq-10"], "--count: must give the held-out images of .*lfq-13.json.* 3, got 512"),
+        ({"held_out": "others"}, ["--only", "lfq-10"], "--data: must give .* held_out 'others', got '"),
+        ({}, ["--only", "vq-13-gan"], "--only: vq-13-gan is compared with vq-13, but .*vq-13 is not there"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_the_training(
+    small, tmp_path, monkeypatch, capsys, rows, options, message
+):
+    output = tmp_path / "runs" / "40-minutes"
+    output.mkdir()
+    measured = comparison.measured_on(tmp_path / "validation", 512)
+    (output / "lfq-13.json").write_text(json.dumps({**measured, "rows": [], **rows}))
+    monkeypatch.setattr(comparison, "train", lambda recipe: pytest.fail("it is trained"))
     with pytest.raises(SystemExit):
-        comparison.main([*command, "--count", "3"])
-    assert "--count: must be 512, as for the rows of lfq-10, got 3" in capsys.readouterr().err
+        comparison.main([*small, *options])
+    assert re.search(message, capsys.readouterr().err)
 
 
-@pytest.mark.slow
 def test_a_discriminator_is_compared_with_cheap_detail(small, tmp_path, monkeypatch, capsys):
     output = tmp_path / "runs" / "0.02-minutes"
     for seed, name in enumerate(("vq-10", "vq-10-gan")):
@@ -114,8 +133,6 @@ def test_a_discriminator_is_compared_with_cheap_detail(small, tmp_path, monkeypa
         (output / f"{name}-log.jsonl").write_text('{"step": 2, "loss": 1.0, "seconds_per_step": 3.0}\n')
     details = iter([0.5, 0.5, 0.8, 0.8, 0.5])
     monkeypatch.setattr(quality, "detail_ratios", lambda images, originals: torch.full((4,), next(details, 1.0)))
-    monkeypatch.setattr(comparison, "train", lambda recipe: None)
-    monkeypatch.setattr(comparison, "seconds_of", lambda *_: [1.0, 1.0])
     comparison.measure("vq-10-gan", output, tmp_path / "validation", 4)
     (first, *others) = json.loads((output / "vq-10-gan.json").read_text())["rows"]
     assert first[0] == "vq-10-gan" and [row[0] for row in others] == ["  vq-10 and unsharp mask", "  vq-10 and noise"]
@@ -140,8 +157,12 @@ def test_each_has_its_own_steps_and_other_minutes_other_ones(tmp_path, monkeypat
     monkeypatch.setattr(comparison, "train", train)
     monkeypatch.setattr(comparison, "measure", lambda *_: None)
     (tmp_path / "seconds.json").write_text(json.dumps({"lfq-10": [1.0, 1.0], "vq-13-gan": [1.0, 2.0]}))
+    (tmp_path / "validation").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "validation" / "0.png")
+    monkeypatch.setattr(comparison, "check", lambda *_: None)
+    monkeypatch.setattr(comparison, "load_images", lambda *_: pytest.fail("after the training"))
     for minutes in ("40", "4.5"):
-        with pytest.raises(SystemExit, match="must be a folder with images"):  # the held-out ones
+        with pytest.raises(pytest.fail.Exception, match="after the training"):
             arguments = ["--data", str(tmp_path), "--output", str(tmp_path), "--minutes", minutes]
             comparison.main([*arguments, "--only", "lfq-10", "vq-13-gan"])
     assert trained == [

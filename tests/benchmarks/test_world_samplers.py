@@ -58,6 +58,7 @@ def test_each_sampler_is_measured_once_and_plotted(world_folder, tmp_path, capsy
         result, settings = stored["result"], stored["settings"]
         assert len(result["right"]) == len(result["as_geneval"]) == len(KINDS)
         assert result["detail"] > 0 and result["seconds_a_step"] > 0
+        assert result["seconds_decoding"] > 0
         assert 1 <= result["steps_run"] <= settings["num_inference_steps"]
         assert settings["split"] == "validation" and settings["kinds"] == list(KINDS)
     head, _, *rows = rows_of(first.out)
@@ -87,6 +88,23 @@ def test_the_judge_decides_and_differences_are_paired(world_folder, tmp_path):
     assert bench.difference(one, other).startswith("+12.5 ± ")
     assert bench.difference(other, one).startswith("-12.5 ± ")
     assert bench.difference(one, one) == "+0.0 ± 0.0"
+
+
+def test_steps_and_decoding_are_timed_apart(world_folder, tmp_path, monkeypatch):
+    bench = Samplers(options_of(world_folder, tmp_path))
+    # Two batches of 3 and 2 images: the start, two steps, and the end, after the decoding.
+    clock = iter([0.0, 1.0, 3.0, 4.5, 10.0, 11.0, 12.0, 13.0])
+    monkeypatch.setattr(sampling.time, "perf_counter", lambda: next(clock))
+    _, cost = sampling.make(bench.pipe, ["a dog"] * 5, 3, 0, num_inference_steps=2)
+    assert cost["seconds_a_step"] == pytest.approx((3.0 + 2.0) / (2 * 3 + 2 * 2))
+    assert cost["seconds_decoding"] == pytest.approx((1.5 + 1.0) / 5)
+
+
+def test_seconds_are_those_of_the_steps_of_an_image_alone_and_of_its_decoding(world_folder, tmp_path):
+    bench = Samplers(options_of(world_folder, tmp_path))
+    result = {"right": [True] * 8, "as_geneval": [True] * 8, "detail": 0.5, "steps_run": 2.5}
+    cost = {"seconds_a_step": 0.25, "seconds_decoding": 0.375}
+    assert bench.columns(result | cost, result)[-1] == "1.00"
 
 
 def test_guidance_scales_are_those_of_the_reference_and_the_models_own():

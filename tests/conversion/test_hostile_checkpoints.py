@@ -55,7 +55,7 @@ def refused(call, *arguments, **options) -> str:
     seconds, (_, peak) = time.process_time() - start, tracemalloc.get_traced_memory()
     tracemalloc.stop()
     message = str(caught.value)
-    assert seconds < cpu_time.limit(SECONDS) and peak < 200e6, (seconds, peak, message)
+    assert cpu_time.within(seconds, SECONDS) and peak < 200e6, (seconds, peak, message)
     assert len(message) < 2000 and not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", message)
     return message
 
@@ -347,7 +347,7 @@ def test_absurd_sizes_are_refused_before_memory_is_taken(kind, options, name):
         kind(**options)
     seconds, (_, peak) = time.process_time() - start, tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert seconds < cpu_time.limit(SECONDS) and peak < 50e6
+    assert cpu_time.within(seconds, SECONDS) and peak < 50e6
 
 
 def save_changed(processor, output, folder, change):
@@ -391,7 +391,7 @@ def test_a_pipeline_folder_that_asks_for_absurd_sizes_is_refused(processor, tmp_
     start = time.process_time()
     with pytest.raises(ValueError, match=name):
         ShowoT2IPipeline.from_pretrained(tmp_path)
-    assert time.process_time() - start < cpu_time.limit(SECONDS)
+    assert cpu_time.within(time.process_time() - start, SECONDS)
 
 
 @pytest.mark.parametrize(
@@ -409,7 +409,7 @@ def test_weights_that_are_too_small_for_their_config_are_refused(processor, tmp_
     start = time.process_time()
     with pytest.raises(ValueError, match=r"holds weights of [\d,]+ bytes, and its config asks for [\d,]+ parameters"):
         ShowoT2IPipeline.from_pretrained(tmp_path)
-    assert time.process_time() - start < cpu_time.limit(SECONDS)
+    assert cpu_time.within(time.process_time() - start, SECONDS)
 
 
 @pytest.mark.usefixtures("little_memory")
@@ -422,7 +422,7 @@ def test_weights_on_the_hub_that_are_too_small_for_their_config_are_refused(proc
     start = time.process_time()
     with pytest.raises(ValueError, match=message):
         ShowoForCausalLM.from_pretrained("owner/large", subfolder="model")
-    assert time.process_time() - start < cpu_time.limit(SECONDS)
+    assert cpu_time.within(time.process_time() - start, SECONDS)
     assert not any("safetensors" in request for request in hub_here.requests)
     snapshot_download("owner/large")
     with pytest.raises(ValueError, match=message):

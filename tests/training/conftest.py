@@ -15,6 +15,14 @@ def not_loaded(monkeypatch):
 
 
 @pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    small_run.run(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """A folder with a finished run of 6 steps, checkpoints at 4 and 6, and the best weights."""
     folder = tmp_path_factory.mktemp("finished")

@@ -113,6 +113,11 @@ def same_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
     return set(first) == set(second) and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+def same_result(first: Path, second: Path) -> bool:
+    """Whether the runs in two folders have the same weights, bit for bit."""
+    return same_weights(weights(first / "out"), weights(second / "out"))
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
     """The content of all files below a folder, by their relative paths."""
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}

@@ -40,6 +40,8 @@ def test_a_shift_is_refused_where_there_is_none(entry):
         load_recipe("diffusion-decoder", [*entries, entry])
     with pytest.raises(RecipeError, match="`time_shift` must be greater than 0"):
         load_recipe("diffusion-decoder", [*entries[:-1], "time_shift=0"])
+    with pytest.raises(RecipeError, match="`weighting` must be 'simple' with a `time_shift`, got 'bound'"):
+        load_recipe("diffusion-decoder", [*entries, "weighting=bound"])
 
 
 def test_a_shift_is_refused_for_a_loaded_decoder_of_another_prediction(tmp_path):

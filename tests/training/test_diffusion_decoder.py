@@ -148,8 +148,7 @@ def to_pixels(file) -> torch.Tensor:
     return torch.tensor(list(image.tobytes())).view(SIZE, SIZE, 3).movedim(-1, 0) / 127.5 - 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("cached", [0, 5])
+@pytest.mark.parametrize("cached", [pytest.param(0, marks=pytest.mark.slow), 5])
 def test_a_stopped_run_goes_on_to_the_same_weights(images, tokenizer, tmp_path, cached):
     """With a memory, the resumed run has to encode again what the stopped one knew."""
     options = {"mirror": True, "cached_images": cached, "ema_decay": 0.5}

@@ -71,8 +71,7 @@ def test_fine_tuning_takes_a_model_with_a_codebook_of_vectors(recipe, pipe, tmp_
         assert pipe.get_active_adapters()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["lfq", "vq", "llama"])
+@pytest.mark.parametrize("kind", ["lfq", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("vq", "llama"))])
 def test_a_stage_starts_with_either(kind, tmp_path):
     tokenizer = tiny.text_tokenizer()
     text_model = LlamaForCausalLM(

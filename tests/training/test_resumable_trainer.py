@@ -1,5 +1,4 @@
 import functools
-import json
 import os
 import random
 import resource
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import small_run
-import torch
 
 import showo_hf.training.run
 import showo_hf.training.showo_training
@@ -23,22 +21,9 @@ from showo_hf.training.trainer import ShowoTrainer
 from showo_hf.utils.atomic_folder import locked
 
 
-def same_result(first: Path, second: Path) -> bool:
-    """Whether two runs have the same weights, bit for bit."""
-    return small_run.same_weights(small_run.weights(first / "out"), small_run.weights(second / "out"))
-
-
 def steps_of(folder: Path) -> list[int]:
     """The steps of the rows of training in the log."""
     return [row["step"] for row in small_run.log_rows(folder) if "loss" in row]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    """A run that nothing stopped."""
-    folder = tmp_path_factory.mktemp("whole")
-    small_run.run(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +103,7 @@ def test_runs_that_are_killed_20_times_give_the_same_weights(tmp_path, workers):
     child = small_run.Child(lambda: small_run.run(killed, **options), tmp_path / "killed.txt")
     assert not child.wait(seconds=600)
     assert child.code == 0, (tmp_path / "killed.txt").read_text()
-    assert same_result(whole, killed)
+    assert small_run.same_result(whole, killed)
     assert without_times(small_run.log_rows(whole)) == without_times(small_run.log_rows(killed))
     assert small_run.checkpoints(whole) == small_run.checkpoints(killed)
     for name in ("model", "ema", "optimizer", "random-0"):
@@ -135,7 +120,7 @@ def test_a_run_that_is_stopped_after_each_step_gives_the_same_weights(tmp_path, 
         with pytest.raises(Unfinished, match=f"after step {step}"):
             small_run.run(tmp_path, **options, max_minutes=1e-9)
     small_run.run(tmp_path, **options)
-    assert same_result(validated, tmp_path)
+    assert small_run.same_result(validated, tmp_path)
     assert without_times(small_run.log_rows(validated)) == without_times(small_run.log_rows(tmp_path))
 
 
@@ -163,7 +148,7 @@ def test_dropout_makes_the_random_state_matter(tmp_path, whole, monkeypatch):
         small_run.run(tmp_path, max_minutes=1e-9)
     monkeypatch.setattr(ShowoTrainer, "load_random_state", lambda self, folder: None)
     small_run.run(tmp_path)
-    assert not same_result(whole, tmp_path)
+    assert not small_run.same_result(whole, tmp_path)
 
 
 # Two runs
@@ -275,7 +260,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
         process = small_run.command(arguments)
         _, text = process.communicate(timeout=300)
         assert process.returncode == 0, text
-        assert same_result(tmp_path / "whole", disk)
+        assert small_run.same_result(tmp_path / "whole", disk)
         assert steps_of(disk) == list(range(1, 7))
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -358,7 +343,7 @@ def test_a_signal_at_any_moment_stops_a_run_that_can_be_resumed(tmp_path, valida
     if expected:
         checkpoints.verify(tmp_path / "stopped" / "out-checkpoints" / f"checkpoint-{expected}")
     small_run.run(tmp_path / "stopped", **options)
-    assert same_result(validated, tmp_path / "stopped")
+    assert small_run.same_result(validated, tmp_path / "stopped")
     assert without_times(small_run.log_rows(validated)) == without_times(small_run.log_rows(tmp_path / "stopped"))
 
 
@@ -383,7 +368,7 @@ def test_a_second_interrupt_ends_at_once_without_damage(tmp_path, whole, monkeyp
     assert small_run.checkpoints(folder) == ["checkpoint-2"]
     checkpoints.verify(folder / "out-checkpoints" / "checkpoint-2")
     small_run.run(folder)
-    assert same_result(whole, folder)
+    assert small_run.same_result(whole, folder)
 
 
 @pytest.mark.slow
@@ -420,87 +405,3 @@ def test_workers_ignore_the_signals_of_the_terminal():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         assert signals.received is None
-
-
-# Bad steps
-
-
-def poison(monkeypatch, batches: set[int], value: float, what: str = "loss"):
-    """
-    Make the loss of some batches of a run NaN or infinite, or their gradient huge, where the real model computes them.
-    """
-    import showo_hf.training.losses as module
-
-    original = module.part_losses
-    seen = []
-
-    def part_losses(model, part, device, objective=None):
-        losses, zero = original(model, part, device, objective)
-        if torch.is_grad_enabled():
-            seen.append(list(part.keys))
-            if len(seen) in batches:
-                losses = {name: loss * value for name, loss in losses.items()}
-        return losses, zero
-
-    monkeypatch.setattr(module, "part_losses", part_losses)
-    return seen
-
-
-@pytest.mark.parametrize(
-    ("value", "options"),
-    [(float("nan"), {}), pytest.param(1e6, {"bad_step_norm": 1e3}, marks=pytest.mark.slow)],
-    ids=["nan", "exploding"],
-)
-def test_a_bad_step_stops_the_run_and_names_its_samples(tmp_path, whole, monkeypatch, value, options):
-    seen = poison(monkeypatch, {4}, value)
-    with pytest.raises(TrainingError) as caught:
-        small_run.run(tmp_path / "run", **options)
-    message = str(caught.value)
-    assert "stopped at step 4" in message
-    assert len(seen) == 4 and all(key in message for key in seen[3])
-    assert not any(key in message for key in set(seen[2]) - set(seen[3]))
-    assert small_run.checkpoints(tmp_path / "run") == ["checkpoint-2"]
-    monkeypatch.undo()
-    small_run.run(tmp_path / "run", **options)
-    assert same_result(whole, tmp_path / "run")
-
-
-@pytest.mark.parametrize(
-    "value", [float("nan"), *(pytest.param(value, marks=pytest.mark.slow) for value in (float("inf"), 1e6))]
-)
-def test_skipped_steps_leave_the_weights_as_they_are(tmp_path, monkeypatch, capsys, value):
-    seen = poison(monkeypatch, {2, 3}, value)
-    options = {"bad_step": "skip", "bad_step_norm": 1e3, "save_steps": 1, "save_total_limit": 10, "steps": 4}
-    small_run.run(tmp_path, **options)
-    root = tmp_path / "out-checkpoints"
-    one, two, three, four = (
-        checkpoints.read_tensors(root / f"checkpoint-{i}" / "model.safetensors") for i in (1, 2, 3, 4)
-    )
-    assert small_run.same_weights(one, two) and small_run.same_weights(two, three)
-    assert not small_run.same_weights(three, four)
-    moments = [checkpoints.read_tensors(root / f"checkpoint-{i}" / "optimizer.safetensors") for i in (1, 3)]
-    assert small_run.same_weights(*moments)
-    skipped = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped")]
-    assert len(skipped) == 2 and all(key in skipped[0] for key in seen[1])
-    rows = [row for row in small_run.log_rows(tmp_path) if "loss" in row]
-    assert rows[-1]["skipped_steps"] == 2
-    assert all(isinstance(row["loss"], float) for row in rows)
-    assert json.loads((root / "checkpoint-4" / "trainer.json").read_text())["bad_steps"] == {"total": 2, "in_a_row": 0}
-
-
-def test_too_many_skipped_steps_in_a_row_stop_the_run(tmp_path, monkeypatch):
-    poison(monkeypatch, {1, 2, 4, 5, 6}, float("nan"))
-    with pytest.raises(TrainingError, match="stopped after 3 skipped steps in a row, at step 6: .*samples: "):
-        small_run.run(tmp_path, bad_step="skip", bad_step_limit=3, steps=20)
-
-
-@pytest.mark.parametrize("batch", [1, 2, 3])
-def test_one_bad_batch_of_an_accumulated_step_spoils_the_step(tmp_path, monkeypatch, batch):
-    """Its samples and those of the other batches of the step are named."""
-    seen = poison(monkeypatch, {3 + batch}, float("nan"))
-    with pytest.raises(TrainingError) as caught:
-        small_run.run(tmp_path, gradient_accumulation_steps=3, batch_size=2)
-    assert "stopped at step 2" in str(caught.value) and "loss not finite" in str(caught.value)
-    assert len(seen) == 6
-    for keys in seen[3:]:
-        assert all(key in str(caught.value) for key in keys)

@@ -104,7 +104,6 @@ def stop_once(folder, **options):
         tokenizer_run.run(folder, **options, max_minutes=1e-9)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["discriminator.safetensors", "discriminator-optimizer.json"])
 def test_a_checkpoint_of_another_discriminator_is_refused(tmp_path, name):
     with pytest.raises(Unfinished):

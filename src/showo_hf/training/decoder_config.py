@@ -33,7 +33,8 @@ class DiffusionDecoderConfig(SizedImageRunConfig):
             bound does, up to a constant factor. A `teacher` needs "simple".
         time_shift (`float`, defaults to 1): how much more often a flow is trained at high noise levels: at
             `s u / (1 + (s - 1) u)` with u uniform and s this number (arXiv:2403.03206, equation 23). Few steps of sampling
-            predict at high levels alone. Other predictions, and a `teacher`, need 1.
+            predict at high levels alone. Losses and PSNR of the log and of the validation are means over the shifted levels.
+            Other predictions, `weighting="bound"` and a `teacher` need 1.
         image_weight (`float`, defaults to 0): weight of the absolute error of the expected image and of its differences
             between neighbouring pixels.
         start (`str`, *optional*): what the denoised variable is: "image", the default, the residual to the tokenizer's own
@@ -84,6 +85,8 @@ class DiffusionDecoderConfig(SizedImageRunConfig):
         check_choice("weighting", self.weighting, WEIGHTINGS)
         if self.teacher is not None and self.weighting != "simple":  # the bound gives pure noise the weight 0
             raise ValueError(f"`weighting` must be 'simple' with a `teacher`, got {self.weighting!r}.")
+        if self.time_shift != 1 and self.weighting != "simple":  # the bound's weights are those of uniform levels
+            raise ValueError(f"`weighting` must be 'simple' with a `time_shift`, got {self.weighting!r}.")
         if self.time_shift != 1 and (self.teacher is not None or self.prediction_type in ("epsilon", "v_prediction")):
             raise ValueError(
                 f"`time_shift` must be 1 with a `teacher`, and with 'epsilon' and 'v_prediction', got {self.time_shift}."

@@ -1,8 +1,9 @@
 """
 Training of diffusion decoders: pixels from the tokens of a frozen image tokenizer.
 
-Each image gets a random noise level. The loss is the squared error of the predicted noise, v or flow, weighted alike at
-all levels (DDPM's simple loss, arXiv:2006.11239, equation 14) or as in the variational bound.
+Each image gets a random noise level, uniform or shifted (`time_shift`). The loss is the squared error of the predicted
+noise, v or flow, weighted alike at all levels (DDPM's simple loss, arXiv:2006.11239, equation 14) or as in the variational
+bound.
 """
 
 import hashlib
@@ -204,10 +205,10 @@ def draw_noise(
     time_shift: float = 1.0,
 ) -> NoisedImages:
     """
-    Draw a noise level, uniformly, and noise for each image (batch, 3, H, W), each from a seed of its own.
+    Draw a noise level and noise for each image (batch, 3, H, W), each from a seed of its own.
 
-    Levels of flows are shifted by `time_shift`, see [`DiffusionDecoderConfig`]. With `steps`, they are those at which a
-    sampler with so many steps predicts.
+    Levels are uniform; those of flows are shifted by `time_shift`, see [`DiffusionDecoderConfig`]. With `steps`, they are
+    those at which a sampler with so many steps predicts.
     """
     # Seeds of their own: `ImageBuilder` mirrors an image by the first number of `seed`, so levels would depend on it.
     generators = [row_generator(stable_hash(seed, "noise")) for seed in seeds]

@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerFast
 
 from recipes import fresh_model
 from recipes.image_tokens import encode_images
-from recipes.world import images, rows, text_tokenizer
+from recipes.world import captions, images, rows, text_tokenizer
 from recipes.world.drawing import draw
-from recipes.world.held_out import DEFAULT_STYLE
+from recipes.world.held_out import DEFAULT_STYLE, SPLITS
 from recipes.world.objects import save_objects
 from showo_hf import ShowoDiffusionDecoder, ShowoT2IPipeline, ShowoVQTokenizer
 from showo_hf.cli import main
@@ -64,6 +64,16 @@ def test_negative_numbers_of_scenes_are_refused(objects, tmp_path):
         images.write_images(objects, tmp_path / "scenes", {"train": 1}, four_things=-1)
 
 
+def test_scenes_of_four_things_are_training_images_of_their_own(objects, tmp_path):
+    images.write_images(objects, tmp_path / "world", dict.fromkeys(SPLITS, 2), four_things=3)
+    found = {split: sorted(file.name for file in (tmp_path / "world" / split).iterdir()) for split in SPLITS}
+    scenes, four = [f"{number:06}.png" for number in range(2)], [f"four-{number:06}.png" for number in range(3)]
+    assert found == {"train": [*scenes, *four], "validation": scenes, "test": scenes}
+    with pytest.raises(ValueError, match="`counts` must have 'train' with `four_things`"):
+        images.write_images(objects, tmp_path / "other", {"test": 1}, four_things=1)
+    assert not (tmp_path / "other").exists()
+
+
 def test_the_image_tokenizer_sees_the_grid_of_the_scenes(root):
     config = load_recipe("recipes/world/image_tokenizer.yaml")
     made = tokenizer_config(config)
@@ -87,6 +97,26 @@ def test_rows_hold_images_and_texts_and_come_out_the_same_again(objects):
     assert all(len(row["text"]) == rows.CAPTIONS and len(row["image_tokens"]) == 12 for row in t2i)
     assert all(row["messages"][0]["content"][0]["type"] == "image" for row in mmu)
     assert any(part["type"] == "image" for row in mixed for message in row["messages"] for part in message["content"])
+
+
+def test_rows_in_more_wordings_are_asked_for_by_options(data, tmp_path, monkeypatch):
+    """Requests that only the longer list has, in all captions, and no checks on what is not there."""
+    tokenizer, made = tiny.lfq(stages=4, sample_size=96, encoder_context=False), {}
+    monkeypatch.setattr(rows, "load_tokenizer", lambda name: tokenizer)
+    for name, more in (("plain", []), ("more", ["--more-wordings"])):
+        options = ["--requests", "1", "--checks", "8", "--absent-share", "0", "--mixed", "1", *more]
+        paths = ["--objects", str(data), "--image-tokenizer", "t", "--output", str(tmp_path / name)]
+        rows.main([*paths, "--t2i", "20", "--mmu", "20", *options])
+        lines = {task: (tmp_path / name / f"{task}.jsonl").read_text().splitlines() for task in ("t2i", "mmu")}
+        made[name] = {task: [json.loads(line) for line in some] for task, some in lines.items()}
+    known = [request.split("{}")[0] for request in captions.REQUESTS]
+    share = {}
+    for name, of_tasks in made.items():
+        texts = [text for row in of_tasks["t2i"] for text in row["text"]]
+        share[name] = sum(text.startswith(tuple(filter(None, known))) for text in texts) / len(texts)
+        answers = [message["content"] for row in of_tasks["mmu"] for message in row["messages"]]
+        assert not any(answer == "there is none." for answer in answers)
+    assert share["more"] < 0.5 < share["plain"]
 
 
 def test_scenes_with_captions_are_trained_and_come_with_their_trained_twins(objects):

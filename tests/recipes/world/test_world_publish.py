@@ -1,6 +1,9 @@
 """The finished model of the world, as a folder with a model card."""
 
 import json
+import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from safetensors.torch import load_file
 from recipes.world import publish
 from recipes.world.known_words import known_words
 from recipes.world.words import THINGS
-from showo_hf import MaskGITScheduler, ShowoT2IPipeline
+from showo_hf import EMBEDDED_MODEL, MaskGITScheduler, ShowoDiffusionDecoder, ShowoT2IPipeline
 from showo_hf.app.model_card import listed
 
 
@@ -47,17 +50,14 @@ def published(model, tmp_path_factory):
     return output
 
 
-def weights_of(folder):
-    return publish.weights_settings(folder)["model_weights"]
-
-
-def write_results(folder, weights, **others):
-    """Results for these weights, as benchmarks.world writes them, some with other settings."""
+def write_results(folder, measured, **others):
+    """Results of a published folder, as benchmarks.world writes them, some with other settings."""
     config = MaskGITScheduler(mask_token_id=tiny.CODES).config
     scheduler = {"name": "MaskGITScheduler", **{k: v for k, v in config.items() if not k.startswith("_")}}
-    asked = {"count": 100, "seed": 0, "objects": "0123", "model_weights": weights}
+    asked = {"count": 100, "seed": 0, "objects": "0123", "model_weights": publish.model_weights(measured)}
     judged = {**asked, "detector_weights": "4567", "found_above": 0.5, "clear_above": 0.5}
-    drawn = {**judged, "num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "scheduler": scheduler}
+    decoded = {**judged, **publish.decoder_settings(measured)}
+    drawn = {**decoded, "num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "scheduler": scheduler}
     folder.mkdir(exist_ok=True)
     for split, share in (("validation", "50%"), ("test", "93%")):
         tables = {
@@ -71,7 +71,7 @@ def write_results(folder, weights, **others):
 
 def test_the_folder_is_a_pipeline_with_a_card(model, published, tmp_path, capsys):
     output = tmp_path / "showo-world"
-    publish_with(model, output, results=write_results(tmp_path / "results", weights_of(published)))
+    publish_with(model, output, results=write_results(tmp_path / "results", published))
     assert "showo-world: " in capsys.readouterr().out
     pipe = ShowoT2IPipeline.from_pretrained(output)
     assert pipe.image_decoder is not None and pipe.processor.known_words == known_words()
@@ -100,12 +100,33 @@ def test_the_folder_is_a_pipeline_with_a_card(model, published, tmp_path, capsys
     assert all(len(line) <= 125 or line.startswith("|") for line in card.text.splitlines())
 
 
-@pytest.mark.parametrize("shared, words", [(True, ", with"), (False, ", without")])
-def test_the_card_says_whether_images_had_the_decoder(model, published, tmp_path, shared, words):
-    decoder = {"decoder_weights": publish.weights_settings(published)["decoder_weights"]} if shared else {}
-    publish_with(model, published, results=write_results(tmp_path / "results", weights_of(published), **decoder))
+def test_the_card_says_that_images_had_the_decoder(model, published, tmp_path):
+    publish_with(model, published, results=write_results(tmp_path / "results", published))
     text = " ".join((published / "README.md").read_text().split())
-    assert f"){words} the diffusion decoder. An image is right" in text
+    assert "), with the diffusion decoder. An image is right" in text
+
+
+def test_images_of_another_decoder_or_of_an_unknown_one_are_refused(model, published, tmp_path):
+    results = write_results(tmp_path / "results", published)
+    file = results / "tables-test.json"
+    tables = json.loads(file.read_text())
+    del tables["Images"]["settings"]["decoder_weights"]
+    file.write_text(json.dumps(tables))
+    with pytest.raises(ValueError, match="`decoder_weights` .*, but 'Images' in .* was measured with None"):
+        publish_with(model, published, results=results)
+    config = ShowoDiffusionDecoder.from_pretrained(model.parent / "decoder").config.num_inference_steps
+    changed = tmp_path / "changed"
+    shutil.copytree(model.parent, changed)
+    decoder = json.loads((changed / "decoder" / "config.json").read_text()) | {"num_inference_steps": config + 1}
+    (changed / "decoder" / "config.json").write_text(json.dumps(decoder))
+    with pytest.raises(ValueError, match="with `decoder_config` "):
+        publish_with(changed / "model", tmp_path / "other", results=write_results(results, published))
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_tables_of_the_embedded_models_card_have_their_order():
+    titles = re.findall(r"^\*\*(.+)\*\*$", (Path(EMBEDDED_MODEL) / "README.md").read_text(), re.MULTILINE)
+    assert titles == list(publish.TABLES)
 
 
 def test_the_image_of_the_card_is_drawn_by_the_published_model(published):
@@ -125,7 +146,7 @@ def test_the_image_of_the_card_is_drawn_by_the_published_model(published):
 )  # fmt: skip
 def test_results_of_another_model_are_refused(model, published, tmp_path, other):
     card = (published / "README.md").read_text()
-    results = write_results(tmp_path / "results", weights_of(published), **other)
+    results = write_results(tmp_path / "results", published, **other)
     ((name, value),) = other.items()
     message = rf"`results` must hold .* with `{name}` .*, but 'Images' in tables-test.json was measured with {value!r}"
     with pytest.raises(ValueError, match=message.replace("{", r"\{")):
@@ -138,7 +159,7 @@ def test_results_of_another_model_are_refused(model, published, tmp_path, other)
 def test_tables_that_were_measured_otherwise_than_each_other_are_refused(
     model, published, tmp_path, name, other, first
 ):
-    results = write_results(tmp_path / "results", weights_of(published), **{name: other})
+    results = write_results(tmp_path / "results", published, **{name: other})
     message = rf"tables-test.json `{name}` is .* for '{first}' and {other!r} for 'Images'"
     with pytest.raises(ValueError, match=message):
         publish.check_tables(results, {})
