@@ -69,7 +69,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "diffusion-decoder": {
         "kind": "diffusion-decoder",
-        "architecture": {"patch_size": 4, "block_out_channels": [96, 160]},
+        "architecture": {"patch_size": 4, "block_out_channels": [64, 208], "norm_num_groups": 16},
     },
 }
 

@@ -4,10 +4,12 @@ import asyncio
 import base64
 import io
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 
 
 pytest.importorskip("gradio")
@@ -102,24 +104,18 @@ def test_words_of_a_visitor_are_no_html():
 
 
 def test_the_line_about_the_model_comes_from_its_card(tmp_path):
-    class Pipe:
-        class model:
-            parameters = staticmethod(lambda: [np.zeros(2_000_000).view()])
-
-    class Weight(np.ndarray):
-        numel = property(lambda self: lambda: self.size)
-
-    Pipe.model.parameters = staticmethod(lambda: [np.zeros(2_000_000).view(Weight)])
+    parts = {"model": nn.Linear(1000, 1400, bias=False), "image_decoder": nn.Linear(1000, 600, bias=False)}
+    pipe = SimpleNamespace(components={**parts, "scheduler": None})
     folder = tmp_path / "my-model"
     folder.mkdir()
-    facts = model_card.model_facts(str(folder), Pipe)
+    facts = model_card.model_facts(str(folder), pipe)
     assert facts.name == "my-model" and facts.licence == "not stated"
     (folder / "README.md").write_text(
         "---\nlicense: mit\nwidget:\n- text: a blue house\n- {text: 'who lives here?', src: house.png}\n"
         "- messages: [{role: user, content: draw a house.}]\n- messages: [3]\n- text: 3\n- 3\n---\n\n# House model\n\n"
         "![x](y.png)\n\nIt draws houses. It knows nothing else.\n"
     )
-    facts = model_card.model_facts(str(folder), Pipe)
+    facts = model_card.model_facts(str(folder), pipe)
     assert facts.line(1.234, "CPU") == (
         "**House model**, 2 million weights. It draws houses. About 1.2 s an image on this CPU. Licence: mit."
     )

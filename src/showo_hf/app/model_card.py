@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
+from torch import nn
 from yaml import YAMLError
 
 
@@ -78,7 +79,8 @@ def model_facts(model: str, pipe: Any) -> ModelFacts:
         model (`str`): its folder or Hub name.
         pipe: its pipeline.
     """
-    parameters = sum(one.numel() for one in pipe.model.parameters())
+    parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]  # with a diffusion decoder
+    parameters = sum(weight.numel() for part in parts for weight in part.parameters())
     name = model.rstrip("/") if "/" in model and not Path(model).exists() else Path(model).name
     card = read_card(model)
     if card is None:
