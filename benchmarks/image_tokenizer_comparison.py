@@ -4,8 +4,10 @@
     python -m benchmarks.image_tokenizer_comparison --data data/drawings-128 --output runs/tokenizers --minutes 40
 
 Each of the eight is trained for `--minutes`, on the same images, with the same network and batch. The number of its steps
-follows from how long its own steps take on this machine, which a short training measures, once. The table prints the steps,
-and the minutes that they took. If you stop the command, it goes on where it stopped. `--only NAME ...` trains some of them.
+follows from how long its own steps take on this machine, which a short training measures, once (`NAME-seconds.json`). The
+table prints the steps, and the minutes that they took. If you stop the command, it goes on where it stopped.
+`--only NAME ...` trains some of them; with `OMP_NUM_THREADS=1`, two such commands can run side by side.
+
 Results lie in a folder for each number of minutes. image_tokenizer_quality.py makes the table, on images held out of the
 training, when a tokenizer is trained; the plot shows their PSNR over the minutes of training steps. Table, plot and sheet
 need `NAME.json`, `NAME-log.jsonl` and `NAME.png` alone, so you can move these to another machine, and go on there.
@@ -113,19 +115,17 @@ def validated(recipe: dict[str, Any], data: Path) -> dict[str, Any]:
 
 def seconds_of(name: str, data: Path, output: Path) -> list[float]:
     """The seconds of a step before and after the discriminator starts, measured once and kept in a file."""
-    file = output / "seconds.json"
-    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    if name not in known:
-        trial = output / "trial"
+    file = output / f"{name}-seconds.json"
+    if not file.exists():
+        trial = output / f"{name}-trial"
         shutil.rmtree(trial, ignore_errors=True)
         train(recipe_of(name, data, trial, TRIAL_STEPS) | {"logging_steps": 1})
         rows = RunLog(trial / f"{name}-log.jsonl").read()
         seconds = [row["seconds_per_step"] for row in rows if "seconds_per_step" in row]
         start = start_of(TRIAL_STEPS)
-        known[name] = [statistics.median(part[WARM_UP:]) for part in (seconds[:start], seconds[start:])]
+        write_json(file, [statistics.median(part[WARM_UP:]) for part in (seconds[:start], seconds[start:])])
         shutil.rmtree(trial)
-        file.write_text(json.dumps(known, indent=2), encoding="utf-8")
-    return known[name]
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def steps_of(seconds: list[float], minutes: float) -> int:
@@ -282,9 +282,10 @@ def main(arguments: list[str] | None = None) -> None:
         check(output, wanted, measured_on(held_out, options.count))
     except (FileNotFoundError, UsageError) as error:
         parser.error(str(error))
+    seconds = {name: seconds_of(name, options.data, options.output) for name in wanted}  # before a machine changes
     for name in wanted:
-        steps = steps_of(seconds_of(name, options.data, options.output), options.minutes)
-        train(validated(recipe_of(name, options.data, output, steps), options.data))
+        recipe = recipe_of(name, options.data, output, steps_of(seconds[name], options.minutes))
+        train(validated(recipe, options.data))
         measure(name, output, held_out, options.count)
     done = [name for name in names() if rows_file(output, name).exists()]
     rows = []

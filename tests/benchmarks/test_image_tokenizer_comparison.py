@@ -84,7 +84,8 @@ def cells(shown: str) -> dict[str, list[str]]:
 
 @pytest.mark.slow
 def test_two_are_trained_compared_and_not_trained_again(small, tmp_path, monkeypatch, capsys):
-    (tmp_path / "runs" / "seconds.json").write_text('{"lfq-10": [0.25, 0.25], "vq-10-gan": [0.25, 0.5]}')
+    (tmp_path / "runs" / "lfq-10-seconds.json").write_text("[0.25, 0.25]")
+    (tmp_path / "runs" / "vq-10-gan-seconds.json").write_text("[0.25, 0.5]")
     output = tmp_path / "runs" / "0.02-minutes"
     command = [*small, "--minutes", "0.02", "--only", "vq-10-gan", "lfq-10"]
     tiny.vq().save_pretrained(output / "vq-10")
@@ -145,7 +146,7 @@ def test_steps_are_measured_once_before_and_after_the_discriminator_starts(small
     assert 0 < before < after
     monkeypatch.setattr(comparison, "train", lambda recipe: pytest.fail("it is measured again"))
     assert comparison.seconds_of("lfq-10-gan", tmp_path, tmp_path / "runs") == [before, after]
-    assert [file.name for file in (tmp_path / "runs").iterdir()] == ["seconds.json"]
+    assert [file.name for file in (tmp_path / "runs").iterdir()] == ["lfq-10-gan-seconds.json"]
 
 
 def test_each_has_its_own_steps_and_other_minutes_other_ones(tmp_path, monkeypatch, capsys):
@@ -156,7 +157,8 @@ def test_each_has_its_own_steps_and_other_minutes_other_ones(tmp_path, monkeypat
 
     monkeypatch.setattr(comparison, "train", train)
     monkeypatch.setattr(comparison, "measure", lambda *_: None)
-    (tmp_path / "seconds.json").write_text(json.dumps({"lfq-10": [1.0, 1.0], "vq-13-gan": [1.0, 2.0]}))
+    (tmp_path / "lfq-10-seconds.json").write_text("[1.0, 1.0]")
+    (tmp_path / "vq-13-gan-seconds.json").write_text("[1.0, 2.0]")
     (tmp_path / "validation").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "validation" / "0.png")
     monkeypatch.setattr(comparison, "check", lambda *_: None)
