@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,6 +35,9 @@ from showo_hf.processing.processing_showo import add_showo_tokens, showo_image_p
 
 
 GOLDEN = Path(__file__).parent / "golden"
+#: The minutes after which no further test starts, without limit by default. `.ci/run` has a limit for slow machines.
+TEST_MINUTES = float(os.environ.get("TEST_MINUTES", "inf"))
+STARTED = time.monotonic()
 
 
 def pytest_configure():
@@ -49,6 +53,11 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+
+
+def pytest_runtest_setup(item):
+    if time.monotonic() - STARTED >= 60 * TEST_MINUTES:
+        pytest.skip(f"not run: the tests before it took {TEST_MINUTES:g} minutes")
 
 
 def pytest_terminal_summary(terminalreporter):
