@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 import yaml
-from benchmarks.image_tokenizer_quality import HEADER, load_images, load_tokenizer, quality, table
+from benchmarks.image_tokenizer_quality import HEADER, decoded, encoded, load_images, load_tokenizer, quality, table
 from benchmarks.measuring import print_table
 from benchmarks.world_results import write_json
 from matplotlib.figure import Figure
@@ -198,9 +198,7 @@ def measure(name: str, output: Path, images: Path, count: int) -> None:
     at = next(at for at, row in enumerate(rows) if row[0] == str(output / name))
     rows = [[row[0].replace(f"{output}/", ""), *row[1:]] for row in rows[at:]]
     originals, tokenizer = load_images(images, SIZE, SHEET_IMAGES), load_tokenizer(str(output / name))
-    with torch.no_grad():
-        made = tokenizer.decode(tokenizer.encode(originals).image_tokens).sample.clamp(-1, 1)
-    in_a_row(made).save(output / f"{name}.png")
+    in_a_row(decoded(tokenizer, encoded(tokenizer, originals))).save(output / f"{name}.png")
     write_json(rows_file(output, name), {**measured_on(images, count), "rows": rows})
 
 
@@ -282,7 +280,7 @@ def main(arguments: list[str] | None = None) -> None:
         check(output, wanted, measured_on(held_out, options.count))
     except (FileNotFoundError, UsageError) as error:
         parser.error(str(error))
-    seconds = {name: seconds_of(name, options.data, options.output) for name in wanted}  # before a machine changes
+    seconds = {name: seconds_of(name, options.data, options.output) for name in wanted}  # all on one machine
     for name in wanted:
         recipe = recipe_of(name, options.data, output, steps_of(seconds[name], options.minutes))
         train(validated(recipe, options.data))
