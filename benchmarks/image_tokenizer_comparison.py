@@ -16,8 +16,9 @@ need `NAME.json`, `NAME-log.jsonl` and `NAME.png` alone, so you can move these t
 "-gan" is the package's default recipe, `lfq-tokenizer` or `vq-tokenizer`, with all its losses: the discriminator's features
 stand in for LPIPS, whose weights are not part of the package. The others are the same with `discriminator=null`, so L1 is
 their only loss of images. The eight differ from the default recipes in what a training of minutes on a CPU needs: a small
-network, a discriminator of half the width that starts after two fifths of the steps, bf16 where the CPU has it, and Muon
-with a learning rate, schedule and average of weights for few steps.
+network, batches of 4, a discriminator of half the width that starts after two fifths of the steps, bf16 where the CPU has
+it, and Muon with a learning rate, schedule and average of weights for few steps. LFQ's entropy loss is over codes, and
+spreads them over cells that show something: with the default one, 600 steps used 1% of 8,192 codes.
 """
 
 import argparse
@@ -46,10 +47,11 @@ from showo_hf.utils.cpu_features import computes_bfloat16
 
 KINDS, BITS = ("lfq", "vq"), (10, 13)
 SIZE = 128
-EVALUATIONS, VALIDATION_ROWS = 16, 128  # points of a curve, and images of each
+EVALUATIONS, VALIDATION_ROWS = 8, 64  # points of a curve, and images of each
 #: What all have in common, beside their default recipes.
 COMMON: dict[str, Any] = {
     "image_size": SIZE,
+    "batch_size": 4,
     "muon": True,
     "learning_rate": 3e-3,
     "lr_scheduler_type": "warmup_stable_decay",
@@ -59,13 +61,13 @@ COMMON: dict[str, Any] = {
     "save_steps": 200,
     "report_to": "none",
 }
-#: A small network without attention.
+#: A small network without attention, and without residual blocks at full size, where they take the most time.
 NETWORK: dict[str, Any] = {
     "mid_block_attention": False,
-    "encoder_block_out_channels": [32, 48, 96, 128],
-    "decoder_block_out_channels": [32, 48, 96, 160],
-    "encoder_layers_per_block": [1, 1, 1, 1],
-    "decoder_layers_per_block": [1, 1, 2, 2],
+    "encoder_block_out_channels": [32, 32, 64, 128],
+    "decoder_block_out_channels": [32, 32, 64, 128],
+    "encoder_layers_per_block": [0, 1, 1, 1],
+    "decoder_layers_per_block": [0, 1, 2, 2],
     "norm_num_groups": 16,
 }
 #: The default recipe has the same learning rate.
@@ -87,7 +89,8 @@ def recipe_of(name: str, data: Path, output: Path, steps: int) -> dict[str, Any]
     own: dict[str, Any] = {"base": f"{kind}-tokenizer", **COMMON}
     network = dict(NETWORK)
     if kind == "lfq":
-        own["codebook_bits"] = int(bits)
+        own |= {"codebook_bits": int(bits), "entropy_over": "codes", "entropy_weight": 0.4}
+        network["entropy_least_contrast"] = 0.05
     else:
         own |= {"codebook_size": 2 ** int(bits), "codebook_dim": 16}
         none = [False] * len(network["encoder_block_out_channels"])

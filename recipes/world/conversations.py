@@ -68,6 +68,7 @@ TALK: dict[str, tuple[tuple[tuple[str, ...], str], ...]] = {
     "goodbye": ((("goodbye", "bye", "see you"), "goodbye!"),),
 }  # fmt: skip
 _REQUEST_SHARE = 0.6  # of the texts of drawings; the others are captions
+CHANGES, TALK_SHARE = 0.4, 0.07  # of the turns after the first
 TWO_REQUESTS = (
     "draw {}, then {}", "show me {}, then {}", "draw {}, and then {}", "first {}, then {}", "please draw {}, then {}",
     "show me {} and after that {}", "draw two pictures: {}; {}", "can you draw {}, and then {}?",
@@ -129,10 +130,13 @@ class Talker:
 
     Args:
         maker: draws the scenes, of trained combinations alone.
+        changes: the share of the turns after the first that ask for a change, as long as there is room for images.
+        talk: the share of the turns after the first that are small talk, about.
     """
 
-    def __init__(self, maker: SceneMaker):
+    def __init__(self, maker: SceneMaker, changes: float = CHANGES, talk: float = TALK_SHARE):
         self.maker, self.rng = maker, maker.rng
+        self.changes, self.talk = changes, talk
         self.named: set[str] = set()  # things of the conversation, also those that were not there; but for small talk
 
     def conversation(self, turns: int, images: int = 4) -> list[Turn]:
@@ -143,7 +147,9 @@ class Talker:
             turns: number of turns.
             images: at most so many images.
         """
-        rng, made = self.rng, [small_talk(self.rng, "greeting", "about")] if self.rng.random() < 0.12 else []
+        rng, made = self.rng, []
+        if rng.random() < self.talk + 0.05:
+            made.append(small_talk(rng, "greeting", "about"))
         self.named = set()
         if rng.random() < 0.35:
             scene = self._scene()
@@ -161,16 +167,16 @@ class Talker:
     def _next(self, made: list[Turn], room: int) -> Turn:
         """The next turn, with at most `room` images."""
         draw, scene = self.rng.random(), next(turn.scenes[-1] for turn in reversed(made) if turn.scenes)
-        if room and draw < 0.4:
+        if room and draw < self.changes:
             changed = change(scene, self.maker)
             if changed is not None and named_together({*self.named, *changed.scene.counts}):
                 self.named |= set(changed.scene.counts)
                 return Turn("change", changed.text, announced(changed.scene), made=(changed.scene,))
         if room > 1 and draw > 0.97:
             return self._two()
-        if room and draw < 0.48:
+        if room and draw < self.changes + 0.08:
             return drawn(self._scene(), self.rng)
-        if draw > 0.93:
+        if draw > 1 - self.talk:
             turn = small_talk(self.rng, "praise" if made[-1].made and self.rng.random() < 0.6 else "about")
             if turn.answer not in [one.answer for one in made]:
                 return turn

@@ -17,6 +17,8 @@ thing in another style, not a blob, where it never saw the thing in the style of
 Rows with questions may begin with checks (`--checks`), some of them on a thing that is not there (`--absent-share`). Later
 questions of a row can often be answered from the answers before, and the first ones from the image alone.
 
+Conversations may ask for changes (`--changes`) and talk (`--talk`) more often, and be shorter (`--turns`).
+
 `--more-wordings` draws requests, questions, changes and small talk from many more wordings (recipes.world.more_wordings).
 """
 
@@ -32,7 +34,7 @@ import numpy as np
 
 from recipes.image_tokens import encode_images
 from recipes.world.captions import REQUEST_SHARE, caption
-from recipes.world.conversations import Talker, Turn, to_messages
+from recipes.world.conversations import CHANGES, TALK_SHARE, Talker, Turn, to_messages
 from recipes.world.drawing import CELL, draw
 from recipes.world.held_out import DEFAULT_STYLE, STYLE_FAMILIES
 from recipes.world.more_wordings import MORE, Reworded
@@ -49,7 +51,7 @@ from showo_hf.utils.validation import check_count
 
 CAPTIONS = 8  # captions of a row, of which training draws one
 QUESTIONS = 4  # questions about an image
-TURNS = (2, 7)  # turns of a conversation
+LEAST_TURNS, TURNS = 2, 7  # of a conversation
 CONVERSATION_IMAGES = 3
 _CHUNK = 512  # rows whose images are encoded together
 _CELLS_AT_ONCE = 1024
@@ -100,6 +102,8 @@ class RowMaker:
         checks: questions that come before the others ([`Asker.check`]).
         absent_share: the share of the checks on a thing that is not there.
         requests: the share of the captions of text to image that are requests, such as "please draw a dog".
+        changes, talk: those of [`Talker`].
+        turns: of a conversation, at most.
     """
 
     def __init__(
@@ -110,11 +114,14 @@ class RowMaker:
         checks: int = 0,
         absent_share: float = 0.5,
         requests: float = REQUEST_SHARE,
+        changes: float = CHANGES,
+        talk: float = TALK_SHARE,
+        turns: int = TURNS,
     ):
         self.maker, self.rng = maker, maker.rng
         self.questions, self.wrong_styles, self.requests = questions, wrong_styles, requests
         self.checks, self.absent_share = checks, absent_share
-        self.talker = Talker(maker)
+        self.talker, self.turns = Talker(maker, changes, talk), turns
         self.waiting: list[Scene] = []
 
     def t2i(self) -> Draft:
@@ -145,7 +152,7 @@ class RowMaker:
 
     def mixed(self) -> Draft:
         """A conversation."""
-        turns = self.talker.conversation(self.rng.randint(*TURNS), CONVERSATION_IMAGES)
+        turns = self.talker.conversation(self.rng.randint(LEAST_TURNS, self.turns), CONVERSATION_IMAGES)
         scenes = [scene for turn in turns for scene in turn.scenes]
         return scenes, lambda images: {"messages": to_messages(turns, images)}
 
@@ -265,12 +272,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--requests", type=fraction, default=REQUEST_SHARE, help="share of the captions that are requests"
     )
+    parser.add_argument(
+        "--changes", type=fraction, default=CHANGES, help="share of the turns of conversations that ask for a change"
+    )
+    parser.add_argument(
+        "--talk", type=fraction, default=TALK_SHARE, help="share of the turns of conversations that are small talk"
+    )
+    parser.add_argument("--turns", type=positive_integer, default=TURNS, help="turns of a conversation, at most")
     parser.add_argument("--more-wordings", action="store_true", help="draw what is said from more wordings")
     options = parser.parse_args(arguments)
+    if options.turns < LEAST_TURNS:
+        parser.error(f"argument --turns: must be at least {LEAST_TURNS}, got {options.turns}")
     image_tokenizer = load_tokenizer(options.image_tokenizer)
     counts = {"t2i": options.t2i, "mmu": options.mmu, "mixed": options.mixed}
-    names = ("even", "questions", "wrong_styles", "checks", "absent_share", "requests", "more_wordings")
-    choices = {name: getattr(options, name) for name in names}
+    apart = {*counts, "objects", "image_tokenizer", "output", "seed"}
+    choices = {name: value for name, value in vars(options).items() if name not in apart}
     write_rows(load_objects(options.objects), image_tokenizer, options.output, counts, options.seed, **choices)
     for task, count in counts.items():
         print(f"{task:6} {count:7} rows")

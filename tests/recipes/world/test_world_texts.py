@@ -459,6 +459,14 @@ def test_small_talk_stands_where_people_say_it(objects):
     assert len(seen) == 3 and min(seen.values()) > 15
 
 
+def test_conversations_may_ask_for_changes_and_talk_more_often(objects):
+    kinds = {}
+    for options in ({}, {"changes": 0.7, "talk": 0.2}):
+        talker = Talker(SceneMaker(objects, random.Random(16)), **options)
+        kinds[len(options)] = Counter(turn.kind for _ in range(300) for turn in talker.conversation(4, 3))
+    assert kinds[2]["change"] > 1.3 * kinds[0]["change"] and kinds[2]["talk"] > 1.5 * kinds[0]["talk"]
+
+
 def test_no_question_about_an_image_is_asked_twice(objects):
     talker = Talker(SceneMaker(objects, random.Random(15)))
     for _ in range(300):
