@@ -84,7 +84,7 @@ STEPS = (
         "new rows, in more wordings",
         "data/world-rows-wordings",
         f"python -m recipes.world.rows {OBJECTS} {TOKENIZER} --output data/world-rows-wordings --even --seed 3 "
-        "--questions 2 --checks 2 --absent-share 0.25 --wrong-styles 0.05 --requests 0.5 --more-wordings --t2i 30000 "
+        "--questions 2 --checks 2 --absent-share 0.25 --wrong-styles 0.05 --requests 0.5 --wordings more --t2i 30000 "
         "--mmu 42000 --mixed 18000",
     ),
     Step("transformer, more wordings", "checkpoints/showo-world", "showo-hf train recipes/world/showo-wordings.yaml"),

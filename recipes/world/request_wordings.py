@@ -8,7 +8,7 @@ import random
 from itertools import product
 
 
-_ADDRESSES = (
+ADDRESSES = (
     "hello", "hello there", "hi", "hi there", "hey", "hey you", "good morning", "good evening", "good afternoon",
     "greetings", "dear model", "dear computer", "my friend", "excuse me", "sorry", "sorry to ask", "pardon me", "please",
     "ok", "okay", "alright", "well", "well then", "so", "now", "right", "next", "um", "hmm", "oh", "yes", "first of all",
@@ -28,7 +28,7 @@ _MEDIA = (
     "a scene with {}", "a little scene with {}", "an icon of {}", "an emoji of {}", "a cartoon of {}",
     "a picture that shows {}", "something with {}", "a card with {}", "a poster of {}",
 )  # fmt: skip
-_ASKS = (
+ASKS = (
     "", "", "", "please ", "can you ", "could you ", "would you ", "will you ", "can you please ", "could you please ",
     "would you please ", "could you perhaps ", "can you quickly ", "would you be so nice as to ", "are you able to ",
     "is it possible to ", "do you know how to ", "i want you to ", "i would like you to ", "i'd like you to ",
@@ -61,7 +61,7 @@ _WISHES = (
     "a wish: {}", "here is what i want: {}", "here is my idea: {}", "as follows: {}", "ready for {}", "time for {}",
     "just {}", "simply {}", "maybe {}", "perhaps {}", "again {}", "that is, {}", "you know, {}",
 )  # fmt: skip
-_ENDS = (
+ENDS = (
     "please", "please", "thanks", "thank you", "thank you very much", "thanks a lot", "many thanks", "if you can",
     "if possible", "if you like", "if you please", "if that is possible", "if that is ok", "if you do not mind",
     "if it is not too hard", "if you know how", "if you have a minute", "when you have time", "when you can", "will you",
@@ -80,7 +80,7 @@ def request_wordings(count: int = 6000) -> tuple[str, ...]:
     """`count` different wordings of requests, each with one "{}" for the caption. They are the same at every call."""
     rng = random.Random("requests")
     made = list(dict.fromkeys(_WISHES))
-    made += [f"{ask}{verb} {{}}" for ask, verb in product(dict.fromkeys(_ASKS), ("draw", "paint", "make", "show me"))]
+    made += [f"{ask}{verb} {{}}" for ask, verb in product(dict.fromkeys(ASKS), ("draw", "paint", "make", "show me"))]
     known = set(made)
     while len(made) < count:
         wording = _request(rng)
@@ -101,9 +101,9 @@ def _request(rng: random.Random) -> str:
         whom = rng.choice(_FOR)
         if verb in ("show", "draw", "paint", "make") and rng.random() < (1 if verb == "show" else 0.25):
             verb, whom = f"{verb} {rng.choice(('me', 'us'))}", ""
-        text = f"{rng.choice(_ASKS)}{verb} {what}{whom}"
+        text = f"{rng.choice(ASKS)}{verb} {what}{whom}"
     if rng.random() < _ADDRESS_SHARE:
-        text = f"{rng.choice(_ADDRESSES)}{rng.choice((', ', ', ', ', ', ' ', '! ', '. '))}{text}"
+        text = f"{rng.choice(ADDRESSES)}{rng.choice((', ', ', ', ', ', ' ', '! ', '. '))}{text}"
     if rng.random() < _END_SHARE:
-        text = f"{text}{rng.choice((', ', ', ', ' ', '. ', ' - '))}{rng.choice(_ENDS)}"
+        text = f"{text}{rng.choice((', ', ', ', ' ', '. ', ' - '))}{rng.choice(ENDS)}"
     return text + rng.choices(_STOPS, _STOP_WEIGHTS)[0]

@@ -19,7 +19,8 @@ questions of a row can often be answered from the answers before, and the first 
 
 Conversations may ask for changes (`--changes`) and talk (`--talk`) more often, and be shorter (`--turns`).
 
-`--more-wordings` draws requests, questions, changes and small talk from many more wordings (recipes.world.more_wordings).
+`--wordings more` draws requests, questions, changes and small talk from many more wordings (recipes.world.more_wordings).
+`--wordings most` draws changes and small talk from hundreds of them besides (recipes.world.change_wordings).
 """
 
 import argparse
@@ -34,10 +35,11 @@ import numpy as np
 
 from recipes.image_tokens import encode_images
 from recipes.world.captions import REQUEST_SHARE, caption
+from recipes.world.change_wordings import change_wordings
 from recipes.world.conversations import CHANGES, TALK_SHARE, Talker, Turn, to_messages
 from recipes.world.drawing import CELL, draw
 from recipes.world.held_out import DEFAULT_STYLE, STYLE_FAMILIES
-from recipes.world.more_wordings import MORE, Reworded
+from recipes.world.more_wordings import MORE, Reworded, Wordings
 from recipes.world.objects import Objects, load_objects
 from recipes.world.questions import Asker
 from recipes.world.scene_maker import SceneMaker
@@ -53,6 +55,8 @@ CAPTIONS = 8  # captions of a row, of which training draws one
 QUESTIONS = 4  # questions about an image
 LEAST_TURNS, TURNS = 2, 7  # of a conversation
 CONVERSATION_IMAGES = 3
+#: What is said instead of the first wordings, by the value of `--wordings`.
+WORDINGS: dict[str, Callable[[], Wordings]] = {"first": dict, "more": lambda: MORE, "most": change_wordings}
 _CHUNK = 512  # rows whose images are encoded together
 _CELLS_AT_ONCE = 1024
 
@@ -200,15 +204,15 @@ def made_rows(
     encode: SceneEncoder,
     seed: int,
     even: bool = False,
-    more_wordings: bool = False,
+    wordings: str = "first",
     **options: Any,
 ) -> Iterator[dict[str, Any]]:
     """
     `count` rows of a task. They depend on the other arguments, the cut-outs and the image tokenizer alone.
 
-    With `more_wordings`, what is said is drawn from `MORE`. `options` are those of [`RowMaker`].
+    `wordings` is a key of [`WORDINGS`]. `options` are those of [`RowMaker`].
     """
-    maker = SceneMaker(encode.objects, Reworded(f"{seed} {task}", MORE if more_wordings else {}), even)
+    maker = SceneMaker(encode.objects, Reworded(f"{seed} {task}", WORDINGS[wordings]()), even)
     make: Callable[[], Draft] = getattr(RowMaker(maker, **options), task)
     for first in range(0, count, _CHUNK):
         drafts = [make() for _ in range(min(_CHUNK, count - first))]
@@ -279,7 +283,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--talk", type=fraction, default=TALK_SHARE, help="share of the turns of conversations that are small talk"
     )
     parser.add_argument("--turns", type=positive_integer, default=TURNS, help="turns of a conversation, at most")
-    parser.add_argument("--more-wordings", action="store_true", help="draw what is said from more wordings")
+    parser.add_argument("--wordings", choices=WORDINGS, default="first", help="how many wordings of what is said")
     options = parser.parse_args(arguments)
     if options.turns < LEAST_TURNS:
         parser.error(f"argument --turns: must be at least {LEAST_TURNS}, got {options.turns}")

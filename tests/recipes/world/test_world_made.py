@@ -103,7 +103,7 @@ def test_rows_in_more_wordings_are_asked_for_by_options(data, tmp_path, monkeypa
     """Requests that only the longer list has, in all captions, and no checks on what is not there."""
     tokenizer, made = tiny.lfq(stages=4, sample_size=96, encoder_context=False), {}
     monkeypatch.setattr(rows, "load_tokenizer", lambda name: tokenizer)
-    for name, more in (("plain", []), ("more", ["--more-wordings"])):
+    for name, more in (("plain", []), ("more", ["--wordings", "more"])):
         options = ["--requests", "1", "--checks", "8", "--absent-share", "0", "--mixed", "1", *more]
         paths = ["--objects", str(data), "--image-tokenizer", "t", "--output", str(tmp_path / name)]
         rows.main([*paths, "--t2i", "20", "--mmu", "20", *options])

@@ -4,13 +4,15 @@ import random
 import re
 
 import pytest
-from benchmarks.world_wordings import QUESTIONS
+from benchmarks.world_wordings import CHANGES, QUESTIONS, SCENERY_CHANGES, TALK
 from test_world_texts import APPLE, TWO
 
 from recipes.world import captions, changes, conversations
 from recipes.world.captions import caption
+from recipes.world.change_wordings import change_wordings
 from recipes.world.changes import change
-from recipes.world.conversations import TALK, small_talk
+from recipes.world.conversations import TALK as TRAINING_TALK
+from recipes.world.conversations import small_talk
 from recipes.world.more_wordings import MORE, Reworded
 from recipes.world.questions import Asker
 from recipes.world.request_wordings import request_wordings
@@ -30,13 +32,57 @@ def test_more_wordings_have_the_places_of_the_first_ones(training):
 
 
 def test_all_that_is_said_has_more_wordings():
-    said = {wordings for turns in TALK.values() for wordings, _ in turns}
+    said = {wordings for turns in TRAINING_TALK.values() for wordings, _ in turns}
     said |= {captions.REQUESTS, conversations.TWO_REQUESTS, conversations.THINGS_QUESTIONS, *QUESTIONS}
     named = {value for name, value in vars(changes).items() if name.isupper() and isinstance(value, tuple)}
     said |= {value for value in named if any("{" in str(text) or " " in str(text) for text in value)} - {
         changes.BACKGROUNDS
     }
     assert set(MORE) == said | set(changes.IN_SCENERY.values())
+
+
+MOST = change_wordings()
+
+
+@pytest.mark.parametrize("training", [one for one in MOST if MOST[one] != MORE[one]], ids=lambda training: training[0])
+def test_most_wordings_have_the_places_of_the_first_ones(training):
+    assert {tuple(places(text)) for text in MOST[training]} == {tuple(places(text)) for text in training}
+    assert set(MORE[training]) <= set(MOST[training]) and len(set(MOST[training])) > 250
+    assert all(text == text.lower().strip() and "  " not in text for text in MOST[training])
+    assert change_wordings()[training] == MOST[training]
+
+
+def test_changes_and_small_talk_have_most_wordings():
+    talk = {wordings for turns in TRAINING_TALK.values() for wordings, _ in turns} | {conversations.THINGS_QUESTIONS}
+    tuples = {value for name, value in vars(changes).items() if name.isupper() and isinstance(value, tuple)}
+    kinds = tuples & MORE.keys()
+    assert {one for one in MOST if MOST[one] != MORE[one]} == talk | kinds | set(changes.IN_SCENERY.values())
+    assert MOST.keys() == MORE.keys()
+
+
+def plain_words(text):
+    """The words of a wording, without its stops. Every placeholder is the same word."""
+    return re.sub(r"[^a-z_' ]", "", re.sub(r"{.*?}", "_", text)).split()
+
+
+#: The benchmark's wordings by the training's for the same.
+HELD_OUT = {
+    **{getattr(changes, "PLAIN" if kind == "background" else kind.upper()): texts for kind, texts in CHANGES.items()},
+    **{changes.IN_SCENERY[background]: texts for background, texts in SCENERY_CHANGES.items()},
+    **{next(one for one in MOST if said in one): texts for said, texts in TALK.items()},
+}
+
+
+@pytest.mark.parametrize("training", HELD_OUT, ids=lambda training: training[0])
+def test_most_wordings_are_not_those_of_the_benchmark(training):
+    """None has one of the benchmark's in it, and those without an address or an end differ from it in two words and more."""
+    added = {" ".join(plain_words(text)) for text in MOST[training]}
+    added -= {" ".join(plain_words(text)) for text in MORE[training]}
+    for words in map(plain_words, HELD_OUT[training]):
+        assert not [text for text in added if f" {' '.join(words)} " in f" {text} "]
+        same = [text.split() for text in added if len(text.split()) == len(words) > 1]
+        close = [one for one in same if sum(a != b for a, b in zip(one, words, strict=True)) < 2]
+        assert not close, f"{words} is close to {close}"
 
 
 def test_requests_hold_one_caption_each():
