@@ -127,7 +127,7 @@ def test_a_strip_shows_the_frames_side_by_side():
     ]  # fmt: skip
 
 
-def test_step_images_are_grey_where_tokens_are_masked():
+def test_step_images_are_the_finished_image_grey_where_tokens_are_masked():
     tokenizer = tiny.lfq()
     config = tokenizer.config
     height, width, mask = 3, 5, config.codebook_size
@@ -140,16 +140,27 @@ def test_step_images_are_grey_where_tokens_are_masked():
 
     assert [len(film) for film in films] == [3, 3]
     assert [film[-1] for film in films] == finished
-    with torch.no_grad():
-        decoded = tokenizer.decode(last).sample
-    whole = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().movedim(1, -1).numpy()
-    for film, image in zip(films, whole, strict=True):
+    hidden = np.zeros((height * 4, width * 4), dtype=bool)
+    hidden[4:8, 8:12] = True
+    for film, image in zip(films, finished, strict=True):
         assert (np.asarray(film[0]) == 128).all()
-        shown = np.asarray(film[1]).astype(int)
-        hidden = np.zeros((height * 4, width * 4), dtype=bool)
-        hidden[4:8, 8:12] = True
-        assert (shown[hidden] == 128).all()
-        assert np.abs(shown - image)[~hidden].max() <= 1
+        shown = np.asarray(film[1])
+        assert (shown[hidden] == 128).all() and (shown[~hidden] == np.asarray(image)[~hidden]).all()
+
+
+def test_step_images_of_tokens_that_change_later_are_decoded():
+    tokenizer = tiny.lfq()
+    last = torch.randint(0, tokenizer.config.codebook_size, (1, 3, 5))
+    before = last.clone()
+    before[0, 0, 0] = (last[0, 0, 0] + 1) % tokenizer.config.codebook_size
+    finished = Image.new("RGB", (20, 12), "red")
+
+    ((frame, end),) = image_steps.step_images(tokenizer, [before, last], [finished])
+
+    with torch.no_grad():
+        pixels = tokenizer.decode(before).sample[0]
+    whole = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().movedim(0, -1).numpy()
+    assert end is finished and np.abs(np.asarray(frame).astype(int) - whole).max() <= 1
 
 
 # Images

@@ -131,6 +131,18 @@ def test_the_base_of_both_kinds_has_an_update_that_does_nothing():
 # Errors, sizes, tiles, dtypes
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("tokenizer", [MODEL, tiny.lfq()], ids=["vq", "lfq"])
+def test_tokens_of_any_integer_dtype_are_decoded_alike(tokenizer):
+    """Stored tokens are often small integers."""
+    tokens = torch.arange(12).view(1, 3, 4)
+    expected = tokenizer.decode(tokens).sample
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        assert torch.equal(tokenizer.decode(tokens.to(dtype)).sample, expected), dtype
+    with pytest.raises(ValueError, match="must be integers of shape .*, got torch.bool"):
+        tokenizer.decode(tokens > 5)
+
+
 @pytest.mark.parametrize(
     "wrong, message",
     [

@@ -4,9 +4,11 @@ import json
 
 import pytest
 import small_run
+import small_tokenizer_run
 import torch
 
 from showo_hf.training import checkpoints
+from showo_hf.training.adversarial import Adversary
 from showo_hf.training.resumable_trainer import TrainingError
 
 
@@ -89,3 +91,12 @@ def test_one_bad_batch_of_an_accumulated_step_spoils_the_step(tmp_path, monkeypa
     assert len(seen) == 6
     for keys in seen[3:]:
         assert all(key in str(caught.value) for key in keys)
+
+
+def test_a_discriminator_that_is_not_finite_is_named(tmp_path, monkeypatch):
+    """The gradient of the tokenizer and its loss are."""
+    monkeypatch.setattr(Adversary, "gather", lambda adversary: torch.tensor(float("nan")))
+    with pytest.raises(
+        TrainingError, match="stopped at step 2: .*, gradient of the discriminator not finite; samples"
+    ):
+        small_tokenizer_run.run(tmp_path, "vq-tokenizer")

@@ -104,6 +104,15 @@ def test_what_is_no_perceptual_model_is_refused(tmp_path):
             load_perceptual(str(tmp_path / path))
 
 
+def test_images_too_small_for_the_network_are_refused(tmp_path, lpips_file):
+    assert load_perceptual(str(lpips_file), 16)
+    with pytest.raises(ValueError, match="`image_size` must be larger for the network of `perceptual`, got 8"):
+        load_perceptual(str(lpips_file), 8)
+    classifiers()["convnext"].save_pretrained(tmp_path / "convnext")
+    with pytest.raises(ValueError, match="`image_size` must be larger .* got 1"):
+        load_perceptual(str(tmp_path / "convnext"), 1)
+
+
 def classifiers():
     convnext = ConvNextConfig(patch_size=2, hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, num_labels=3)
     resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3)

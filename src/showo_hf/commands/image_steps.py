@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..models.image_tokenizer import ShowoImageTokenizer
 
 
+MID_GREY = 128
 STRIP_GAP = 2  # white pixels between the images of a strip
 FRAME_MILLISECONDS, LAST_FRAME_MILLISECONDS = 200, 2000
 
@@ -35,34 +36,44 @@ def step_images(
     """
     The images after every step, mid-grey where tokens are masked.
 
+    A step whose tokens all stay shows the pixels of the finished image, whatever made them.
+
     Args:
-        tokenizer: the image tokenizer that decoded `finished`.
+        tokenizer: the image tokenizer of the tokens.
         steps: the tokens after each step, (batch, h, w) int64; masked tokens are the codebook size or larger.
         finished: the finished images of the batch.
 
     Returns:
         for each image of the batch, one image per step; the last one is the finished image itself.
     """
-    import torch
-    from diffusers.image_processor import VaeImageProcessor
+    import numpy as np
+    from PIL import Image
 
     if not steps:  # no token was masked
         return [[image] for image in finished]
     codebook_size, factor = tokenizer.config.codebook_size, tokenizer.config.downsampling
-    # The decoder needs a token in every cell, and neighbouring cells see it. With the final token in the masked cells,
-    # the known cells already look as they do in the finished image.
+    # A decoder needs a token in every cell, and neighbouring cells see it. So masked cells have their final tokens.
     final = steps[-1].clamp(max=codebook_size - 1)
     frames_by_image: list[list[Image.Image]] = [[] for _ in finished]
     for tokens in steps[:-1]:
-        masked = tokens >= codebook_size  # (batch, h, w)
-        completed = torch.where(masked, final, tokens)
-        with torch.inference_mode():
-            pixels = tokenizer.decode(completed.to(tokenizer.device)).sample.float()  # (batch, 3, H, W) in [-1, 1]
-        hidden = masked[:, None].repeat_interleave(factor, 2).repeat_interleave(factor, 3).to(pixels.device)
-        frames = VaeImageProcessor().postprocess(pixels.masked_fill(hidden, 0.0))  # 0 is mid-grey
-        for frames_of_image, frame in zip(frames_by_image, frames, strict=True):
-            frames_of_image.append(frame)
+        for number, (frames, image) in enumerate(zip(frames_by_image, finished, strict=True)):
+            masked = tokens[number] >= codebook_size  # (h, w)
+            completed = final[number].where(masked, tokens[number])
+            changes_later = not completed.equal(final[number])  # some schedulers mask tokens again
+            shown = decoded(tokenizer, completed) if changes_later else image.convert("RGB")
+            hidden = masked.repeat_interleave(factor, 0).repeat_interleave(factor, 1).cpu().numpy()
+            frames.append(Image.fromarray(np.where(hidden[..., None], np.uint8(MID_GREY), np.asarray(shown))))
     return [[*frames, image] for frames, image in zip(frames_by_image, finished, strict=True)]
+
+
+def decoded(tokenizer: ShowoImageTokenizer, tokens: torch.Tensor) -> Image.Image:
+    """The image of tokens (h, w), from the image tokenizer alone: a diffusion decoder would take its time in each step."""
+    import torch
+    from diffusers.image_processor import VaeImageProcessor
+
+    with torch.inference_mode():
+        pixels = tokenizer.decode(tokens[None].to(tokenizer.device)).sample.float()  # (1, 3, H, W) in [-1, 1]
+    return VaeImageProcessor().postprocess(pixels)[0]
 
 
 def save_steps(frames: list[Image.Image], path: Path) -> None:

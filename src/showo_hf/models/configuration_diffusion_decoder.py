@@ -186,7 +186,8 @@ def check_architecture(
     if downsampling % coarsest:
         raise ValueError(
             f"`downsampling` must be a multiple of {coarsest} pixels, the side of a position at the coarsest of the "
-            f"{len(block_out_channels)} stages, got {downsampling}."
+            f"{len(block_out_channels)} stages, got {downsampling}. A smaller `patch_size` than {patch_size}, or fewer "
+            "stages, may fit."
         )
     if sample_size % downsampling:
         raise ValueError(f"`sample_size` must be a multiple of `downsampling` ({downsampling}), got {sample_size}.")

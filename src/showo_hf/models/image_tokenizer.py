@@ -325,7 +325,7 @@ class ShowoImageTokenizer(CheckedWeights, PreTrainedModel):
     def check_tokens(self, image_tokens: torch.LongTensor):
         """Raise `TypeError` or `ValueError` unless `image_tokens` is a (batch, h, w) integer tensor of codebook indices."""
         check_tensor("image_tokens", image_tokens)
-        if image_tokens.ndim != 3 or image_tokens.is_floating_point():
+        if image_tokens.ndim != 3 or image_tokens.is_floating_point() or image_tokens.dtype == torch.bool:
             raise ValueError(
                 "`image_tokens` must be integers of shape (batch, height, width), "
                 f"got {image_tokens.dtype} of shape {tuple(image_tokens.shape)}."

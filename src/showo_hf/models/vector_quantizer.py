@@ -19,7 +19,7 @@ def nearest_codes(latents: torch.Tensor, codebook: torch.Tensor) -> torch.LongTe
 
     The nearest entry e has the largest `z e - |e|^2 / 2`. These scores are one matrix product of `[z, 1]` and
     `[e, -|e|^2 / 2]`. They are computed in chunks that fit into the cache, and never all at once. Computed in float32
-    or better.
+    or better. A GPU for which TF32 is switched on rounds the products to it, and may take another entry that is as near.
 
     Args:
         latents (`torch.Tensor` of shape `(positions, channels)`): any floating-point dtype.
@@ -108,7 +108,7 @@ class VectorQuantizer(nn.Module):
 
     def entries(self, indices: torch.LongTensor) -> torch.Tensor:
         """Codebook entries (..., channels) of indices (...), of length 1 with the cosine distance."""
-        found = F.embedding(indices, self().to(indices.device))
+        found = F.embedding(indices.long(), self().to(indices.device))
         return F.normalize(found.float(), dim=-1).to(found.dtype) if self.cosine else found
 
     @torch.no_grad()
@@ -155,17 +155,16 @@ class VectorQuantizer(nn.Module):
         latents = latents.to(self.codebook.dtype)
         size = len(self.codebook)
         counts = torch.bincount(indices, minlength=size).to(self.code_usage.dtype)  # (codes,)
-        sums = torch.zeros_like(self.codebook)
-        if self.learning == "ema":
-            sums.index_add_(0, indices, latents)
         if in_process_group():
             distributed.all_reduce(counts)
-            distributed.all_reduce(sums)
         if not counts.any():
             return 0
         new = (1 - self.decay) * counts * (size / counts.sum())
         self.code_usage.mul_(self.decay).add_(new)
         if self.learning == "ema":
+            sums = torch.zeros_like(self.codebook).index_add_(0, indices, latents)
+            if in_process_group():
+                distributed.all_reduce(sums)
             weight = torch.where(counts > 0, new / self.code_usage, 0.0).unsqueeze(1)  # (codes, 1)
             means = sums / counts.clamp(min=1).unsqueeze(1)
             self.codebook.lerp_(means, weight.to(means.dtype))

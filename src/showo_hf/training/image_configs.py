@@ -134,6 +134,11 @@ class SizedImageRunConfig(ImageRunConfig):
         return max((size for _, size in self.sizes), default=None)
 
     @property
+    def smallest_size(self) -> int | None:
+        """The smallest width and height in the run, None for the model's."""
+        return min((size for _, size in self.sizes), default=None)
+
+    @property
     def last_size(self) -> int | None:
         """The width and height of the result's images, None for the model's."""
         return self.sizes[-1][1] if self.sizes else None

@@ -134,6 +134,7 @@ class ImageTokenizerTrainer(ImageTrainer):
         adversary = self.adversary
         if adversary is not None:
             norm = adversary.gather()
+            self.not_finite = "loss" if not self.loss_is_finite else "gradient of the discriminator"
             self.loss_is_finite = self.loss_is_finite and bool(torch.isfinite(norm))
         super().guard(model)
         bad = self.sum_over_devices(torch.tensor([float(not self.loss_is_finite)])).item() > 0
@@ -286,7 +287,9 @@ def tokenizer_losses(config: ImageTokenizerConfig, device: torch.device, learnin
             lecam_weight=config.loss_weights["lecam"],
             lecam_decay=options.lecam_decay,
         ).to(device)
-    perceptual = None if config.perceptual is None else load_perceptual(config.perceptual).to(device)
+    perceptual = None
+    if config.perceptual is not None:
+        perceptual = load_perceptual(config.perceptual, config.smallest_size).to(device)
     adaptive = options is not None and options.adaptive
     return TokenizerLosses(config.loss_weights, config.pixel_scales, perceptual, adversary, adaptive)
 

@@ -18,6 +18,7 @@ from transformers import AutoModelForImageClassification
 VGG16_LAYERS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512)
 #: LPIPS looks at the output of the last convolution before each halving.
 LPIPS_CHANNELS = (64, 128, 256, 512, 512)
+TRIED_SIZE = 64  # pixels of the image that a network is tried on, unless the training has smaller ones
 
 
 def difference_of_features(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -154,17 +155,32 @@ class ClassifierFeatures(nn.Module):
         return torch.stack(distances).mean()
 
 
-def load_perceptual(path: str) -> nn.Module:
+def load_perceptual(path: str, smallest: int | None = None) -> nn.Module:
     """
     The perceptual loss of a `.safetensors` file, [`LPIPS`], or of a classifier's folder, [`ClassifierFeatures`].
 
     A classifier sees pixels in [-1, 1] at the size of the training.
 
+    Args:
+        path: the file or folder.
+        smallest: the smallest width and height of the training's images in pixels, if it is known.
+
     Raises:
-        ValueError: if it is neither, or does not fit.
+        ValueError: if it is neither, or does not fit, or if the images are too small for it.
     """
-    if path.endswith(".safetensors"):
-        return LPIPS.from_file(path)
+    loss = LPIPS.from_file(path) if path.endswith(".safetensors") else classifier_features(path)
+    try:
+        with torch.no_grad():
+            loss.maps(torch.zeros(1, 3, *2 * [min(smallest or TRIED_SIZE, TRIED_SIZE)]))
+    except RuntimeError as error:
+        raise ValueError(
+            f"`image_size` must be larger for the network of `perceptual`, got {smallest}: {error}"
+        ) from error
+    return loss
+
+
+def classifier_features(path: str) -> ClassifierFeatures:
+    """The perceptual loss of a classifier's folder; see [`load_perceptual`]."""
     try:
         classifier = AutoModelForImageClassification.from_pretrained(
             path, dtype=torch.float32, use_safetensors=True, local_files_only=Path(path).exists()
@@ -176,7 +192,7 @@ def load_perceptual(path: str) -> nn.Module:
         ) from error
     loss = ClassifierFeatures(classifier)
     with torch.no_grad():
-        maps = loss.maps(torch.zeros(1, 3, 64, 64))
+        maps = loss.maps(torch.zeros(1, 3, TRIED_SIZE, TRIED_SIZE))
     if not maps or any(one.ndim != 4 for one in maps):
         raise ValueError(f"`perceptual` must be a classifier with maps of features, '{path}' has none.")
     return loss

@@ -98,7 +98,7 @@ class ResumableTrainer(OwnCheckpoints, ShardedByItself, Trainer):
         self.best: dict[str, Any] = dict(NO_BEST)
         self.bad_steps = {"total": 0, "in_a_row": 0}
         self.keys: list[str] = []
-        self.loss_is_finite = True
+        self.loss_is_finite, self.not_finite = True, "loss"  # the second is what a message names
         self.start_clock()
         self.started, self.seconds_before = time.monotonic(), 0.0
         if not self.is_fsdp_enabled:  # accelerate replaces the parameters when the training begins
@@ -164,7 +164,7 @@ class ResumableTrainer(OwnCheckpoints, ShardedByItself, Trainer):
         self.bad_steps = {name: count + 1 for name, count in self.bad_steps.items()}
         keys = gather_object(self.keys) if self.args.world_size > 1 else self.keys
         what = f"step {self.state.global_step + 1}: gradient norm {norm.item():.4g}"
-        what += "" if self.loss_is_finite else ", loss not finite"
+        what += "" if self.loss_is_finite else f", {self.not_finite} not finite"
         what += f"; samples: {', '.join(dict.fromkeys(keys))}"
         if self.settings.bad_step == "stop":
             raise TrainingError(f"The run stopped at {what}. The weights are those before this step.")
