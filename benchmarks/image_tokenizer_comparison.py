@@ -5,11 +5,11 @@
 
 Each of the eight is trained for `--minutes`, on the same images, with the same network and batch. The number of its steps
 follows from how long its own steps take on this machine, which a short training measures, once (`NAME-seconds.json`). The
-table prints the steps, and the minutes that they took. If you stop the command, it goes on where it stopped.
+table prints the steps, and the minutes that they took with validation and checkpoints. If you stop the command, it goes on where it stopped.
 `--only NAME ...` trains some of them; with `OMP_NUM_THREADS=1`, two such commands can run side by side.
 
 Results lie in a folder for each number of minutes. image_tokenizer_quality.py makes the table, on images held out of the
-training, when a tokenizer is trained; the plot shows their PSNR over the minutes of training steps. Table, plot and sheet
+training, when a tokenizer is trained; the plot shows their PSNR over the minutes. Table, plot and sheet
 need `NAME.json`, `NAME-log.jsonl` and `NAME.png` alone, so you can move these to another machine, and go on there.
 `NAME-gan` is compared with `NAME`, so its training also needs the folder `NAME`.
 
@@ -151,7 +151,7 @@ def train(recipe: dict[str, Any]) -> None:
 
 
 def timed_rows(log: Path) -> list[tuple[float, dict[str, Any]]]:
-    """The rows of a log, each with the minutes of training steps until then."""
+    """The rows of a log, each with the minutes until then. The seconds of a step contain its validation and checkpoint."""
     minutes, seconds, last, rows = 0.0, 0.0, 0, []
     for row in RunLog(log).read():
         if "seconds_per_step" in row:
@@ -163,7 +163,7 @@ def timed_rows(log: Path) -> list[tuple[float, dict[str, Any]]]:
 
 
 def curve(log: Path) -> tuple[list[float], list[float]]:
-    """Minutes of training steps, and the PSNR of the validation images at them."""
+    """Minutes of training, and the PSNR of the validation images at them."""
     points = [(minutes, row["eval_psnr"]) for minutes, row in timed_rows(log) if "eval_psnr" in row]
     return [minute for minute, _ in points], [value for _, value in points]
 
@@ -182,7 +182,7 @@ def plot(output: Path, done: list[str]) -> Path:
     for name in done:
         base = base_of(name)
         axes.plot(*curve(output / f"{name}-log.jsonl"), "--" if name != base else "-", color=colours[base], label=name)
-    axes.set_xlabel("minutes of training steps")
+    axes.set_xlabel("minutes of training, with validation")
     axes.set_ylabel("PSNR of held-out images, dB")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.image_tokenizer_quality import detail_ratios, tokens_back
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors import safe_open
@@ -80,6 +81,28 @@ def test_its_images_have_12_x_12_tokens_of_8_pixels(pipe):
 
 
 # The folder
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_its_diffusion_decoder_is_small_sharpens_what_is_there_and_keeps_the_tokens(pipe):
+    """Against the images of the image tokenizer's own decoder; the figures against originals are in docs/benchmarks.md."""
+    assert (FOLDER / "image_decoder" / "model.safetensors").stat().st_size < 12e6
+    prompts = [
+        "a red apple to the left of a blue car",
+        "a cat at night",
+        "two stars on the grass",
+        "an owl above a key",
+    ]
+    seed = torch.Generator().manual_seed(0)
+    tokens = pipe(prompts, generator=seed, output_type="latent").images
+    plain, sharp = (
+        2 * pipe.decode_latents(tokens, "pt", torch.Generator().manual_seed(1), decoder_steps=steps) - 1
+        for steps in (0, None)
+    )
+    assert detail_ratios(sharp, plain).mean() > 1.2
+    assert 10 * torch.log10(4 / (sharp - plain).square().mean()) > 28, "dB: it shows the same things"
+    assert float(tokens_back(pipe.image_tokenizer, sharp, tokens).rstrip("%")) > 85
 
 
 def test_weights_are_stored_in_bfloat16_but_the_image_tokenizers_and_load_in_float32(pipe):
