@@ -5,13 +5,13 @@
 
 Each of the eight is trained for `--minutes`, on the same images, with the same network and batch. The number of its steps
 follows from how long its own steps take on this machine, which a short training measures, once (`NAME-seconds.json`). The
-table prints the steps, and the minutes that they took with validation and checkpoints. If you stop the command, it goes on where it stopped.
-`--only NAME ...` trains some of them; with `OMP_NUM_THREADS=1`, two such commands can run side by side.
+table prints the steps, and the minutes that they took, with validation and checkpoints. If you stop the command, it goes on
+where it stopped. `--only NAME ...` trains some of them; with `OMP_NUM_THREADS=1`, two such commands can run side by side.
 
 Results lie in a folder for each number of minutes. image_tokenizer_quality.py makes the table, on images held out of the
-training, when a tokenizer is trained; the plot shows their PSNR over the minutes. Table, plot and sheet
-need `NAME.json`, `NAME-log.jsonl` and `NAME.png` alone, so you can move these to another machine, and go on there.
-`NAME-gan` is compared with `NAME`, so its training also needs the folder `NAME`.
+training, when a tokenizer is trained; the plot shows their PSNR over the minutes. Table, plot and sheet need `NAME.json`,
+`NAME-log.jsonl` and `NAME.png` alone, so you can move these to another machine, and go on there. `NAME-gan` is compared
+with `NAME`, so its training also needs the folder `NAME`.
 
 "-gan" is the package's default recipe, `lfq-tokenizer` or `vq-tokenizer`, with all its losses: the discriminator's features
 stand in for LPIPS, whose weights are not part of the package. The others are the same with `discriminator=null`, so L1 is
