@@ -11,7 +11,7 @@ where it stopped. `--only NAME ...` trains some of them; with `OMP_NUM_THREADS=1
 Results lie in a folder for each number of minutes. image_tokenizer_quality.py makes the table, on images held out of the
 training, when a tokenizer is trained; the plot shows their PSNR over the minutes. Table, plot and sheet need `NAME.json`,
 `NAME-log.jsonl` and `NAME.png` alone, so you can move these to another machine, and go on there. `NAME-gan` is compared
-with `NAME`, so its training also needs the folder `NAME`.
+with `NAME`, so its training also needs the folder `NAME`. Those of docs/benchmarks.md are in logs/image_tokenizers.
 
 "-gan" is the package's default recipe, `lfq-tokenizer` or `vq-tokenizer`, with all its losses: the discriminator's features
 stand in for LPIPS, whose weights are not part of the package. The others are the same with `discriminator=null`, so L1 is
