@@ -236,7 +236,8 @@ def change_wordings() -> Mapping[tuple[Any, ...], tuple[str, ...]]:
     made = dict(MORE)
     for training, (doings, sentences) in _SAYINGS.items():
         made[training] = MORE[training] + _varied(training, doings, sentences)
-    made[changes.RECOLOUR_IT] = made[changes.RECOLOUR]
+    # "it" has no "{} in {}", so it keeps its own wordings before the many.
+    made[changes.RECOLOUR_IT] = MORE[changes.RECOLOUR_IT] + made[changes.RECOLOUR][len(MORE[changes.RECOLOUR]) :]
     talks = [wordings for turns in conversations.TALK.values() for wordings, _ in turns]
     for training in (*talks, conversations.THINGS_QUESTIONS):
         made[training] = MORE[training] + _talk(training)

@@ -168,14 +168,18 @@ def load_perceptual(path: str, smallest: int | None = None) -> nn.Module:
     Raises:
         ValueError: if it is neither, or does not fit, or if the images are too small for it.
     """
-    loss = LPIPS.from_file(path) if path.endswith(".safetensors") else classifier_features(path)
+    loss: LPIPS | ClassifierFeatures = (
+        LPIPS.from_file(path) if path.endswith(".safetensors") else classifier_features(path)
+    )
     try:
         with torch.no_grad():
-            loss.maps(torch.zeros(1, 3, *2 * [min(smallest or TRIED_SIZE, TRIED_SIZE)]))
+            maps = loss.maps(torch.zeros(1, 3, *2 * [min(smallest or TRIED_SIZE, TRIED_SIZE)]))
     except RuntimeError as error:
         raise ValueError(
             f"`image_size` must be larger for the network of `perceptual`, got {smallest}: {error}"
         ) from error
+    if not maps or any(one.ndim != 4 for one in maps):
+        raise ValueError(f"`perceptual` must be a classifier with maps of features, '{path}' has none.")
     return loss
 
 
@@ -190,9 +194,4 @@ def classifier_features(path: str) -> ClassifierFeatures:
             f"`perceptual` must be a .safetensors file with the weights of LPIPS, or the folder of a classifier of images, "
             f"got '{path}': {error}"
         ) from error
-    loss = ClassifierFeatures(classifier)
-    with torch.no_grad():
-        maps = loss.maps(torch.zeros(1, 3, TRIED_SIZE, TRIED_SIZE))
-    if not maps or any(one.ndim != 4 for one in maps):
-        raise ValueError(f"`perceptual` must be a classifier with maps of features, '{path}' has none.")
-    return loss
+    return ClassifierFeatures(classifier)
