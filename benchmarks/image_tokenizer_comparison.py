@@ -10,8 +10,9 @@ where it stopped. `--only NAME ...` trains some of them; with `OMP_NUM_THREADS=1
 
 Results lie in a folder for each number of minutes. image_tokenizer_quality.py makes the table, on images held out of the
 training, when a tokenizer is trained; the plot shows their PSNR over the minutes. Table, plot and sheet need `NAME.json`,
-`NAME-log.jsonl` and `NAME.png` alone, so you can move these to another machine, and go on there. `NAME-gan` is compared
-with `NAME`, so its training also needs the folder `NAME`. Those of docs/benchmarks.md are in logs/image_tokenizers.
+`NAME-log.jsonl`, `NAME.png` and `NAME-seconds.json` alone, so you can move these to another machine, and go on there.
+`NAME-gan` is compared with `NAME`, so its training also needs the folder `NAME`. Those of docs/benchmarks.md are in
+logs/image_tokenizers.
 
 "-gan" is the package's default recipe, `lfq-tokenizer` or `vq-tokenizer`, with all its losses: the discriminator's features
 stand in for LPIPS, whose weights are not part of the package. The others are the same with `discriminator=null`, so L1 is
@@ -118,7 +119,7 @@ def validated(recipe: dict[str, Any], data: Path) -> dict[str, Any]:
 
 def seconds_of(name: str, data: Path, output: Path) -> list[float]:
     """The seconds of a step before and after the discriminator starts, measured once and kept in a file."""
-    file = output / f"{name}-seconds.json"
+    file = seconds_file(name, output)
     if not file.exists():
         trial = output / f"{name}-trial"
         shutil.rmtree(trial, ignore_errors=True)
@@ -129,6 +130,11 @@ def seconds_of(name: str, data: Path, output: Path) -> list[float]:
         write_json(file, [statistics.median(part[WARM_UP:]) for part in (seconds[:start], seconds[start:])])
         shutil.rmtree(trial)
     return json.loads(file.read_text(encoding="utf-8"))
+
+
+def seconds_file(name: str, output: Path) -> Path:
+    """The file that keeps what [`seconds_of`] measured."""
+    return output / f"{name}-seconds.json"
 
 
 def steps_of(seconds: list[float], minutes: float) -> int:
@@ -162,10 +168,18 @@ def timed_rows(log: Path) -> list[tuple[float, dict[str, Any]]]:
     return rows
 
 
-def curve(log: Path) -> tuple[list[float], list[float]]:
-    """Minutes of training, and the PSNR of the validation images at them."""
-    points = [(minutes, row["eval_psnr"]) for minutes, row in timed_rows(log) if "eval_psnr" in row]
-    return [minute for minute, _ in points], [value for _, value in points]
+def curve(log: Path, seconds: list[float]) -> tuple[list[float], list[float]]:
+    """
+    Minutes of training, and the PSNR of the validation images at them.
+
+    The minutes are those of the short training, so a machine that became faster or slower does not bend the curves.
+    """
+    rows = RunLog(log).read()
+    start = start_of(rows[-1]["step"])
+    points = [(row["step"], row["eval_psnr"]) for row in rows if "eval_psnr" in row]
+    before, after = seconds
+    minutes = [(before * min(step, start) + after * max(0, step - start)) / 60 for step, _ in points]
+    return minutes, [value for _, value in points]
 
 
 def length(log: Path) -> list[str]:
@@ -181,8 +195,9 @@ def plot(output: Path, done: list[str]) -> Path:
     colours = dict(zip([f"{kind}-{bits}" for kind in KINDS for bits in BITS], ("C0", "C1", "C2", "C3"), strict=True))
     for name in done:
         base = base_of(name)
-        axes.plot(*curve(output / f"{name}-log.jsonl"), "--" if name != base else "-", color=colours[base], label=name)
-    axes.set_xlabel("minutes of training, with validation")
+        points = curve(output / f"{name}-log.jsonl", json.loads(seconds_file(name, output.parent).read_text()))
+        axes.plot(*points, "--" if name != base else "-", color=colours[base], label=name)
+    axes.set_xlabel("minutes of training, by the steps' time in the short training")
     axes.set_ylabel("PSNR of held-out images, dB")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -96,8 +96,8 @@ def test_two_are_trained_compared_and_not_trained_again(small, tmp_path, monkeyp
     assert rows["lfq-10"][-2] == "5" and rows["vq-10-gan"][-2] == "3", "1.2 seconds of 0.25, and of 0.4 on average"
     assert all(float(rows[name][-1]) >= 0 for name in ("lfq-10", "vq-10-gan"))
     assert rows["white images"][-2:] == ["", ""]
-    minutes, values = comparison.curve(output / "lfq-10-log.jsonl")
-    assert len(minutes) == len(values) == 3 and 0 < minutes[0] < minutes[1] < minutes[2], "after 2, 4 and 5 steps"
+    minutes, values = comparison.curve(output / "lfq-10-log.jsonl", [0.25, 0.25])
+    assert len(values) == 3 and minutes == pytest.approx([0.25 * step / 60 for step in (2, 4, 5)])
     with Image.open(output / "curves.png") as curves, Image.open(output / "sheet.png") as sheet:
         assert curves.width == 880 and sheet.size == (2 * 4 * 16, 2 * 3 * 16)
     shutil.rmtree(output / "lfq-10")
@@ -187,4 +187,6 @@ def test_minutes_are_those_of_the_steps(tmp_path):
     ]
     log.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert comparison.length(log) == ["40", "3.0"]
-    assert comparison.curve(log) == ([1.5], [20.0])
+    minutes, values = comparison.curve(log, [1.0, 2.0])
+    assert minutes == pytest.approx([(16 * 1.0 + 14 * 2.0) / 60]), "the discriminator starts after 16 of 40 steps"
+    assert values == [20.0]
