@@ -10,9 +10,9 @@ where it stopped. `--only NAME ...` trains some of them; with `OMP_NUM_THREADS=1
 
 Results lie in a folder for each number of minutes. image_tokenizer_quality.py makes the table, on images held out of the
 training, when a tokenizer is trained; the plot shows their PSNR over the minutes. Table, plot and sheet need `NAME.json`,
-`NAME-log.jsonl`, `NAME.png` and `NAME-seconds.json` alone, so you can move these to another machine, and go on there.
-`NAME-gan` is compared with `NAME`, so its training also needs the folder `NAME`. Those of docs/benchmarks.md are in
-logs/image_tokenizers.
+`NAME-log.jsonl`, `NAME.png` and `../NAME-seconds.json` alone, so you can move these to another machine, and go on there.
+`NAME-gan` is compared with `NAME`, so its training also needs the folder `NAME`. logs/image_tokenizers has the results of
+docs/benchmarks.md.
 
 "-gan" is the package's default recipe, `lfq-tokenizer` or `vq-tokenizer`, with all its losses: the discriminator's features
 stand in for LPIPS, whose weights are not part of the package. The others are the same with `discriminator=null`, so L1 is
@@ -156,23 +156,12 @@ def train(recipe: dict[str, Any]) -> None:
     subprocess.run([sys.executable, "-m", "showo_hf.training", str(file)], check=True)
 
 
-def timed_rows(log: Path) -> list[tuple[float, dict[str, Any]]]:
-    """The rows of a log, each with the minutes until then. The seconds of a step contain its validation and checkpoint."""
-    minutes, seconds, last, rows = 0.0, 0.0, 0, []
-    for row in RunLog(log).read():
-        if "seconds_per_step" in row:
-            seconds = row["seconds_per_step"]
-            minutes += (row["step"] - last) * seconds / 60
-            last = row["step"]
-        rows.append((minutes + (row["step"] - last) * seconds / 60, row))
-    return rows
-
-
 def curve(log: Path, seconds: list[float]) -> tuple[list[float], list[float]]:
     """
     Minutes of training, and the PSNR of the validation images at them.
 
-    The minutes are those of the short training, so a machine that became faster or slower does not bend the curves.
+    The minutes follow from `seconds`, which the short training measured ([`seconds_of`]). So the curves do not bend if a
+    machine becomes faster or slower.
     """
     rows = RunLog(log).read()
     start = start_of(rows[-1]["step"])
@@ -183,9 +172,15 @@ def curve(log: Path, seconds: list[float]) -> tuple[list[float], list[float]]:
 
 
 def length(log: Path) -> list[str]:
-    """The steps of a training, and their minutes."""
-    minutes, row = timed_rows(log)[-1]
-    return [f"{row['step']:,}", f"{minutes:.1f}"]
+    """The steps of a training, and the minutes that they took, with validation and checkpoints."""
+    minutes, seconds, last, step = 0.0, 0.0, 0, 0
+    for row in RunLog(log).read():
+        step = row["step"]
+        if "seconds_per_step" in row:
+            seconds = row["seconds_per_step"]
+            minutes += (step - last) * seconds / 60
+            last = step
+    return [f"{step:,}", f"{minutes + (step - last) * seconds / 60:.1f}"]
 
 
 def plot(output: Path, done: list[str]) -> Path:
@@ -195,7 +190,8 @@ def plot(output: Path, done: list[str]) -> Path:
     colours = dict(zip([f"{kind}-{bits}" for kind in KINDS for bits in BITS], ("C0", "C1", "C2", "C3"), strict=True))
     for name in done:
         base = base_of(name)
-        points = curve(output / f"{name}-log.jsonl", json.loads(seconds_file(name, output.parent).read_text()))
+        seconds = json.loads(seconds_file(name, output.parent).read_text(encoding="utf-8"))
+        points = curve(output / f"{name}-log.jsonl", seconds)
         axes.plot(*points, "--" if name != base else "-", color=colours[base], label=name)
     axes.set_xlabel("minutes of training, by the steps' time in the short training")
     axes.set_ylabel("PSNR of held-out images, dB")
