@@ -56,17 +56,14 @@ VQ: dict[str, Any] = {
     **{f"{part}_block_attention": [False] * 4 for part in ("encoder", "decoder")},
 }
 LFQ_TOKENIZER = {"kind": "lfq-tokenizer", "codebook_bits": 10, "architecture": ARCHITECTURE}
+VQ_TOKENIZER = {"kind": "vq-tokenizer", "codebook_size": 1024, "codebook_dim": 16, "architecture": VQ}
+DISCRIMINATOR = {"start": 0, "channels": 32}
 #: The recipe of each case. The diffusion decoder has the size of the small world's.
 CASES: dict[str, dict[str, Any]] = {
-    "without discriminator": {**LFQ_TOKENIZER, "discriminator": None},
-    "with discriminator": {**LFQ_TOKENIZER, "discriminator": {"start": 0, "channels": 32}},
-    "vq": {
-        "kind": "vq-tokenizer",
-        "codebook_size": 1024,
-        "codebook_dim": 16,
-        "architecture": VQ,
-        "discriminator": None,
-    },
+    "lfq": {**LFQ_TOKENIZER, "discriminator": None},
+    "lfq with discriminator": {**LFQ_TOKENIZER, "discriminator": DISCRIMINATOR},
+    "vq": {**VQ_TOKENIZER, "discriminator": None},
+    "vq with discriminator": {**VQ_TOKENIZER, "discriminator": DISCRIMINATOR},
     "diffusion-decoder": {
         "kind": "diffusion-decoder",
         "architecture": {"patch_size": 4, "block_out_channels": [64, 208], "norm_num_groups": 16},

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import type_before_parametrizations
 from transformers import AutoModel, Cache, CLIPVisionModel, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_causal_mask
@@ -425,10 +426,12 @@ def has_plain_weight(head: nn.Module, hidden_states: torch.Tensor) -> bool:
 
     That is not so for heads with an adapter, quantized or sharded weights, and weights that are offloaded.
     """
+    if type_before_parametrizations(head) is not nn.Linear:
+        return False
+    weight = head.weight
     return (
-        type(head) is nn.Linear
-        and type(head.weight) in (nn.Parameter, torch.Tensor)
-        and head.weight.shape == (head.out_features, head.in_features)  # DeepSpeed leaves an empty one
-        and head.weight.device == hidden_states.device
-        and head.weight.dtype == hidden_states.dtype
+        type(weight) in (nn.Parameter, torch.Tensor)
+        and weight.shape == (head.out_features, head.in_features)  # DeepSpeed leaves an empty one
+        and weight.device == hidden_states.device
+        and weight.dtype == hidden_states.dtype
     )

@@ -141,6 +141,9 @@ class FinetuneConfig(RunConfig):
         torch_compile (`bool`, defaults to `False`): compile each layer of the transformer. The first steps take longer.
         save_dtype (`str`, defaults to `"float32"`): dtype of the weights in the result. The image
             tokenizer's stay in float32, because others give other tokens.
+        embed_codes (`bool`, defaults to `False`): compute the embeddings of image tokens from the codebook by a small network,
+            so that tokens that look alike have embeddings that are alike; see [`embed_codes`]. What the model knew of image
+            tokens is learned anew. The result has plain embeddings.
         trained (`str`, *optional*): a regular expression; only parameters whose names match it are trained.
         fsdp_size, tp_size (`int`, default to 1): devices that share the weights in FSDP2 and in tensor parallelism.
     """
@@ -161,6 +164,7 @@ class FinetuneConfig(RunConfig):
     sample_guidance: float | None = None
     attention: str | None = None
     torch_compile: bool = False
+    embed_codes: bool = False
     save_dtype: str = "float32"
     trained: str | None = None
     fsdp_size: int = 1
@@ -198,6 +202,12 @@ class FinetuneConfig(RunConfig):
         check_texts("prompts", self.prompts)
         if not all(isinstance(pair, list) and len(pair) == 2 and are_texts(pair) for pair in self.questions):
             raise ValueError(f"`questions` must be pairs of an image file and a question, got {self.questions!r}.")
+        is_spread = self.fsdp_size > 1 or self.tp_size > 1 or any(map(self.training.get, ("fsdp", "deepspeed")))
+        if self.embed_codes and (isinstance(self, LoraConfig) or is_spread):
+            raise ValueError(
+                "`embed_codes` needs a whole model on each device: no adapter, no `fsdp_size`, `tp_size`, `fsdp` or "
+                "`deepspeed`."
+            )
         if self.sample_guidance is not None:
             check_number("sample_guidance", self.sample_guidance)
         schedule_exponent(self.masking_schedule)  # raises for an unknown one

@@ -125,12 +125,13 @@ def inner_matrices(model: nn.Module) -> list[nn.Parameter]:
     """The trained weights of linear layers, except output heads and weights that are tied to embeddings."""
     left_out = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    if head is not None:
-        left_out.add(id(head.weight))
     return unique(
         module.weight
         for module in model.modules()
-        if isinstance(module, nn.Linear) and module.weight.requires_grad and id(module.weight) not in left_out
+        if isinstance(module, nn.Linear)
+        and module is not head
+        and module.weight.requires_grad
+        and id(module.weight) not in left_out
     )
 
 

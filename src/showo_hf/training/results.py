@@ -20,6 +20,7 @@ from ..utils.atomic_folder import atomic_folder
 from ..utils.messages import one_sentence
 from ..utils.module_copies import copy_on_cpu
 from . import shards
+from .code_embeddings import plain_embeddings
 from .configs import ConceptConfig, FinetuneConfig, LoraConfig, RunConfig
 from .parallel import together, whole_pipeline
 from .periodic_publishing import PeriodicPublisher
@@ -70,6 +71,8 @@ def save_result(config: FinetuneConfig, pipe: ShowoT2IPipeline, trainer: ShowoTr
         from .adapters import merge_adapter
 
         merge_adapter(pipe.model)
+    if config.embed_codes:
+        plain_embeddings(pipe.model)
     pipe = whole_pipeline(pipe)
     if not trainer.is_world_process_zero():
         return
@@ -190,10 +193,12 @@ class PushResults(TrainerCallback):
             from .adapters import merged_copy
 
             model = merged_copy(model)
-        elif config.save_dtype == "float32":
+        elif config.save_dtype == "float32" and not config.embed_codes:
             return pipe
         elif pipe is self.pipe:
             model = copy_on_cpu(model)
+        if config.embed_codes:
+            plain_embeddings(model)
         if decoder is not None:
             decoder = copy_on_cpu(decoder)
         written = type(pipe)(**{**pipe.components, "model": model, "image_decoder": decoder})

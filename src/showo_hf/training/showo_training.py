@@ -20,6 +20,7 @@ from ..schedulers import MaskAndReplaceScheduler, MaskGITScheduler
 from ..schedulers.masking_schedules import get_masking_schedule
 from .bound import bound_objective
 from .callbacks import StopSignals, reports, step_callbacks
+from .code_embeddings import embed_codes
 from .concepts import concept_source
 from .configs import ConceptConfig, FinetuneConfig, LoraConfig, StageConfig
 from .data.examples import Example
@@ -105,6 +106,8 @@ def prepare_model(config: FinetuneConfig, pipe: ShowoT2IPipeline):
             trained_tokens=tokens,
         )
         add_adapter(model, lora, seed=config.seed)
+    if config.embed_codes:
+        embed_codes(model, config.seed)
     if config.trained is not None:
         pattern = re.compile(config.trained)
         for name, parameter in model.named_parameters():

@@ -1,0 +1,109 @@
+"""Embeddings of image tokens that a small network computes from the codebook, while a model is trained.
+
+Rows of an embedding are learned apart: the model cannot know that two tokens look alike, so what it learns of one says nothing
+about the other. A combination that no training image shows has other tokens than all training images, and the model cannot
+draw or read them. A network that sees the codebook entries gives tokens that look alike rows that are alike.
+
+After the training, the rows are plain numbers again: the model has no other weights than before.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from ..models.image_tokenizer import ShowoImageTokenizer
+from ..models.modeling_showo import ShowoForCausalLM
+
+
+#: The width of the network.
+WIDTH = 1024
+#: How much of a row is learned apart from the network. Tokens whose entries are almost equal differ by it.
+APART = 0.1
+_SPREAD = 2.0  # standard deviation of what the network's inner units see: large enough to tell near entries apart
+
+
+class CodeEmbeddings(nn.Module):
+    r"""
+    The parametrization of an embedding: row $k$ of the image tokens is $s\,W\,\mathrm{gelu}(U e_k + b) + 0.1\,r_k$.
+
+    $e_k$ is the codebook entry and $r_k$ the row that is learned apart, which starts as 0. $s$ gives the rows the mean square
+    of those that they replace. All other rows are learned as they are.
+
+    Args:
+        entries: the codebook, (codebook_size, channels).
+        first: the id of the first image token.
+        weight: the embedding, (vocab_size, hidden). Its rows of the image tokens become 0.
+        generator: a generator on the CPU, for the first weights of the network.
+    """
+
+    def __init__(self, entries: torch.Tensor, first: int, weight: nn.Parameter, generator: torch.Generator):
+        super().__init__()
+        device, entries = weight.device, entries.float()
+        entries = (entries - entries.mean(0)) / entries.std()
+        self.rows = slice(first, first + len(entries))
+        self.inner = nn.Linear(entries.shape[1], WIDTH)
+        self.outer = nn.Linear(WIDTH, weight.shape[1], bias=False)
+        with torch.no_grad():
+            self.inner.weight.normal_(0, _SPREAD / entries.shape[1] ** 0.5, generator=generator)
+            self.inner.bias.normal_(0, 1.0, generator=generator)
+            self.outer.weight.normal_(0, WIDTH**-0.5, generator=generator)
+            self.scale = 1.0
+            self.to(device)
+            self.register_buffer("entries", entries.to(device), persistent=False)
+            replaced = weight[self.rows]
+            self.scale = (replaced.square().mean() / self.computed().square().mean()).sqrt().item()
+            replaced.zero_()
+
+    def computed(self) -> torch.Tensor:
+        """What the network computes: (codebook_size, hidden)."""
+        return self.scale * self.outer(F.gelu(self.inner(self.entries)))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """The learned tensor (vocab_size, hidden) to the embedding of the same shape."""
+        with torch.autocast(weight.device.type, enabled=False):  # the saved rows are computed without it, too
+            rows = self.computed() + APART * weight[self.rows]
+        return torch.cat((weight[: self.rows.start], rows.to(weight.dtype), weight[self.rows.stop :]))
+
+
+def codebook_entries(image_tokenizer: ShowoImageTokenizer) -> torch.Tensor:
+    """All entries of a codebook, (codebook_size, channels)."""
+    tokens = torch.arange(image_tokenizer.config.codebook_size, device=image_tokenizer.device)
+    with torch.no_grad():
+        return image_tokenizer.codes_of(tokens[None, None])[0, :, 0].T  # (1, channels, 1, codebook_size) before
+
+
+def embed_codes(model: ShowoForCausalLM, seed: int = 0):
+    """
+    Compute the rows of image tokens in the embedding and in the head by a network, until [`plain_embeddings`].
+
+    A head that is tied to the embedding stays tied; another one gets a network of its own.
+
+    Args:
+        model: has an image tokenizer.
+        seed: seed of the network's first weights.
+
+    Raises:
+        ValueError: if the model has no image tokenizer.
+    """
+    if model.image_tokenizer is None:
+        raise ValueError("`embed_codes` needs a model with an image tokenizer.")
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    entries, first = codebook_entries(model.image_tokenizer), model.config.image_token_offset
+    generator = torch.Generator().manual_seed(seed)
+    tied = head.weight is embedding.weight
+    codes = CodeEmbeddings(entries, first, embedding.weight, generator)
+    own = codes if tied else CodeEmbeddings(entries, first, head.weight, generator)
+    parametrize.register_parametrization(embedding, "weight", codes)
+    parametrize.register_parametrization(head, "weight", own)
+
+
+def plain_embeddings(model: ShowoForCausalLM):
+    """Make the rows that [`embed_codes`] computes plain parameters again, with their present values."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head.parametrizations.weight.original is embedding.parametrizations.weight.original
+    # The first call writes the rows into the learned tensor, which a tied head shares.
+    parametrize.remove_parametrizations(embedding, "weight")
+    parametrize.remove_parametrizations(head, "weight", leave_parametrized=not tied)
+    if tied:
+        head.weight = embedding.weight

@@ -1,0 +1,149 @@
+"""Embeddings of image tokens that a network computes from the codebook while a model is trained."""
+
+import numpy as np
+import pytest
+import small_run
+import tiny
+import torch
+
+from showo_hf import ShowoT2IPipeline
+from showo_hf.models.modeling_showo import ShowoForCausalLM, has_plain_weight
+from showo_hf.training.code_embeddings import CodeEmbeddings, codebook_entries, embed_codes, plain_embeddings
+from showo_hf.training.configs import FinetuneConfig, LoraConfig
+from showo_hf.training.optimizers import MuonWithAdamW
+
+
+@pytest.fixture(params=[True, False], ids=["tied", "with a head of its own"])
+def model(request) -> ShowoForCausalLM:
+    torch.manual_seed(0)
+    config = tiny.pipeline(tiny.processor()).model.config
+    config.tie_word_embeddings = request.param
+    return ShowoForCausalLM(config).eval()
+
+
+def rows_of(model: ShowoForCausalLM) -> slice:
+    first = model.config.image_token_offset
+    return slice(first, first + model.config.codebook_size)
+
+
+def ids(model: ShowoForCausalLM) -> torch.Tensor:
+    """A row of image tokens with texts around it."""
+    first = model.config.image_token_offset
+    return torch.tensor([[1, 2, first, first + 1, first + 5, 3]])
+
+
+@pytest.mark.parametrize("make", [tiny.lfq, tiny.vq])
+def test_entries_are_those_that_tokens_are_decoded_from(make):
+    tokenizer = make()
+    entries = codebook_entries(tokenizer)
+    assert len(entries) == tokenizer.config.codebook_size == len(entries.unique(dim=0))
+    tokens = torch.tensor([[[3, 0], [1, 2]]])
+    assert torch.equal(tokenizer.codes_of(tokens)[0].flatten(1).T, entries[tokens.flatten()])
+
+
+def test_only_rows_of_image_tokens_change_and_keep_their_size(model):
+    tied = model.lm_head.weight is model.get_input_embeddings().weight
+    before = model.get_input_embeddings().weight.detach().clone()
+    embed_codes(model)
+    rows, after = rows_of(model), model.get_input_embeddings().weight.detach()
+    others = torch.ones(len(before), dtype=torch.bool)
+    others[rows] = False
+    assert torch.equal(after[others], before[others]) and not torch.equal(after[rows], before[rows])
+    torch.testing.assert_close(after[rows].square().mean(), before[rows].square().mean())
+    assert torch.equal(model.lm_head.weight, after) == tied
+    assert has_plain_weight(model.lm_head, torch.zeros(1, before.shape[1])), "losses are computed in chunks, as without it"
+
+
+def test_tokens_with_entries_alike_have_embeddings_alike():
+    """Neighbours along a line of entries are alike, and far ones are not. Rows that are learned apart know nothing of it."""
+    torch.manual_seed(0)
+    entries = torch.linspace(-1, 1, 64)[:, None] * torch.tensor([[1.0, 0.5]])
+    weight = torch.nn.Parameter(torch.randn(70, 32))
+    made = CodeEmbeddings(entries, 4, weight, torch.Generator().manual_seed(0))(weight)[4:68].detach()
+    alike = torch.nn.functional.cosine_similarity
+    near, far = alike(made[:-1], made[1:]).mean(), alike(made[:32], made[32:]).mean()
+    assert near > 0.98 and far < 0.8
+
+
+def test_a_step_on_one_token_moves_those_that_look_like_it(model):
+    embed_codes(model)
+    rows = rows_of(model)
+    before = model.get_input_embeddings().weight[rows].detach().clone()
+    optimizer = MuonWithAdamW(model, lr=1e-3)
+    model(ids(model), labels=ids(model)).loss.backward()
+    optimizer.step()
+    moved = (model.get_input_embeddings().weight[rows] - before).abs().sum(1)
+    assert (moved > 0).all(), "also those of tokens that are in no row"
+
+
+def test_the_plain_model_computes_the_same_and_has_its_old_parameters(model):
+    names = [name for name, _ in model.named_parameters()]
+    embed_codes(model)
+    optimizer = MuonWithAdamW(model, lr=1e-2)
+    model(ids(model), labels=ids(model)).loss.backward()
+    optimizer.step()
+    tied = model.config.tie_word_embeddings
+    with torch.no_grad():
+        logits = model(ids(model)).logits
+        plain_embeddings(model)
+        assert sorted(name for name, _ in model.named_parameters()) == sorted(names)
+        assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
+        torch.testing.assert_close(model(ids(model)).logits, logits)
+    with pytest.raises(AttributeError):
+        plain_embeddings(model)
+
+
+def test_autocast_does_not_round_the_rows(model):
+    embed_codes(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        within = model.get_input_embeddings().weight
+    assert torch.equal(within, model.get_input_embeddings().weight)
+
+
+def test_a_model_without_an_image_tokenizer_is_refused(model):
+    model.image_tokenizer = None
+    with pytest.raises(ValueError, match="`embed_codes` needs a model with an image tokenizer"):
+        embed_codes(model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "entries"),
+    [
+        (LoraConfig, {}),
+        (FinetuneConfig, {"fsdp_size": 2}),
+        (FinetuneConfig, {"tp_size": 2}),
+        (FinetuneConfig, {"training": {"deepspeed": "zero.json"}}),
+    ],
+)
+def test_adapters_and_spread_weights_are_refused(kind, entries):
+    with pytest.raises(ValueError, match="`embed_codes` needs a whole model on each device"):
+        kind(recipe="test", output="out", steps=1, data="x", embed_codes=True, **entries)
+
+
+# Runs
+
+
+def test_a_run_gives_a_plain_pipeline_that_draws_as_its_samples(tmp_path):
+    output = small_run.run(tmp_path, embed_codes=True, muon=True, prompts=["red"])
+    assert set(small_run.weights(output)) == set(small_run.weights(small_run.shared() / "model"))
+    image = ShowoT2IPipeline.from_pretrained(output)("red", generator=torch.Generator().manual_seed(0)).images[0]
+    sample = small_run.Image.open(tmp_path / "out-samples" / "step-6-0.png")
+    assert np.array_equal(np.asarray(image), np.asarray(sample))
+
+
+def test_a_stopped_run_goes_on_exactly(tmp_path):
+    options = {"embed_codes": True, "muon": True}
+    small_run.run(tmp_path / "whole", **options)
+    parts = tmp_path / "parts"
+    small_run.run(parts, **options)
+    for path in (parts / "out-checkpoints" / "checkpoint-6", parts / "out"):
+        small_run.shutil.rmtree(path)
+    assert small_run.checkpoints(parts) == ["checkpoint-4"]
+    small_run.run(parts, **options)
+    assert small_run.same_result(tmp_path / "whole", parts)
+
+
+def test_it_learns(tmp_path):
+    small_run.run(tmp_path, embed_codes=True, muon=True, steps=30)
+    losses = [row["loss_t2i"] for row in small_run.log_rows(tmp_path) if "loss_t2i" in row]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
