@@ -51,7 +51,9 @@ def test_only_rows_of_image_tokens_change_and_keep_their_size(model):
     assert torch.equal(after[others], before[others]) and not torch.equal(after[rows], before[rows])
     torch.testing.assert_close(after[rows].square().mean(), before[rows].square().mean())
     assert torch.equal(model.lm_head.weight, after) == tied
-    assert has_plain_weight(model.lm_head, torch.zeros(1, before.shape[1])), "losses are computed in chunks, as without it"
+    assert has_plain_weight(model.lm_head, torch.zeros(1, before.shape[1])), (
+        "losses are computed in chunks, as without it"
+    )
 
 
 def test_tokens_with_entries_alike_have_embeddings_alike():

@@ -1,8 +1,8 @@
 """Embeddings of image tokens that a small network computes from the codebook, while a model is trained.
 
-Rows of an embedding are learned apart: the model cannot know that two tokens look alike, so what it learns of one says nothing
-about the other. A combination that no training image shows has other tokens than all training images, and the model cannot
-draw or read them. A network that sees the codebook entries gives tokens that look alike rows that are alike.
+Rows of an embedding are learned apart: the model cannot know that two tokens look alike, so what it learns of one says
+nothing about the other. A combination that no training image shows has other tokens than all training images, and the model
+cannot draw or read them. A network that sees the codebook entries gives tokens that look alike rows that are alike.
 
 After the training, the rows are plain numbers again: the model has no other weights than before.
 """
@@ -27,8 +27,8 @@ class CodeEmbeddings(nn.Module):
     r"""
     The parametrization of an embedding: row $k$ of the image tokens is $s\,W\,\mathrm{gelu}(U e_k + b) + 0.1\,r_k$.
 
-    $e_k$ is the codebook entry and $r_k$ the row that is learned apart, which starts as 0. $s$ gives the rows the mean square
-    of those that they replace. All other rows are learned as they are.
+    $e_k$ is the codebook entry and $r_k$ the row that is learned apart, which starts as 0. $s$ gives the rows the mean
+    square of those that they replace. All other rows are learned as they are.
 
     Args:
         entries: the codebook, (codebook_size, channels).
