@@ -1,6 +1,7 @@
 """Embeddings of image tokens that a network computes from the codebook while a model is trained."""
 
 import numpy as np
+import parallel_run
 import pytest
 import small_run
 import tiny
@@ -149,3 +150,16 @@ def test_it_learns(tmp_path):
     small_run.run(tmp_path, embed_codes=True, muon=True, steps=30)
     losses = [row["loss_t2i"] for row in small_run.log_rows(tmp_path) if "loss_t2i" in row]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(tmp_path):
+    model = str(small_run.write_model(tmp_path / "model", dropout=0.0))  # its draws depend on the rows of a process
+    options = {"model": model, "embed_codes": True}
+    small_run.run(tmp_path / "one", **options, batch_size=4)
+    parallel_run.run(2, tmp_path / "two", **options, batch_size=2)
+    one, two = (
+        [row["loss"] for row in small_run.log_rows(tmp_path / name) if "loss" in row] for name in ("one", "two")
+    )
+    assert len(one) == 6 and two == pytest.approx(one, abs=1e-4)
+    assert set(small_run.weights(tmp_path / "one" / "out")) == set(small_run.weights(tmp_path / "two" / "out"))
