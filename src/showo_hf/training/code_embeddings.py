@@ -1,10 +1,11 @@
 """Embeddings of image tokens that a small network computes from the codebook, while a model is trained.
 
 Rows of an embedding are learned apart: the model cannot know that two tokens look alike, so what it learns of one says
-nothing about the other. A combination that no training image shows has other tokens than all training images, and the model
-cannot draw or read them. A network that sees the codebook entries gives tokens that look alike rows that are alike.
+nothing about the other. An image that is unlike those of the training, such as a thing in a colour in which it was never
+shown, has other tokens than they have, and the model cannot draw or read it. A network that sees the codebook entries gives
+tokens that look alike rows that are alike.
 
-After the training, the rows are plain numbers again: the model has no other weights than before.
+After the training, the rows are plain numbers again: the tensors of the model have the names and shapes that they had.
 """
 
 import torch
@@ -66,6 +67,23 @@ class CodeEmbeddings(nn.Module):
         return torch.cat((weight[: self.rows.start], rows.to(weight.dtype), weight[self.rows.stop :]))
 
 
+class SameWeight(nn.Module):
+    """
+    The parametrization of a head that is tied to an embedding: it has the embedding's weight, whatever that is.
+
+    Args:
+        embedding: the embedding, which does not become a submodule.
+    """
+
+    def __init__(self, embedding: nn.Module):
+        super().__init__()
+        self.embedding = (embedding,)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """The embedding's weight, (vocab_size, hidden). `weight` is the learned tensor, which the embedding shares."""
+        return self.embedding[0].weight
+
+
 def codebook_entries(image_tokenizer: ShowoImageTokenizer) -> torch.Tensor:
     """All entries of a codebook, (codebook_size, channels)."""
     tokens = torch.arange(image_tokenizer.config.codebook_size, device=image_tokenizer.device)
@@ -87,23 +105,30 @@ def embed_codes(model: ShowoForCausalLM, seed: int = 0):
         ValueError: if the model has no image tokenizer.
     """
     if model.image_tokenizer is None:
-        raise ValueError("`embed_codes` needs a model with an image tokenizer.")
+        raise ValueError(
+            "`embed_codes` needs a model with an image tokenizer, got one whose `image_tokenizer` is None."
+        )
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     entries, first = codebook_entries(model.image_tokenizer), model.config.image_token_offset
     generator = torch.Generator().manual_seed(seed)
     tied = head.weight is embedding.weight
     codes = CodeEmbeddings(entries, first, embedding.weight, generator)
-    own = codes if tied else CodeEmbeddings(entries, first, head.weight, generator)
+    own = SameWeight(embedding) if tied else CodeEmbeddings(entries, first, head.weight, generator)
     parametrize.register_parametrization(embedding, "weight", codes)
     parametrize.register_parametrization(head, "weight", own)
 
 
+@torch.no_grad()
 def plain_embeddings(model: ShowoForCausalLM):
-    """Make the rows that [`embed_codes`] computes plain parameters again, with their present values."""
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = head.parametrizations.weight.original is embedding.parametrizations.weight.original
-    # The first call writes the rows into the learned tensor, which a tied head shares.
-    parametrize.remove_parametrizations(embedding, "weight")
-    parametrize.remove_parametrizations(head, "weight", leave_parametrized=not tied)
-    if tied:
-        head.weight = embedding.weight
+    """
+    Make the rows that [`embed_codes`] computes plain parameters again, with their present values.
+
+    torch's own function for this would also change a model that `model` was copied from.
+    """
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    values = [module.weight for module in modules]  # before the learned tensors change, which a tied head shares
+    for module, value in zip(modules, values, strict=True):
+        learned, kind = module.parametrizations.weight.original, parametrize.type_before_parametrizations(module)
+        del module.parametrizations
+        module.__class__ = kind  # the class of a parametrized module belongs to its copies as well
+        learned.data, module.weight = value, learned

@@ -202,12 +202,8 @@ class FinetuneConfig(RunConfig):
         check_texts("prompts", self.prompts)
         if not all(isinstance(pair, list) and len(pair) == 2 and are_texts(pair) for pair in self.questions):
             raise ValueError(f"`questions` must be pairs of an image file and a question, got {self.questions!r}.")
-        is_spread = self.fsdp_size > 1 or self.tp_size > 1 or any(map(self.training.get, ("fsdp", "deepspeed")))
-        if self.embed_codes and (isinstance(self, LoraConfig) or is_spread):
-            raise ValueError(
-                "`embed_codes` needs a whole model on each device: no adapter, no `fsdp_size`, `tp_size`, `fsdp` or "
-                "`deepspeed`."
-            )
+        if self.embed_codes:
+            self.check_embed_codes()
         if self.sample_guidance is not None:
             check_number("sample_guidance", self.sample_guidance)
         schedule_exponent(self.masking_schedule)  # raises for an unknown one
@@ -215,6 +211,20 @@ class FinetuneConfig(RunConfig):
             re.compile(self.trained or "")
         except re.error as error:
             raise ValueError(f"`trained` must be a regular expression, got {self.trained!r}: {error}.") from error
+
+    def check_embed_codes(self):
+        """Raise `ValueError` for options that do not go with `embed_codes`."""
+        sizes = {"fsdp_size": self.fsdp_size, "tp_size": self.tp_size}
+        found = [f"{name}={value}" for name, value in sizes.items() if value > 1]
+        found += [f"{name}={self.training[name]}" for name in ("fsdp", "deepspeed") if self.training.get(name)]
+        found += ["an adapter"] if isinstance(self, LoraConfig) else []
+        if found:
+            raise ValueError(f"`embed_codes` needs the whole model on each device, got {', '.join(found)}.")
+        if self.trained is not None:
+            raise ValueError(
+                f"`embed_codes` learns the embeddings of image tokens anew, so `trained` must be left out, got "
+                f"{self.trained!r}."
+            )
 
     @property
     def rows_per_step(self) -> int:

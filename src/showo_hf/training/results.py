@@ -63,6 +63,8 @@ def save_result(config: FinetuneConfig, pipe: ShowoT2IPipeline, trainer: ShowoTr
     """Write the output folder with its card, and push it."""
     if trainer.samples is not None:
         trainer.samples.make_of_result(trainer.result_step, write=trainer.is_world_process_zero())
+    if config.embed_codes:
+        plain_embeddings(pipe.model)
     summary = None
     if trainer.is_world_process_zero():
         with without_card():
@@ -71,8 +73,6 @@ def save_result(config: FinetuneConfig, pipe: ShowoT2IPipeline, trainer: ShowoTr
         from .adapters import merge_adapter
 
         merge_adapter(pipe.model)
-    if config.embed_codes:
-        plain_embeddings(pipe.model)
     pipe = whole_pipeline(pipe)
     if not trainer.is_world_process_zero():
         return

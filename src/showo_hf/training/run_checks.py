@@ -31,6 +31,9 @@ FREE_ARGUMENTS = re.compile(
     r"|ddp|fsdp|deepspeed|parallelism|use_cpu)"
 )
 
+#: Options that checkpoints of earlier versions lack, and what their runs had.
+LATER_OPTIONS = {"embed_codes": False}
+
 
 def check_model(config: FinetuneConfig):
     """Raise `ValueError` if `model` is neither a pipeline folder nor a name on the Hub."""
@@ -153,6 +156,7 @@ def options_of(config: RunConfig, factor: int = 1) -> dict[str, Any]:
 
 def check_same_options(saved: dict[str, Any], current: dict[str, Any]):
     """Raise `TrainingError` unless a run has the options of its checkpoint."""
+    saved = {name: value for name, value in LATER_OPTIONS.items() if name in current} | saved
     differing = [
         f"`{name}` was {saved.get(name)!r} and is {current.get(name)!r}"
         for name in sorted({*saved, *current})

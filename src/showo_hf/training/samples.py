@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.utils import parametrize
 from transformers import TrainerCallback
 
 from showo_hf.pipelines import ShowoMMUPipeline, ShowoT2IPipeline
@@ -94,7 +95,7 @@ class LogSamples(TrainerCallback):
         was_training = model.training
         model.eval()
         try:
-            with weights:
+            with weights, parametrize.cached():  # embeddings that are computed change no more here
                 images, answers = self.draw(), self.answer()
         finally:
             model.train(was_training)

@@ -245,6 +245,8 @@ def build_trainer(
         callbacks=callbacks,
     )
     trainer.samples = samples
+    if config.embed_codes and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):  # the launcher's choice
+        raise ValueError("`embed_codes` needs the whole model on each device, got FSDP or DeepSpeed.")
     if trainer.is_fsdp_enabled:  # by arguments of transformers
         keep_whole(trainer.accelerator.state.fsdp_plugin, pipe.model)
     for callback in callbacks:

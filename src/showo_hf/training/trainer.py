@@ -129,7 +129,7 @@ class ShowoTrainer(ResumableTrainer):
         return total if self.loss_is_finite else torch.zeros_like(total)
 
     def compute_loss_context_manager(self):
-        """Same as in transformers. Embeddings that are computed ([`embed_codes`]) are computed once in the context."""
+        """Same as in transformers. What parametrizes a weight, such as [`embed_codes`], computes it once in the context."""
         stack = contextlib.ExitStack()
         stack.enter_context(super().compute_loss_context_manager())
         stack.enter_context(parametrize.cached())
