@@ -87,7 +87,21 @@ STEPS = (
         "--questions 2 --checks 2 --absent-share 0.25 --wrong-styles 0.05 --requests 0.5 --wordings more --t2i 30000 "
         "--mmu 42000 --mixed 18000",
     ),
-    Step("transformer, more wordings", "checkpoints/showo-world", "showo-hf train recipes/world/showo-wordings.yaml"),
+    Step(
+        "transformer, more wordings", "checkpoints/world-wordings", "showo-hf train recipes/world/showo-wordings.yaml"
+    ),
+    Step(
+        "new rows, more changes",
+        "data/world-rows-conversations",
+        f"python -m recipes.world.rows {OBJECTS} {TOKENIZER} --output data/world-rows-conversations --even --seed 4 "
+        "--questions 4 --checks 2 --absent-share 0.25 --requests 0.5 --wordings most --changes 0.7 --talk 0.2 --turns 4 "
+        "--t2i 90000 --mmu 50000 --mixed 40000",
+    ),
+    Step(
+        "transformer, embeddings of codes",
+        "checkpoints/showo-world",
+        "showo-hf train recipes/world/showo-codes.yaml",
+    ),
     Step(
         "scenes of four things",
         "data/world-four",

@@ -27,7 +27,7 @@ from showo_hf.training.recipe_files import load_recipe
 ROOT = Path(__file__).parents[3]
 RECIPES = (
     *("image_tokenizer", "image_tokenizer_decoder", "diffusion_decoder", "diffusion_decoder_distilled"),
-    *("showo-images", "showo", "showo-again", "showo-questions", "showo-checks", "showo-wordings"),
+    *("showo-images", "showo", "showo-again", "showo-questions", "showo-checks", "showo-wordings", "showo-codes"),
 )
 
 
