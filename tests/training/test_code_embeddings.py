@@ -72,9 +72,9 @@ def test_tokens_with_entries_alike_have_embeddings_alike():
     """Neighbours along a line of entries are alike, and far ones are not. Rows that are learned apart know nothing of it."""
     torch.manual_seed(0)
     entries = torch.linspace(-1, 1, 64)[:, None] * torch.tensor([[1.0, 0.5]])
-    weight = torch.nn.Parameter(torch.randn(70, 32))
+    weight = nn.Parameter(torch.randn(70, 32))
     made = CodeEmbeddings(entries, 4, weight, torch.Generator().manual_seed(0))(weight)[4:68].detach()
-    alike = torch.nn.functional.cosine_similarity
+    alike = nn.functional.cosine_similarity
     near, far = alike(made[:-1], made[1:]).mean(), alike(made[:32], made[32:]).mean()
     assert near > 0.98 and far < 0.8
 

@@ -2,12 +2,11 @@
 
 import copy
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch.nn.utils import parametrize
 from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
@@ -289,11 +288,7 @@ def training_step(
     """What runs a batch, on the same rows each time, and what changes the weights after it."""
     start_training(pipe.model, args)
     objective, sums = objective_of(config, pipe), LossSums()
-
-    @contextmanager
-    def forward_context():
-        with torch.autocast(args.device.type, dtype_of(args), enabled=args.bf16 or args.fp16), parametrize.cached():
-            yield
+    autocast = partial(torch.autocast, args.device.type, dtype_of(args), enabled=args.bf16 or args.fp16)
 
     def batch():
         rows = completed(parts, builder, pipe)
@@ -306,7 +301,7 @@ def training_step(
             args.device,
             sums,
             objective=objective,
-            forward_context=forward_context,
+            forward_context=autocast,
         )
 
     return batch, update_of(new_optimizer(config, pipe.model, args))

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from ..models.losses import LOSS_NAMES
 from .rows import Part
@@ -14,6 +15,7 @@ from .rows import Part
 Objective = Callable[[nn.Module, Part, torch.device], torch.Tensor]
 
 
+@parametrize.cached()  # a weight that is computed, as by `embed_codes`, is computed once in a forward pass
 def part_losses(
     model: nn.Module, part: Part, device: torch.device, objective: Objective | None = None
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

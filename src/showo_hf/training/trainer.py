@@ -6,7 +6,6 @@ devices and of accumulated batches, although they have different numbers of labe
 `training_step` average over labels instead.
 """
 
-import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 from transformers import TrainingArguments
 
 from ..models.losses import LOSS_NAMES
@@ -127,13 +125,6 @@ class ShowoTrainer(ResumableTrainer):
         if inputs.last:
             self.guard(model)
         return total if self.loss_is_finite else torch.zeros_like(total)
-
-    def compute_loss_context_manager(self):
-        """Same as in transformers. What parametrizes a weight, such as [`embed_codes`], computes it once in the context."""
-        stack = contextlib.ExitStack()
-        stack.enter_context(super().compute_loss_context_manager())
-        stack.enter_context(parametrize.cached())
-        return stack
 
     def floating_point_ops(self, inputs: Batch) -> int:
         """6 operations for each trained parameter and token, as in transformers."""
