@@ -99,9 +99,17 @@ STEPS = (
     ),
     Step(
         "transformer, embeddings of codes",
-        "checkpoints/showo-world",
+        "checkpoints/world-codes",
         "showo-hf train recipes/world/showo-codes.yaml",
     ),
+    Step(
+        "new rows, more places",
+        "data/world-rows-places",
+        f"python -m recipes.world.rows {OBJECTS} {TOKENIZER} --output data/world-rows-places --even --seed 5 "
+        "--questions 3 --checks 3 --absent-share 0.25 --requests 0.5 --wordings most --changes 0.7 --talk 0.2 --turns 4 "
+        "--t2i 75000 --mmu 60000 --mixed 20000",
+    ),
+    Step("transformer, places", "checkpoints/showo-world", "showo-hf train recipes/world/showo-places.yaml"),
     Step(
         "scenes of four things",
         "data/world-four",

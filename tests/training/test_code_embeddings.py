@@ -79,6 +79,36 @@ def test_tokens_with_entries_alike_have_embeddings_alike():
     assert near > 0.98 and far < 0.8
 
 
+def grid(points: int) -> torch.Tensor:
+    """The entries of a codebook, (points ** 2, 2)."""
+    line = torch.linspace(-1, 1, points)
+    return torch.cartesian_prod(line, line)
+
+
+@torch.no_grad()
+def test_rows_that_follow_from_the_codebook_go_on_as_they_are():
+    """Those of a model that was trained in this way, by a network with other first weights."""
+    torch.manual_seed(0)
+    entries, embedding = grid(20), nn.Parameter(torch.randn(410, 32))
+    rows = slice(4, 404)
+    before = CodeEmbeddings(entries, 4, embedding, torch.Generator().manual_seed(0))
+    embedding[rows] = 0.5 * torch.randn(400, 32)
+    made = before(embedding)
+    learned = nn.Parameter(made.clone())
+    after = CodeEmbeddings(entries, 4, learned, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(after(learned), made)
+    assert after.computed().std() > 5 * (made[rows] - after.computed()).std(), "the network has the larger part"
+
+
+@torch.no_grad()
+def test_rows_that_do_not_follow_from_the_codebook_are_learned_anew():
+    torch.manual_seed(0)
+    made = nn.Parameter(torch.randn(410, 32))
+    codes = CodeEmbeddings(grid(20), 4, made, torch.Generator().manual_seed(0))
+    assert not made[4:404].any() and made[:4].all() and made[404:].all()
+    torch.testing.assert_close(codes.outer.weight.std() * 32, torch.tensor(1.0), rtol=0.05, atol=0)
+
+
 def test_what_one_token_learns_moves_those_that_look_like_it():
     """A step that is for one token alone moves its neighbour along the line more than the token at the other end."""
     torch.manual_seed(0)

@@ -21,6 +21,9 @@ from ..models.modeling_showo import ShowoForCausalLM
 WIDTH = 1024
 #: How much of a row is learned apart from the network. Tokens whose entries are almost equal differ by it.
 APART = 0.1
+#: Rows of which a network that saw one half of them explains this share of the variance of the other half go on as they are.
+KNOWN = 0.5
+_RIDGE = 1e-6  # of the trace, against a fit that is all noise
 _SPREAD = 2.0  # standard deviation of what the network's inner units see: large enough to tell near entries apart
 
 
@@ -28,13 +31,17 @@ class CodeEmbeddings(nn.Module):
     r"""
     The parametrization of an embedding: row $k$ of the image tokens is $s\,W\,\mathrm{gelu}(U e_k + b) + 0.1\,r_k$.
 
-    $e_k$ is the codebook entry and $r_k$ the row that is learned apart, which starts as 0. $s$ gives the rows the mean
-    square of those that they replace. All other rows are learned as they are.
+    $e_k$ is the codebook entry and $r_k$ the row that is learned apart. At the scale $s$, a random $W$ gives the rows
+    the mean square of those that they replace. All other rows are learned as they are.
+
+    If the rows of one half of the tokens explain [`KNOWN`] of the variance of the other half, as those of a model that was
+    trained in this way do, they go on as they are: $W$ is fitted to them, and $r_k$ is what the fit leaves. Other rows are
+    learned anew: $W$ is random, and $r_k$ starts as 0.
 
     Args:
         entries: the codebook, (codebook_size, channels).
         first: the id of the first image token.
-        weight: the embedding, (vocab_size, hidden). Its rows of the image tokens become 0.
+        weight: the embedding, (vocab_size, hidden). Its rows of the image tokens become those that are learned apart.
         generator: a generator on the CPU, for the first weights of the network.
     """
 
@@ -54,7 +61,12 @@ class CodeEmbeddings(nn.Module):
             self.register_buffer("entries", entries.to(device), persistent=False)
             replaced = weight[self.rows]
             self.scale = (replaced.square().mean() / self.computed().square().mean()).sqrt().item()
-            replaced.zero_()
+            features = F.gelu(self.inner(self.entries))
+            if _explained(features, replaced) > KNOWN:
+                self.outer.weight.copy_(_fitted(features, replaced).T / self.scale)
+                replaced.sub_(self.computed()).div_(APART)
+            else:
+                replaced.zero_()
 
     def computed(self) -> torch.Tensor:
         """What the network computes: (codebook_size, hidden)."""
@@ -65,6 +77,21 @@ class CodeEmbeddings(nn.Module):
         with torch.autocast(weight.device.type, enabled=False):  # the saved rows are computed without it, too
             rows = self.computed() + APART * weight[self.rows]
         return torch.cat((weight[: self.rows.start], rows.to(weight.dtype), weight[self.rows.stop :]))
+
+
+def _fitted(features: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The matrix (features, hidden) that gives rows (count, hidden) from features (count, features), by ridge regression."""
+    features, rows = features.double(), rows.double()
+    products = features.T @ features
+    products.diagonal().add_(_RIDGE * products.trace())
+    return torch.linalg.solve(products, features.T @ rows)
+
+
+def _explained(features: torch.Tensor, rows: torch.Tensor) -> float:
+    """The share of the variance of every second row that a fit to the others explains; less than 0 for a bad fit."""
+    fitted, left_out = _fitted(features[::2], rows[::2]), rows[1::2].double()
+    wrong = left_out - features[1::2].double() @ fitted
+    return 1 - (wrong.square().sum() / (left_out - left_out.mean(0)).square().sum()).item()
 
 
 class SameWeight(nn.Module):

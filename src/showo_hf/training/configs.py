@@ -143,7 +143,7 @@ class FinetuneConfig(RunConfig):
             tokenizer's stay in float32, because others give other tokens.
         embed_codes (`bool`, defaults to `False`): compute the embeddings of image tokens from the codebook by a small
             network, so that tokens that look alike have embeddings that are alike; see [`CodeEmbeddings`]. What the model
-            knew of image tokens is learned anew. The result has plain embeddings.
+            knew of image tokens is learned anew, unless it was trained in this way before. The result has plain embeddings.
         trained (`str`, *optional*): a regular expression; only parameters whose names match it are trained.
         fsdp_size, tp_size (`int`, default to 1): devices that share the weights in FSDP2 and in tensor parallelism.
     """
