@@ -61,16 +61,20 @@ class CodeEmbeddings(nn.Module):
             self.register_buffer("entries", entries.to(device), persistent=False)
             replaced = weight[self.rows]
             self.scale = (replaced.square().mean() / self.computed().square().mean()).sqrt().item()
-            features = F.gelu(self.inner(self.entries))
-            if _explained(features, replaced) > KNOWN:
-                self.outer.weight.copy_(_fitted(features, replaced).T / self.scale)
+            features, known = self.features().cpu().double(), replaced.cpu().double()  # not every device has float64
+            if _explained(features, known) > KNOWN:
+                self.outer.weight.copy_(_fitted(features, known).T / self.scale)
                 replaced.sub_(self.computed()).div_(APART)
             else:
                 replaced.zero_()
 
+    def features(self) -> torch.Tensor:
+        """What the network's inner units say of each entry: (codebook_size, WIDTH)."""
+        return F.gelu(self.inner(self.entries))
+
     def computed(self) -> torch.Tensor:
         """What the network computes: (codebook_size, hidden)."""
-        return self.scale * self.outer(F.gelu(self.inner(self.entries)))
+        return self.scale * self.outer(self.features())
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """The learned tensor (vocab_size, hidden) to the embedding of the same shape."""
@@ -81,7 +85,6 @@ class CodeEmbeddings(nn.Module):
 
 def _fitted(features: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """The matrix (features, hidden) that gives rows (count, hidden) from features (count, features), by ridge regression."""
-    features, rows = features.double(), rows.double()
     products = features.T @ features
     products.diagonal().add_(_RIDGE * products.trace())
     return torch.linalg.solve(products, features.T @ rows)
@@ -89,8 +92,8 @@ def _fitted(features: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 def _explained(features: torch.Tensor, rows: torch.Tensor) -> float:
     """The share of the variance of every second row that a fit to the others explains; less than 0 for a bad fit."""
-    fitted, left_out = _fitted(features[::2], rows[::2]), rows[1::2].double()
-    wrong = left_out - features[1::2].double() @ fitted
+    left_out = rows[1::2]
+    wrong = left_out - features[1::2] @ _fitted(features[::2], rows[::2])
     return 1 - (wrong.square().sum() / (left_out - left_out.mean(0)).square().sum()).item()
 
 
