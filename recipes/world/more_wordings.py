@@ -1,7 +1,7 @@
 """
 More wordings of what the user says: for each tuple of wordings in this folder, others that mean the same.
 
-The rows of the sixth and the seventh part of the training have them (`--wordings` of recipes.world.rows), the others do not.
+The rows of the sixth part of the training and those after it have them (`--wordings` of recipes.world.rows), the others do not.
 """
 
 import random
