@@ -1,4 +1,4 @@
-"""Which sampler, how many steps, which guidance scale? Prints two tables, and draws a plot. Run from the repository root:
+"""Which sampler, how many steps, which guidance and temperature? Prints three tables, and draws a plot. From the root:
 
     python -m recipes.world.objects --output data/world-objects
     python -m benchmarks.world_samplers --results runs/world-samplers --plot docs/images/samplers.png
@@ -7,7 +7,8 @@ Every setting draws the same scenes of several things, of unseen combinations (v
 benchmarks.world says when an image is right, and what `detail` is. Each setting has a JSON file in the folder of results. It
 is not measured again unless the model, the judge or the prompts change.
 
-- Samplers have the guidance scale of the model. Guidance scales are compared for the model's usual sampler, MaskGIT.
+- Samplers have the guidance scale and the temperature of the model. Others of both are compared for the model's usual
+  sampler, MaskGIT.
 - "Steps run" is the mean of the steps that an image needs alone. In a batch it waits for the slowest image.
 - "Seconds" are those of these steps and of decoding, at the time that both take per image of a batch.
 - Differences are taken prompt by prompt. Standard errors count combinations that come several times.
@@ -35,11 +36,18 @@ Result = dict[str, Any]
 
 
 class Setting(NamedTuple):
-    """A key of `SETTINGS`, how many steps at most, and a guidance scale."""
+    """A key of `SETTINGS`, how many steps at most, a guidance scale, and a temperature if it is not the model's."""
 
     sampler: str
     steps: int
     guidance: float
+    temperature: float | None = None
+
+    @property
+    def file_stem(self) -> str:
+        """The name of its file: "maskgit-16-steps-guidance-2"."""
+        name = f"{file_stem(self.sampler)}-{self.steps}-steps-guidance-{self.guidance:g}"
+        return name if self.temperature is None else f"{name}-temperature-{self.temperature:g}"
 
 
 class Samplers(Workbench):
@@ -59,9 +67,10 @@ class Samplers(Workbench):
     def result(self, setting: Setting) -> Result:
         """What the images of a setting score and cost. "right" and "as_geneval" are lists, one value a prompt."""
         sampling = self.sampling(setting.steps, setting.guidance)
-        self.pipe.scheduler = scheduler_of(setting.sampler, self.config)
+        changes = {} if setting.temperature is None else {"temperature": setting.temperature}
+        self.pipe.scheduler = scheduler_of(setting.sampler, {**self.config, **changes})
         return self.results.part(
-            f"{file_stem(setting.sampler)}-{setting.steps}-steps-guidance-{setting.guidance:g}",
+            setting.file_stem,
             lambda: self.measured(sampling),
             self.settings(
                 SPLIT,
@@ -106,31 +115,42 @@ class Samplers(Workbench):
 HEAD = ["steps run", "right", "points against {} {}".format(*REFERENCE), "as GenEval", "detail", "seconds"]
 
 
-def settings_of(options: argparse.Namespace, own: float) -> tuple[list[Setting], list[Setting]]:
+def settings_of(
+    options: argparse.Namespace, guidance: float, temperature: float
+) -> tuple[list[Setting], dict[float, Setting], dict[float, Setting]]:
     """
-    The settings of the table of samplers, and those of the table of guidance scales.
+    The settings of the table of samplers, those of each guidance scale, and those of each temperature.
 
     Args:
         options: the options of the command.
-        own: the guidance scale of the model.
+        guidance: the guidance scale of the model.
+        temperature: the temperature of the model's scheduler.
     """
-    samplers = [Setting(sampler, steps, own) for sampler in options.samplers for steps in options.steps]
-    return samplers, [Setting(*REFERENCE, scale) for scale in sorted({own, *options.guidance})]
+    samplers = [Setting(sampler, steps, guidance) for sampler in options.samplers for steps in options.steps]
+    scales = {scale: Setting(*REFERENCE, scale) for scale in sorted({guidance, *options.guidance})}
+    temperatures = {value: Setting(*REFERENCE, guidance, value) for value in sorted(options.temperatures)}
+    temperatures[temperature] = Setting(*REFERENCE, guidance)
+    return samplers, scales, dict(sorted(temperatures.items()))
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure all settings, print the tables, and draw the plot."""
     bench = Samplers(options)
     own = bench.sampling()["guidance_scale"]
-    samplers, scales = settings_of(options, own)
-    made = {setting: bench.result(setting) for setting in dict.fromkeys((*samplers, *scales))}
+    samplers, scales, temperatures = settings_of(
+        options, own, scheduler_of(REFERENCE[0], bench.config).config.temperature
+    )
+    asked = dict.fromkeys((*samplers, *scales.values(), *temperatures.values()))
+    made = {setting: bench.result(setting) for setting in asked}
     reference = made[Setting(*REFERENCE, own)]  # its scale is always among the guidance scales
     settings = bench.settings(SPLIT, bench.model_settings, bench.decoder_settings, bench.judge_settings, kinds=KINDS)
     rows = [[one.sampler, one.steps, *bench.columns(made[one], reference)] for one in samplers]
     title = f"Samplers, guidance {own:g}, {len(bench.asked)} prompts"
     bench.results.table(SPLIT, title, ["sampler", "steps at most", *HEAD], rows, settings)
-    rows = [[f"{one.guidance:g}", *bench.columns(made[one], reference)] for one in scales]
-    bench.results.table(SPLIT, "Guidance of {}, {} steps".format(*REFERENCE), ["guidance", *HEAD], rows, settings)
+    for name, compared in (("guidance", scales), ("temperature", temperatures)):
+        rows = [[f"{value:g}", *bench.columns(made[one], reference)] for value, one in compared.items()]
+        title = "{} of {}, {} steps".format(name.capitalize(), *REFERENCE)
+        bench.results.table(SPLIT, title, [name, *HEAD], rows, settings)
     if options.plot is not None:
         points = []
         for one in samplers:
@@ -141,7 +161,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Compare samplers, steps and guidance scales on the small world.")
+    parser = argparse.ArgumentParser(description="Compare samplers, steps, guidance scales and temperatures.")
     parser.add_argument("--model", default=EMBEDDED_MODEL, help="a pipeline folder (default: the embedded model)")
     parser.add_argument("--results", type=Path, default=Path("runs/world-samplers"), help="folder for the results")
     parser.add_argument("--plot", type=Path, help="image file for the plot")
@@ -149,6 +169,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=positive_integer, nargs="+", default=[2, 4, 8, 16], help="steps at most")
     parser.add_argument(
         "--guidance", type=scale_number, nargs="+", default=[1.0, 1.5, 2.0, 3.0, 4.0, 6.0], help="guidance scales"
+    )
+    parser.add_argument(
+        "--temperatures", type=scale_number, nargs="+", default=[0.5, 1.0, 2.0, 4.0, 8.0], help="temperatures"
     )
     add_judge_options(parser)
     add_workbench_options(parser, count=50, counted="prompts of each kind")

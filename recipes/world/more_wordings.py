@@ -1,7 +1,7 @@
 """
 More wordings of what the user says: for each tuple of wordings in this folder, others that mean the same.
 
-The rows of the sixth part of the training and those after it have them (`--wordings` of recipes.world.rows), the others do not.
+The rows of the training have them from the sixth part on (`--wordings` of recipes.world.rows), those before do not.
 """
 
 import random

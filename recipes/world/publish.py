@@ -294,6 +294,7 @@ def publish(
     results: Path | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    temperature: float | None = None,
 ) -> None:
     """
     Write the folder `output`, and replace an existing one.
@@ -305,6 +306,7 @@ def publish(
         results: the folder with the results of benchmarks.world for the published folder.
         steps, guidance: the number of inference steps and the guidance scale of calls that name none; the trained model's
             own by default.
+        temperature: the temperature of its scheduler; the trained model's own by default.
 
     Raises:
         ValueError: if the model's processor does not say which words it knows, or if the results are missing, were
@@ -318,6 +320,8 @@ def publish(
         raise ValueError(f"`model` must have a processor with `known_words`, but '{model}' has one without.")
     chosen = {"image_num_inference_steps": steps, "image_guidance_scale": guidance}
     pipe.model.config.update({name: value for name, value in chosen.items() if value is not None})
+    if temperature is not None:
+        pipe.register_modules(scheduler=pipe.scheduler.from_config(pipe.scheduler.config, temperature=temperature))
     cast_weights(pipe, torch.bfloat16)
     with atomic_folder(output, overwrite=True) as folder:
         pipe.save_pretrained(folder)
@@ -337,9 +341,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, help="results of benchmarks.world for the folder that is written")
     parser.add_argument("--steps", type=positive_integer, help="inference steps of calls that name no number")
     parser.add_argument("--guidance", type=scale_number, help="guidance scale of calls that name none")
+    parser.add_argument("--temperature", type=scale_number, help="temperature of the scheduler")
     parser.add_argument("--output", type=Path, required=True, help="the folder that is written")
     options = parser.parse_args(arguments)
-    publish(options.model, options.output, options.decoder, options.results, options.steps, options.guidance)
+    publish(
+        options.model,
+        options.output,
+        options.decoder,
+        options.results,
+        options.steps,
+        options.guidance,
+        options.temperature,
+    )
     size = sum(file.stat().st_size for file in options.output.rglob("*") if file.is_file())
     print(f"{options.output}: {size / 1e6:.1f} MB")
 

@@ -305,6 +305,19 @@ def test_a_link_holds_the_settings(new_page):
     assert seed_of(page) == "11"
 
 
+def test_a_chosen_sampler_brings_its_own_temperature(new_page):
+    page = new_page(query="?prompt=an+owl&sampler=remasking&temperature=2.5")
+    status_is(page, "The settings of the link are set.")
+    page.get_by_role("button", name="Settings").locator("visible=true").first.click()
+    settled(page)
+    box = page.get_by_label("number input for Temperature").locator("visible=true").first
+    assert box.input_value() == "2.5", "the one of the link"
+    page.get_by_label("Sampler", exact=True).locator("visible=true").first.click()
+    page.get_by_role("option", name="halton", exact=True).click()
+    settled(page)
+    assert box.input_value() == "1"
+
+
 def test_two_visitors_at_once(new_page):
     one, two = new_page(), new_page()
     for page in (one, two):

@@ -89,6 +89,15 @@ def test_settings_that_a_request_leaves_out_are_the_models_own():
     assert DrawSettings("an owl", **Engine(pipe).usual) == DrawSettings("an owl", steps=7, guidance=1.5)
 
 
+def test_each_sampler_has_its_own_usual_temperature():
+    """4 is much noise on the choice of tokens for MaskGIT. For Halton it would be the temperature of the tokens."""
+    pipe = tiny.pipeline(tiny.processor())
+    pipe.scheduler = MaskGITScheduler.from_config(pipe.scheduler.config, temperature=4.0)
+    engine = Engine(pipe)
+    usual = {name: engine.usual_temperature(name) for name in (engine.samplers[0], "remasking", "halton")}
+    assert list(usual.values()) == [4.0, 4.0, 1.0]
+
+
 def texts(pipe) -> list:
     """What the components of the page say."""
     space = build_space(pipe, SpaceOptions(), warm_up=False)

@@ -47,11 +47,11 @@ def test_a_sampler_keeps_what_the_model_has_set():
 @pytest.mark.slow
 def test_each_sampler_is_measured_once_and_plotted(world_folder, tmp_path, capsys):
     plot, results = tmp_path / "plot.png", tmp_path / "results"
-    arguments = arguments_of(world_folder, results, "--steps", "1", "2", "--guidance", "1")
+    arguments = arguments_of(world_folder, results, "--steps", "1", "2", "--guidance", "1", "--temperatures", "3")
     world_samplers.main([*arguments, "--plot", str(plot)])
     first = capsys.readouterr()
     names = {f"{sampling.file_stem(one)}-{steps}-steps-guidance-2.75" for one in sampling.SETTINGS for steps in (1, 2)}
-    names |= {f"maskgit-16-steps-guidance-{scale}" for scale in ("1", "2.75")}
+    names |= {f"maskgit-16-steps-guidance-{more}" for more in ("1", "2.75", "2.75-temperature-3")}
     assert {file.stem for file in results.glob("*.json")} == names | {"tables-validation"}
     for name in names:
         stored = json.loads((results / f"{name}.json").read_text())
@@ -61,11 +61,15 @@ def test_each_sampler_is_measured_once_and_plotted(world_folder, tmp_path, capsy
         assert result["seconds_decoding"] > 0
         assert 1 <= result["steps_run"] <= settings["num_inference_steps"]
         assert settings["split"] == "validation" and settings["kinds"] == list(KINDS)
+        if settings["scheduler"]["name"] == "MaskGITScheduler":
+            assert settings["scheduler"]["temperature"] == (3 if "temperature-3" in name else 1)
     head, _, *rows = rows_of(first.out)
     assert head[:2] == ["sampler", "steps at most"] and head[4] == "points against maskgit 16"
     samplers, scales = rows[: 2 * len(sampling.SETTINGS)], rows[2 * len(sampling.SETTINGS) + 2 :]
     assert [row[:2] for row in samplers] == [[one, steps] for one in sampling.SETTINGS for steps in ("1", "2")]
+    scales, temperatures = scales[:2], scales[4:]
     assert [row[0] for row in scales] == ["1", "2.75"] and scales[1][3] == "-"
+    assert [row[0] for row in temperatures] == ["1", "3"] and temperatures[0] == ["1", *scales[1][1:]]
     with Image.open(plot) as image:
         assert image.width > image.height > 300
     world_samplers.main([*arguments, "--samplers", "halton", "--steps", "1"])
@@ -107,11 +111,14 @@ def test_seconds_are_those_of_the_steps_of_an_image_alone_and_of_its_decoding(wo
     assert bench.columns(result | cost, result)[-1] == "1.00"
 
 
-def test_guidance_scales_are_those_of_the_reference_and_the_models_own():
-    options = argparse.Namespace(samplers=["halton"], steps=[4], guidance=[5.0, 1.0])
-    samplers, scales = world_samplers.settings_of(options, 2.0)
+def test_guidance_scales_and_temperatures_are_those_of_the_reference_and_the_models_own():
+    options = argparse.Namespace(samplers=["halton"], steps=[4], guidance=[5.0, 1.0], temperatures=[8.0, 3.0, 1.0])
+    samplers, scales, temperatures = world_samplers.settings_of(options, 2.0, 3.0)
     assert samplers == [Setting("halton", 4, 2.0)]
-    assert scales == [Setting("maskgit", 16, scale) for scale in (1.0, 2.0, 5.0)]
+    assert scales == {scale: Setting("maskgit", 16, scale) for scale in (1.0, 2.0, 5.0)}
+    own = Setting("maskgit", 16, 2.0)
+    assert temperatures == {1.0: own._replace(temperature=1.0), 3.0: own, 8.0: own._replace(temperature=8.0)}
+    assert list(temperatures) == [1.0, 3.0, 8.0]
 
 
 def test_the_images_are_those_of_the_model(world_folder, tmp_path):

@@ -64,7 +64,7 @@ class Api:
             prompt: what to show, in English, 1 to 300 characters.
             steps: number of denoising steps, 1 to 50.
             guidance: how closely to follow the prompt, 1 (not at all) to 20.
-            temperature: randomness, 0 to 4; leave it out for the sampler's own.
+            temperature: randomness, 0 to 10; leave it out for the sampler's own.
             seed: 0 to 2147483647; image i has seed + i, in the same range. A random one if left out.
             count: number of images, 1 to 4.
             negative_prompt: what not to show, up to 300 characters.
@@ -310,7 +310,9 @@ class Api:
             negative = gr.Textbox("", label="negative_prompt: up to 300 characters", max_length=MAX_PROMPT_LENGTH)
             steps = gr.Slider(1, MAX_STEPS, self.space.engine.usual_steps, step=1, precision=0, label="steps")
             guidance = gr.Slider(1.0, MAX_GUIDANCE, self.space.engine.usual_guidance, step=0.01, label="guidance")
-            temperature = gr.Number(None, minimum=0, maximum=MAX_TEMPERATURE, label="temperature: 0 to 4")
+            temperature = gr.Number(
+                None, minimum=0, maximum=MAX_TEMPERATURE, label=f"temperature: 0 to {MAX_TEMPERATURE:g}"
+            )
             seed = gr.Number(None, minimum=0, maximum=MAX_SEED, precision=0, label=f"seed: 0 to {MAX_SEED}")
             count = gr.Slider(1, MAX_IMAGES, 1, step=1, precision=0, label="count")
             samplers = self.space.engine.samplers

@@ -144,7 +144,7 @@ class DrawControls:
             temperature = gr.Slider(
                 0.0,
                 MAX_TEMPERATURE,
-                engine.usual_temperature(),
+                engine.usual_temperature(engine.samplers[0]),
                 step=0.1,
                 label="Temperature",
                 min_width=WIDE,
@@ -161,9 +161,13 @@ class DrawControls:
         def show_temperature(name: str) -> Any:
             return gr.Slider(visible=name in engine.samplers and engine.takes_temperature(name))
 
-        sampler.change(
-            show_temperature, sampler, temperature, queue=False, api_visibility="private", show_progress="hidden"
-        )
+        def reset_temperature(name: str) -> Any:
+            return engine.usual_temperature(name) if name in engine.samplers else gr.skip()
+
+        quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+        sampler.change(show_temperature, sampler, temperature, **quick)
+        # Not on a change: settings of a file or a link bring a temperature of their own.
+        sampler.input(reset_temperature, sampler, temperature, **quick)
         return cls(
             prompt, negative, steps, guidance, temperature, sampler, height_box, width_box, count, new_seed, seed
         )

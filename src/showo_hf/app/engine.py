@@ -144,9 +144,9 @@ class Engine:
         """Whether a sampler has a temperature. The pipelines refuse one for those that have none."""
         return "temperature" in inspect.signature(self.scheduler(sampler).set_timesteps).parameters
 
-    def usual_temperature(self) -> float:
-        """The temperature of the model's own sampler."""
-        scheduler = self.pipe.scheduler
+    def usual_temperature(self, sampler: str) -> float:
+        """The temperature that a sampler has by itself. It means another thing for some: of the choice, or of the tokens."""
+        scheduler = self.scheduler(sampler)
         return config_entry(scheduler, "temperature", config_entry(scheduler, "token_temperature", 1.0))
 
     def checked(self, settings: DrawSettings) -> DrawSettings:

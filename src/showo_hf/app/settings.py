@@ -12,7 +12,7 @@ from typing import Any
 MAX_PROMPT_LENGTH = 300  # characters
 MAX_STEPS = 50
 MAX_GUIDANCE = 20.0
-MAX_TEMPERATURE = 4.0
+MAX_TEMPERATURE = 10.0
 MAX_IMAGES = 4
 MAX_SEED = 2**31 - 1
 MAX_ROUNDS = 3  # of extending an image
@@ -109,7 +109,7 @@ class DrawSettings:
         negative_prompt (`str`): what not to show.
         steps (`int`): 1 to 50.
         guidance (`float`): 1 to 20; 1 turns guidance off.
-        temperature (`float`, *optional*): 0 to 4; the sampler's own by default.
+        temperature (`float`, *optional*): 0 to 10; the sampler's own by default.
         sampler (`str`): a name of `SCHEDULERS`, or "the model's own".
         height, width (`int`, *optional*): in pixels; the trained size by default.
         count (`int`): number of images, 1 to 4; image i has the seed `seed + i`.
