@@ -77,7 +77,7 @@ def test_each_sampler_is_measured_once_and_plotted(world_folder, tmp_path, capsy
     assert "done" in first.err and "done" not in again.err, "all are read from their files"
     assert [row for row in rows_of(again.out) if row[0] == "halton"] == [samplers[2]]
     world_samplers.main([*arguments, "--samplers", "halton", "--steps", "1", "--seed", "1"])
-    assert capsys.readouterr().err.count("done") == 3, "other prompts"
+    assert capsys.readouterr().err.count("done") == 4, "other prompts"
 
 
 def test_the_judge_decides_and_differences_are_paired(world_folder, tmp_path):
