@@ -109,7 +109,7 @@ STEPS = (
         "--questions 3 --checks 3 --absent-share 0.25 --requests 0.5 --wordings most --changes 0.7 --talk 0.2 --turns 4 "
         "--t2i 75000 --mmu 60000 --mixed 20000",
     ),
-    Step("transformer, places", "checkpoints/showo-world", "showo-hf train recipes/world/showo-places.yaml"),
+    Step("transformer, places", "checkpoints/world-places", "showo-hf train recipes/world/showo-places.yaml"),
     Step(
         "scenes of four things",
         "data/world-four",
@@ -118,6 +118,14 @@ STEPS = (
     Step(
         "diffusion decoder", "checkpoints/world-image-decoder", "showo-hf train recipes/world/diffusion_decoder.yaml"
     ),
+    Step(
+        "new rows, with drawn images",
+        "data/world-rows-redrawn",
+        f"python -m recipes.world.rows {OBJECTS} {TOKENIZER} --output data/world-rows-redrawn --even --seed 6 "
+        "--questions 3 --checks 3 --absent-share 0.25 --requests 0.5 --wordings most --changes 0.7 --talk 0.2 --turns 4 "
+        "--t2i 14000 --mmu 7200 --mixed 4000 --redrawn 0.6 --image-decoder checkpoints/world-image-decoder",
+    ),
+    Step("transformer, drawn images", "checkpoints/showo-world", "showo-hf train recipes/world/showo-redrawn.yaml"),
     Step(
         "diffusion decoder of half the steps",
         "checkpoints/world-image-decoder-2",

@@ -1,7 +1,7 @@
 """Write the finished model of the world as a folder that the package can ship. Run from the repository root:
 
     python -m recipes.world.publish --decoder checkpoints/world-image-decoder --steps 16 --guidance 1.5 \\
-        --output checkpoints/published/showo-world
+        --temperature 4 --output checkpoints/published/showo-world
     python -m benchmarks.world --model checkpoints/published/showo-world --split test
 
 and then the first command again with `--results runs/world-benchmark`.

@@ -21,6 +21,8 @@ Conversations may ask for changes (`--changes`) and talk (`--talk`) more often, 
 
 `--wordings more` draws requests, questions, changes and small talk from many more wordings (recipes.world.more_wordings).
 `--wordings most` draws changes and small talk from hundreds of them besides (recipes.world.change_wordings).
+
+A share of the images that questions are about may be as the model draws them (`--redrawn`): decoded, and encoded again.
 """
 
 import argparse
@@ -42,8 +44,10 @@ from recipes.world.held_out import DEFAULT_STYLE, STYLE_FAMILIES
 from recipes.world.more_wordings import MORE, Reworded, Wordings
 from recipes.world.objects import Objects, load_objects
 from recipes.world.questions import Asker
+from recipes.world.redrawing import Redrawer
 from recipes.world.scene_maker import SceneMaker
 from recipes.world.scenes import CELLS, Scene
+from showo_hf import ShowoDiffusionDecoder
 from showo_hf.models.image_tokenizer import ShowoImageTokenizer
 from showo_hf.training.diffusion_decoder import load_tokenizer
 from showo_hf.utils.argument_types import fraction, positive_integer
@@ -205,18 +209,21 @@ def made_rows(
     seed: int,
     even: bool = False,
     wordings: str = "first",
+    redraw: Redrawer | None = None,
     **options: Any,
 ) -> Iterator[dict[str, Any]]:
     """
     `count` rows of a task. They depend on the other arguments, the cut-outs and the image tokenizer alone.
 
-    `wordings` is a key of [`WORDINGS`]. `options` are those of [`RowMaker`].
+    `wordings` is a key of [`WORDINGS`]. `redraw` replaces the tokens of some images. `options` are those of [`RowMaker`].
     """
     maker = SceneMaker(encode.objects, Reworded(f"{seed} {task}", WORDINGS[wordings]()), even)
     make: Callable[[], Draft] = getattr(RowMaker(maker, **options), task)
     for first in range(0, count, _CHUNK):
         drafts = [make() for _ in range(min(_CHUNK, count - first))]
         images = encode(scene for scenes, _ in drafts for scene in scenes)
+        if redraw is not None:
+            images = redraw(images)
         yield from (finish(images) for _, finish in drafts)
 
 
@@ -226,6 +233,7 @@ def write_rows(
     output: str | os.PathLike,
     counts: dict[str, int],
     seed: int = 0,
+    redraw: Redrawer | None = None,
     **options: Any,
 ) -> None:
     """
@@ -237,6 +245,7 @@ def write_rows(
         output: the folder.
         counts: rows by task: "t2i", "mmu", "mixed".
         seed: seed of the random choices.
+        redraw: replaces the tokens of some images that questions are about.
         options: those of [`made_rows`].
     """
     for task, count in counts.items():
@@ -245,7 +254,8 @@ def write_rows(
     with atomic_folder(Path(output), overwrite=True) as folder:
         for task, count in counts.items():
             with open(folder / f"{task}.jsonl", "w", encoding="utf-8") as lines:
-                for row in made_rows(task, count, encode, seed, **options):
+                asked = {"redraw": redraw} if task == "mmu" else {}
+                for row in made_rows(task, count, encode, seed, **asked, **options):
                     lines.write(json.dumps(row, separators=(",", ":")) + "\n")
 
 
@@ -284,14 +294,27 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--turns", type=positive_integer, default=TURNS, help="turns of a conversation, at most")
     parser.add_argument("--wordings", choices=WORDINGS, default="first", help="how many wordings of what is said")
+    parser.add_argument(
+        "--redrawn",
+        type=fraction,
+        default=0.0,
+        help="share of the questions about images that were decoded and encoded",
+    )
+    parser.add_argument("--image-decoder", help="the diffusion decoder that decodes them")
     options = parser.parse_args(arguments)
+    if (options.redrawn > 0) != (options.image_decoder is not None):
+        parser.error("arguments --redrawn and --image-decoder: one needs the other")
     if options.turns < LEAST_TURNS:
         parser.error(f"argument --turns: must be at least {LEAST_TURNS}, got {options.turns}")
     image_tokenizer = load_tokenizer(options.image_tokenizer)
     counts = {"t2i": options.t2i, "mmu": options.mmu, "mixed": options.mixed}
-    apart = {*counts, "objects", "image_tokenizer", "output", "seed"}
+    apart = {*counts, "objects", "image_tokenizer", "output", "seed", "redrawn", "image_decoder"}
     choices = {name: value for name, value in vars(options).items() if name not in apart}
-    write_rows(load_objects(options.objects), image_tokenizer, options.output, counts, options.seed, **choices)
+    redraw = None
+    if options.image_decoder is not None:
+        decoder = ShowoDiffusionDecoder.from_pretrained(options.image_decoder)
+        redraw = Redrawer(image_tokenizer, decoder, options.redrawn, options.seed)
+    write_rows(load_objects(options.objects), image_tokenizer, options.output, counts, options.seed, redraw, **choices)
     for task, count in counts.items():
         print(f"{task:6} {count:7} rows")
 

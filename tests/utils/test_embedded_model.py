@@ -62,7 +62,7 @@ def test_the_recipe_makes_its_transformer(root, pipe):
     assert texts[0] == texts[1]
     for name in ("codebook_size", "num_image_tokens", "image_token_offset", "mask_token_id", "tie_word_embeddings"):
         assert getattr(made, name) == getattr(embedded, name), name
-    assert Path(load_recipe("recipes/world/showo-places.yaml").output).name == FOLDER.name
+    assert Path(load_recipe("recipes/world/showo-redrawn.yaml").output).name == FOLDER.name
 
 
 def test_the_recipe_makes_its_diffusion_decoder(root, pipe):

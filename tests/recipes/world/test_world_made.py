@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[3]
 RECIPES = (
     *("image_tokenizer", "image_tokenizer_decoder", "diffusion_decoder", "diffusion_decoder_distilled"),
     *("showo-images", "showo", "showo-again", "showo-questions", "showo-checks", "showo-wordings", "showo-codes"),
-    "showo-places",
+    *("showo-places", "showo-redrawn"),
 )
 
 
