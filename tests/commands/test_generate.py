@@ -223,7 +223,7 @@ def test_every_setting_reaches_the_pipeline():
     for name, more in {
         "plain": [],
         "guidance": ["--guidance", "1"],
-        "temperature": ["--temperature", "4"],
+        "temperature": ["--temperature", "1"],
         "negative": ["--negative-prompt", "a red apple"],
         "steps": ["--steps", "7"],
         "dtype": ["--dtype", "bfloat16"],

@@ -164,7 +164,7 @@ class DrawControls:
         def reset_temperature(name: str) -> Any:
             return engine.usual_temperature(name) if name in engine.samplers else gr.skip()
 
-        quick = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+        quick: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
         sampler.change(show_temperature, sampler, temperature, **quick)
         # Not on a change: settings of a file or a link bring a temperature of their own.
         sampler.input(reset_temperature, sampler, temperature, **quick)
