@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from benchmarks.image_tokenizer_quality import (
     as_detailed,
-    as_in_a_file,
     band_error,
     detail_ratios,
     encoded,
@@ -45,7 +44,7 @@ from benchmarks.world_workbench import OBJECTS, checked_file
 from PIL import Image, ImageDraw
 
 from recipes.file_hashes import files_hash
-from recipes.image_tokens import to_pixel_values
+from recipes.image_tokens import as_in_a_file, to_pixel_values
 from recipes.world.drawing import draw
 from recipes.world.objects import load_objects
 from recipes.world.scene_maker import SceneMaker

@@ -25,6 +25,7 @@ import torch
 from benchmarks.measuring import print_table
 from torch.nn import functional as F
 
+from recipes.image_tokens import as_in_a_file
 from showo_hf.models.image_tokenizer import ShowoImageTokenizer
 from showo_hf.processing.images import load_image
 from showo_hf.processing.processing_showo import showo_image_processor
@@ -48,11 +49,6 @@ def load_images(folder: Path, size: int, count: int | None) -> torch.Tensor:
     processor = showo_image_processor(size)
     images = [load_image(str(file), "images") for file in files]
     return processor(images=images, return_tensors="pt")["pixel_values"]
-
-
-def as_in_a_file(pixels: torch.Tensor) -> torch.Tensor:
-    """Pixels in [-1, 1] after rounding to 8 bits."""
-    return ((pixels.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
 def blurred(images: torch.Tensor, sigma: float = BAND_SIGMA) -> torch.Tensor:

@@ -11,6 +11,11 @@ def to_pixel_values(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(images)).movedim(-1, 1).float() / 127.5 - 1
 
 
+def as_in_a_file(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels in [-1, 1] after rounding to 8 bits."""
+    return ((pixels.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
 @torch.no_grad()
 def encode_images(tokenizer: ShowoImageTokenizer, images: np.ndarray, batch_size: int = 64) -> torch.Tensor:
     """Encode images (N, H, W, 3) in 0..255 to tokens (N, h, w) int64."""

@@ -30,6 +30,8 @@ class Step(NamedTuple):
 
 
 OBJECTS, TOKENIZER = "--objects data/world-objects", "--image-tokenizer checkpoints/world-image-tokenizer"
+#: Of rows with many wordings and changes.
+CHANGES = "--absent-share 0.25 --requests 0.5 --wordings most --changes 0.7 --talk 0.2 --turns 4"
 STEPS = (
     Step("things", "data/world-objects", "python -m recipes.world.objects --output data/world-objects"),
     Step("scenes", "data/world", f"python -m recipes.world.images {OBJECTS} --output data/world"),
@@ -94,7 +96,7 @@ STEPS = (
         "new rows, more changes",
         "data/world-rows-conversations",
         f"python -m recipes.world.rows {OBJECTS} {TOKENIZER} --output data/world-rows-conversations --even --seed 4 "
-        "--questions 4 --checks 2 --absent-share 0.25 --requests 0.5 --wordings most --changes 0.7 --talk 0.2 --turns 4 "
+        f"--questions 4 --checks 2 {CHANGES} "
         "--t2i 90000 --mmu 50000 --mixed 40000",
     ),
     Step(
@@ -106,7 +108,7 @@ STEPS = (
         "new rows, more places",
         "data/world-rows-places",
         f"python -m recipes.world.rows {OBJECTS} {TOKENIZER} --output data/world-rows-places --even --seed 5 "
-        "--questions 3 --checks 3 --absent-share 0.25 --requests 0.5 --wordings most --changes 0.7 --talk 0.2 --turns 4 "
+        f"--questions 3 --checks 3 {CHANGES} "
         "--t2i 75000 --mmu 60000 --mixed 20000",
     ),
     Step("transformer, places", "checkpoints/world-places", "showo-hf train recipes/world/showo-places.yaml"),
@@ -122,7 +124,7 @@ STEPS = (
         "new rows, with drawn images",
         "data/world-rows-redrawn",
         f"python -m recipes.world.rows {OBJECTS} {TOKENIZER} --output data/world-rows-redrawn --even --seed 6 "
-        "--questions 3 --checks 3 --absent-share 0.25 --requests 0.5 --wordings most --changes 0.7 --talk 0.2 --turns 4 "
+        f"--questions 3 --checks 3 {CHANGES} "
         "--t2i 14000 --mmu 7200 --mixed 4000 --redrawn 0.6 --image-decoder checkpoints/world-image-decoder",
     ),
     Step("transformer, drawn images", "checkpoints/showo-world", "showo-hf train recipes/world/showo-redrawn.yaml"),

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from recipes.image_tokens import as_in_a_file
 from recipes.world.scenes import Scene
 from showo_hf import ShowoDiffusionDecoder
 from showo_hf.models.image_tokenizer import ShowoImageTokenizer
@@ -43,8 +44,8 @@ class Redrawer:
 
     @torch.no_grad()
     def redraw(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens (images, h, w) to those of their decoded images. Pixels have 8 bits, as in a saved image."""
+        """Tokens (images, h, w) int64 to those of their decoded images, which have 8 bits, as in a file."""
         plain = self.image_tokenizer.decode(tokens).sample.clamp(-1, 1)
         codes = self.image_tokenizer.codes_of(tokens)
         pixels = self.decoder.decode(codes, plain, generator=self.generator).sample
-        return self.image_tokenizer.encode(((pixels + 1) * 127.5).round() / 127.5 - 1).image_tokens
+        return self.image_tokenizer.encode(as_in_a_file(pixels)).image_tokens

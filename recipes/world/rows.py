@@ -254,8 +254,7 @@ def write_rows(
     with atomic_folder(Path(output), overwrite=True) as folder:
         for task, count in counts.items():
             with open(folder / f"{task}.jsonl", "w", encoding="utf-8") as lines:
-                asked = {"redraw": redraw} if task == "mmu" else {}
-                for row in made_rows(task, count, encode, seed, **asked, **options):
+                for row in made_rows(task, count, encode, seed, redraw=redraw if task == "mmu" else None, **options):
                     lines.write(json.dumps(row, separators=(",", ":")) + "\n")
 
 

@@ -6,6 +6,8 @@ import tiny
 import torch
 from PIL import Image, ImageDraw
 
+from recipes.image_tokens import as_in_a_file
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
@@ -35,7 +37,7 @@ def test_there_is_a_row_for_each_tokenizer_and_its_baselines(images, tmp_path, m
 def test_perfect_images_have_perfect_numbers(images):
     originals = quality.load_images(images, 16, None)
     assert originals.shape == (6, 3, 16, 16)
-    exact = quality.as_in_a_file(originals)
+    exact = as_in_a_file(originals)
     torch.testing.assert_close(exact, originals, rtol=0, atol=1e-6)
     row = quality.quality(originals, originals)
     assert row[1:] == ["1.000", "1.000", "1.000", "0.000"]
