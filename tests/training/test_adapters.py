@@ -301,10 +301,12 @@ save_adapter(model, sys.argv[1] + "-set", "org/base")
 
 
 @pytest.mark.slow
-def test_a_style_is_learned_by_the_embedded_model(tmp_path):
-    """The loss of one caption falls by LoRA alone, and by its trained rows faster."""
-    processor = ShowoProcessor.from_pretrained(f"{EMBEDDED_MODEL}/model")
-    tokens = torch.randint(2048, (1, 12, 12), generator=torch.Generator().manual_seed(0))
+def test_a_style_is_learned_by_the_embedded_model():
+    """A new word learns to stand for an image: by LoRA alone, and faster with the word's trained rows."""
+    pipe = ShowoT2IPipeline.from_pretrained(EMBEDDED_MODEL)
+    processor = pipe.processor
+    image = pipe("two dogs", generator=torch.Generator().manual_seed(0), output_type="pt").images
+    tokens = pipe.image_tokenizer.encode(image * 2 - 1).image_tokens
 
     def losses(rows: bool) -> list[float]:
         model = ShowoForCausalLM.from_pretrained(f"{EMBEDDED_MODEL}/model")
@@ -317,7 +319,7 @@ def test_a_style_is_learned_by_the_embedded_model(tmp_path):
         batch = torch.cat([inputs, ends[0], image, ends[1]], 1)
         labels = torch.full_like(batch, -100)
         labels[:, -145:-1] = tokens.flatten(1) + config.image_token_offset
-        optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=3e-3)
+        optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3)
         found = []
         model.train()
         for _ in range(12):
@@ -330,4 +332,5 @@ def test_a_style_is_learned_by_the_embedded_model(tmp_path):
 
     plain, with_rows = losses(False), losses(True)
     assert plain[0] == pytest.approx(with_rows[0], abs=1e-4)
-    assert plain[-1] < 0.8 * plain[0] and with_rows[-1] < plain[-1]
+    assert plain[-1] < 0.8 * plain[0]
+    assert all(faster < slower for faster, slower in zip(with_rows[1:], plain[1:], strict=True))
