@@ -18,6 +18,7 @@ from showo_hf.schedulers import SCHEDULERS
 #: The measured samplers: a name in `SCHEDULERS` and settings. The model is trained with masks only, so `mask_share` is 1.
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "maskgit": ("maskgit", {}),
+    "maskgit, temperature 1": ("maskgit", {"temperature": 1.0}),  # Show-o's
     "halton": ("halton", {}),
     "entropy-bound": ("entropy-bound", {}),
     "entropy-bound, 16 nats": ("entropy-bound", {"entropy_bound": 16.0}),
