@@ -361,9 +361,30 @@ OF_FORM = {
     if form
 }
 FORMS = set(OF_FORM)
-SAID = re.compile(rf"\b({'|'.join(sorted(FORMS, key=len, reverse=True))})\b")
-#: What must not follow a word, because another thing begins with it: "fire" is not meant in "fire engine".
+
+
+def mistakes(words):
+    """The words of a text as they are, and with each typing error of [`mistyped`]."""
+    swapped = {words[:at] + words[at + 1] + words[at] + words[at + 2 :] for at in range(1, len(words) - 1)}
+    lost = {words[:at] + words[at + 1 :] for at in range(1, len(words) - 1)}
+    twice = {words[:at] + words[at] + words[at:] for at in range(1, len(words) - 1)}
+    return sorted({words} | swapped | lost | twice)
+
+
+#: What must not follow a word, because another thing begins with it: "fire" is not meant in "fire engine" or "fire engien".
 LONGER = {
-    form: "".join(f"(?! {longer.removeprefix(form + ' ')})" for longer in FORMS if longer.startswith(form + " "))
+    form: "".join(
+        f"(?! (?:{'|'.join(mistakes(longer.removeprefix(form + ' ')))}))"
+        for longer in FORMS
+        if longer.startswith(form + " ")
+    )
     for form in FORMS
 }
+SAID = re.compile("|".join(rf"\b{form}\b{LONGER[form]}" for form in sorted(FORMS, key=len, reverse=True)))
+
+
+def test_a_typing_error_in_a_long_name_does_not_make_it_a_shorter_one():
+    """The start of "fire engien" is not the thing "fire"."""
+    texts = {mistyped("a green fire engine", random.Random(seed)) for seed in range(200)}
+    assert len(texts) > 10 and all("fire" not in SAID.findall(text) for text in texts)
+    assert SAID.findall("a fire engine and a green fire at night") == ["fire engine", "fire"]
