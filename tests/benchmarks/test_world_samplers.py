@@ -77,9 +77,7 @@ def test_each_sampler_is_measured_once_and_plotted(world_folder, tmp_path, capsy
     world_samplers.main([*arguments, "--samplers", "halton", "--steps", "1"])
     again = capsys.readouterr()
     assert "done" in first.err and "done" not in again.err, "all are read from their files"
-    assert [row for row in rows_of(again.out) if row[0] == "halton"] == [
-        row for row in samplers if row[0] == "halton"
-    ][:1]
+    assert [row for row in rows_of(again.out) if row[0] == "halton"] == [samplers[4]]
     world_samplers.main([*arguments, "--samplers", "halton", "--steps", "1", "--seed", "1"])
     assert capsys.readouterr().err.count("done") == 4, "other prompts"
 

@@ -363,12 +363,9 @@ OF_FORM = {
 FORMS = set(OF_FORM)
 
 
-def mistakes(words):
-    """The words of a text as they are, and with each typing error of [`mistyped`]."""
-    swapped = {words[:at] + words[at + 1] + words[at] + words[at + 2 :] for at in range(1, len(words) - 1)}
-    lost = {words[:at] + words[at + 1 :] for at in range(1, len(words) - 1)}
-    twice = {words[:at] + words[at] + words[at:] for at in range(1, len(words) - 1)}
-    return sorted({words} | swapped | lost | twice)
+def mistakes(text):
+    """The text as it is, and with each of its typing errors: a seed picks one of some twenty."""
+    return sorted({text, *(mistyped(text, random.Random(seed)) for seed in range(500))})
 
 
 #: What must not follow a word, because another thing begins with it: "fire" is not meant in "fire engine" or "fire engien".
